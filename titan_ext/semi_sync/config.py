@@ -1,0 +1,142 @@
+"""Settings of the outer loop: the ``[semi_sync]`` section."""
+
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from titan_ext.semi_sync.methods import build_plan, method_defaults, method_names
+from titan_ext.semi_sync.outer_optimizer import OuterSettings, outer_optimizer_names
+from titan_ext.semi_sync.plan import SyncPlan
+
+
+@dataclass(kw_only=True)
+class SemiSyncConfig:
+    """What a method exchanges between sites, how often, and how it is applied.
+
+    Fields left at None take the method's own default (see the method's file).
+    """
+
+    method: str = "diloco"
+    """The outer loop's method; "none" trains without one."""
+
+    sync_every: int | None = None
+    """Inner steps between two syncs of the same parameters (K, H)."""
+
+    num_fragments: int = 1
+    """Parts of the model that sync in turn, ``sync_every / num_fragments`` steps apart."""
+
+    fragments: list[list[str]] | None = None
+    """Module names of each fragment; by default layers are dealt evenly by size."""
+
+    fragment_sync_delay: int = 0
+    """Inner steps that overlap an exchange before its result is applied (tau)."""
+
+    fragment_update_alpha: float = 0.0
+    """Share of the local parameters kept when a result is applied (alpha); 0 takes the global ones."""
+
+    outer_optimizer: str | None = None
+    """"average", "sgd", "adam", "adagrad", or a registered name."""
+
+    outer_lr: float | None = None
+    """Learning rate of the outer optimizer."""
+
+    outer_momentum: float | None = None
+    """Momentum of the outer SGD."""
+
+    nesterov: bool | None = None
+    """Nesterov momentum in the outer SGD."""
+
+    outer_betas: tuple[float, float] = (0.9, 0.99)
+    """Decay rates of an adaptive outer optimizer (arXiv 2003.00295)."""
+
+    outer_eps: float = 1e-3
+    """Adaptivity floor of an adaptive outer optimizer (arXiv 2003.00295)."""
+
+    weighting: Literal["uniform", "site", "tokens"] = "uniform"
+    """A site's weight in a round's mean: equal, fixed by ``[[site]] weight``, or its tokens since the last commit."""
+
+    bucket_mib: float = 32.0
+    """Largest message handed to the wire at once, in MiB."""
+
+    global_device: Literal["same", "cpu"] = "same"
+    """Where the fp32 copy of the global parameters lives: with the parameters, or in host memory."""
+
+    def resolved(self) -> "SemiSyncConfig":
+        """A copy with the method's defaults filled in and every value checked.
+
+        Raises:
+            ValueError: naming the key, its value and what is allowed.
+        """
+        if self.method not in method_names():
+            raise ValueError(_unknown("method", self.method, method_names()))
+        if self.method == "none":
+            return replace(self)
+        filled = {"outer_lr": 1.0, "outer_momentum": 0.0, "nesterov": False} | method_defaults(self.method)
+        unset = {field.name for field in fields(self) if getattr(self, field.name) is None}
+        result = replace(self, **{key: value for key, value in filled.items() if key in unset})
+        if self.fragments is not None:
+            result.num_fragments = len(self.fragments)
+        result._check()
+        return result
+
+    def validate(self) -> None:
+        """Raises ValueError naming the key, its value and what is allowed."""
+        self.resolved()
+
+    def plan(self) -> SyncPlan:
+        """The method's sync plan."""
+        return build_plan(self.resolved())
+
+    def outer_settings(self) -> OuterSettings:
+        """Hyper-parameters of the outer optimizer; call it on a resolved configuration."""
+        return OuterSettings(
+            lr=self.outer_lr,
+            momentum=self.outer_momentum,
+            nesterov=self.nesterov,
+            betas=tuple(self.outer_betas),
+            eps=self.outer_eps,
+        )
+
+    def build(self, *, model_parts, optimizers, manager, **options: Any):
+        """Build the outer loop; see ``SemiSync`` for the arguments."""
+        from titan_ext.semi_sync.engine import SemiSync
+
+        return SemiSync(self, model_parts=model_parts, optimizers=optimizers, manager=manager, **options)
+
+    def _check(self) -> None:
+        _require(self.sync_every >= 1, "sync_every", self.sync_every, "at least 1")
+        _require(self.num_fragments >= 1, "num_fragments", self.num_fragments, "at least 1")
+        _require(
+            self.sync_every % self.num_fragments == 0,
+            "num_fragments",
+            self.num_fragments,
+            f"a divisor of sync_every ({self.sync_every}), so that fragments sync at even distances",
+        )
+        spacing = self.sync_every // self.num_fragments
+        _require(
+            0 <= self.fragment_sync_delay < spacing,
+            "fragment_sync_delay",
+            self.fragment_sync_delay,
+            f"from 0 to {spacing - 1} (below sync_every / num_fragments = {spacing})",
+        )
+        _require(0 <= self.fragment_update_alpha <= 1, "fragment_update_alpha", self.fragment_update_alpha, "0 to 1")
+        if self.outer_optimizer not in outer_optimizer_names():
+            raise ValueError(_unknown("outer_optimizer", self.outer_optimizer, outer_optimizer_names()))
+        _require(self.outer_lr >= 0, "outer_lr", self.outer_lr, "at least 0")
+        _require(0 <= self.outer_momentum < 1, "outer_momentum", self.outer_momentum, "from 0 to below 1")
+        _require(
+            all(0 <= beta < 1 for beta in self.outer_betas), "outer_betas", self.outer_betas, "two numbers in [0, 1)"
+        )
+        _require(self.outer_eps > 0, "outer_eps", self.outer_eps, "above 0")
+        _require(self.bucket_mib > 0, "bucket_mib", self.bucket_mib, "above 0")
+
+
+def _require(holds: bool, key: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{key} = {value!r}: must be {allowed}")
+
+
+def _unknown(key: str, value: object, allowed: list[str]) -> str:
+    close = get_close_matches(str(value), allowed, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{key} = {value!r}: must be one of {', '.join(allowed)}{hint}"

@@ -1,0 +1,368 @@
+"""The outer loop: one engine that runs the sync plan of any method."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from titan_ext.semi_sync.config import SemiSyncConfig
+from titan_ext.semi_sync.exchange import Exchange, Round
+from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
+from titan_ext.semi_sync.ledger import Ledger, RoundRecord, ring_all_reduce_bytes
+from titan_ext.semi_sync.manager import ReplicaManager
+from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
+from titan_ext.semi_sync.site import SiteRanks, tensors_sha256
+from titan_ext.semi_sync.synced import SyncedRow
+from titan_ext.semi_sync.views import ModelView, like
+
+logger = logging.getLogger(__name__)
+
+# Settings that a site may choose for itself; all others must be equal at all sites.
+_SITES_OWN = {"bucket_mib", "global_device"}
+
+
+class SemiSync:
+    """Synchronises a model between sites while each takes its own inner steps.
+
+    Call ``join()`` before the first inner step, ``step()`` after each, ``finish()`` after the last.
+    Sites call them from one thread. Ranks are paired: rank r of a site exchanges with rank r of the
+    others, so all sites need the same parallel layout.
+
+    Args:
+        config: the method and its settings.
+        model_parts: this rank's parts of the model: one, or one for each pipeline stage it holds.
+        optimizers: the inner optimizer(s), for methods that sync their states.
+        manager: this rank's replica manager, such as ``torchft.manager.Manager`` built with
+            ``use_async_quorum=False``.
+        site_weight: this site's weight under ``weighting = "site"``.
+        site_ranks: the ranks of this site; by default those of the default process group.
+        on_round: called with the record of every round, committed or not.
+
+    Raises:
+        ValueError: a setting is wrong, or a synced state does not exist.
+    """
+
+    Config = SemiSyncConfig
+
+    def __init__(
+        self,
+        config: SemiSyncConfig,
+        *,
+        model_parts: Iterable[nn.Module],
+        optimizers: Any,
+        manager: ReplicaManager,
+        site_weight: float = 1.0,
+        site_ranks: SiteRanks | None = None,
+        on_round: Callable[[RoundRecord], None] | None = None,
+    ) -> None:
+        self.config = config.resolved()
+        if self.config.method == "none":
+            raise ValueError('method = "none": there is no outer loop to build')
+        self.plan: SyncPlan = self.config.plan()
+        self.clock = 0
+        self.rounds = 0
+        self.ledger = Ledger()
+        self.healed = False
+        self._manager = manager
+        self._site_weight = site_weight
+        self._site = site_ranks or SiteRanks()
+        self._on_round = on_round
+        self._view = ModelView(model_parts, optimizers)
+        self._rows = self._bind_rows()
+        self._fingerprint = self._describe()
+        self._site_numel = [sum(each) for each in zip(*self._site.gather([row.numel for row in self._rows]))]
+        self._exchange = Exchange(
+            manager,
+            self._rows,
+            fingerprint=_as_number(self._fingerprint),
+            bucket_bytes=int(self.config.bucket_mib * 2**20),
+            device=self._device(),
+        )
+        self._pending: list[int] = []
+        self._tokens = 0
+        self._current: Round | None = None
+        self._future: Future[Round] | None = None
+        self._land_at = 0
+        self._launch_clock = 0
+        self._received: Mapping[str, Any] | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        manager.register_state_dict_fn("titan_ext", self._receive, self._shared_state)
+
+    def join(self) -> None:
+        """Take part in a quorum before the first inner step.
+
+        All sites starting together only agree on the starting point. A site that comes later takes
+        over the members' shared state and the round they are in, without contributing to it, so
+        that its very first contribution counts. Afterwards ``clock`` is the members' inner step.
+        """
+        while True:
+            round_ = self._begin(None, weight=0.0)
+            self._exchange.run(round_, lambda: self._take_in(keep_local_work=False))
+            delay = max((self._rows[index].row.delay for index in round_.rows), default=0)
+            if delay and self._manager.errored() is None:
+                self.clock = round_.clock
+                self._fly(_done(round_), delay)
+                return
+            if self._land(round_):
+                self.clock = round_.clock
+                return
+            if round_.problem is not None:
+                raise ValueError(self._mismatch(round_.problem))
+
+    def step(self, tokens: int = 1) -> None:
+        """Call after each inner optimizer step.
+
+        Args:
+            tokens: what the step trained on, for ``weighting = "tokens"``.
+        """
+        self.clock += 1
+        self._tokens += tokens
+        self._pending += [index for index in self.plan.due(self.clock) if index not in self._pending]
+        if self._future is not None and self.clock >= self._land_at:
+            self._land_flight()
+        if self._pending and self._future is None:
+            self._launch()
+
+    def finish(self) -> None:
+        """Apply what is still in flight; call after the last inner step."""
+        if self._future is not None:
+            self._land_flight()
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    def global_parameters(self) -> dict[str, torch.Tensor]:
+        """The last committed global value of every parameter this rank holds, by name (DTensor where sharded)."""
+        return {
+            name: like(self._view.parameters[name], part)
+            for row in self._rows
+            for name, part in zip(row.names, row.global_parts)
+        }
+
+    def shared_state_sha256(self) -> str:
+        """Hash of the global parameters: equal at all sites after a commit. A collective over the site."""
+        return tensors_sha256(self.global_parameters().items(), self._site)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the outer loop knows, with global shapes, for a distributed checkpoint."""
+        return {
+            "counters": json.dumps(
+                {
+                    "clock": self.clock,
+                    "rounds": self.rounds,
+                    "tokens": self._tokens,
+                    "pending": [self.plan.rows[index].key for index in self._unsettled()],
+                    "manager": self._manager.state_dict(),
+                }
+            ),
+            "rows": {row.row.key: row.checkpoint_state() for row in self._rows},
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; the local parameters are the model's own business."""
+        counters = json.loads(state_dict["counters"])
+        keys = [row.key for row in self.plan.rows]
+        self.clock, self.rounds, self._tokens = counters["clock"], counters["rounds"], counters["tokens"]
+        self._pending = [keys.index(key) for key in counters["pending"]]
+        self._manager.load_state_dict(counters["manager"])
+        for row in self._rows:
+            row.load_checkpoint_state(state_dict["rows"].get(row.row.key, {}))
+
+    # -- one round ---------------------------------------------------------------------------
+
+    def _launch(self) -> None:
+        intent, self._pending = self._pending, []
+        round_ = self._begin(intent, weight=self._weight())
+        delay = max(self._rows[index].row.delay for index in intent)
+        if delay == 0:
+            self._exchange.run(round_, lambda: self._take_in(keep_local_work=True))
+            self._land(round_)
+            return
+        round_.rows = intent
+        self._exchange.fill(round_)
+        self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="titan_ext-exchange")
+        self._fly(self._pool.submit(self._exchange.run, round_, lambda: None), delay)
+
+    def _begin(self, intent: list[int] | None, weight: float) -> Round:
+        self._launch_clock = self.clock
+        self._current = Round(intent=intent, clock=self.clock, weight=weight)
+        return self._current
+
+    def _fly(self, future: "Future[Round]", delay: int) -> None:
+        self._future = future
+        self._land_at = self.clock + delay
+
+    def _land_flight(self) -> None:
+        future, self._future = self._future, None
+        round_ = future.result()
+        # The inner loop was running when a peer's state came in; only now may it be taken in.
+        self._take_in(keep_local_work=True)
+        self._land(round_)
+
+    def _land(self, round_: Round) -> bool:
+        """Vote, and apply the round if the vote is a yes; otherwise it is tried again."""
+        started = time.perf_counter()
+        failure = self._manager.errored()
+        committed = self._manager.should_commit()
+        if committed:
+            self._apply(round_)
+        elif round_.intent is not None:
+            self._pending = _union(round_.intent, self._pending)
+        self._current = None
+        if round_.rows:
+            self._record(round_, committed, failure, time.perf_counter() - started)
+        self.healed = False
+        return committed
+
+    def _apply(self, round_: Round) -> None:
+        if not round_.rows or round_.participants == 0:
+            return
+        total = round_.total_weight
+        for index, part in self._exchange.parts(round_):
+            if total != 1.0:
+                part.div_(total)
+            self._rows[index].apply(part)
+        self.rounds += 1
+        self._tokens = 0
+        self._pending = [index for index in self._pending if index not in round_.rows]
+
+    # -- membership --------------------------------------------------------------------------
+
+    def _shared_state(self) -> dict[str, Any]:
+        clock = self._current.clock if self._current is not None else self.clock
+        return {
+            "fingerprint": self._fingerprint,
+            "clock": clock,
+            "rounds": self.rounds,
+            "pending": self._unsettled(),
+            "rows": {row.row.key: row.shared_state() for row in self._rows},
+        }
+
+    def _receive(self, state: Mapping[str, Any]) -> None:
+        self._received = state
+        if self._current is not None:
+            self._current.intent = None
+
+    def _take_in(self, *, keep_local_work: bool) -> bool:
+        """Load the shared state a peer sent, if one did."""
+        state, self._received = self._received, None
+        if state is None:
+            return False
+        for row in self._rows:
+            row.load_shared_state(state["rows"].get(row.row.key, {}), keep_local_work=keep_local_work)
+        # A round in flight was launched some inner steps ago; those count at the peer's place too.
+        self.clock = state["clock"] + self.clock - self._launch_clock
+        self.rounds = state["rounds"]
+        self._pending = list(state["pending"])
+        self.healed = True
+        logger.info("took the shared state of a peer at inner step %d, round %d", state["clock"], self.rounds)
+        return True
+
+    def _mismatch(self, problem: str) -> str:
+        theirs = (self._received or {}).get("fingerprint")
+        if theirs is None:
+            return problem
+        keys = sorted(key for key in {*theirs, *self._fingerprint} if theirs.get(key) != self._fingerprint.get(key))
+        detail = "; ".join(f"{key}: theirs {theirs.get(key)!r}, ours {self._fingerprint.get(key)!r}" for key in keys)
+        return f"{problem}: {detail}"
+
+    # -- set-up and bookkeeping ----------------------------------------------------------------
+
+    def _bind_rows(self) -> list[SyncedRow]:
+        sizes: dict[str, int] = {}
+        for rank_sizes in self._site.gather(self._view.sizes()):
+            sizes.update(rank_sizes)
+        config = self.config
+        home = (
+            deal_by_modules(sizes, config.fragments)
+            if config.fragments is not None
+            else deal_by_bytes(sizes, config.num_fragments)
+        )
+        device = torch.device("cpu") if config.global_device == "cpu" else None
+        rows = []
+        for row in self.plan.rows:
+            self._view.check_state(row.state)
+            names = [
+                name
+                for name, parameter in self._view.parameters.items()
+                if home[name] == row.fragment and (row.state == PARAMETERS or parameter.requires_grad)
+            ]
+            rows.append(
+                SyncedRow(
+                    row,
+                    names,
+                    self._view,
+                    outer_name=config.outer_optimizer,
+                    outer_settings=config.outer_settings(),
+                    global_device=device,
+                )
+            )
+        return rows
+
+    def _describe(self) -> dict[str, str]:
+        """What must be equal at sites that exchange by rank, by key, so that a mismatch can be named."""
+        settings = {key: repr(value) for key, value in asdict(self.config).items() if key not in _SITES_OWN}
+        names = [(row.row.key, name, tuple(row_part.shape)) for row in self._rows for name, row_part in row.described()]
+        ranks = len(self._site.gather(None))
+        return settings | {"model": hashlib.sha256(repr(names).encode()).hexdigest()[:16], "ranks": str(ranks)}
+
+    def _device(self) -> torch.device:
+        if self.config.global_device == "cpu":
+            return torch.device("cpu")
+        return next((row.device for row in self._rows if row.numel), torch.device("cpu"))
+
+    def _weight(self) -> float:
+        if self.config.weighting == "site":
+            return self._site_weight
+        return float(self._tokens) if self.config.weighting == "tokens" else 1.0
+
+    def _unsettled(self) -> list[int]:
+        """Rows that a run resumed from here has to exchange at once."""
+        in_flight = self._current.intent if self._current is not None else None
+        return _union(in_flight or [], self._pending)
+
+    def _record(self, round_: Round, committed: bool, failure: object | None, seconds: float) -> None:
+        payload = 4 * sum(self._site_numel[index] for index in round_.rows)
+        wire = ring_all_reduce_bytes(payload, round_.sites) if round_.seconds_reduce else 0
+        record = RoundRecord(
+            round=self.rounds,
+            step=self.clock,
+            rows=[self.plan.rows[index].key for index in round_.rows],
+            participants=round_.participants if committed else 0,
+            sites=round_.sites,
+            bytes_sent=wire,
+            bytes_received=wire,
+            seconds_quorum=round_.seconds_quorum,
+            seconds_reduce=round_.seconds_reduce,
+            seconds_apply=seconds,
+            committed=committed,
+            healed=self.healed,
+            error=None if committed else str(round_.problem or failure or "a rank or site of the round failed"),
+        )
+        self.ledger.add(record)
+        if not committed:
+            logger.warning("round after inner step %d was not committed: %s", self.clock, record.error)
+        if self._on_round is not None:
+            self._on_round(record)
+
+
+def _as_number(fingerprint: Mapping[str, str]) -> int:
+    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 2
+
+
+def _union(first: list[int], second: list[int]) -> list[int]:
+    return first + [index for index in second if index not in first]
+
+
+def _done(round_: Round) -> "Future[Round]":
+    future: Future[Round] = Future()
+    future.set_result(round_)
+    return future

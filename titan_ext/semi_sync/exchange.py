@@ -1,0 +1,146 @@
+"""One round's exchange: quorum, agreement, reduction. Knows nothing of methods or of how results are applied."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.distributed import ReduceOp
+
+from titan_ext.semi_sync.agreement import agree
+from titan_ext.semi_sync.manager import ReplicaManager
+from titan_ext.semi_sync.synced import SyncedRow
+
+# The last two elements of a round's buffer: the sum of the weights and the number of contributors.
+TRAILER = 2
+
+
+@dataclass(slots=True)
+class Round:
+    """A round from launch to landing."""
+
+    intent: list[int] | None
+    """Indices of the rows this site means to exchange; None while joining."""
+    clock: int
+    """Inner step of the launch."""
+    weight: float
+    """This site's weight in the mean; 0 contributes nothing."""
+    rows: list[int] = field(default_factory=list)
+    """The rows all sites agreed on."""
+    buffer: torch.Tensor | None = None
+    """fp32: the rows one after the other, then the trailer."""
+    sites: int = 0
+    seconds_quorum: float = 0.0
+    seconds_reduce: float = 0.0
+    problem: str | None = None
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the weights of the sites that contributed."""
+        return float(self.buffer[-TRAILER]) if self.buffer is not None else 0.0
+
+    @property
+    def participants(self) -> int:
+        """Sites that contributed."""
+        return round(float(self.buffer[-1])) if self.buffer is not None else 0
+
+
+class Exchange:
+    """Runs rounds over a manager, on the caller's thread or on another one.
+
+    Args:
+        manager: this rank's replica manager.
+        rows: the plan's rows bound to this rank.
+        fingerprint: equal at sites that may exchange.
+        bucket_bytes: largest message handed to the wire at once.
+        device: where buffers live.
+    """
+
+    def __init__(
+        self,
+        manager: ReplicaManager,
+        rows: Sequence[SyncedRow],
+        *,
+        fingerprint: int,
+        bucket_bytes: int,
+        device: torch.device,
+    ) -> None:
+        self._manager = manager
+        self._rows = rows
+        self._fingerprint = fingerprint
+        self._bucket_elements = max(1, bucket_bytes // 4)
+        self._device = device
+
+    def fill(self, round_: Round) -> None:
+        """Write this site's weighted contribution for ``round_.rows`` into a fresh buffer."""
+        numel = sum(self._rows[index].numel for index in round_.rows)
+        if round_.weight <= 0:
+            round_.buffer = torch.zeros(numel + TRAILER, dtype=torch.float32, device=self._device)
+            return
+        round_.buffer = torch.empty(numel + TRAILER, dtype=torch.float32, device=self._device)
+        for index, part in self.parts(round_):
+            self._rows[index].write(part)
+        if round_.weight != 1.0:
+            round_.buffer[:-TRAILER].mul_(round_.weight)
+        round_.buffer[-TRAILER] = round_.weight
+        round_.buffer[-1] = 1.0
+
+    def parts(self, round_: Round) -> list[tuple[int, torch.Tensor]]:
+        """Row index and its slice of the buffer, for every row of the round."""
+        parts, start = [], 0
+        for index in round_.rows:
+            end = start + self._rows[index].numel
+            parts.append((index, round_.buffer[start:end]))
+            start = end
+        return parts
+
+    def run(self, round_: Round, before_reduce: Callable[[], None]) -> Round:
+        """Quorum, agreement and reduction; errors end up in ``round_.problem``, never as exceptions
+        of the wire.
+
+        Args:
+            round_: filled already if its rows are in flight while the inner loop goes on.
+            before_reduce: called once the round is agreed, before the buffer is written; takes in
+                the state of a peer if this site was behind.
+        """
+        started = time.perf_counter()
+        self._manager.start_quorum()
+        round_.sites = self._manager.num_participants()
+        outcome = agree(
+            self._manager,
+            fingerprint=self._fingerprint,
+            clock=round_.clock,
+            rows=round_.intent,
+            num_rows=len(self._rows),
+        )
+        round_.seconds_quorum = time.perf_counter() - started
+        if outcome.problem is not None:
+            self._manager.report_error(RuntimeError(outcome.problem))
+            round_.problem = outcome.problem
+            return round_
+        before_reduce()
+        self._take(round_, outcome.rows, outcome.clock)
+        if round_.rows and self._manager.errored() is None:
+            self._reduce(round_)
+        return round_
+
+    def _take(self, round_: Round, rows: list[int], clock: int) -> None:
+        prepared = round_.buffer is not None and rows == round_.rows
+        round_.clock = clock
+        round_.rows = rows
+        if not rows or prepared:
+            return
+        if round_.buffer is not None:
+            # The inner loop is running, so the parameters cannot be read for rows we did not prepare.
+            round_.weight = 0.0
+        self.fill(round_)
+
+    def _reduce(self, round_: Round) -> None:
+        started = time.perf_counter()
+        works = [
+            self._manager.allreduce(bucket, reduce_op=ReduceOp.SUM)
+            for bucket in round_.buffer.split(self._bucket_elements)
+        ]
+        for work in works:
+            work.wait()
+        round_.seconds_reduce = time.perf_counter() - started

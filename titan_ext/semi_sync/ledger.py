@@ -1,0 +1,66 @@
+"""The ledger: what every round cost and what came of it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(kw_only=True, slots=True)
+class RoundRecord:
+    """One round as one rank saw it; bytes are those of the whole site."""
+
+    round: int
+    """Committed rounds so far, this one included if it was."""
+    step: int
+    """Inner step after which the round was applied or given up."""
+    rows: list[str]
+    """Keys of the rows it carried."""
+    participants: int
+    """Sites whose values were averaged; a site that only joins is not counted."""
+    sites: int
+    """Sites in the quorum."""
+    bytes_sent: int
+    """Bytes this site put on the wire, all its ranks together, by the ring all-reduce's formula."""
+    bytes_received: int
+    """Bytes this site took from the wire."""
+    seconds_quorum: float
+    """Waiting for the other sites and agreeing on the round."""
+    seconds_reduce: float
+    """Reducing the buckets."""
+    seconds_apply: float
+    """Voting, the outer step and writing the parameters."""
+    committed: bool
+    """Whether the result was applied."""
+    healed: bool = False
+    """Whether this site took another's shared state in the round."""
+    error: str | None = None
+    """Why it was not committed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as plain values, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Totals over the rounds of this process."""
+
+    rounds: int = 0
+    failed: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    seconds: float = 0.0
+    last: RoundRecord | None = field(default=None)
+
+    def add(self, record: RoundRecord) -> None:
+        """Count a round."""
+        self.rounds += record.committed
+        self.failed += not record.committed
+        self.bytes_sent += record.bytes_sent
+        self.bytes_received += record.bytes_received
+        self.seconds += record.seconds_quorum + record.seconds_reduce + record.seconds_apply
+        self.last = record
+
+
+def ring_all_reduce_bytes(payload: int, sites: int) -> int:
+    """Bytes each of ``sites`` sends (and receives) when ``payload`` bytes are all-reduced over a ring."""
+    return round(2 * payload * (sites - 1) / sites) if sites > 1 else 0

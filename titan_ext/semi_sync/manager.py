@@ -1,0 +1,44 @@
+"""The part of a replica manager that the outer loop needs; ``torchft.manager.Manager`` has it."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch.distributed import ReduceOp, Work
+
+
+class ReplicaManager(Protocol):
+    """Membership, reduction over sites and the commit vote of one rank's replica group.
+
+    One quorum is followed by any number of reductions and one vote. Errors of a reduction are kept
+    by the manager and turn the vote into a no.
+    """
+
+    def start_quorum(self) -> None:
+        """Agree on who takes part; a site that is behind has its state loaded before this returns."""
+
+    def allreduce(self, tensor: torch.Tensor, *, reduce_op: ReduceOp) -> Work:
+        """Reduce ``tensor`` in place over the sites of the quorum; never raises."""
+
+    def should_commit(self) -> bool:
+        """The vote over the ranks of this site: true if every one of them was without error."""
+
+    def num_participants(self) -> int:
+        """Sites in the current quorum."""
+
+    def report_error(self, error: Exception) -> None:
+        """Make the next vote a no."""
+
+    def errored(self) -> object | None:
+        """The error kept since the quorum, if any."""
+
+    def register_state_dict_fn(
+        self, key: str, load_state_dict: Callable[[Any], None], state_dict: Callable[[], Any]
+    ) -> None:
+        """Name the shared state that a site which is behind receives."""
+
+    def state_dict(self) -> dict[str, int]:
+        """Counters that belong into a checkpoint."""
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Restore them."""

@@ -1,0 +1,11 @@
+"""DiLoCo (arXiv 2311.08105) and Streaming DiLoCo (arXiv 2501.18512)."""
+
+from titan_ext.semi_sync.methods import register_method
+from titan_ext.semi_sync.methods.local_sgd import local_sgd
+
+# DiLoCo is Local SGD whose averaged pseudo-gradient an outer Nesterov optimizer takes; its
+# streaming form staggers the fragments (algorithm 2 with offsets t_p), lands them tau steps late
+# and mixes with alpha. The plan is therefore the same table with other defaults.
+register_method("diloco", sync_every=32, outer_optimizer="sgd", outer_lr=0.7, outer_momentum=0.9, nesterov=True)(
+    local_sgd
+)

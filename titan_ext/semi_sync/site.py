@@ -1,0 +1,53 @@
+"""The ranks of one site, as far as the outer loop needs them to talk to each other."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+
+class SiteRanks:
+    """The ranks of this site; a site of one process needs no process group.
+
+    Args:
+        group: the process group of the site; None takes the default one if there is any.
+        alone: never communicate, for several sites in the threads of one process.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None, *, alone: bool = False) -> None:
+        self._group = group
+        self._alone = alone or not dist.is_initialized() or dist.get_world_size(group) == 1
+
+    def gather(self, value: Any) -> list[Any]:
+        """``value`` of every rank, in rank order. A collective."""
+        if self._alone:
+            return [value]
+        gathered: list[Any] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(gathered, value, group=self._group)
+        return gathered
+
+
+def tensors_sha256(tensors: Iterable[tuple[str, torch.Tensor]], site: SiteRanks) -> str:
+    """Hash of named tensors that does not depend on how a site shards or pipelines them.
+
+    Each tensor is made whole in turn (a collective over its mesh, in the given order) and hashed as
+    little-endian bytes with its name, dtype and shape; the digests of all pipeline stages are
+    hashed in the order of their names.
+
+    Args:
+        tensors: name and tensor (or DTensor) pairs that this rank holds.
+        site: the ranks whose tensors make up the model.
+    """
+    digests: dict[str, str] = {}
+    for name, tensor in tensors:
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        whole = whole.detach().cpu().contiguous()
+        content = hashlib.sha256(f"{name}|{whole.dtype}|{tuple(whole.shape)}|".encode())
+        content.update(whole.reshape(-1).view(torch.uint8).numpy())
+        digests[name] = content.hexdigest()
+    for others in site.gather(digests):
+        digests.update(others)
+    return hashlib.sha256("\n".join(f"{name} {digests[name]}" for name in sorted(digests)).encode()).hexdigest()
