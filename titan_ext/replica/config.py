@@ -1,0 +1,69 @@
+"""Settings of a site's membership: the ``[replica]`` section."""
+
+from dataclasses import dataclass
+
+
+@dataclass(kw_only=True)
+class ReplicaConfig:
+    """How a site finds the others and how long it waits for them."""
+
+    lighthouse: str | None = None
+    """Address of the torchft lighthouse, ``host:port`` or ``http://host:port``; unset: the TORCHFT_LIGHTHOUSE variable."""
+
+    min_sites: int = 1
+    """Sites that a round needs; fewer wait instead of committing alone."""
+
+    hostname: str | None = None
+    """Name or address under which the other sites reach this one; unset: that of the interface towards the lighthouse."""
+
+    manager_port: int = 0
+    """Port of this site's manager server; 0 takes a free one."""
+
+    state_port: int = 0
+    """Port from which rank 0 serves shared state to joining sites, rank r this plus r; 0 takes free ones."""
+
+    quorum_timeout_seconds: float = 3600.0
+    """How long a site waits for the others at a sync: longer than their inner steps between two rounds."""
+
+    timeout_seconds: float = 600.0
+    """How long one bucket's reduction, a vote or the transfer of state may take."""
+
+    connect_timeout_seconds: float = 60.0
+    """How long connecting to the lighthouse or a peer may take."""
+
+    heartbeat_interval_seconds: float = 0.5
+    """How often a site tells the lighthouse that it lives."""
+
+    lighthouse_retries: int = 3
+    """Further attempts to reach the lighthouse at the start, one connect timeout each."""
+
+    heartbeat_timeout_seconds: float = 5.0
+    """Lighthouse started by the launcher: silence after which a site counts as dead."""
+
+    join_timeout_seconds: float = 600.0
+    """Lighthouse started by the launcher: how long a round waits for a site that lives but is late."""
+
+    def validate(self) -> None:
+        """Raises ValueError naming the key, its value and what is allowed."""
+        if self.min_sites < 1:
+            raise ValueError(f"min_sites = {self.min_sites}: must be at least 1")
+        if self.lighthouse_retries < 0:
+            raise ValueError(f"lighthouse_retries = {self.lighthouse_retries}: must be at least 0")
+        for key in ("manager_port", "state_port"):
+            if not 0 <= getattr(self, key) < 65536:
+                raise ValueError(f"{key} = {getattr(self, key)}: must be 0 or a port below 65536")
+        for key in (
+            "quorum_timeout_seconds",
+            "timeout_seconds",
+            "connect_timeout_seconds",
+            "heartbeat_interval_seconds",
+            "heartbeat_timeout_seconds",
+            "join_timeout_seconds",
+        ):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"{key} = {getattr(self, key)}: must be above 0 seconds")
+        if self.heartbeat_interval_seconds >= self.heartbeat_timeout_seconds:
+            raise ValueError(
+                f"heartbeat_interval_seconds = {self.heartbeat_interval_seconds}: must be below "
+                f"heartbeat_timeout_seconds ({self.heartbeat_timeout_seconds}), or every site counts as dead"
+            )

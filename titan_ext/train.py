@@ -1,0 +1,85 @@
+"""What torchrun starts at a site: ``torchrun … -m titan_ext.train --config FILE.toml --site NAME [--section.key value]``."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from titan_ext.errors import RunError, UserError
+
+_USAGE = """\
+Train one site of a run. Start it with torchrun, or let `titan-ext launch FILE.toml` start every site.
+
+Any setting of the file can be overridden: --training.steps 20, --semi_sync.sync_every=16 …
+`titan-ext check FILE.toml` prints what a site's settings come to.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train a site; bad input and failures of the surroundings end in one line and a non-zero exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m titan_ext.train", description=_USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="FILE.toml", help="the run's configuration")
+    parser.add_argument("--site", metavar="NAME", help="which [[site]] this is; not needed if the file has only one")
+    options, overrides = parser.parse_known_args(arguments)
+    try:
+        _train(options.config, options.site, overrides)
+    except (UserError, RunError) as error:
+        _fail(error, error.exit_code)
+    except KeyboardInterrupt:
+        _exit(130)
+
+
+def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
+    from titan_ext.platform import prepare
+
+    prepare()
+    import torch
+    from torchtitan.observability import structured_logger
+    from torchtitan.tools.logging import init_logger
+
+    from titan_ext.config import check_dump_folder, load_site, save_resolved
+
+    init_logger()
+    site = load_site(path, site_name, overrides)
+    _check_launch(site)
+    check_dump_folder(site.config.dump_folder)
+    if os.environ["RANK"] == "0":
+        save_resolved(site)
+    structured_logger.init_structured_logger(
+        source="training",
+        output_dir=site.config.dump_folder,
+        enable=site.config.debug.enable_structured_logging,
+    )
+    trainer = site.config.build()
+    try:
+        trainer.train()
+    finally:
+        trainer.close()
+    torch.distributed.destroy_process_group()
+
+
+def _check_launch(site) -> None:
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            f"titan_ext.train runs under torchrun: torchrun --nproc-per-node {site.nproc} -m titan_ext.train … "
+            "(or use `titan-ext launch`)"
+        )
+
+
+def _fail(error: Exception, code: int) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"titan-ext: error: {error}", file=sys.stderr, flush=True)
+    _exit(code)
+
+
+def _exit(code: int) -> None:
+    # Other ranks may be in a collective and torchft's threads are not ours to join: leave at once.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""A site's trainer: torchtitan's inner step, then the outer loop's."""
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from titan_ext.platform import finish, prepare
+
+prepare()
+
+from torchtitan import trainer as torchtitan_trainer  # noqa: E402
+from torchtitan.tools.logging import logger  # noqa: E402
+
+from titan_ext.config.sections import SiteConfig  # noqa: E402
+from titan_ext.observe import MetricsProcessor  # noqa: E402
+from titan_ext.replica import Replica, ReplicaConfig  # noqa: E402
+from titan_ext.semi_sync import SemiSync, SemiSyncConfig  # noqa: E402
+
+
+class Trainer(torchtitan_trainer.Trainer):
+    """torchtitan's trainer for one site of several.
+
+    Each inner step is torchtitan's own; after it the outer loop may exchange with the other sites.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(torchtitan_trainer.Trainer.Config):
+        site: SiteConfig = field(default_factory=SiteConfig)
+        semi_sync: SemiSyncConfig = field(default_factory=SemiSyncConfig)
+        replica: ReplicaConfig = field(default_factory=ReplicaConfig)
+        metrics: MetricsProcessor.Config = field(default_factory=MetricsProcessor.Config)
+
+    def __init__(self, config: Config) -> None:
+        self.outer: SemiSync | None = None
+        self.replica: Replica | None = None
+        self._joined = False
+        super().__init__(config)
+        finish(self.model_parts)
+        if config.semi_sync.method != "none":
+            self._build_outer_loop(config)
+
+    def should_continue_training(self) -> bool:
+        """torchtitan asks before each step; the first time, after any checkpoint is loaded, the site joins."""
+        if self.outer is not None and not self._joined:
+            self._join()
+        return super().should_continue_training()
+
+    def train_step(self, data_iterator: Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]) -> None:
+        """One inner step, then whatever the outer loop has due."""
+        before = self.ntokens_seen
+        super().train_step(data_iterator)
+        if self.outer is not None:
+            self.outer.step(tokens=self.ntokens_seen - before)
+            # A site that fell behind and was healed stands where the others stand.
+            self._follow_clock()
+
+    def train(self) -> None:
+        """Train to the last step, settle what is in flight, and write the summary."""
+        super().train()
+        digest = ""
+        if self.outer is not None:
+            self.outer.finish()
+            digest = self.outer.shared_state_sha256()
+        self.metrics_processor.summarize(
+            site=self.config.site.name,
+            step=self.step,
+            ledger=self.outer.ledger if self.outer is not None else None,
+            shared_state_sha256=digest,
+        )
+
+    def close(self) -> None:
+        """Leave the run and release everything."""
+        super().close()
+        if self.replica is not None:
+            self.replica.shutdown(wait=False)
+
+    def _build_outer_loop(self, config: Config) -> None:
+        _quiet_torchft()
+        self.replica = Replica(
+            config.replica,
+            site=config.site.name,
+            rank=torch.distributed.get_rank(),
+            world_size=torch.distributed.get_world_size(),
+        )
+        self.outer = config.semi_sync.build(
+            model_parts=self.model_parts,
+            optimizers=self.optimizers,
+            manager=self.replica,
+            site_weight=config.site.weight,
+            on_round=self.metrics_processor.log_round,
+        )
+        if config.checkpoint.enable:
+            self.checkpointer.states["semi_sync"] = self.outer
+
+    def _join(self) -> None:
+        logger.info("site %s: waiting for the quorum at %s", self.config.site.name, self.replica.lighthouse)
+        self.outer.clock = max(self.outer.clock, self.step)
+        self.outer.join()
+        self._joined = True
+        self._follow_clock()
+        logger.info(
+            "site %s: joined a quorum of %d site(s) at step %d",
+            self.config.site.name,
+            self.replica.num_participants(),
+            self.step,
+        )
+
+    def _follow_clock(self) -> None:
+        """The inner step is a clock that all sites share: it sets the learning rate and the end of the run."""
+        if self.step == self.outer.clock:
+            return
+        self.step = self.outer.clock
+        self.lr_schedulers.load_state_dict({"last_epoch": self.step})
+        for scheduler in self.lr_schedulers.schedulers:
+            # torchtitan leaves this to the optimizer's checkpoint, which a healed site has not read.
+            for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate
+
+
+def _quiet_torchft() -> None:
+    """torchft reports every quorum and vote of every rank; the outer loop's own line says it all."""
+    logging.getLogger("torchft").setLevel(os.environ.get("TORCHFT_LOG_LEVEL", "WARNING"))
