@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from titan_ext.errors import UserError
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.exchange import Exchange, Round
 from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
@@ -101,10 +102,13 @@ class SemiSync:
         All sites starting together only agree on the starting point. A site that comes later takes
         over the members' shared state and the round they are in, without contributing to it, so
         that its very first contribution counts. Afterwards ``clock`` is the members' inner step.
+
+        Raises:
+            UserError: the other sites run another plan or model; names what differs.
         """
         while True:
             round_ = self._begin(None, weight=0.0)
-            self._exchange.run(round_, lambda: self._take_in(keep_local_work=False))
+            self._exchange.run(round_, self._take_in)
             delay = max((self._rows[index].row.delay for index in round_.rows), default=0)
             if delay and self._manager.errored() is None:
                 self.clock = round_.clock
@@ -114,7 +118,7 @@ class SemiSync:
                 self.clock = round_.clock
                 return
             if round_.problem is not None:
-                raise ValueError(self._mismatch(round_.problem))
+                raise UserError(self._mismatch(round_.problem))
 
     def step(self, tokens: int = 1) -> None:
         """Call after each inner optimizer step.
@@ -182,7 +186,7 @@ class SemiSync:
         round_ = self._begin(intent, weight=self._weight())
         delay = max(self._rows[index].row.delay for index in intent)
         if delay == 0:
-            self._exchange.run(round_, lambda: self._take_in(keep_local_work=True))
+            self._exchange.run(round_, self._take_in)
             self._land(round_)
             return
         round_.rows = intent
@@ -203,7 +207,7 @@ class SemiSync:
         future, self._future = self._future, None
         round_ = future.result()
         # The inner loop was running when a peer's state came in; only now may it be taken in.
-        self._take_in(keep_local_work=True)
+        self._take_in()
         self._land(round_)
 
     def _land(self, round_: Round) -> bool:
@@ -250,20 +254,19 @@ class SemiSync:
         if self._current is not None:
             self._current.intent = None
 
-    def _take_in(self, *, keep_local_work: bool) -> bool:
+    def _take_in(self) -> None:
         """Load the shared state a peer sent, if one did."""
         state, self._received = self._received, None
         if state is None:
-            return False
+            return
         for row in self._rows:
-            row.load_shared_state(state["rows"].get(row.row.key, {}), keep_local_work=keep_local_work)
+            row.load_shared_state(state["rows"].get(row.row.key, {}))
         # A round in flight was launched some inner steps ago; those count at the peer's place too.
         self.clock = state["clock"] + self.clock - self._launch_clock
         self.rounds = state["rounds"]
         self._pending = list(state["pending"])
         self.healed = True
         logger.info("took the shared state of a peer at inner step %d, round %d", state["clock"], self.rounds)
-        return True
 
     def _mismatch(self, problem: str) -> str:
         theirs = (self._received or {}).get("fingerprint")

@@ -100,7 +100,7 @@ class Exchange:
 
         Args:
             round_: filled already if its rows are in flight while the inner loop goes on.
-            before_reduce: called once the round is agreed, before the buffer is written; takes in
+            before_reduce: called once the round is agreed, before the buffer is written, to take in
                 the state of a peer if this site was behind.
         """
         started = time.perf_counter()
@@ -125,15 +125,14 @@ class Exchange:
         return round_
 
     def _take(self, round_: Round, rows: list[int], clock: int) -> None:
-        prepared = round_.buffer is not None and rows == round_.rows
         round_.clock = clock
         round_.rows = rows
-        if not rows or prepared:
-            return
-        if round_.buffer is not None:
-            # The inner loop is running, so the parameters cannot be read for rows we did not prepare.
+        if round_.intent is None:
+            # Taken in by the members: what this site did before is not measured from their point.
             round_.weight = 0.0
-        self.fill(round_)
+            round_.buffer = None
+        if rows and round_.buffer is None:
+            self.fill(round_)
 
     def _reduce(self, round_: Round) -> None:
         started = time.perf_counter()

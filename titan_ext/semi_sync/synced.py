@@ -111,27 +111,17 @@ class SyncedRow:
         }
 
     @torch.no_grad()
-    def load_shared_state(self, state: Mapping[str, Mapping[str, Any]], *, keep_local_work: bool = False) -> None:
-        """Take another site's shared state of the same shards.
+    def load_shared_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take another site's shared state of the same shards, and its parameters as our own.
 
-        With ``keep_local_work`` the difference between local and global parameters is carried over
-        to the new global value, so that it still travels in the next round.
+        Local work since the last commit is dropped: the members may have averaged it already, and
+        counting it twice would be worse than losing it.
 
         Raises:
             ValueError: a parameter is missing or has another shape.
         """
-        if self.global_flat is None or not self.numel:
-            return
-        before = self.global_flat.clone() if keep_local_work else None
-        for name, part in zip(self.names, self.global_parts, strict=True):
-            self._load_one(name, part, state)
-        if before is None:
-            self.reset_local_to_global()
-            return
-        moved = torch.empty_like(before)
-        torch._foreach_copy_(self.split(moved), self._locals())
-        moved += self.global_flat - before
-        torch._foreach_copy_(self._locals(), self.split(moved))
+        self.load_checkpoint_state(state)
+        self.reset_local_to_global()
 
     def checkpoint_state(self) -> dict[str, Any]:
         """The shared state with global shapes (DTensors where the parameters are), for DCP."""
@@ -142,7 +132,7 @@ class SyncedRow:
 
     def load_checkpoint_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Restore what ``checkpoint_state`` returned; the local parameters are restored elsewhere."""
-        for name, part in zip(self.names, self.global_parts, strict=bool(self.global_parts)):
+        for name, part in zip(self.names, self.global_parts):  # no parts: nothing global is kept
             self._load_one(name, part, state)
 
     def described(self) -> list[tuple[str, torch.Tensor]]:
