@@ -169,7 +169,7 @@ def test_streaming_matches_the_equations(delay, alpha):
     )
 
     def body(index, own):
-        return train(index, own, 20, **settings)
+        return train(index, own, 21, **settings)  # nothing in flight at the end
 
     results = run_sites(2, body)
     want, local = reference.streaming_diloco(
@@ -177,7 +177,7 @@ def test_streaming_matches_the_equations(delay, alpha):
         inner_step,
         fragments=[[0], [1, 2], [3, 4, 5]],
         sites=2,
-        steps=20,
+        steps=21,
         period=9,
         delay=delay,
         alpha=alpha,
