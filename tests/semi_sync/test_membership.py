@@ -127,7 +127,15 @@ def test_models_of_other_shape_are_refused():
     run_sites(2, body)
 
 
-@pytest.mark.parametrize("settings", [dict(method="diloco", sync_every=4), dict(method="local_sgd", sync_every=4)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(method="diloco", sync_every=4),
+        dict(method="local_sgd", sync_every=4),
+        dict(method="diloco", sync_every=4, fragment_sync_delay=2, fragment_update_alpha=0.5),
+    ],
+    ids=["diloco", "local_sgd", "overlapped"],
+)
 @pytest.mark.parametrize("stop_at", [3, 4, 6])
 def test_stop_and_resume_equals_never_stopped(settings, stop_at):
     def steps(model, outer, index, upto):
@@ -140,6 +148,7 @@ def test_stop_and_resume_equals_never_stopped(settings, stop_at):
         outer = outer_loop(model, [], own, **settings)
         outer.join()
         steps(model, outer, index, 11)
+        outer.finish()
         return model.weight.clone(), outer.shared_state_sha256()
 
     def interrupted(index, own):
@@ -148,16 +157,17 @@ def test_stop_and_resume_equals_never_stopped(settings, stop_at):
         outer.join()
         steps(model, outer, index, stop_at)
         saved = outer.state_dict()
-        return saved["counters"], copy_tensors(saved["rows"]), model.weight.detach().clone()
+        return copy_tensors(saved), model.weight.detach().clone()
 
     def resumed(index, own):
-        counters, rows, weight = saved[index]
+        state, weight = saved[index]
         model = one_weight(0.0)
         outer = outer_loop(model, [], own, **settings)
-        outer.load_state_dict({"counters": counters, "rows": rows})
+        outer.load_state_dict(state)
         model.weight.data.copy_(weight)
         outer.join()
         steps(model, outer, index, 11)
+        outer.finish()
         return model.weight.clone(), outer.shared_state_sha256()
 
     want = run_sites(2, straight)

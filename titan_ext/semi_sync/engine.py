@@ -1,32 +1,26 @@
 """The outer loop: one engine that runs the sync plan of any method."""
 
-import hashlib
 import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
 
 from titan_ext.errors import UserError
+from titan_ext.semi_sync.binding import bind_rows, differences, fingerprint_number, fingerprint_of
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.exchange import Exchange, Round
-from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
 from titan_ext.semi_sync.ledger import Ledger, RoundRecord, ring_all_reduce_bytes
 from titan_ext.semi_sync.manager import ReplicaManager
-from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
+from titan_ext.semi_sync.plan import SyncPlan
 from titan_ext.semi_sync.site import SiteRanks, tensors_sha256
-from titan_ext.semi_sync.synced import SyncedRow
 from titan_ext.semi_sync.views import ModelView, like
 
 logger = logging.getLogger(__name__)
-
-# Settings that a site may choose for itself; all others must be equal at all sites.
-_SITES_OWN = {"bucket_mib", "global_device"}
 
 
 class SemiSync:
@@ -76,13 +70,13 @@ class SemiSync:
         self._site = site_ranks or SiteRanks()
         self._on_round = on_round
         self._view = ModelView(model_parts, optimizers)
-        self._rows = self._bind_rows()
-        self._fingerprint = self._describe()
+        self._rows = bind_rows(self.plan, self.config, self._view, self._site)
+        self._fingerprint = fingerprint_of(self.config, self._rows, self._site)
         self._site_numel = [sum(each) for each in zip(*self._site.gather([row.numel for row in self._rows]))]
         self._exchange = Exchange(
             manager,
             self._rows,
-            fingerprint=_as_number(self._fingerprint),
+            fingerprint=fingerprint_number(self._fingerprint),
             bucket_bytes=int(self.config.bucket_mib * 2**20),
             device=self._device(),
         )
@@ -109,6 +103,8 @@ class SemiSync:
         while True:
             round_ = self._begin(None, weight=0.0)
             self._exchange.run(round_, self._take_in)
+            if round_.rows or self.healed:
+                self._future = None  # a round in flight at the last checkpoint has long landed at the members
             delay = max((self._rows[index].row.delay for index in round_.rows), default=0)
             if delay and self._manager.errored() is None:
                 self.clock = round_.clock
@@ -155,29 +151,39 @@ class SemiSync:
         return tensors_sha256(self.global_parameters().items(), self._site)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the outer loop knows, with global shapes, for a distributed checkpoint."""
+        """Everything the outer loop knows, with global shapes, for a distributed checkpoint.
+
+        A round in flight is waited for and saved as its reduced buffer, so that it lands after a
+        resume exactly as it would have.
+        """
+        flight = self._arrived_flight()
+        counters = {
+            "clock": self.clock,
+            "rounds": self.rounds,
+            "tokens": self._tokens,
+            "pending": self._keys(self._pending if flight else self._unsettled()),
+            "flight": None if flight is None else {"land_at": self._land_at, **self._exchange.describe(flight)},
+            "manager": self._manager.state_dict(),
+        }
         return {
-            "counters": json.dumps(
-                {
-                    "clock": self.clock,
-                    "rounds": self.rounds,
-                    "tokens": self._tokens,
-                    "pending": [self.plan.rows[index].key for index in self._unsettled()],
-                    "manager": self._manager.state_dict(),
-                }
-            ),
+            "counters": json.dumps(counters),
             "rows": {row.row.key: row.checkpoint_state() for row in self._rows},
+            "flight": self._exchange.checkpoint_state(flight),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; the local parameters are the model's own business."""
         counters = json.loads(state_dict["counters"])
-        keys = [row.key for row in self.plan.rows]
         self.clock, self.rounds, self._tokens = counters["clock"], counters["rounds"], counters["tokens"]
-        self._pending = [keys.index(key) for key in counters["pending"]]
+        self._pending = self._indices(counters["pending"])
         self._manager.load_state_dict(counters["manager"])
         for row in self._rows:
             row.load_checkpoint_state(state_dict["rows"].get(row.row.key, {}))
+        flight = counters["flight"]
+        if flight is not None:
+            round_ = self._exchange.restore(flight, state_dict["flight"])
+            self._launch_clock = round_.clock
+            self._future, self._land_at = _done(round_), flight["land_at"]
 
     # -- one round ---------------------------------------------------------------------------
 
@@ -270,51 +276,9 @@ class SemiSync:
 
     def _mismatch(self, problem: str) -> str:
         theirs = (self._received or {}).get("fingerprint")
-        if theirs is None:
-            return problem
-        keys = sorted(key for key in {*theirs, *self._fingerprint} if theirs.get(key) != self._fingerprint.get(key))
-        detail = "; ".join(f"{key}: theirs {theirs.get(key)!r}, ours {self._fingerprint.get(key)!r}" for key in keys)
-        return f"{problem}: {detail}"
+        return problem if theirs is None else f"{problem}: {differences(self._fingerprint, theirs)}"
 
     # -- set-up and bookkeeping ----------------------------------------------------------------
-
-    def _bind_rows(self) -> list[SyncedRow]:
-        sizes: dict[str, int] = {}
-        for rank_sizes in self._site.gather(self._view.sizes()):
-            sizes.update(rank_sizes)
-        config = self.config
-        home = (
-            deal_by_modules(sizes, config.fragments)
-            if config.fragments is not None
-            else deal_by_bytes(sizes, config.num_fragments)
-        )
-        device = torch.device("cpu") if config.global_device == "cpu" else None
-        rows = []
-        for row in self.plan.rows:
-            self._view.check_state(row.state)
-            names = [
-                name
-                for name, parameter in self._view.parameters.items()
-                if home[name] == row.fragment and (row.state == PARAMETERS or parameter.requires_grad)
-            ]
-            rows.append(
-                SyncedRow(
-                    row,
-                    names,
-                    self._view,
-                    outer_name=config.outer_optimizer,
-                    outer_settings=config.outer_settings(),
-                    global_device=device,
-                )
-            )
-        return rows
-
-    def _describe(self) -> dict[str, str]:
-        """What must be equal at sites that exchange by rank, by key, so that a mismatch can be named."""
-        settings = {key: repr(value) for key, value in asdict(self.config).items() if key not in _SITES_OWN}
-        names = [(row.row.key, name, tuple(row_part.shape)) for row in self._rows for name, row_part in row.described()]
-        ranks = len(self._site.gather(None))
-        return settings | {"model": hashlib.sha256(repr(names).encode()).hexdigest()[:16], "ranks": str(ranks)}
 
     def _device(self) -> torch.device:
         if self.config.global_device == "cpu":
@@ -327,9 +291,23 @@ class SemiSync:
         return float(self._tokens) if self.config.weighting == "tokens" else 1.0
 
     def _unsettled(self) -> list[int]:
-        """Rows that a run resumed from here has to exchange at once."""
-        in_flight = self._current.intent if self._current is not None else None
-        return _union(in_flight or [], self._pending)
+        """Rows whose exchange is under way or still to be tried."""
+        under_way = self._current.intent if self._current is not None else None
+        return _union(under_way or [], self._pending)
+
+    def _arrived_flight(self) -> Round | None:
+        """The round in flight once its reduction is complete; None if there is none or it failed."""
+        if self._future is None:
+            return None
+        round_ = self._future.result()
+        return round_ if round_.problem is None and self._manager.errored() is None and round_.rows else None
+
+    def _keys(self, rows: Iterable[int]) -> list[str]:
+        return [self.plan.rows[index].key for index in rows]
+
+    def _indices(self, keys: Iterable[str]) -> list[int]:
+        known = [row.key for row in self.plan.rows]
+        return [known.index(key) for key in keys]
 
     def _record(self, round_: Round, committed: bool, failure: object | None, seconds: float) -> None:
         payload = 4 * sum(self._site_numel[index] for index in round_.rows)
@@ -337,7 +315,7 @@ class SemiSync:
         record = RoundRecord(
             round=self.rounds,
             step=self.clock,
-            rows=[self.plan.rows[index].key for index in round_.rows],
+            rows=self._keys(round_.rows),
             participants=round_.participants if committed else 0,
             sites=round_.sites,
             bytes_sent=wire,
@@ -354,11 +332,6 @@ class SemiSync:
             logger.warning("round after inner step %d was not committed: %s", self.clock, record.error)
         if self._on_round is not None:
             self._on_round(record)
-
-
-def _as_number(fingerprint: Mapping[str, str]) -> int:
-    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 2
 
 
 def _union(first: list[int], second: list[int]) -> list[int]:

@@ -1,8 +1,9 @@
 """One round's exchange: quorum, agreement, reduction. Knows nothing of methods or of how results are applied."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.distributed import ReduceOp
@@ -93,6 +94,38 @@ class Exchange:
             parts.append((index, round_.buffer[start:end]))
             start = end
         return parts
+
+    def describe(self, round_: Round) -> dict[str, Any]:
+        """A reduced round without its tensors, as JSON values."""
+        return {
+            "rows": [self._rows[index].row.key for index in round_.rows],
+            "clock": round_.clock,
+            "sites": round_.sites,
+            "trailer": round_.buffer[-TRAILER:].tolist(),
+        }
+
+    def checkpoint_state(self, round_: Round | None) -> dict[str, dict[str, torch.Tensor]]:
+        """Reduced values of every row that can be in flight, zeros where nothing is.
+
+        A checkpoint is loaded into the tensors of a fresh object, so the keys may not depend on the moment.
+        """
+        parts = dict(self.parts(round_)) if round_ is not None else {}
+        return {
+            row.row.key: row.named_parts(parts.get(index, torch.zeros(row.numel, device=row.device)))
+            for index, row in enumerate(self._rows)
+            if row.row.delay
+        }
+
+    def restore(self, description: Mapping[str, Any], state: Mapping[str, Any]) -> Round:
+        """The reduced round that ``describe`` and ``checkpoint_state`` told of."""
+        keys = [row.row.key for row in self._rows]
+        rows = [keys.index(key) for key in description["rows"]]
+        round_ = Round(intent=rows, clock=description["clock"], weight=0.0, rows=rows, sites=description["sites"])
+        self.fill(round_)
+        for index, part in self.parts(round_):
+            self._rows[index].fill_from_parts(part, state[keys[index]])
+        round_.buffer[-TRAILER:] = torch.tensor(description["trailer"])
+        return round_
 
     def run(self, round_: Round, before_reduce: Callable[[], None]) -> Round:
         """Quorum, agreement and reduction; errors end up in ``round_.problem``, never as exceptions

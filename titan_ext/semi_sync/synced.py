@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from titan_ext.semi_sync.outer_optimizer import OuterSettings, build_outer_optimizer
 from titan_ext.semi_sync.plan import PARAMETERS, SyncRow
-from titan_ext.semi_sync.views import ModelView, like
+from titan_ext.semi_sync.views import ModelView, like, local_tensor
 
 
 class SyncedRow:
@@ -139,6 +139,16 @@ class SyncedRow:
         """Name and local tensor of everything the row covers on this rank."""
         return list(zip(self.names, self._locals(), strict=True))
 
+    def named_parts(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A flat ``[numel]`` tensor as parameters' shards by name, with global shapes."""
+        return {name: self._with_global_shape(name, part) for name, part in zip(self.names, self.split(flat))}
+
+    @torch.no_grad()
+    def fill_from_parts(self, flat: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> None:
+        """The inverse of ``named_parts``, into ``flat``."""
+        for name, part in zip(self.names, self.split(flat)):
+            part.copy_(local_tensor(parts[name]))
+
     def _with_global_shape(self, name: str, value: Any) -> Any:
         parameter = self._view.parameters[name]
         if isinstance(value, torch.Tensor) and value.dim() == parameter.dim() and value.dim() > 0:
@@ -169,8 +179,8 @@ class SyncedRow:
         if name not in state:
             raise ValueError(f"the peer's shared state lacks {name}")
         for key, value in state[name].items():
-            if isinstance(value, torch.Tensor) and hasattr(value, "to_local"):
-                value = value.to_local()
+            if isinstance(value, torch.Tensor):
+                value = local_tensor(value)
             if key == "global":
                 _copy_checked(name, part, value)
             elif self.outer is not None:

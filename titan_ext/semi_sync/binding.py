@@ -1,0 +1,82 @@
+"""Binding a plan to a rank: which of its parameters belong to which row, and what all sites must share."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+
+from titan_ext.semi_sync.config import SemiSyncConfig
+from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
+from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
+from titan_ext.semi_sync.site import SiteRanks
+from titan_ext.semi_sync.synced import SyncedRow
+from titan_ext.semi_sync.views import ModelView
+
+# Settings that a site may choose for itself; all others must be equal at all sites.
+_SITES_OWN = {"bucket_mib", "global_device"}
+
+
+def bind_rows(plan: SyncPlan, config: SemiSyncConfig, view: ModelView, site: SiteRanks) -> list[SyncedRow]:
+    """Bind every row of the plan to the shards that this rank holds. A collective over the site.
+
+    Fragments are cut from the whole model, so that every pipeline stage agrees on them; a rank may
+    hold nothing of a fragment and still takes part in its rounds.
+
+    Args:
+        plan: the method's plan.
+        config: resolved settings.
+        view: this rank's tensors.
+        site: the ranks whose tensors make up the model.
+
+    Raises:
+        ValueError: fragments that do not fit the model, or a state that no optimizer keeps.
+    """
+    sizes: dict[str, int] = {}
+    for rank_sizes in site.gather(view.sizes()):
+        sizes.update(rank_sizes)
+    if config.fragments is not None:
+        home = deal_by_modules(sizes, config.fragments)
+    else:
+        home = deal_by_bytes(sizes, config.num_fragments)
+    for row in plan.rows:
+        view.check_state(row.state)
+    device = torch.device("cpu") if config.global_device == "cpu" else None
+    return [
+        SyncedRow(
+            row,
+            [
+                name
+                for name, parameter in view.parameters.items()
+                if home[name] == row.fragment and (row.state == PARAMETERS or parameter.requires_grad)
+            ],
+            view,
+            outer_name=config.outer_optimizer,
+            outer_settings=config.outer_settings(),
+            global_device=device,
+        )
+        for row in plan.rows
+    ]
+
+
+def fingerprint_of(config: SemiSyncConfig, rows: Sequence[SyncedRow], site: SiteRanks) -> dict[str, str]:
+    """What must be equal at ranks that exchange, by key, so that a mismatch can be named. A collective."""
+    settings = {key: repr(value) for key, value in asdict(config).items() if key not in _SITES_OWN}
+    shards = [(row.row.key, name, tuple(tensor.shape)) for row in rows for name, tensor in row.described()]
+    return settings | {
+        "model and layout": hashlib.sha256(repr(shards).encode()).hexdigest()[:16],
+        "ranks": str(len(site.gather(None))),
+    }
+
+
+def fingerprint_number(fingerprint: Mapping[str, str]) -> int:
+    """A non-negative number below 2**62 that equal fingerprints share."""
+    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 2
+
+
+def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    """The keys in which two fingerprints differ, with both values."""
+    keys = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    return "; ".join(f"{key}: theirs {theirs.get(key)}, ours {ours.get(key)}" for key in keys)
