@@ -1,0 +1,25 @@
+"""The ``titan-ext bench`` command."""
+
+import argparse
+import json
+from importlib import import_module
+
+# Name on the command line -> module with HELP, add_arguments(parser) and run(options) -> figures.
+_BENCHMARKS = {"overhead": "titan_ext.bench.overhead"}
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``bench`` and its benchmarks."""
+    parser = subparsers.add_parser("bench", help="measure speed; every figure is a ratio within one run")
+    names = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    for name, module in _BENCHMARKS.items():
+        benchmark = import_module(module)
+        child = names.add_parser(name, help=benchmark.HELP, description=benchmark.__doc__)
+        benchmark.add_arguments(child)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run one benchmark and print its figures as the last line."""
+    figures = import_module(_BENCHMARKS[options.benchmark]).run(options)
+    print(json.dumps({"benchmark": options.benchmark, **figures}), flush=True)
+    return 0
