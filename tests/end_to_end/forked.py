@@ -1,0 +1,105 @@
+"""Real sites of real processes, without paying for the imports of each.
+
+A server process imports torchtitan once; every rank is a fork of it that runs ``titan_ext.train`` as
+torchrun would have started it.
+"""
+
+import json
+import multiprocessing
+import os
+import socket
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchft._torchft import LighthouseServer
+
+_PRELOAD = ["titan_ext.train", "titan_ext.trainer", "titan_ext.config.load", "titan_ext.models.llama3", "titan_ext.data"]
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(_PRELOAD)
+
+
+@dataclass
+class SiteRun:
+    """A site's processes and what they left behind."""
+
+    name: str
+    folder: Path
+    ranks: list[Any]
+
+    def wait(self, timeout: float = 240) -> list[int]:
+        """Exit codes of the ranks; those that hang are killed and count as -9."""
+        for rank in self.ranks:
+            rank.join(timeout)
+            if rank.is_alive():
+                rank.kill()
+                rank.join()
+        return [rank.exitcode for rank in self.ranks]
+
+    def log(self) -> str:
+        return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("rank*.txt")))
+
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.folder / self.name / "summary.json").read_text())
+
+    def lines(self, kind: str) -> list[dict[str, Any]]:
+        path = self.folder / self.name / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [line for line in lines if line["kind"] == kind]
+
+    def losses(self) -> list[float]:
+        return [line["loss"] for line in self.lines("step")]
+
+
+@contextmanager
+def lighthouse(min_sites: int):
+    """A lighthouse; yields its URL on loopback."""
+    server = LighthouseServer(bind="[::]:0", min_replicas=min_sites, join_timeout_ms=60_000, heartbeat_timeout_ms=2000)
+    try:
+        yield f"http://127.0.0.1:{server.address().rsplit(':', 1)[1]}"
+    finally:
+        server.shutdown()
+
+
+def start_site(config: Path, name: str, ranks: int, url: str, *flags: str) -> SiteRun:
+    """Start every rank of a site; its dump folder is ``<folder of the config>/<name>``."""
+    folder = config.parent
+    port = free_port()
+    arguments = ["--config", str(config), "--site", name, f"--dump_folder={folder}", *flags]
+    processes = []
+    for rank in range(ranks):
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHFT_LIGHTHOUSE": url,
+            "RUST_LOG": "warn",
+        }
+        log = folder / f"rank_{name}_{rank}.txt"
+        process = _context.Process(target=_run_rank, args=(environment, arguments, str(log)))
+        process.start()
+        processes.append(process)
+    return SiteRun(name, folder, processes)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _run_rank(environment: dict[str, str], arguments: list[str], log: str) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(environment)
+    import torch
+
+    torch.set_num_threads(1)
+    from titan_ext.train import main
+
+    main(arguments)

@@ -1,0 +1,44 @@
+"""A site's corpus, tokenizer and data loader.
+
+The names below are imported on first use: the command line reads this package to print its help,
+and must not wait for torch to do so. Every module here that imports torchtitan prepares the
+platform before it does.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from titan_ext.data.byte_tokenizer import ByteTokenizer
+    from titan_ext.data.corpus import Corpus, open_corpus
+    from titan_ext.data.dataset import PackedTextDataset
+    from titan_ext.data.loader import TextDataLoader
+    from titan_ext.data.tokenizer import resolve_tokenizer, vocabulary_size
+
+_MODULE_OF = {
+    "ByteTokenizer": "byte_tokenizer",
+    "Corpus": "corpus",
+    "PackedTextDataset": "dataset",
+    "TextDataLoader": "loader",
+    "open_corpus": "corpus",
+    "resolve_tokenizer": "tokenizer",
+    "vocabulary_size": "tokenizer",
+}
+
+__all__ = [
+    "ByteTokenizer",
+    "Corpus",
+    "PackedTextDataset",
+    "TextDataLoader",
+    "open_corpus",
+    "resolve_tokenizer",
+    "vocabulary_size",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value

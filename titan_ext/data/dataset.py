@@ -1,0 +1,128 @@
+"""A site's documents as an endless or finite stream of packed sequences."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch.distributed.checkpoint.stateful import Stateful
+from torch.utils.data import IterableDataset, get_worker_info
+
+from titan_ext.data.feed import Feed
+from titan_ext.data.packing import Cursor, Sample, pack
+from titan_ext.errors import UserError
+from titan_ext.platform import prepare
+
+prepare()
+
+from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
+
+
+class PackedTextDataset(IterableDataset, Stateful):
+    """Packed sequences of one data-parallel rank.
+
+    Endless, each rank (and loader worker) reads its own part of the documents, over and over, each
+    epoch in an order of its own. Finite, one pass, every rank must end after as many sequences as
+    the others, or they would wait for each other for ever; so all ranks pack the same documents and
+    take turns with the sequences, and the last incomplete turn is dropped.
+
+    Args:
+        feed: The site's documents.
+        tokenizer: Splits text into tokens; its begin and end marks are added where it has them.
+        seq_len: Tokens of a sequence.
+        dp_rank: This rank among those with different data.
+        dp_world_size: How many they are.
+        infinite: Whether to start again at the end.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        tokenizer: BaseTokenizer,
+        seq_len: int,
+        dp_rank: int = 0,
+        dp_world_size: int = 1,
+        infinite: bool = True,
+    ) -> None:
+        self._feed = feed
+        self._tokenizer = tokenizer
+        self._seq_len = seq_len
+        self._dp_rank = dp_rank
+        self._dp_world_size = dp_world_size
+        self._infinite = infinite
+        self._cursor = Cursor()
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Sequences from the cursor on; a finite pass that has ended starts anew."""
+        worker = get_worker_info()
+        shard, shards = self._shard(worker.id if worker else 0, worker.num_workers if worker else 1)
+        turns, mine = (1, 0) if self._infinite else (self._dp_world_size, self._dp_rank)
+        turn: list[Sample] = []
+        for cursor, sample in pack(self._documents(shard, shards), self._seq_len, self._cursor.offset):
+            turn.append(sample)
+            if len(turn) == turns:
+                # Before the yield: the loader asks for the state while this generator stands there.
+                self._cursor = cursor
+                yield turn[mine]
+                turn = []
+        self._cursor = Cursor()
+
+    def check(self, batch_size: int, workers: int) -> None:
+        """Reads one batch's worth of text, so that what is wrong with a corpus shows before training.
+
+        Args:
+            batch_size: Sequences of a batch.
+            workers: Loader workers, each of which makes batches of its own; 0 counts as 1.
+
+        Raises:
+            UserError: there is too little text for one batch, or it cannot be read.
+        """
+        workers = max(workers, 1)
+        self._feed.check(self._dp_world_size * workers if self._infinite else 1)
+        needed = batch_size * self._seq_len * (1 if self._infinite else self._dp_world_size)
+        found = [self._count(worker, workers, needed) for worker in range(workers)]
+        # A finite pass may leave a worker idle; an endless one would make it repeat a few words.
+        if (min(found) if self._infinite else max(found)) < needed:
+            raise UserError(
+                f"data = {self._feed.name!r}: too little text for one batch: {min(found)} tokens of the {needed} "
+                f"that data-parallel rank {self._dp_rank} of {self._dp_world_size} needs (seq_len {self._seq_len}, "
+                f"batch size {batch_size}, {workers} reader(s)); use more text or a smaller batch"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor: a few numbers, whatever the corpus."""
+        return {"epoch": self._cursor.epoch, "place": self._cursor.place, "offset": self._cursor.offset}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up where a dataset of the same settings had come to."""
+        self._cursor = Cursor(**state_dict)
+
+    def _shard(self, worker: int, workers: int) -> tuple[int, int]:
+        if self._infinite:
+            return self._dp_rank * workers + worker, self._dp_world_size * workers
+        return worker, workers
+
+    def _documents(self, shard: int, shards: int) -> Iterator[tuple[int, Any, np.ndarray]]:
+        epoch, place = self._cursor.epoch, self._cursor.place
+        while True:
+            whole_epoch, found = place is None, False
+            for place, tokens in self._tokens(epoch, place, shard, shards):
+                found = True
+                yield epoch, place, tokens
+            if not self._infinite:
+                return
+            if whole_epoch and not found:
+                raise UserError(f"data = {self._feed.name!r}: no text for reader {shard} of {shards}")
+            epoch, place = epoch + 1, None
+
+    def _tokens(self, epoch: int, place: Any, shard: int, shards: int) -> Iterator[tuple[Any, np.ndarray]]:
+        for found, text in self._feed.read(epoch, place, shard, shards):
+            if text:
+                yield found, np.asarray(self._tokenizer.encode(text, add_bos=True, add_eos=True), np.int64)
+
+    def _count(self, worker: int, workers: int, needed: int) -> int:
+        count = 0
+        for _, tokens in self._tokens(0, None, *self._shard(worker, workers)):
+            count += max(len(tokens) - 1, 0)
+            if count >= needed:
+                break
+        return count

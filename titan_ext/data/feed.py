@@ -1,0 +1,93 @@
+"""Documents in reading order, from any place: what packing draws from.
+
+A place is where a document stands in an epoch: plain data, small, and enough for a feed built from
+the same settings to go on with that very document.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from titan_ext.data.corpus import Corpus
+from titan_ext.data.order import Split, epoch_order, share, split_documents
+from titan_ext.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """Which documents of a corpus are read, and how they are shuffled."""
+
+    seed: int
+    shuffle: bool
+    shuffle_buffer: int
+    split: Split
+    holdout_fraction: float
+    share_index: int
+    share_count: int
+
+
+class Feed(Protocol):
+    """Documents of one site."""
+
+    name: str
+
+    def read(self, epoch: int, place: Any, shard: int, shards: int) -> Iterator[tuple[Any, str]]:
+        """Documents of part ``shard`` of ``shards`` in ``epoch``, from ``place`` on (None: the start)."""
+
+    def settings(self) -> dict[str, Any]:
+        """What a place means nothing without."""
+
+    def check(self, shards: int) -> None:
+        """Raises UserError if a part of ``shards`` would be without a document."""
+
+
+class CorpusFeed:
+    """The site's documents of a local corpus; a place is a position in the shard's order."""
+
+    def __init__(self, corpus: Corpus, selection: Selection) -> None:
+        self.name = corpus.name
+        self.corpus = corpus
+        self._selection = selection
+        chosen = split_documents(len(corpus), selection.split, selection.holdout_fraction)
+        self.documents = share(chosen, selection.share_index, selection.share_count)
+        units = corpus.units()
+        self._units = None if units is None else units[self.documents]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Numbers of the site's documents in the order of an epoch, ``[documents]`` int64."""
+        if not self._selection.shuffle:
+            return self.documents
+        return epoch_order(
+            self.documents, self._units, self._selection.seed, epoch, self._selection.shuffle_buffer
+        )
+
+    def read(self, epoch: int, place: int | None, shard: int, shards: int) -> Iterator[tuple[int, str]]:
+        """Documents of part ``shard`` of ``shards`` in ``epoch``, from ``place`` on (None: the start)."""
+        mine = self.order(epoch)[shard::shards].copy()
+        for position in range(place or 0, len(mine)):
+            yield position, self.corpus.read(int(mine[position]))
+
+    def settings(self) -> dict[str, Any]:
+        """What a position means nothing without."""
+        chosen = self._selection
+        return {
+            "documents": len(self.corpus),
+            "seed": chosen.seed if chosen.shuffle else None,
+            "shuffle_buffer": chosen.shuffle_buffer if chosen.shuffle and self._units is not None else None,
+            "split": chosen.split,
+            "holdout_fraction": chosen.holdout_fraction,
+            "share": f"{chosen.share_index} of {chosen.share_count}",
+        }
+
+    def check(self, shards: int) -> None:
+        """Raises UserError, on every rank alike, if a part of ``shards`` would be without a document."""
+        if len(self.documents) >= shards:
+            return
+        chosen = self._selection
+        raise UserError(
+            f"data = {self.name!r}: {len(self.documents)} documents (split {chosen.split!r}, part "
+            f"{chosen.share_index} of {chosen.share_count}) cannot be dealt to {shards} readers; "
+            "use more documents, fewer data-parallel ranks or fewer num_workers"
+        )
