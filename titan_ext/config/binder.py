@@ -1,0 +1,267 @@
+"""Strict binding of tables onto dataclasses, by their type hints."""
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from titan_ext.config.flags import FlagText
+from titan_ext.config.settings import UNSET, Settings, hint, nearest, one_line
+from titan_ext.errors import UserError
+
+_COMPLAINT = re.compile(r"^(?:\w+\.)?(\w+) = .*?: (.*)$", re.DOTALL)
+_KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+_GIVEN = {bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "a list", dict: "a table"}
+
+
+class Binder:
+    """Binds the settings of one site; every refusal is one line that names the key.
+
+    Args:
+        settings: where values come from and how errors are worded.
+        elsewhere: keys of all sections by name, to point at the right section for a misplaced key.
+    """
+
+    def __init__(self, settings: Settings, elsewhere: Mapping[str, list[str]] | None = None) -> None:
+        self._settings = settings
+        self._elsewhere = elsewhere or {}
+
+    def section(self, key: str, base: Any) -> Any:
+        """``base`` (an instance, or a class) with what is set under the dotted ``key``."""
+        table = self._settings.table(key)
+        return self.table(base, table, key) if table or isinstance(base, type) else base
+
+    def table(self, base: Any, table: Mapping[str, Any], key: str) -> Any:
+        """A dataclass instance from ``base`` (an instance, or a class) and a table.
+
+        Raises:
+            UserError: an unknown key, a wrong type or value, or the dataclass's own check.
+        """
+        owner = base if isinstance(base, type) else type(base)
+        hints = field_types(owner)
+        for name in table:
+            if name not in hints:
+                raise self._unknown(key, name, table[name], hints)
+        values = {
+            name: self.value(hints[name], given, f"{key}.{name}", getattr(base, name, UNSET))
+            for name, given in table.items()
+        }
+        missing = [] if base is not owner else [name for name in _required(owner) if name not in values]
+        if missing:
+            raise self._settings.error(f"{key}.{missing[0]}", "is missing")
+
+        def build(names: Iterable[str]) -> Any:
+            chosen = {name: values[name] for name in names}
+            return owner(**chosen) if base is owner else dataclasses.replace(base, **chosen)
+
+        return self.guard(key, owner, lambda: build(values), lambda: _culprit(build, values))
+
+    def guard(
+        self, key: str, owner: Any, build: Callable[[], Any], culprit: Callable[[], str | None] = lambda: None
+    ) -> Any:
+        """``build()``, with the complaint of a dataclass's own check as our one line.
+
+        Args:
+            key: the section that is built.
+            owner: its class.
+            build: what may raise ``ValueError`` and the like.
+            culprit: finds the field that is to blame, if only one can be.
+        """
+        try:
+            return build()
+        except (ValueError, AssertionError, TypeError, NotImplementedError) as error:
+            raise self._complaint(key, owner, str(error), culprit()) from None
+
+    def _complaint(self, key: str, owner: Any, message: str, culprit: str | None) -> UserError:
+        """Somebody else's message about a section, placed at the key that it speaks of."""
+        message = one_line(message)
+        names = list(field_types(owner)) if dataclasses.is_dataclass(owner) else []
+        match = _COMPLAINT.match(message)
+        if match and match.group(1) in names:
+            name, message = match.groups()
+        elif culprit is not None:
+            name = culprit
+        else:
+            spoken = [name for name in names if re.search(rf"(?<!\w){name}(?!\w)", message, re.IGNORECASE)]
+            chosen = [name for name in spoken if self._settings.get(f"{key}.{name}", UNSET) is not UNSET]
+            name = next(iter(chosen or spoken), None)
+        if name is None:
+            return self._settings.error(key, message)
+        dotted = f"{key}.{name}"
+        return self._settings.error(dotted, message, self._settings.get(dotted, UNSET))
+
+    def value(self, expected: Any, given: Any, key: str, base: Any = UNSET) -> Any:
+        """``given`` as the type ``expected``; a table lands on ``base`` where that is a dataclass."""
+        origin, arguments = get_origin(expected), get_args(expected)
+        if origin is Annotated:
+            return self.value(arguments[0], given, key, base)
+        if isinstance(given, FlagText):
+            return self._flag(expected, given, key, base)
+        if dataclasses.is_dataclass(base) and isinstance(given, Mapping):
+            return self.table(base, given, key)
+        if expected is Any or expected is object:
+            return given
+        if origin in (Union, types.UnionType):
+            return self._union(arguments, given, key, base)
+        if origin is Literal:
+            return self._literal(arguments, given, key)
+        if expected in _KINDS:
+            return self._scalar(expected, given, key)
+        if dataclasses.is_dataclass(expected):
+            if not isinstance(given, Mapping):
+                raise self._wrong(expected, given, key)
+            return self.table(expected, given, key)
+        if isinstance(expected, type) and issubclass(expected, Enum):
+            return self._enum(expected, given, key)
+        return self._container(expected, origin or expected, arguments, given, key)
+
+    def _scalar(self, expected: type, given: Any, key: str) -> Any:
+        if expected is float and isinstance(given, int) and not isinstance(given, bool):
+            return float(given)
+        if not isinstance(given, expected) or (expected is int and isinstance(given, bool)):
+            raise self._wrong(expected, given, key)
+        if expected is float and math.isnan(given):
+            raise self._settings.error(key, "must be a number, got nan")
+        return given
+
+    def _literal(self, allowed: tuple, given: Any, key: str) -> Any:
+        for each in allowed:
+            if each == given and type(each) is type(given):
+                return each
+        raise self._settings.error(key, f"not one of the values; {hint(str(given), map(str, allowed))}", given)
+
+    def _enum(self, expected: type[Enum], given: Any, key: str) -> Any:
+        for member in expected:
+            if given in (member.value, member.name):
+                return member
+        names = [str(member.value) for member in expected]
+        raise self._settings.error(key, f"not one of the values; {hint(str(given), names)}", given)
+
+    def _union(self, arms: tuple, given: Any, key: str, base: Any) -> Any:
+        if type(None) in arms and (given is None or given == "none"):
+            return None
+        arms = tuple(arm for arm in arms if arm is not type(None))
+        if len(arms) == 1:
+            return self.value(arms[0], given, key, base)
+        for arm in arms:
+            try:
+                return self.value(arm, given, key, base)
+            except UserError:
+                continue
+        raise self._wrong(Union[arms], given, key)
+
+    def _container(self, expected: Any, kind: Any, arguments: tuple, given: Any, key: str) -> Any:
+        if kind is dict and isinstance(given, Mapping):
+            inner = arguments[1] if arguments else Any
+            return {name: self.value(inner, each, f"{key}.{name}") for name, each in given.items()}
+        if kind in (list, tuple, typing.Sequence, Iterable) and isinstance(given, (list, tuple)):
+            return self._sequence(expected, kind, arguments, given, key)
+        if kind not in (dict, list, tuple):
+            raise self._settings.error(key, "cannot be set from a configuration file")
+        raise self._wrong(expected, given, key)
+
+    def _sequence(self, expected: Any, kind: Any, arguments: tuple, given: list, key: str) -> Any:
+        if kind is tuple and arguments and arguments[-1] is not Ellipsis:
+            if len(arguments) != len(given):
+                raise self._wrong(expected, given, key)
+            inner = list(arguments)
+        else:
+            inner = [arguments[0] if arguments else Any] * len(given)
+        values = [self.value(kind_, each, f"{key}[{place}]") for place, (kind_, each) in enumerate(zip(inner, given))]
+        return tuple(values) if kind is tuple else values
+
+    def _flag(self, expected: Any, text: FlagText, key: str, base: Any) -> Any:
+        if text.bare and not _accepts(expected, bool):
+            raise self._settings.error(key, f"needs a value: {describe(expected)}")
+        literal = text.literal()
+        if _accepts(expected, str) and not isinstance(literal, str):
+            strings = [arm for arm in _arms(expected) if arm is str or get_origin(arm) is Literal]
+            if len(strings) == len([arm for arm in _arms(expected) if arm is not type(None)]):
+                literal = str(text)
+        if _accepts(expected, bool) and text.lower() in ("true", "false"):
+            literal = text.lower() == "true"
+        if isinstance(literal, str) and _accepts(expected, float):
+            try:
+                literal = float(literal)
+            except ValueError:
+                pass
+        return self.value(expected, literal, key, base)
+
+    def _wrong(self, expected: Any, given: Any, key: str) -> UserError:
+        kind = next((name for type_, name in _GIVEN.items() if type(given) is type_), type(given).__name__)
+        return self._settings.error(key, f"must be {describe(expected)}, got {kind}", given)
+
+    def _unknown(self, section: str, name: str, given: Any, allowed: Mapping[str, Any]) -> UserError:
+        homes = [home for home in self._elsewhere.get(name, []) if home != f"{section}.{name}"]
+        if nearest(name, allowed) is None and homes:
+            return self._settings.error(f"{section}.{name}", f"unknown key; did you mean {homes[0]}?")
+        return self._settings.error(f"{section}.{name}", f"unknown key; {hint(name, allowed)}")
+
+
+@cache
+def field_types(owner: type) -> dict[str, Any]:
+    """Types of a dataclass's public fields by name, in order."""
+    try:
+        hints = typing.get_type_hints(owner, include_extras=True)
+    except NameError:  # a name that exists only for type checkers
+        hints = {}
+    return {
+        each.name: hints.get(each.name, each.type)
+        for each in dataclasses.fields(owner)
+        if each.init and not each.name.startswith("_")
+    }
+
+
+def describe(expected: Any) -> str:
+    """A type in words: ``a list of strings``."""
+    origin, arguments = get_origin(expected), get_args(expected)
+    if origin is Annotated:
+        return describe(arguments[0])
+    if expected in _KINDS:
+        return _KINDS[expected]
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (Union, types.UnionType):
+        return " or ".join('"none"' if arm is type(None) else describe(arm) for arm in arguments)
+    if (origin or expected) in (list, tuple):
+        inner = [describe(each) for each in arguments if each is not Ellipsis]
+        return f"a list of {inner[0].removeprefix('a ').removeprefix('an ')} values" if inner else "a list"
+    return "a table" if (origin or expected) is dict or dataclasses.is_dataclass(expected) else str(expected)
+
+
+def _arms(expected: Any) -> tuple:
+    if get_origin(expected) is Annotated:
+        expected = get_args(expected)[0]
+    return get_args(expected) if get_origin(expected) in (Union, types.UnionType) else (expected,)
+
+
+def _accepts(expected: Any, kind: type) -> bool:
+    arms = _arms(expected)
+    return kind in arms or any(
+        get_origin(arm) is Literal and any(type(each) is kind for each in get_args(arm)) for arm in arms
+    )
+
+
+def _culprit(build: Callable[[Iterable[str]], Any], names: Iterable[str]) -> str | None:
+    """The one name without which ``build`` succeeds; None if there are several or none."""
+    guilty = []
+    for name in names:
+        try:
+            build([other for other in names if other != name])
+        except (ValueError, AssertionError, TypeError, NotImplementedError):
+            continue
+        guilty.append(name)
+    return guilty[0] if len(guilty) == 1 else None
+
+
+def _required(owner: type) -> list[str]:
+    return [
+        each.name
+        for each in dataclasses.fields(owner)
+        if each.init and each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+    ]

@@ -1,0 +1,175 @@
+"""One site's full trainer config from its settings."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from titan_ext.platform import prepare
+
+prepare()
+
+from torchtitan.tools.utils import device_type  # noqa: E402
+
+from titan_ext.config import defaults  # noqa: E402
+from titan_ext.config.binder import Binder, field_types  # noqa: E402
+from titan_ext.config.choices import bind_activation_checkpoint, bind_loss  # noqa: E402
+from titan_ext.config.model import ModelChoice, choose_model, flavor_config, model_module  # noqa: E402
+from titan_ext.config.optimizer import bind_optimizer  # noqa: E402
+from titan_ext.config.sections import SiteConfig  # noqa: E402
+from titan_ext.config.settings import Origin, Settings  # noqa: E402
+from titan_ext.config.tokenizer import TokenizerChoice, choose_tokenizer  # noqa: E402
+from titan_ext.data import TextDataLoader  # noqa: E402
+from titan_ext.trainer import Trainer  # noqa: E402
+
+# Fields of the trainer's config that are not sections: other keys of ours decide them.
+_DECIDED = {"model_spec", "hf_assets_path", "dump_folder", "tokenizer", "dataloader", "site"}
+_CHOSEN = {"loss", "activation_checkpoint", "optimizer"}
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What became of a site's settings."""
+
+    config: Trainer.Config
+    model: ModelChoice
+    tokenizer: TokenizerChoice
+    derived: dict[str, Origin]
+    """Layer of the values that the user did not set and torchtitan did not either, by dotted key."""
+
+
+def section_names() -> list[str]:
+    """Sections that map onto torchtitan's dataclasses and ours, by name."""
+    return [name for name in field_types(Trainer.Config) if name not in _DECIDED]
+
+
+def keys_by_name() -> dict[str, list[str]]:
+    """Dotted keys of all sections by the name of the key, to point at the right section."""
+    from titan_ext.config.choices import LossSection
+
+    plain = Trainer.Config()
+    homes: dict[str, list[str]] = {}
+    owners = {name: type(getattr(plain, name)) for name in section_names()}
+    owners |= {"loss": LossSection, "data": TextDataLoader.Config}
+    for section, owner in owners.items():
+        for name in field_types(owner) if dataclasses.is_dataclass(owner) else ():
+            homes.setdefault(name, []).append(f"{section}.{name}")
+    for name in ("name", "lr", "betas", "eps", "weight_decay"):
+        homes.setdefault(name, []).append(f"optimizer.{name}")
+    return homes
+
+
+def build_config(settings: Settings, site: SiteConfig, *, tokenizer: str, hf_assets_path: str | None) -> Built:
+    """The trainer config of one site, ready to build; reads only this site's tokenizer.
+
+    Args:
+        settings: what the user set for the site.
+        site: who it is.
+        tokenizer: ``byte`` or a path.
+        hf_assets_path: folder of Hugging Face assets, if the user names one.
+
+    Raises:
+        UserError: a key, type or value is wrong.
+    """
+    binder = Binder(settings, keys_by_name())
+    chosen = choose_tokenizer(settings, tokenizer)
+    model, spec = choose_model(settings, chosen.vocabulary)
+    base = _base_config(settings, model)
+    derived = _flavored(base)
+    if base.validator.dataloader == type(base.validator)().dataloader:
+        # torchtitan's default reads C4 from the network; ours needs a dataset only once validation is on.
+        base.validator.dataloader = TextDataLoader.Config(infinite=False)
+    derived |= dict.fromkeys(
+        defaults.apply_defaults(base, _situation(settings, base, site), settings.origins), Origin.TITAN_EXT
+    )
+    changes = {name: binder.section(name, getattr(base, name)) for name in section_names() if name not in _CHOSEN}
+    vocabulary = getattr(spec.model, "vocab_size", chosen.vocabulary)
+    changes |= {
+        "model_spec": spec,
+        "site": site,
+        "tokenizer": chosen.config,
+        "dump_folder": os.path.join(dump_root(settings), site.name),
+        "dataloader": _dataloader(settings, binder, base),
+        "optimizer": bind_optimizer(settings, binder, base.optimizer),
+        "activation_checkpoint": bind_activation_checkpoint(settings, binder, base.activation_checkpoint),
+        "loss": bind_loss(settings, binder, base.loss, vocabulary, max(1, changes["training"].seq_len)),
+    }
+    changes["hf_assets_path"] = hf_assets_path or chosen.assets_path or _export_folder(changes)
+    config = _assembled(settings, base, changes)
+    if model.vocabulary_derived:
+        derived["model.vocab_size"] = Origin.TOKENIZER
+    return Built(config, model, chosen, derived)
+
+
+def dump_root(settings: Settings) -> str:
+    """The run's ``dump_folder``, which holds a folder for each site."""
+    stem = os.path.splitext(os.path.basename(settings.file))[0]
+    folder = settings.get("dump_folder", defaults.DUMP_FOLDER.format(stem=stem))
+    folder = Binder(settings).value(str, folder, "dump_folder")
+    if not folder.strip():
+        raise settings.error("dump_folder", "must name a folder", folder)
+    return os.path.expanduser(folder)
+
+
+def _base_config(settings: Settings, model: ModelChoice) -> Trainer.Config:
+    """What the flavor's config registry says, as our trainer's config."""
+    found = flavor_config(model_module(settings), model.flavor)
+    if found is None:
+        return Trainer.Config()
+    if not isinstance(found, Trainer.Config):
+        # A spec of torchtitan's own: its trainer's sections are ours too, but for the metrics.
+        shared = {each.name: getattr(found, each.name) for each in dataclasses.fields(found)}
+        shared["metrics"] = _as(found.metrics, type(Trainer.Config().metrics))
+        found = Trainer.Config(**{key: value for key, value in shared.items() if key in field_types(Trainer.Config)})
+    return found
+
+
+def _flavored(base: Trainer.Config) -> dict[str, Origin]:
+    """Keys in which the flavor's config is not torchtitan's default."""
+    sections = {name: getattr(base, name) for name in section_names() if dataclasses.is_dataclass(getattr(base, name))}
+    return {
+        f"{name}.{key}": Origin.FLAVOR
+        for name, section in sections.items()
+        for key in field_types(type(section))
+        if getattr(section, key) != defaults.own_default(type(section), key)
+    }
+
+
+def _as(config: Any, owner: type) -> Any:
+    return owner(**{name: getattr(config, name) for name in field_types(type(config)) if name in field_types(owner)})
+
+
+def _situation(settings: Settings, base: Trainer.Config, site: SiteConfig) -> defaults.Situation:
+    def get(key: str) -> Any:
+        value = settings.get(key)
+        if value is None:
+            section, name = key.split(".")
+            value = getattr(getattr(base, section), name)
+        return value.literal() if hasattr(value, "literal") else value
+
+    return defaults.Situation(device_type=device_type, site_count=site.count, get=get)
+
+
+def _dataloader(settings: Settings, binder: Binder, base: Trainer.Config) -> Any:
+    if not settings.get("data.dataset"):
+        raise settings.error("data", 'is missing: give the site data = "PATH", a dataset id or "builtin:code"')
+    start = base.dataloader if isinstance(base.dataloader, TextDataLoader.Config) else TextDataLoader.Config
+    return binder.section("data", start)
+
+
+def _export_folder(changes: dict[str, Any]) -> str:
+    # torchtitan's adapter to Hugging Face's format is incomplete without a folder, and reads it otherwise.
+    return changes["dump_folder"] if changes["checkpoint"].last_save_in_hf else ""
+
+
+def _assembled(settings: Settings, base: Trainer.Config, changes: dict[str, Any]) -> Trainer.Config:
+    try:
+        return dataclasses.replace(base, **changes)
+    except (ValueError, AssertionError) as error:
+        message = str(error)
+        for word in message.replace("(", " ").replace(")", " ").split():
+            key = word.strip(",.-'`").removeprefix("--")
+            if settings.get(key) is not None and "." in key:
+                raise settings.error(key, message, settings.get(key)) from None
+        raise settings.error("", message) from None
+

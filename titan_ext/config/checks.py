@@ -1,0 +1,152 @@
+"""Checks over several keys of a site, and over the sites of a run."""
+
+import dataclasses
+from typing import Any
+
+from titan_ext.config.binder import Binder
+from titan_ext.config.model import ModelChoice
+from titan_ext.config.settings import Settings, show
+from titan_ext.config.tokenizer import TokenizerChoice
+from titan_ext.errors import UserError
+
+_AT_LEAST_ONE = (
+    "training.steps",
+    "training.seq_len",
+    "training.local_batch_size",
+    "metrics.log_freq",
+    "training.gc_freq",
+    "comm.init_timeout_seconds",
+    "comm.train_timeout_seconds",
+)
+# What a site may choose for itself although it shares the outer loop's other settings.
+_SITES_OWN = {"bucket_mib", "global_device"}
+
+
+def check_numbers(settings: Settings, config: Any) -> None:
+    """Refuse numbers that torchtitan would only stumble over later.
+
+    Raises:
+        UserError: naming the key, its value and what is allowed.
+    """
+    for key in _AT_LEAST_ONE:
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if value < 1:
+            raise settings.error(key, "must be at least 1", value)
+    batch = config.training.global_batch_size
+    if batch < 1 and batch != -1:
+        raise settings.error("training.global_batch_size", "must be -1 (one local batch a rank) or at least 1", batch)
+    if not config.training.max_norm > 0:
+        raise settings.error("training.max_norm", "must be above 0 (inf turns clipping off)", config.training.max_norm)
+    if config.lr_scheduler.warmup_steps < 0:
+        raise settings.error("lr_scheduler.warmup_steps", "must be at least 0", config.lr_scheduler.warmup_steps)
+    _check_data(settings, "data", config.dataloader)
+    if config.validator.enable:
+        if not getattr(config.validator.dataloader, "dataset", ""):
+            raise settings.error("validator.dataloader.dataset", "is missing: validation needs data of its own")
+        _check_data(settings, "validator.dataloader", config.validator.dataloader)
+
+
+def check_vocabulary(settings: Settings, config: Any, model: ModelChoice, tokenizer: TokenizerChoice) -> list[str]:
+    """Refuse a tokenizer whose ids the model has no rows for; a larger model is allowed and noted.
+
+    Returns:
+        notes for the user.
+    """
+    rows = getattr(config.model_spec.model, "vocab_size", tokenizer.vocabulary)
+    if tokenizer.vocabulary > rows:
+        problem = f"too small for the site's tokenizer of {tokenizer.vocabulary} ids; leave it out to follow that"
+        raise settings.error("model.vocab_size", problem, rows)
+    if tokenizer.vocabulary < rows and not model.vocabulary_derived:
+        return [f"the model has {rows} embedding rows, the tokenizer {tokenizer.vocabulary} ids: the rest stay unused"]
+    return []
+
+
+def check_max_length(settings: Settings, config: Any) -> None:
+    """Refuse sequences longer than the model's positions reach."""
+    try:
+        longest = config.model_spec.model.max_seq_len
+    except (AttributeError, ValueError):
+        return
+    if config.training.seq_len > longest:
+        problem = f"must be at most {longest}, the model's longest"
+        raise settings.error("training.seq_len", problem, config.training.seq_len)
+
+
+def check_outer_loop(settings: Settings, config: Any) -> list[str]:
+    """Refuse an outer loop that its method, its plan or the model does not allow.
+
+    Returns:
+        notes for the user.
+    """
+    binder = Binder(settings)
+    binder.guard("replica", type(config.replica), config.replica.validate)
+    outer = config.semi_sync
+    binder.guard("semi_sync", type(outer), outer.validate)
+    if outer.method == "none":
+        return []
+    plan = binder.guard("semi_sync", type(outer), outer.plan)
+    fragments = outer.resolved()
+    if fragments.num_fragments > 1 or fragments.fragments is not None:
+        binder.guard("semi_sync", type(outer), lambda: _deal(config, fragments))
+    first = min(row.period for row in plan.rows)
+    if config.training.steps < first:
+        return [f"training.steps ({config.training.steps}) ends before the first sync (every {first} steps)"]
+    return []
+
+
+def check_sites(file: str, sites: list) -> None:
+    """Refuse sites that cannot exchange rank by rank.
+
+    Args:
+        file: the configuration file, for the wording.
+        sites: the ``Site`` objects of the run.
+
+    Raises:
+        UserError: naming the two sites and what differs.
+    """
+    first = sites[0]
+    for other in sites[1:]:
+        for what, ours, theirs in _differences(first, other):
+            raise UserError(
+                f'{file}: sites "{first.name}" and "{other.name}" differ in {what}: {show(ours)} and {show(theirs)};'
+                " ranks are paired between sites, so model, parallel layout and outer loop must be equal"
+            )
+
+
+def _deal(config: Any, outer: Any) -> dict[str, int]:
+    from titan_ext.config.cost import parameter_shapes
+    from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
+
+    sizes = {name: shape.numel() for name, shape in parameter_shapes(config).items()}
+    if outer.fragments is not None:
+        return deal_by_modules(sizes, outer.fragments)
+    return deal_by_bytes(sizes, outer.num_fragments)
+
+
+def _check_data(settings: Settings, key: str, data: Any) -> None:
+    validate = getattr(data, "validate", None)
+    if callable(validate):
+        Binder(settings).guard(key, type(data), validate)
+
+
+def _differences(first: Any, other: Any) -> list[tuple[str, Any, Any]]:
+    """Name and the two values of everything that must be equal and is not."""
+    found = []
+    if first.model.name != other.model.name or first.model.flavor != other.model.flavor:
+        found.append(("model", f"{first.model.name} {first.model.flavor}", f"{other.model.name} {other.model.flavor}"))
+    for key in sorted({*first.model.overrides, *other.model.overrides}):
+        found.append((f"model.{key}", first.model.overrides.get(key), other.model.overrides.get(key)))
+    found += [
+        (f"parallelism.{axis} degree", getattr(first.layout, axis), getattr(other.layout, axis))
+        for axis in ("replicate", "shard", "context", "tensor", "pipeline")
+    ]
+    found += _fields("parallelism", first, other, {"data_parallel_shard_degree", "pipeline_parallel_microbatch_size"})
+    found += _fields("semi_sync", first, other, _SITES_OWN)
+    return [(what, ours, theirs) for what, ours, theirs in found if ours != theirs]
+
+
+def _fields(section: str, first: Any, other: Any, own: set[str]) -> list[tuple[str, Any, Any]]:
+    ours, theirs = getattr(first.config, section), getattr(other.config, section)
+    names = [each.name for each in dataclasses.fields(ours) if each.name not in own]
+    return [(f"{section}.{name}", getattr(ours, name), getattr(theirs, name)) for name in names]

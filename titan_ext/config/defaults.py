@@ -1,0 +1,111 @@
+"""Our defaults where torchtitan's do not suit sites that train together.
+
+They stand above torchtitan's and below the flavor's: a default is laid only where the flavor left
+torchtitan's own value. What a machine without GPU cannot do at all is ``titan_ext.platform``'s business.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+FLAVOR = "debugmodel"
+MODEL = "llama3"
+TOKENIZER = "byte"
+VOCABULARY_MULTIPLE = 8
+"""A vocabulary taken from a tokenizer is rounded up to this, so that tensor parallelism cuts it evenly
+(torchtitan's vocabulary-parallel loss needs that) and the model does not depend on the layout."""
+DUMP_FOLDER = "runs/{stem}"
+"""``dump_folder`` of ``demo.toml`` is ``runs/demo``, so two files never share one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a default may depend on."""
+
+    device_type: str
+    """torchtitan's device: ``cuda``, ``cpu`` …"""
+
+    site_count: int
+    """Sites of the run."""
+
+    get: Callable[[str], Any]
+    """The value of a dotted key as far as user and flavor say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Default:
+    """One value of ours."""
+
+    key: str
+    value: Any
+    """The value, or a function of the ``Situation``; ``MISSING`` from it leaves torchtitan's."""
+
+    why: str
+
+
+def _off_gpu(value: Any) -> Callable[[Situation], Any]:
+    return lambda situation: MISSING if situation.device_type == "cuda" else value
+
+
+def _cuda_graphs_off(situation: Situation) -> Any:
+    pipelined = (situation.get("parallelism.pipeline_parallel_degree") or 1) != 1
+    return True if pipelined or situation.device_type != "cuda" else MISSING
+
+
+def _warmup(situation: Situation) -> Any:
+    steps = situation.get("training.steps")
+    return min(200, steps // 5) if isinstance(steps, int) and steps < 1000 else MISSING
+
+
+DEFAULTS = (
+    Default("metrics.log_freq", 1, "metrics.jsonl has a line for every step"),
+    Default("metrics.enable_tensorboard", True, "a run leaves TensorBoard events"),
+    Default("debug.seed", 0, "sites start from equal parameters without sending them"),
+    Default(
+        "checkpoint.last_save_model_only",
+        lambda situation: MISSING if situation.get("checkpoint.last_save_in_hf") else False,
+        "the last checkpoint can be resumed, outer loop included; Hugging Face's format holds only a model",
+    ),
+    Default(
+        "checkpoint.initial_load_model_only",
+        lambda situation: MISSING if situation.get("checkpoint.initial_load_path") else False,
+        "torchtitan warns of its own default where no initial checkpoint is named",
+    ),
+    Default("lr_scheduler.warmup_steps", _warmup, "200 steps would fill a short run; a fifth is torchtitan's advice"),
+    Default("comm.trace_buf_size", _off_gpu(0), "the flight recorder is NCCL's"),
+    Default("training.disable_cuda_graphs", _cuda_graphs_off, "torchtitan refuses them with pipelines; CPUs have none"),
+    Default(
+        "semi_sync.method",
+        lambda situation: "none" if situation.site_count == 1 else MISSING,
+        "a single site has nobody to sync with",
+    ),
+)
+
+
+def apply_defaults(base: Any, situation: Situation, skip: Mapping[str, Any]) -> set[str]:
+    """Lay our defaults on a trainer config in place.
+
+    Args:
+        base: a ``Trainer.Config``, with what the flavor says.
+        situation: what defaults may depend on.
+        skip: keys (dotted) that the user set.
+
+    Returns:
+        the dotted keys that now hold a default of ours.
+    """
+    applied = set()
+    for default in DEFAULTS:
+        section, name = default.key.split(".")
+        owner = getattr(base, section)
+        value = default.value(situation) if callable(default.value) else default.value
+        if value is MISSING or default.key in skip or getattr(owner, name) != own_default(type(owner), name):
+            continue
+        setattr(owner, name, value)
+        applied.add(default.key)
+    return applied
+
+
+def own_default(owner: type, name: str) -> Any:
+    """The default of a dataclass's field; ``MISSING`` if it has none."""
+    each = next(each for each in fields(owner) if each.name == name)
+    return each.default_factory() if each.default_factory is not MISSING else each.default

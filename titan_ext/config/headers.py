@@ -1,0 +1,188 @@
+"""From a file's tables to the settings of each of its sites, before any of them is built."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from titan_ext.config.binder import Binder, field_types
+from titan_ext.config.flags import parse_flags
+from titan_ext.config.sections import SiteConfig, SiteHeader
+from titan_ext.config.settings import UNSET, Origin, Settings, hint
+from titan_ext.config.source import read_file
+from titan_ext.errors import UserError
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+_ONLY_IN_SITE = ("name", "index", "count")
+
+
+@dataclass(frozen=True, slots=True)
+class SitePlan:
+    """A site as the file describes it."""
+
+    settings: Settings
+    header: SiteHeader
+    site: SiteConfig
+
+
+@dataclass(frozen=True, slots=True)
+class KnownNames:
+    """What may stand at the top of a file."""
+
+    sections: Sequence[str]
+    """Names of the sections."""
+
+    homes: Mapping[str, list[str]]
+    """Dotted keys by their last part, to say where a misplaced key belongs."""
+
+
+def plan_sites(path: str, overrides: Sequence[str], known: KnownNames) -> list[SitePlan]:
+    """Merge file, site tables and flags, and check what can be known without building anything.
+
+    Args:
+        path: the TOML file.
+        overrides: flags such as ``["--training.steps", "20"]``; they apply to every site.
+        known: names that a file may use.
+
+    Raises:
+        UserError: unknown section or key, no or two names, an impossible weight …
+    """
+    tables = read_file(path)
+    flags = parse_flags(overrides)
+    sites = _site_tables(str(path), tables)
+    whole = Settings(str(path)).merge({key: value for key, value in tables.items() if key != "site"}, Origin.FILE)
+    _check_names(whole, known)
+    flagged = Settings(str(path)).merge(flags, Origin.FLAG)
+    _check_names(flagged, known)
+    tables = sites or [{}]
+    plans = [_plan(whole, table, flags, place, len(tables), known) for place, table in enumerate(tables)]
+    _check_unique(str(path), plans)
+    _share_out(plans)
+    return plans
+
+
+def _site_tables(file: str, tables: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    sites = tables.get("site", [])
+    if not isinstance(sites, list) or not all(isinstance(each, Mapping) for each in sites):
+        raise UserError(f"{file}: site: must be [[site]] tables, with double brackets, one for each site")
+    for place, table in enumerate(sites):
+        name = table.get("name", UNSET)
+        if name is UNSET:
+            raise UserError(f'{file}: [[site]] number {place + 1}: name is missing; add name = "site{place}"')
+        if not isinstance(name, str) or not _NAME.match(name):
+            raise UserError(
+                f"{file}: [[site]] number {place + 1}: name = {name!r}: must be letters, digits, '.', '_' and '-',"
+                " starting with a letter or digit, at most 64"
+            )
+    return sites
+
+
+def _plan(whole: Settings, table: Mapping, flags: Mapping, place: int, count: int, known: KnownNames) -> SitePlan:
+    settings = whole.copy()
+    settings.site = table.get("name")
+    own = Settings(whole.file, settings.site).merge(table, Origin.SITE)
+    _check_names(own, known, in_site=True)
+    settings.merge(table, Origin.SITE).merge(flags, Origin.FLAG)
+    settings.tree.pop("name", None)
+    header = _header(settings, settings.site or SiteConfig().name)
+    site = SiteConfig(
+        name=header.name,
+        index=place if header.index is None else header.index,
+        count=count if header.count is None else header.count,
+        weight=header.weight,
+    )
+    _check_header(settings, site, count)
+    return SitePlan(settings, header, site)
+
+
+def _header(settings: Settings, name: str) -> SiteHeader:
+    binder, types = Binder(settings), field_types(SiteHeader)
+    given = {key: settings.tree[key] for key in types if key in settings.tree}
+    return SiteHeader(**{"name": name} | {key: binder.value(types[key], value, key) for key, value in given.items()})
+
+
+def _check_header(settings: Settings, site: SiteConfig, listed: int) -> None:
+    if not (site.weight > 0 and math.isfinite(site.weight)):
+        raise settings.error("weight", "must be a finite number above 0", site.weight)
+    if site.count < listed:
+        raise settings.error("count", f"must be at least {listed}, the sites of this file", site.count)
+    if not 0 <= site.index < site.count:
+        raise settings.error("index", f"must be from 0 to {site.count - 1}", site.index)
+    least = settings.get("replica.min_sites")
+    least = least.literal() if hasattr(least, "literal") else least
+    if isinstance(least, int) and least > site.count:
+        raise settings.error("replica.min_sites", f"must be at most {site.count}, the number of sites", least)
+
+
+def _check_names(settings: Settings, known: KnownNames, in_site: bool = False) -> None:
+    """Refuse unknown names at the top of a layer; what is inside sections is the binder's business."""
+    header = [name for name in field_types(SiteHeader) if in_site or name not in _ONLY_IN_SITE]
+    allowed = [*header, "dump_folder", "model", "data", *known.sections]
+    for name, value in settings.tree.items():
+        if name in allowed:
+            continue
+        kind = "section" if isinstance(value, Mapping) else "key"
+        if name in _ONLY_IN_SITE:
+            raise settings.error(name, "belongs in a [[site]] table", value)
+        if kind == "key" and name in known.homes:
+            raise settings.error(name, f"unknown key; did you mean {known.homes[name][0]}?")
+        raise settings.error(name, f"unknown {kind}; {hint(name, allowed if in_site else [*allowed, 'site'])}")
+
+
+def _check_unique(file: str, plans: Sequence[SitePlan]) -> None:
+    seen: dict[str, int] = {}
+    for plan in plans:
+        # Names are folders, and some file systems do not tell A from a.
+        folded = plan.site.name.lower()
+        if folded in seen:
+            raise UserError(
+                f'{file}: site "{plan.site.name}": name = "{plan.site.name}": [[site]] number {seen[folded] + 1}'
+                " has this name already; every site needs its own"
+            )
+        seen[folded] = plan.site.index
+    indices = [plan.site.index for plan in plans]
+    for plan in plans:
+        if indices.count(plan.site.index) > 1:
+            raise plan.settings.error("index", "two sites have this index", plan.site.index)
+
+
+def _share_out(plans: Sequence[SitePlan]) -> None:
+    """Sites on one corpus each take their part of it, unless they say which."""
+    groups: dict[str, list[SitePlan]] = {}
+    for plan in plans:
+        data = plan.settings.table("data")
+        told = [key for key in ("share_index", "share_count") if key in data]
+        if len(told) == 1:
+            raise plan.settings.error(f"data.{told[0]}", "share_index and share_count go together; set both or neither")
+        if isinstance(data.get("dataset"), str):
+            groups.setdefault(str(data["dataset"]), []).append(plan)
+    for dataset, group in groups.items():
+        told = [plan for plan in group if "share_index" in plan.settings.table("data")]
+        if told and len(told) < len(group):
+            silent = next(plan for plan in group if plan not in told)
+            raise silent.settings.error(
+                "data.share_index",
+                f'is missing: site "{told[0].site.name}" says which part of {dataset!r} it takes, so all on it must',
+            )
+        if len(group) > 1 and not told:
+            for place, plan in enumerate(group):
+                plan.settings.merge({"data": {"share_index": place, "share_count": len(group)}}, Origin.TITAN_EXT)
+
+
+def select(file: str, plans: Sequence[SitePlan], name: str | None) -> SitePlan:
+    """The site called ``name``; the only one, if there is no name.
+
+    Raises:
+        UserError: no such site, or several to choose from.
+    """
+    names = [plan.site.name for plan in plans]
+    if name is None and len(plans) == 1:
+        return plans[0]
+    if name is None:
+        raise UserError(f"{file}: has {len(plans)} sites; choose one with --site NAME (one of {', '.join(names)})")
+    if name not in names:
+        raise UserError(f'{file}: no site "{name}"; {hint(name, names)}')
+    return plans[names.index(name)]
+
+

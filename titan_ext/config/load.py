@@ -1,0 +1,177 @@
+"""Loading a configuration: a file and flags to sites that can be built."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from titan_ext.platform import adapt, prepare
+
+prepare()
+
+import torch  # noqa: E402
+from torchtitan.tools.utils import device_type  # noqa: E402
+
+from titan_ext.config import checks  # noqa: E402
+from titan_ext.config.build import build_config, dump_root, keys_by_name, section_names  # noqa: E402
+from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select  # noqa: E402
+from titan_ext.config.layout import Layout, check_layout, resolve_layout  # noqa: E402
+from titan_ext.config.model import ModelChoice  # noqa: E402
+from titan_ext.config.settings import Origin, Settings, show  # noqa: E402
+from titan_ext.trainer import Trainer  # noqa: E402
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One site of a run, ready to be started."""
+
+    name: str
+    index: int
+    """Place among the sites, from 0."""
+    count: int
+    """Sites of the run."""
+    weight: float
+    """Weight in a round's mean under ``semi_sync.weighting = "site"``."""
+    nproc: int
+    """Ranks to start."""
+    config: Trainer.Config
+    """Everything the trainer needs; its ``dump_folder`` is the site's own."""
+    model: ModelChoice
+    layout: Layout
+    tokenizer: str
+    """``byte``, or the path that the user gave."""
+    dump_root: str
+    """The run's ``dump_folder``, which holds a folder for each site."""
+    settings: Settings
+    """What the user set, with where each value came from."""
+    derived: dict[str, Origin]
+    """Layer of the values that neither the user nor torchtitan chose, by dotted key."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know though it is no mistake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All sites of a file."""
+
+    path: str
+    sites: list[Site]
+
+    @property
+    def dump_folder(self) -> str:
+        """Folder that holds one folder for each site."""
+        return self.sites[0].dump_root
+
+    def site(self, name: str) -> Site:
+        """The site of that name."""
+        return next(each for each in self.sites if each.name == name)
+
+
+def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Load every site of a file and check them against each other.
+
+    Args:
+        path: a TOML file, or the ``config.json`` that a run left.
+        overrides: flags such as ``["--training.steps", "20"]``; they apply to every site.
+
+    Raises:
+        UserError: one line with file, key, value and what is allowed.
+    """
+    with _quiet():
+        plans = plan_sites(str(path), overrides, KnownNames(section_names(), keys_by_name()))
+        sites = [_build(plan, sharing=len(plans)) for plan in plans]
+        checks.check_sites(str(path), sites)
+    return Run(str(path), sites)
+
+
+def load_site(path: str | Path, name: str | None = None, overrides: Sequence[str] = ()) -> Site:
+    """Load one site of a file without building the others, whose tokenizers may be elsewhere.
+
+    Args:
+        path: a TOML file, or the ``config.json`` that a run left.
+        name: which site; not needed where the file has one.
+        overrides: flags; they count for the other sites too when a corpus is shared out.
+
+    Raises:
+        UserError: one line with file, key, value and what is allowed.
+    """
+    with _quiet():
+        plans = plan_sites(str(path), overrides, KnownNames(section_names(), keys_by_name()))
+        return _build(select(str(path), plans, name), sharing=1)
+
+
+def _build(plan: SitePlan, sharing: int) -> Site:
+    settings, header = plan.settings, plan.header
+    built = build_config(settings, plan.site, tokenizer=header.tokenizer, hf_assets_path=header.hf_assets_path)
+    config = built.config
+    checks.check_numbers(settings, config)
+    layout = resolve_layout(settings, config, header.nproc, _devices() // sharing)
+    check_layout(settings, config, layout, device_type)
+    checks.check_max_length(settings, config)
+    notes = checks.check_vocabulary(settings, config, built.model, built.tokenizer)
+    notes += checks.check_outer_loop(settings, config)
+    derived = built.derived | _fill_method(config) | _adapt(config)
+    notes += [
+        f"{key} = {show(settings.get(key))} cannot be had on this machine"
+        for key, origin in derived.items()
+        if origin is Origin.PLATFORM and settings.get(key) is not None
+    ]
+    return Site(
+        name=plan.site.name,
+        index=plan.site.index,
+        count=plan.site.count,
+        weight=plan.site.weight,
+        nproc=layout.ranks,
+        config=config,
+        model=built.model,
+        layout=layout,
+        tokenizer=header.tokenizer,
+        dump_root=dump_root(settings),
+        settings=settings,
+        derived=derived,
+        notes=notes,
+    )
+
+
+def _fill_method(config: Trainer.Config) -> dict[str, Origin]:
+    """Write the method's own defaults into the config, so that the resolved one says everything."""
+    given, config.semi_sync = config.semi_sync, config.semi_sync.resolved()
+    return {
+        f"semi_sync.{each.name}": Origin.METHOD
+        for each in fields(given)
+        if getattr(given, each.name) != getattr(config.semi_sync, each.name)
+    }
+
+
+def _adapt(config: Trainer.Config) -> dict[str, Origin]:
+    """Let the platform settle what this machine cannot do otherwise."""
+    before = {each.name: getattr(config.training, each.name) for each in fields(config.training)}
+    adapt(config)
+    changed = [key for key, value in before.items() if getattr(config.training, key) != value]
+    return {f"training.{key}": Origin.PLATFORM for key in changed}
+
+
+def _devices() -> int:
+    return torch.cuda.device_count() if device_type == "cuda" else 0
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[Any]:
+    """Mute torchtitan's warnings about dataclasses that only carry its defaults for a moment."""
+    root = logging.getLogger()
+    hush = _BelowError()
+    handlers = [*root.handlers] or [logging.lastResort]
+    for handler in handlers:
+        handler.addFilter(hush)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(hush)
+
+
+class _BelowError(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR

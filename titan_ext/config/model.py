@@ -1,0 +1,158 @@
+"""The ``[model]`` section: a model spec and its flavor's training defaults, by name."""
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
+from types import ModuleType
+from typing import Any
+
+from titan_ext.config import defaults
+from titan_ext.config.binder import Binder, field_types
+from titan_ext.config.settings import UNSET, Settings, hint, one_line
+
+VOCABULARY = "vocab_size"
+_COMPLAINT = re.compile(r"^(model\.\w+) = .*?: (.*)$")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """What determines a model: equal choices are equal models."""
+
+    name: str
+    """Folder under ``titan_ext/models``, or a dotted module path."""
+
+    flavor: str
+    overrides: Mapping[str, Any]
+    """Keyword arguments of the spec's ``model_registry`` beyond the flavor, the vocabulary included."""
+
+    vocabulary_derived: bool = field(default=False, compare=False)
+    """Whether the vocabulary is the tokenizer's because the user named none."""
+
+
+def choose_model(settings: Settings, vocabulary: int) -> tuple[ModelChoice, Any]:
+    """The model of a site and its torchtitan ``ModelSpec``.
+
+    The vocabulary is ``model.vocab_size`` where that is set, else that of the tokenizer, rounded up
+    (or the flavor's own, if the spec takes none).
+
+    Args:
+        settings: the site's settings.
+        vocabulary: number of ids of the site's tokenizer.
+
+    Raises:
+        UserError: unknown model, flavor or override, or one that the spec refuses.
+    """
+    module = model_module(settings)
+    registry = module.model_registry
+    keywords, open_ended = _keywords(module)
+    overrides = _overrides(settings, keywords, open_ended)
+    derived = VOCABULARY not in overrides and (VOCABULARY in keywords or open_ended)
+    if derived:
+        multiple = defaults.VOCABULARY_MULTIPLE
+        overrides[VOCABULARY] = -(-vocabulary // multiple) * multiple
+    flavor = _text(settings, "flavor", defaults.FLAVOR)
+    _check_flavor(settings, module, flavor)
+    try:
+        spec = registry(flavor, **overrides)
+    except (ValueError, TypeError, KeyError, AssertionError) as error:
+        raise _refused(settings, overrides, error) from None
+    return ModelChoice(_text(settings, "name", defaults.MODEL), flavor, overrides, derived), spec
+
+
+def model_module(settings: Settings) -> ModuleType:
+    """The module of ``model.name``: ours, or the user's own by its dotted path."""
+    name = _text(settings, "name", defaults.MODEL)
+    path = name if "." in name else f"titan_ext.models.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (path == error.name or path.startswith(error.name + ".")):
+            raise settings.error("model.name", f"cannot be imported: {error}", name) from None
+        if "." in name:
+            raise settings.error("model.name", f"no module {error.name!r} can be imported", name) from None
+        raise settings.error("model.name", f"unknown model; {hint(name, model_names())}", name) from None
+    if not hasattr(module, "model_registry"):
+        raise settings.error("model.name", "the module has no function model_registry(flavor, …)", name)
+    return module
+
+
+def model_names() -> list[str]:
+    """Models that come with titan_ext."""
+    package = importlib.import_module("titan_ext.models")
+    return sorted(each.name for each in pkgutil.iter_modules(package.__path__) if each.ispkg)
+
+
+def flavor_config(module: ModuleType, flavor: str) -> Any | None:
+    """What the module's ``config_registry`` says of a flavor: a ``Trainer.Config``, or None."""
+    if importlib.util.find_spec(f"{module.__name__}.config_registry") is None:
+        return None
+    registry = importlib.import_module(f"{module.__name__}.config_registry")
+    plain = flavor.lower().replace("-", "_").replace(".", "_")
+    last = module.__name__.rsplit(".", 1)[-1]
+    for name in (flavor, f"{last}_{flavor}", plain, f"{last}_{plain}"):
+        function = getattr(registry, name, None)
+        if callable(function) and not inspect.signature(function).parameters:
+            return function()
+    return None
+
+
+def _overrides(settings: Settings, keywords: Mapping[str, Any], open_ended: bool) -> dict[str, Any]:
+    given = {key: value for key, value in settings.table("model").items() if key not in ("name", "flavor")}
+    for key, value in given.items():
+        if key not in keywords and not open_ended:
+            raise settings.error(f"model.{key}", f"unknown key; {hint(key, ['name', 'flavor', *keywords])}")
+    binder = Binder(settings)
+    return {key: binder.value(keywords.get(key, Any), value, f"model.{key}") for key, value in given.items()}
+
+
+def _keywords(module: ModuleType) -> tuple[dict[str, Any], bool]:
+    """Types of the overrides that a model takes, by name, and whether it may take others too.
+
+    They are the keywords of its ``model_registry`` and, where that takes any, the fields of the
+    dataclass that its ``flavors`` are made of.
+    """
+    try:
+        parameters = inspect.signature(module.model_registry, eval_str=True).parameters
+    except NameError:  # a name that exists only for type checkers
+        parameters = inspect.signature(module.model_registry).parameters
+    found, open_ended = {}, False
+    for name, each in list(parameters.items())[1:]:
+        if each.kind is each.VAR_KEYWORD:
+            open_ended = True
+        else:
+            found[name] = Any if each.annotation is each.empty or isinstance(each.annotation, str) else each.annotation
+    flavors = getattr(module, "flavors", None)
+    sizes = next(iter(flavors.values()), None) if isinstance(flavors, Mapping) else None
+    if open_ended and is_dataclass(sizes):
+        return field_types(type(sizes)) | found, False
+    return found, open_ended
+
+
+def _check_flavor(settings: Settings, module: ModuleType, flavor: str) -> None:
+    allowed = getattr(module, "flavors", None)
+    if allowed is not None and flavor not in allowed:
+        raise settings.error("model.flavor", f"unknown flavor; {hint(flavor, allowed)}", flavor)
+
+
+def _refused(settings: Settings, overrides: Mapping[str, Any], error: Exception) -> Exception:
+    message = one_line(str(error))
+    match = _COMPLAINT.match(message)
+    if match:
+        return settings.error(match.group(1), match.group(2), settings.get(match.group(1), UNSET))
+    for key in (*overrides, "flavor", "name"):
+        if settings.get(f"model.{key}") is not None and key in message:
+            return settings.error(f"model.{key}", message, settings.get(f"model.{key}"))
+    if isinstance(error, KeyError):
+        flavor = _text(settings, "flavor", defaults.FLAVOR)
+        return settings.error("model.flavor", "unknown flavor", flavor)
+    return settings.error("model", message)
+
+
+def _text(settings: Settings, key: str, default: str) -> str:
+    return Binder(settings).value(str, settings.get(f"model.{key}", default), f"model.{key}")
+
+

@@ -1,0 +1,116 @@
+"""The resolved configuration of a site as plain data, which loads to the same site again."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from titan_ext.config.choices import activation_modes
+from titan_ext.config.settings import Origin
+
+FILE_NAME = "config.json"
+# Keys whose default is ours because torchtitan has no such key.
+_OURS = {"dump_folder", "tokenizer", "model.name", "model.flavor", "loss.chunked", "loss.num_chunks"}
+
+
+def dump_resolved(site: Any) -> dict[str, Any]:
+    """Every setting of a ``Site`` in the shape of a configuration file, ready for JSON.
+
+    ``load_site`` of a JSON file with this content gives an equal site. The key ``resolved`` adds
+    facts that are not settings (file, ranks, layout).
+    """
+    config = site.config
+    sections = {
+        each.name: plain(getattr(config, each.name))
+        for each in dataclasses.fields(config)
+        if each.name not in ("model_spec", "site", "tokenizer", "dataloader", "dump_folder", "hf_assets_path")
+    }
+    sections["loss"] = _loss(config.loss)
+    sections["activation_checkpoint"] = _activation_checkpoint(config.activation_checkpoint)
+    return {
+        "dump_folder": site.dump_root,
+        "model": {"name": site.model.name, "flavor": site.model.flavor, **plain(site.model.overrides)},
+        **sections,
+        "data": plain(config.dataloader),
+        "site": [
+            {
+                "name": site.name,
+                "index": site.index,
+                "count": site.count,
+                "weight": site.weight,
+                "nproc": site.nproc,
+                "tokenizer": site.tokenizer,
+                **({"hf_assets_path": config.hf_assets_path} if site.settings.get("hf_assets_path") else {}),
+            }
+        ],
+        "resolved": {"file": site.settings.file, "layout": dataclasses.asdict(site.layout), "notes": site.notes},
+    }
+
+
+def save_resolved(site: Any) -> Path:
+    """Write ``<dump_folder>/<site>/config.json``; the folder must exist.
+
+    Returns:
+        the file's path.
+    """
+    path = Path(site.config.dump_folder) / FILE_NAME
+    text = json.dumps(dump_resolved(site), indent=2, ensure_ascii=False)
+    draft = path.with_suffix(".json.tmp")
+    draft.write_text(text + "\n", encoding="utf-8")
+    os.replace(draft, path)
+    return path
+
+
+def origin_of(site: Any, key: str) -> Origin:
+    """The layer that a resolved key's value comes from."""
+    settings = site.settings
+    if site.derived.get(key) is Origin.PLATFORM:
+        return Origin.PLATFORM
+    spelled = _spelling(site, key)
+    if spelled is not None and settings.origin(spelled) is not None:
+        return settings.origin(spelled)
+    known = next((site.derived[each] for each in (key, ".".join(key.split(".")[:2])) if each in site.derived), None)
+    return known or (Origin.TITAN_EXT if key in _OURS else Origin.TORCHTITAN)
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, enums and tuples as what JSON knows; functions by their name."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            each.name: plain(getattr(value, each.name))
+            for each in dataclasses.fields(value)
+            if each.init and not each.name.startswith("_")
+        }
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, Enum):
+        return value.value
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return getattr(value, "__qualname__", str(value))
+
+
+def _spelling(site: Any, key: str) -> str | None:
+    """The key under which the user may have set a resolved key."""
+    if key.startswith("optimizer.param_groups") and site.settings.get("optimizer.param_groups") is None:
+        return "optimizer" if site.settings.get("optimizer") else None
+    return key
+
+
+def _loss(loss: Any) -> dict[str, Any]:
+    from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
+
+    if isinstance(loss, ChunkedLossWrapper.Config) and type(loss.loss_fn) is CrossEntropyLoss.Config:
+        return {"chunked": True, "num_chunks": loss.num_chunks}
+    return {"chunked": False} if type(loss) is CrossEntropyLoss.Config else plain(loss)
+
+
+def _activation_checkpoint(policy: Any) -> dict[str, Any]:
+    kind = None if policy is None else type(policy)
+    mode = next(mode for mode, owner in activation_modes().items() if owner is kind)
+    return {"mode": mode, **(plain(policy) if policy is not None else {})}

@@ -1,0 +1,149 @@
+"""What the user set for one site, merged from every layer, with where each value came from."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import Any
+
+from titan_ext.errors import UserError
+
+UNSET: Any = object()
+
+
+class Origin(StrEnum):
+    """Layers of configuration, strongest first."""
+
+    FLAG = "flag"
+    SITE = "site"
+    FILE = "file"
+    PLATFORM = "platform"
+    METHOD = "method"
+    TOKENIZER = "tokenizer"
+    FLAVOR = "flavor"
+    TITAN_EXT = "titan_ext"
+    TORCHTITAN = "torchtitan"
+
+
+@dataclass(slots=True)
+class Settings:
+    """The merged settings of one site.
+
+    ``error`` turns any complaint about a key into the one line that a user reads.
+    """
+
+    file: str
+    """Path of the TOML file as the user gave it."""
+
+    site: str | None = None
+    """Name of the site, once known; None for a file without ``[[site]]``."""
+
+    tree: dict[str, Any] = field(default_factory=dict)
+    """Nested tables of plain values."""
+
+    origins: dict[str, Origin] = field(default_factory=dict)
+    """Layer of every set leaf by dotted key."""
+
+    def merge(self, table: Mapping[str, Any], origin: Origin) -> "Settings":
+        """Lay a table over what is there: tables merge, everything else replaces."""
+        _merge(self.tree, self.origins, _normalised(table), origin, "")
+        return self
+
+    def copy(self) -> "Settings":
+        """An independent copy of the tables; leaves are shared."""
+        return Settings(self.file, self.site, _copied(self.tree), dict(self.origins))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value at a dotted key, or ``default``."""
+        node: Any = self.tree
+        for part in key.split("."):
+            if not isinstance(node, Mapping) or part not in node:
+                return default
+            node = node[part]
+        return node
+
+    def table(self, key: str) -> Mapping[str, Any]:
+        """The table at a key, empty if there is none.
+
+        Raises:
+            UserError: there is something else.
+        """
+        value = self.get(key, {})
+        if not isinstance(value, Mapping):
+            raise self.error(key, "must be a table", value)
+        return value
+
+    def origin(self, key: str) -> Origin | None:
+        """The layer that set a key, or something in or above it; None if nobody did."""
+        if key in self.origins:
+            return self.origins[key]
+        parts = key.split(".")
+        for end in range(len(parts) - 1, 0, -1):
+            if ".".join(parts[:end]) in self.origins:
+                return self.origins[".".join(parts[:end])]
+        return next((origin for other, origin in self.origins.items() if other.startswith(key + ".")), None)
+
+    def error(self, key: str, problem: str, value: Any = UNSET) -> UserError:
+        """One line: file, site or flag, full key, value, what is wrong."""
+        origin = self.origin(key) if key else None
+        if origin is Origin.FLAG:
+            place = f"{self.file}: flag --"
+        elif self.site is not None and origin is not Origin.FILE:
+            place = f'{self.file}: site "{self.site}": '
+        else:
+            place = f"{self.file}: "
+        shown = "" if value is UNSET else f" = {show(value)}"
+        subject = f"{key}{shown}: " if key else ""
+        return UserError(one_line(f"{place}{subject}{problem}"))
+
+
+def show(value: Any, limit: int = 80) -> str:
+    """A value as TOML would write it, cut to ``limit`` characters."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks or repeated blanks."""
+    return " ".join(text.split())
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name a user most likely meant, if any is near."""
+    names = list(allowed)
+    folded = {each.lower(): each for each in names}
+    close = get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else None
+
+
+def hint(name: str, allowed: Iterable[str]) -> str:
+    """The nearest name, if any is near, and what is allowed."""
+    names = [str(each) for each in allowed]
+    close = nearest(name, names)
+    listed = f"allowed: {', '.join(names)}"
+    return f"did you mean {close}? ({listed})" if close else listed
+
+
+def _normalised(table: Mapping[str, Any]) -> dict[str, Any]:
+    """``data = "x"`` is short for ``data = {dataset = "x"}`` at every level."""
+    data = table.get("data")
+    return {**table, "data": {"dataset": data}} if isinstance(data, str) else dict(table)
+
+
+def _merge(into: dict, origins: dict[str, Origin], table: Mapping, origin: Origin, prefix: str) -> None:
+    for key, value in table.items():
+        dotted = f"{prefix}{key}"
+        if not isinstance(value, Mapping):
+            into[key] = value
+            origins[dotted] = origin
+            continue
+        if not isinstance(into.get(key), dict):
+            into[key] = {}
+        if not value:
+            origins.setdefault(dotted, origin)
+        _merge(into[key], origins, value, origin, dotted + ".")
+
+
+def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
