@@ -39,11 +39,12 @@ def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
     from torchtitan.observability import structured_logger
     from torchtitan.tools.logging import init_logger
 
-    from titan_ext.config import check_dump_folder, load_site, save_resolved
+    from titan_ext.config import check_dump_folder, check_world_size, load_site, save_resolved
 
     init_logger()
     site = load_site(path, site_name, overrides)
     _check_launch(site)
+    check_world_size(site.config, int(os.environ["WORLD_SIZE"]))
     check_dump_folder(site.config.dump_folder)
     if os.environ["RANK"] == "0":
         save_resolved(site)

@@ -16,6 +16,7 @@ from torchtitan.tools.logging import logger  # noqa: E402
 
 from titan_ext.config.sections import SiteConfig  # noqa: E402
 from titan_ext.observe import MetricsProcessor  # noqa: E402
+from titan_ext.optimizers import OptimizersContainer  # noqa: E402
 from titan_ext.replica import Replica, ReplicaConfig  # noqa: E402
 from titan_ext.semi_sync import SemiSync, SemiSyncConfig  # noqa: E402
 
@@ -32,6 +33,7 @@ class Trainer(torchtitan_trainer.Trainer):
         semi_sync: SemiSyncConfig = field(default_factory=SemiSyncConfig)
         replica: ReplicaConfig = field(default_factory=ReplicaConfig)
         metrics: MetricsProcessor.Config = field(default_factory=MetricsProcessor.Config)
+        optimizer: OptimizersContainer.Config = field(default_factory=OptimizersContainer.Config)
 
     def __init__(self, config: Config) -> None:
         self.outer: SemiSync | None = None

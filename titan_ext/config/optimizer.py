@@ -37,7 +37,7 @@ def bind_optimizer(settings: Settings, binder: Binder, base: Any) -> Any:
 
 
 def _single_group(settings: Settings, binder: Binder, base: Any, short: Mapping[str, Any]) -> Any:
-    from torchtitan.components.optimizer import ParamGroupConfig, default_adamw
+    from torchtitan.components.optimizer import ParamGroupConfig
 
     names = optimizer_names(base)
     group = base.param_groups[-1]
@@ -45,8 +45,8 @@ def _single_group(settings: Settings, binder: Binder, base: Any, short: Mapping[
     if name not in names:
         raise settings.error("optimizer.name", f"unknown optimizer; {hint(name, names)}", name)
     accepted = hyper_parameters(base, name)
-    start = group if group.optimizer_name == name else default_adamw().param_groups[0]
-    kwargs = {key: value for key, value in start.optimizer_kwargs.items() if accepted is None or key in accepted}
+    # Another optimizer starts from its own defaults: AdamW's weight decay is not SGD's.
+    kwargs = dict(group.optimizer_kwargs) if group.optimizer_name == name else {}
     for key, value in short.items():
         if key == "name":
             continue

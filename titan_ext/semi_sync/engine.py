@@ -23,6 +23,10 @@ from titan_ext.semi_sync.views import ModelView, like
 logger = logging.getLogger(__name__)
 
 
+# Between attempts to join a quorum that forms but is too small or fails.
+_PAUSE_SECONDS = 0.5
+
+
 class SemiSync:
     """Synchronises a model between sites while each takes its own inner steps.
 
@@ -115,6 +119,7 @@ class SemiSync:
                 return
             if round_.problem is not None:
                 raise UserError(self._mismatch(round_.problem))
+            time.sleep(_PAUSE_SECONDS)
 
     def step(self, tokens: int = 1) -> None:
         """Call after each inner optimizer step.

@@ -50,17 +50,26 @@ def llama3_405b():
 def _config(flavor: str):
     # The trainer imports configurations of every part; torchtitan imports this module first.
     from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
-    from torchtitan.components.optimizer import default_adamw
+    from torchtitan.components.optimizer import ParamGroupConfig
 
     from titan_ext.data import TextDataLoader
     from titan_ext.data.byte_tokenizer import ByteTokenizer
+    from titan_ext.optimizers import OptimizersContainer
     from titan_ext.trainer import Trainer
 
     spec = model_registry(flavor)
     return Trainer.Config(
         model_spec=spec,
         loss=ChunkedLossWrapper.Config(loss_fn=CrossEntropyLoss.Config(global_vocab_size=spec.model.vocab_size)),
-        optimizer=default_adamw(lr=3e-4),
+        optimizer=OptimizersContainer.Config(
+            param_groups=[
+                ParamGroupConfig(
+                    pattern=".*",
+                    optimizer_name="AdamW",
+                    optimizer_kwargs={"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1},
+                )
+            ]
+        ),
         tokenizer=ByteTokenizer.Config(),
         dataloader=TextDataLoader.Config(dataset="builtin:code"),
     )

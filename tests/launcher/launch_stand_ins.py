@@ -1,0 +1,29 @@
+"""``titan-ext launch`` with stand-ins for the sites: python -m tests.launcher.launch_stand_ins FOLDER NAME=BEHAVIOUR …"""
+
+import sys
+from pathlib import Path
+
+from tests.launcher.sites import GRACE_SECONDS, job
+from titan_ext.cli import main
+from titan_ext.launcher import command
+from titan_ext.launcher.command import Watched, run_jobs
+
+
+def launch(folder: Path, sites: dict[str, str]) -> int:
+    return run_jobs(
+        [job(folder, name, behaviour) for name, behaviour in sites.items()],
+        [Watched(name, folder / name, 3) for name in sites],
+        max_restarts=1,
+        plain=True,
+        complete=True,
+        backoff_seconds=0.05,
+        grace_seconds=GRACE_SECONDS,
+        poll_seconds=0.02,
+    )
+
+
+if __name__ == "__main__":
+    folder, sites = Path(sys.argv[1]), dict(each.split("=") for each in sys.argv[2:])
+    # The command line's own handling of errors, around a run that needs no configuration.
+    command.run = lambda options: launch(folder, sites)
+    sys.exit(main(["launch", "unused.toml"]))

@@ -1,0 +1,54 @@
+"""A process between the launcher and a site that ends with the site, and takes all of the site along.
+
+torchrun starts each rank in a session of its own, so no signal to a process group reaches them, and
+they outlive a torchrun that is killed. The guard adopts whatever loses its parent; when the command
+ends, when it is told to stop, or when the launcher is gone (even by SIGKILL), it ends everything
+below itself.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from titan_ext.launcher.processes import adopt_orphans, die_with_parent, end_descendants
+
+_POLL_SECONDS = 0.1
+
+
+def guarded(command: Sequence[str], grace_seconds: float) -> list[str]:
+    """The command line that runs ``command`` under a guard that ends with the calling process."""
+    guard = [sys.executable, "-m", "titan_ext.launcher.guard", "--parent", str(os.getpid())]
+    return [*guard, "--grace-seconds", str(grace_seconds), "--", *command]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command under guard; returns its exit code, 128 plus the number of a signal that ended it."""
+    parser = argparse.ArgumentParser(prog="python -m titan_ext.launcher.guard", description=__doc__)
+    parser.add_argument("--parent", type=int, required=True, help="process id of the launcher")
+    parser.add_argument("--grace-seconds", type=float, required=True, help="patience between SIGTERM and SIGKILL")
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args(arguments)
+
+    stops: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda received, _frame: stops.append(received))
+    adopt_orphans()
+    die_with_parent()
+    if os.getppid() != options.parent:
+        return 128 + signal.SIGTERM  # the launcher ended before the kernel was told to report that
+    child = subprocess.Popen(options.command, preexec_fn=die_with_parent)
+    while child.poll() is None and not stops:
+        time.sleep(_POLL_SECONDS)
+    code = child.returncode
+    end_descendants(os.getpid(), options.grace_seconds)
+    if code is None:
+        return 128 + stops[0]
+    return 128 - code if code < 0 else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

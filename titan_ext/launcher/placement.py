@@ -1,0 +1,84 @@
+"""Dealing this machine's cores, GPUs and ports to the sites."""
+
+import os
+import random
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+
+from titan_ext.errors import UserError
+
+
+def torchrun_command(nproc: int, *arguments: str) -> list[str]:
+    """The command line of one site's torchrun on this machine; it takes a free port by itself."""
+    return [
+        *(sys.executable, "-m", "titan_ext.launcher.torchrun", "--standalone"),
+        *("--local-addr", "127.0.0.1", "--nproc-per-node", str(nproc)),
+        *("-m", "titan_ext.train", *arguments),
+    ]
+
+
+def deal(
+    ranks: Mapping[str, int], *, cores: int, gpus: Sequence[str], environment: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """The environment variables of each site on top of ``environment``.
+
+    Args:
+        ranks: name of the site -> processes it starts.
+        cores: processor cores to share out.
+        gpus: the GPUs' ids as in CUDA_VISIBLE_DEVICES, one for each rank; empty: none on this machine.
+        environment: the launcher's own; a thread count set there is kept.
+
+    Raises:
+        UserError: there are GPUs, but fewer than ranks.
+    """
+    total = sum(ranks.values())
+    if gpus and total > len(gpus):
+        wanted = ", ".join(f"{name} {count}" for name, count in ranks.items())
+        raise UserError(
+            f"the sites take {total} GPUs ({wanted}) and this machine shows {len(gpus)}: "
+            "lower their parallel degrees or nproc, or start some elsewhere with --only SITE"
+        )
+    dealt, first = {}, 0
+    for name, count in ranks.items():
+        dealt[name] = {
+            "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", str(max(1, cores // total))),
+            # torchtitan warns if the rank that knows the loss is not among these.
+            "LOG_RANK": ",".join(str(rank) for rank in range(count)),
+            "PYTHONUNBUFFERED": "1",
+        }
+        if gpus:
+            dealt[name]["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + count])
+        first += count
+    return dealt
+
+
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """Ids of the GPUs this process may use, as CUDA_VISIBLE_DEVICES spells them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    listed = [each.strip() for each in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
+    return listed[:count] if listed else [str(index) for index in range(count)]
+
+
+def available_cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_port() -> int:
+    """A free TCP port on the loopback interface, outside the range from which Linux serves outgoing connections.
+
+    Raises:
+        UserError: none was found.
+    """
+    for _ in range(100):
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise UserError("no free TCP port between 20000 and 32000: name one with --lighthouse-port")

@@ -1,0 +1,83 @@
+"""What a run came to: the sites' summaries, and whether they hold the same state."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from titan_ext.launcher.text import bytes_text, columns, number_text
+
+_DIGEST_CHARACTERS = 12
+
+
+class SummaryFile:
+    """A site's ``summary.json``; one that was there before this run is ignored."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._before = self._stamp()
+
+    def read(self) -> dict[str, Any] | None:
+        """The summary that this run wrote, or None."""
+        stamp = self._stamp()
+        if stamp is None or stamp == self._before:
+            return None
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _stamp(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+
+def results_table(summaries: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
+    """One line for each site below a line of titles; a site without a summary gets dashes."""
+    titles = ["site", "final loss", "steps", "tokens", "rounds", "sent", "received", "seconds", "shared state"]
+    rows = []
+    for name, summary in summaries.items():
+        found = summary or {}
+        rows.append(
+            [
+                name,
+                number_text(found.get("final_loss"), ".4f"),
+                number_text(found.get("steps"), "d"),
+                number_text(found.get("tokens"), ",d"),
+                number_text(found.get("rounds"), "d"),
+                bytes_text(found.get("bytes_sent")),
+                bytes_text(found.get("bytes_received")),
+                number_text(found.get("seconds"), ".1f"),
+                (found.get("shared_state_sha256") or "-")[:_DIGEST_CHARACTERS],
+            ]
+        )
+    return columns([titles, *rows])
+
+
+def verdict(summaries: Mapping[str, Mapping[str, Any] | None], *, complete: bool) -> tuple[bool, str]:
+    """Whether the run is sound, and a sentence on it.
+
+    Args:
+        summaries: name of the site -> its summary, None if it left none.
+        complete: all sites of the run are among them; else there may be nobody to compare with.
+    """
+    missing = [name for name, summary in summaries.items() if summary is None]
+    if missing:
+        return False, f"no summary.json from {', '.join(missing)}"
+    digests = {name: summary.get("shared_state_sha256") or "" for name, summary in summaries.items()}
+    distinct = set(digests.values())
+    if distinct == {""}:
+        return True, "the sites shared no state"
+    if len(distinct) > 1:
+        return False, "the sites' shared state DIFFERS: " + ", ".join(
+            f"{name} {digest[:_DIGEST_CHARACTERS] or 'none'}" for name, digest in digests.items()
+        )
+    digest = distinct.pop()
+    if len(digests) > 1:
+        return True, f"all {len(digests)} sites hold the same shared state, sha256 {digest}"
+    rest = "" if complete else "; at every other site it must be the same"
+    return True, f"shared state sha256 {digest}{rest}"

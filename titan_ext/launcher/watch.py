@@ -1,0 +1,87 @@
+"""From what happens to the sites to what is shown of it."""
+
+from collections.abc import Mapping
+
+from titan_ext.launcher.display import Display
+from titan_ext.launcher.follow import JsonLinesFollower
+from titan_ext.launcher.interrupt import StopRequests
+from titan_ext.launcher.supervisor import Event, Phase
+
+
+class RunWatch:
+    """Passes the sites' metrics and fates on to a display.
+
+    Args:
+        display: where to show them.
+        followers: name of the site -> its ``metrics.jsonl``.
+        max_restarts: to say how many are left.
+        stops: what the user asked for.
+    """
+
+    def __init__(
+        self,
+        display: Display,
+        followers: Mapping[str, JsonLinesFollower],
+        *,
+        max_restarts: int,
+        stops: StopRequests,
+    ) -> None:
+        self._display = display
+        self._followers = followers
+        self._max_restarts = max_restarts
+        self._stops = stops
+        self._stop_is_noted = False
+        self.failures: list[str] = []
+        """What is to be said at the end about processes that failed for good."""
+
+    def on_event(self, event: Event) -> None:
+        """A job changed its phase."""
+        # What it wrote before it ended comes before the news of its end.
+        self.show_metrics()
+        name, log = event.job.name, event.log.path
+        if event.phase is Phase.WAITING:
+            reason = event.log.error_line() or f"died with exit code {event.code}"
+            self._display.note(
+                f"{name}: {reason}; restart {event.restarts} of {self._max_restarts} in {event.delay:g} s, log: {log}"
+            )
+        elif event.phase is Phase.FAILED:
+            self.failures.append(_obituary(event))
+        if name in self._followers:
+            word, sentence = _describe(event)
+            self._display.state(name, word, sentence)
+        self._display.refresh()
+
+    def show_metrics(self) -> None:
+        """Show what the sites have written since the last call."""
+        for name, follower in self._followers.items():
+            for record in follower.poll():
+                self._display.record(name, record)
+        self._display.refresh()
+
+    def stop_requests(self) -> int:
+        """How often the user asked to stop; the first time is acknowledged."""
+        if self._stops.count and not self._stop_is_noted:
+            self._stop_is_noted = True
+            self._display.note("stopping the sites … (Ctrl-C again kills them at once)")
+            self._display.refresh()
+        return self._stops.count
+
+
+def _describe(event: Event) -> tuple[str, str]:
+    match event.phase:
+        case Phase.RUNNING:
+            return "starting", f"starting … log: {event.log.path}"
+        case Phase.WAITING:
+            return "restarting", "will be restarted"
+        case Phase.FAILED:
+            return "failed", f"failed with exit code {event.code}, log: {event.log.path}"
+        case _:
+            return str(event.phase), str(event.phase)
+
+
+def _obituary(event: Event) -> str:
+    if line := event.log.error_line():
+        return line
+    tail = [f"  | {line}" for line in event.log.tail()]
+    title = f"{event.job.name} failed with exit code {event.code}; the end of {event.log.path}:"
+    return "\n".join([title, *tail])
