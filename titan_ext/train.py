@@ -18,7 +18,10 @@ Any setting of the file can be overridden: --training.steps 20, --semi_sync.sync
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train a site; bad input and failures of the surroundings end in one line and a non-zero exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m titan_ext.train", description=_USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m titan_ext.train",
+        description=_USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a shortened flag could be meant for the configuration
     )
     parser.add_argument("--config", required=True, metavar="FILE.toml", help="the run's configuration")
     parser.add_argument("--site", metavar="NAME", help="which [[site]] this is; not needed if the file has only one")

@@ -1,7 +1,6 @@
 """A site's trainer: torchtitan's inner step, then the outer loop's."""
 
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -124,4 +123,5 @@ class Trainer(torchtitan_trainer.Trainer):
 
 def _quiet_torchft() -> None:
     """torchft reports every quorum and vote of every rank; the outer loop's own line says it all."""
-    logging.getLogger("torchft").setLevel(os.environ.get("TORCHFT_LOG_LEVEL", "WARNING"))
+    for name in ("torchft", "torchft_quorums", "torchft_commits"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -38,7 +38,7 @@ class SiteRun:
         return [rank.exitcode for rank in self.ranks]
 
     def log(self) -> str:
-        return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("rank*.txt")))
+        return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob(f"rank_{self.name}_*.txt")))
 
     def summary(self) -> dict[str, Any]:
         return json.loads((self.folder / self.name / "summary.json").read_text())

@@ -1,0 +1,122 @@
+"""A run's life: stopping, resuming, coming late, dying, and what goes wrong at the start."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.end_to_end.forked import free_port, lighthouse, start_site
+from tests.end_to_end.test_layouts import write_config
+
+
+def own_data(text_corpus, count: int = 2) -> list[str]:
+    return [f'{{dataset = "{text_corpus}", seed = {seed}}}' for seed in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("parallelism, ranks", [({}, 1), ({"pipeline_parallel_degree": 2}, 2)], ids=["plain", "pp2"])
+@pytest.mark.parametrize("settings", ["", "fragment_sync_delay = 1\nfragment_update_alpha = 0.5"], ids=["", "overlap"])
+def test_stop_and_resume_equals_never_stopped(tmp_path, text_corpus, parallelism, ranks, settings):
+    """Bit for bit: every loss after the resume, and the hash at the end."""
+    flags = ["--lr_scheduler.total_steps=9", "--semi_sync.sync_every=3", "--checkpoint.interval=5"]
+
+    def run(name, *more):
+        config = write_config(tmp_path / name, ["a", "b"], own_data(text_corpus), parallelism)
+        config.write_text(config.read_text().replace("[replica]", f"{settings}\n[replica]"))
+        with lighthouse(2) as url:
+            sites = [start_site(config, site, ranks, url, *flags, *more) for site in ("a", "b")]
+            for site in sites:
+                assert site.wait() == [0] * ranks, site.log()[-3000:]
+        return sites
+
+    straight = run("straight", "--training.steps=9")
+    run("stopped", "--training.steps=5", "--checkpoint.enable")
+    resumed = run("stopped", "--training.steps=9", "--checkpoint.enable")
+    for whole, halves in zip(straight, resumed):
+        assert [line["step"] for line in halves.lines("step")] == list(range(1, 10))
+        assert halves.losses() == whole.losses()
+        assert halves.summary()["shared_state_sha256"] == whole.summary()["shared_state_sha256"]
+
+
+def test_killed_site_returns_and_ends_with_the_others(tmp_path, text_corpus):
+    """SIGKILL between two rounds: the other goes on alone, the newcomer heals and both end equal."""
+    flags = ["--training.steps=400", "--semi_sync.sync_every=20", "--replica.min_sites=1"]
+    config = write_config(tmp_path, ["a", "b"], own_data(text_corpus), {})
+    with lighthouse(1) as url:
+        first = start_site(config, "a", 1, url, *flags)
+        second = start_site(config, "b", 1, url, *flags)
+        wait_for(lambda: any(line["participants"] == 2 for line in first.lines("round")), first, second)
+        os.kill(second.ranks[0].pid, signal.SIGKILL)
+        assert second.wait() == [-signal.SIGKILL]
+        alone_since = len(first.lines("round"))
+        again = start_site(config, "b", 1, url, *flags)
+        for site in (first, again):
+            assert site.wait() == [0], site.log()[-3000:]
+    assert first.summary()["shared_state_sha256"] == again.summary()["shared_state_sha256"]
+    rounds = first.lines("round")
+    assert rounds[alone_since]["participants"] == 1
+    assert rounds[-1]["participants"] == 2
+    assert [line["round"] for line in rounds if line["committed"]] == list(range(1, 21))
+    steps = [line["step"] for line in first.lines("step")]
+    assert steps == list(range(1, 401)), "the survivor lost no inner step"
+
+
+def wait_for(condition, *sites, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline and all(rank.is_alive() for site in sites for rank in site.ranks), "".join(
+            site.log()[-2000:] for site in sites
+        )
+        time.sleep(0.05)
+
+
+def one_line(site) -> str:
+    """The line a person would see; there must be exactly one, and no traceback."""
+    log = site.log()
+    assert "Traceback" not in log, log[-3000:]
+    lines = [line for line in log.splitlines() if line.startswith("titan-ext: error:")]
+    assert len(lines) == 1, log[-3000:]
+    return lines[0]
+
+
+def test_no_lighthouse_is_said_with_its_address(tmp_path, text_corpus):
+    config = write_config(tmp_path, ["a", "b"], own_data(text_corpus), {})
+    address = f"http://127.0.0.1:{free_port()}"
+    site = start_site(config, "a", 1, address, "--replica.lighthouse_retries=1", "--replica.connect_timeout_seconds=1")
+    assert site.wait() == [1]
+    line = one_line(site)
+    assert address in line and "2 attempts" in line
+    assert "attempt 1 of 2" in site.log()
+
+
+def test_quorum_that_never_comes_ends_with_a_reason(tmp_path, text_corpus):
+    config = write_config(tmp_path, ["a", "b"], own_data(text_corpus), {})
+    with lighthouse(2) as url:
+        site = start_site(config, "a", 1, url, "--replica.quorum_timeout_seconds=3")
+        assert site.wait() == [1]
+    assert "quorum_timeout_seconds = 3" in one_line(site) and "waiting for 2 site(s)" in one_line(site)
+
+
+def test_sites_with_other_settings_are_told_which(tmp_path, text_corpus):
+    config = write_config(tmp_path, ["a", "b"], own_data(text_corpus), {})
+    with lighthouse(2) as url:
+        sites = [start_site(config, name, 1, url, f"--semi_sync.sync_every={every}") for name, every in (("a", 2), ("b", 3))]
+        codes = [site.wait() for site in sites]
+    assert codes == [[2], [2]]
+    assert any("sync_every" in one_line(site) for site in sites)
+
+
+@pytest.mark.parametrize(
+    "flag, words",
+    [
+        ("--data.dataset=no/such/folder", ["no/such/folder"]),
+        ("--tensor_parallel_degree=2", ["tensor_parallel_degree", "parallelism.tensor_parallel_degree"]),
+        ("--dump_folder=/proc/nothing", ["/proc/nothing", "dump_folder"]),
+        ("--parallelism.tensor_parallel_degree=2", ["1 rank"]),
+    ],
+)
+def test_bad_input_is_one_line_before_training(tmp_path, text_corpus, flag, words):
+    config = write_config(tmp_path, ["a"], ['"builtin:code"'], {})
+    site = start_site(config, "a", 1, "http://127.0.0.1:1", flag)
+    assert site.wait() == [2], site.log()[-3000:]
+    assert all(word in one_line(site) for word in words)
