@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flavor", default="debugmodel", help="flavor of the llama3 model (default: debugmodel)")
     parser.add_argument("--seq-len", type=int, default=256, help="tokens a sequence (default: 256)")
     parser.add_argument("--batch", type=int, default=4, help="sequences a step (default: 4)")
-    parser.add_argument("--blocks", type=int, default=20, help="turns of each trainer (default: 20)")
-    parser.add_argument("--steps", type=int, default=4, help="steps a turn (default: 4)")
+    parser.add_argument("--blocks", type=int, default=60, help="turns of each trainer (default: 60)")
+    parser.add_argument("--steps", type=int, default=2, help="steps a turn (default: 2)")
 
 
 def run(options: argparse.Namespace) -> dict[str, float]:

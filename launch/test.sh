@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Runs the tests: makes .venv if there is none, installs, and runs pytest.
+#
+#   bash launch/test.sh [flags of pytest, such as -k launcher]
+#
+#   TITAN_EXT_VENV    folder of the virtual environment (default: .venv in the repository)
+#   TITAN_EXT_PYTHON  Python to make it with, 3.11 or newer (default: the newest that is found)
+set -euo pipefail
+# shellcheck source=launch/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+install_titan_ext "[test]"
+cd "$repository"
+exec "$venv/bin/python" -m pytest "$@"
