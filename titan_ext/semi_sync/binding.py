@@ -54,6 +54,7 @@ def bind_rows(plan: SyncPlan, config: SemiSyncConfig, view: ModelView, site: Sit
             view,
             outer_name=config.outer_optimizer,
             outer_settings=config.outer_settings(),
+            lossless=config.codec == "fp32",
             global_device=device,
         )
         for row in plan.rows

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from titan_ext.semi_sync.codec import CODECS, Codec, build_codec
 from titan_ext.semi_sync.methods import build_plan, method_defaults, method_names
 from titan_ext.semi_sync.outer_optimizer import OuterSettings, outer_optimizer_names
 from titan_ext.semi_sync.plan import SyncPlan
@@ -55,6 +56,15 @@ class SemiSyncConfig:
     weighting: Literal["uniform", "site", "tokens"] = "uniform"
     """A site's weight in a round's mean: equal, fixed by ``[[site]] weight``, or its tokens since the last commit."""
 
+    codec: Literal["fp32", "bf16", "int8", "int4", "topk"] = "fp32"
+    """How values travel; all but fp32 lose something and send differences instead of values."""
+
+    topk_density: float = 0.01
+    """Share of the elements that "topk" sends."""
+
+    error_feedback: bool | None = None
+    """Add what the codec lost to the next contribution; by default for "int4" and "topk"."""
+
     bucket_mib: float = 32.0
     """Largest message handed to the wire at once, in MiB."""
 
@@ -74,6 +84,8 @@ class SemiSyncConfig:
         filled = {"outer_lr": 1.0, "outer_momentum": 0.0, "nesterov": False} | method_defaults(self.method)
         unset = {field.name for field in fields(self) if getattr(self, field.name) is None}
         result = replace(self, **{key: value for key, value in filled.items() if key in unset})
+        if self.error_feedback is None:
+            result.error_feedback = self.codec in ("int4", "topk")
         if self.fragments is not None:
             result.num_fragments = len(self.fragments)
         result._check()
@@ -96,6 +108,10 @@ class SemiSyncConfig:
             betas=tuple(self.outer_betas),
             eps=self.outer_eps,
         )
+
+    def build_codec(self) -> Codec | None:
+        """The codec; None is fp32."""
+        return build_codec(self.codec, self.topk_density)
 
     def build(self, *, model_parts, optimizers, manager, **options: Any):
         """Build the outer loop; see ``SemiSync`` for the arguments."""
@@ -128,6 +144,15 @@ class SemiSyncConfig:
             all(0 <= beta < 1 for beta in self.outer_betas), "outer_betas", self.outer_betas, "two numbers in [0, 1)"
         )
         _require(self.outer_eps > 0, "outer_eps", self.outer_eps, "above 0")
+        if self.codec not in CODECS:
+            raise ValueError(_unknown("codec", self.codec, list(CODECS)))
+        _require(0 < self.topk_density <= 1, "topk_density", self.topk_density, "above 0 and at most 1")
+        _require(
+            not (self.error_feedback and self.codec == "fp32"),
+            "error_feedback",
+            self.error_feedback,
+            "false with codec \"fp32\", which loses nothing",
+        )
         _require(self.bucket_mib > 0, "bucket_mib", self.bucket_mib, "above 0")
 
 

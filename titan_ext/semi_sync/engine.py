@@ -14,9 +14,10 @@ from titan_ext.errors import UserError
 from titan_ext.semi_sync.binding import bind_rows, differences, fingerprint_number, fingerprint_of
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.exchange import Exchange, Round
-from titan_ext.semi_sync.ledger import Ledger, RoundRecord, ring_all_reduce_bytes
+from titan_ext.semi_sync.ledger import Ledger, RoundRecord
 from titan_ext.semi_sync.manager import ReplicaManager
 from titan_ext.semi_sync.plan import SyncPlan
+from titan_ext.semi_sync.reduction import build_reduction
 from titan_ext.semi_sync.site import SiteRanks, tensors_sha256
 from titan_ext.semi_sync.views import ModelView, like
 
@@ -76,12 +77,13 @@ class SemiSync:
         self._view = ModelView(model_parts, optimizers)
         self._rows = bind_rows(self.plan, self.config, self._view, self._site)
         self._fingerprint = fingerprint_of(self.config, self._rows, self._site)
-        self._site_numel = [sum(each) for each in zip(*self._site.gather([row.numel for row in self._rows]))]
+        self._numels = self._site.gather([row.numel for row in self._rows])
         self._exchange = Exchange(
             manager,
             self._rows,
             fingerprint=fingerprint_number(self._fingerprint),
-            bucket_bytes=int(self.config.bucket_mib * 2**20),
+            reduction=build_reduction(self.config.build_codec(), int(self.config.bucket_mib * 2**20)),
+            error_feedback=self.config.error_feedback,
             device=self._device(),
         )
         self._pending: list[int] = []
@@ -174,6 +176,7 @@ class SemiSync:
             "counters": json.dumps(counters),
             "rows": {row.row.key: row.checkpoint_state() for row in self._rows},
             "flight": self._exchange.checkpoint_state(flight),
+            "residuals": self._exchange.residual_state(),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -184,6 +187,7 @@ class SemiSync:
         self._manager.load_state_dict(counters["manager"])
         for row in self._rows:
             row.load_checkpoint_state(state_dict["rows"].get(row.row.key, {}))
+        self._exchange.load_residual_state(state_dict.get("residuals", {}))
         flight = counters["flight"]
         if flight is not None:
             round_ = self._exchange.restore(flight, state_dict["flight"])
@@ -244,6 +248,7 @@ class SemiSync:
             if total != 1.0:
                 part.div_(total)
             self._rows[index].apply(part)
+        self._exchange.settle(round_)
         self.rounds += 1
         self._tokens = 0
         self._pending = [index for index in self._pending if index not in round_.rows]
@@ -315,8 +320,10 @@ class SemiSync:
         return [known.index(key) for key in keys]
 
     def _record(self, round_: Round, committed: bool, failure: object | None, seconds: float) -> None:
-        payload = 4 * sum(self._site_numel[index] for index in round_.rows)
-        wire = ring_all_reduce_bytes(payload, round_.sites) if round_.seconds_reduce else 0
+        wire = 0
+        if round_.seconds_reduce:
+            ranks = [[numels[index] for index in round_.rows] for numels in self._numels]
+            wire = sum(self._exchange.wire_bytes(numels, round_.sites) for numels in ranks)
         record = RoundRecord(
             round=self.rounds,
             step=self.clock,

@@ -10,10 +10,8 @@ from torch.distributed import ReduceOp
 
 from titan_ext.semi_sync.agreement import agree
 from titan_ext.semi_sync.manager import ReplicaManager
+from titan_ext.semi_sync.reduction import Reduction
 from titan_ext.semi_sync.synced import SyncedRow
-
-# The last two elements of a round's buffer: the sum of the weights and the number of contributors.
-TRAILER = 2
 
 
 @dataclass(slots=True)
@@ -29,7 +27,11 @@ class Round:
     rows: list[int] = field(default_factory=list)
     """The rows all sites agreed on."""
     buffer: torch.Tensor | None = None
-    """fp32: the rows one after the other, then the trailer."""
+    """fp32: the rows one after the other."""
+    trailer: torch.Tensor | None = None
+    """fp32 ``[2]``: the sum of the weights and the number of contributors."""
+    lost: dict[int, torch.Tensor] = field(default_factory=dict)
+    """By row: what the codec took away from this site's contribution."""
     sites: int = 0
     seconds_quorum: float = 0.0
     seconds_reduce: float = 0.0
@@ -38,12 +40,12 @@ class Round:
     @property
     def total_weight(self) -> float:
         """Sum of the weights of the sites that contributed."""
-        return float(self.buffer[-TRAILER]) if self.buffer is not None else 0.0
+        return float(self.trailer[0]) if self.trailer is not None else 0.0
 
     @property
     def participants(self) -> int:
         """Sites that contributed."""
-        return round(float(self.buffer[-1])) if self.buffer is not None else 0
+        return round(float(self.trailer[1])) if self.trailer is not None else 0
 
 
 class Exchange:
@@ -53,7 +55,8 @@ class Exchange:
         manager: this rank's replica manager.
         rows: the plan's rows bound to this rank.
         fingerprint: equal at sites that may exchange.
-        bucket_bytes: largest message handed to the wire at once.
+        reduction: how a row is summed over the sites.
+        error_feedback: add what the codec lost to the next contribution of the row.
         device: where buffers live.
     """
 
@@ -63,28 +66,42 @@ class Exchange:
         rows: Sequence[SyncedRow],
         *,
         fingerprint: int,
-        bucket_bytes: int,
+        reduction: Reduction,
+        error_feedback: bool,
         device: torch.device,
     ) -> None:
         self._manager = manager
         self._rows = rows
         self._fingerprint = fingerprint
-        self._bucket_elements = max(1, bucket_bytes // 4)
+        self._reduction = reduction
         self._device = device
+        self._residuals = {
+            index: torch.zeros(row.numel, device=device) for index, row in enumerate(rows) if error_feedback
+        }
 
     def fill(self, round_: Round) -> None:
         """Write this site's weighted contribution for ``round_.rows`` into a fresh buffer."""
         numel = sum(self._rows[index].numel for index in round_.rows)
         if round_.weight <= 0:
-            round_.buffer = torch.zeros(numel + TRAILER, dtype=torch.float32, device=self._device)
+            round_.buffer = torch.zeros(numel, dtype=torch.float32, device=self._device)
+            round_.trailer = torch.zeros(2)
             return
-        round_.buffer = torch.empty(numel + TRAILER, dtype=torch.float32, device=self._device)
+        round_.buffer = torch.empty(numel, dtype=torch.float32, device=self._device)
+        round_.trailer = torch.tensor([round_.weight, 1.0])
         for index, part in self.parts(round_):
             self._rows[index].write(part)
-        if round_.weight != 1.0:
-            round_.buffer[:-TRAILER].mul_(round_.weight)
-        round_.buffer[-TRAILER] = round_.weight
-        round_.buffer[-1] = 1.0
+            if round_.weight != 1.0:
+                part.mul_(round_.weight)
+            if index in self._residuals:
+                part.add_(self._residuals[index])
+
+    def settle(self, round_: Round) -> None:
+        """Call when a round is committed: what the codec lost of it belongs to the next one."""
+        self._residuals.update(round_.lost)
+
+    def wire_bytes(self, numels: Sequence[int], sites: int) -> int:
+        """Bytes a rank sends to reduce rows of the given sizes."""
+        return sum(self._reduction.wire_bytes(numel, sites) for numel in numels)
 
     def parts(self, round_: Round) -> list[tuple[int, torch.Tensor]]:
         """Row index and its slice of the buffer, for every row of the round."""
@@ -101,8 +118,17 @@ class Exchange:
             "rows": [self._rows[index].row.key for index in round_.rows],
             "clock": round_.clock,
             "sites": round_.sites,
-            "trailer": round_.buffer[-TRAILER:].tolist(),
+            "trailer": round_.trailer.tolist(),
         }
+
+    def residual_state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """What the codec has lost so far, by row and parameter. It is this site's alone."""
+        return {self._rows[index].row.key: self._rows[index].named_parts(flat) for index, flat in self._residuals.items()}
+
+    def load_residual_state(self, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Restore what ``residual_state`` returned."""
+        for index, flat in self._residuals.items():
+            self._rows[index].fill_from_parts(flat, state[self._rows[index].row.key])
 
     def checkpoint_state(self, round_: Round | None) -> dict[str, dict[str, torch.Tensor]]:
         """Reduced values of every row that can be in flight, zeros where nothing is.
@@ -124,7 +150,7 @@ class Exchange:
         self.fill(round_)
         for index, part in self.parts(round_):
             self._rows[index].fill_from_parts(part, state[keys[index]])
-        round_.buffer[-TRAILER:] = torch.tensor(description["trailer"])
+        round_.trailer = torch.tensor(description["trailer"])
         return round_
 
     def run(self, round_: Round, before_reduce: Callable[[], None]) -> Round:
@@ -169,10 +195,16 @@ class Exchange:
 
     def _reduce(self, round_: Round) -> None:
         started = time.perf_counter()
-        works = [
-            self._manager.allreduce(bucket, reduce_op=ReduceOp.SUM)
-            for bucket in round_.buffer.split(self._bucket_elements)
-        ]
-        for work in works:
-            work.wait()
+        trailer = self._manager.allreduce(round_.trailer, reduce_op=ReduceOp.SUM)
+        contributes = round_.weight > 0
+        running = []
+        for index, part in self.parts(round_):
+            feeds_back = contributes and index in self._residuals
+            before = part.clone() if feeds_back else None
+            running.append(self._reduction.start(self._manager, part))
+            if feeds_back and running[-1].sent is not None:
+                round_.lost[index] = before.sub_(running[-1].sent)
+        for each in running:
+            each.finish()
+        trailer.wait()
         round_.seconds_reduce = time.perf_counter() - started

@@ -23,6 +23,7 @@ class SyncedRow:
         view: this rank's tensors.
         outer_name: name of the outer optimizer, used when ``row.outer_optimizer``.
         outer_settings: its hyper-parameters.
+        lossless: whether what is sent arrives exactly.
         global_device: where the global copy lives; None is where the parameters are.
     """
 
@@ -34,6 +35,7 @@ class SyncedRow:
         *,
         outer_name: str,
         outer_settings: OuterSettings,
+        lossless: bool = True,
         global_device: torch.device | None = None,
     ) -> None:
         self.row = row
@@ -43,9 +45,9 @@ class SyncedRow:
         self._shapes = [tensor.shape for tensor in locals_]
         self.numel = sum(tensor.numel() for tensor in locals_)
         self.device = global_device or (locals_[0].device if locals_ else torch.device("cpu"))
-        # The mean of values is exact for one site and cheaper; a late landing must not undo the
-        # steps taken meanwhile, so it needs the difference.
-        self.sends_difference = row.outer_optimizer or row.delay > 0
+        # The mean of values is exact for one site and cheaper. A late landing must not undo the
+        # steps taken meanwhile, and a codec's error must be one of the difference, not of the value.
+        self.sends_difference = row.state == PARAMETERS and (row.outer_optimizer or row.delay > 0 or not lossless)
         self.global_flat: torch.Tensor | None = None
         self.global_parts: list[torch.Tensor] = []
         self.outer: Optimizer | None = None
