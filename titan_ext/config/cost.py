@@ -14,6 +14,7 @@ import torch
 from titan_ext.config.layout import Layout, pipeline_stages
 from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
 from titan_ext.semi_sync.ledger import ring_all_reduce_bytes
+from titan_ext.semi_sync.reduction import build_reduction
 
 _FP32 = 4
 # State tensors of the size of the parameter, by optimizer; others are taken to keep two as Adam does.
@@ -144,6 +145,15 @@ def _outer_costs(site: Any, shapes: Mapping, on_site: Mapping[str, int], held: M
     steps = site.config.training.steps
     groups = _rows_by_launch(rows, steps)
     sent = {launched: ring_all_reduce_bytes(sum(payload[row] for row in launched), site.count) for launched in groups}
+    if outer.codec != "fp32":
+        # A message's size follows from what one rank holds; ranks of uneven shards count as the fullest.
+        reduction = build_reduction(outer.build_codec(), int(outer.bucket_mib * 2**20))
+        on_rank = [sum(count for name, count in held.items() if home[name] == row.fragment) for row in rows]
+        sent = {
+            launched: site.layout.ranks
+            * sum(reduction.wire_bytes(on_rank[row], site.count) for row in launched)
+            for launched in groups
+        }
     copied = sum(size for row, size in zip(rows, buffer) if row.state == "params")
     stepped = sum(size for row, size in zip(rows, buffer) if row.outer_optimizer)
     states = _OUTER_STATES.get(outer.outer_optimizer, 1 if outer.outer_momentum else 0)
