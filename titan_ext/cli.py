@@ -81,13 +81,14 @@ def _build_parser(chosen: _Command | None) -> tuple[argparse.ArgumentParser, Mod
     listing = "\n".join(f"  {each.name:<12}{each.help}" for each in _COMMANDS)
     parser = argparse.ArgumentParser(
         prog="titan-ext",
+        usage="titan-ext [--help] [--version] COMMAND …",
         description=f"{_DESCRIPTION}\n\ncommands:\n{listing}",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"titan-ext {__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, help=argparse.SUPPRESS)
+    subparsers = parser.add_subparsers(prog="titan-ext", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
     module = None
     for command in _COMMANDS:
         if command is chosen:
