@@ -23,6 +23,8 @@ class Agreement:
 
     rows: list[int]
     clock: int
+    newcomers: bool = False
+    """Whether some site abstained: one that joins, or that fell behind."""
     problem: str | None = None
 
 
@@ -44,17 +46,18 @@ def agree(
     words = _pack(rows, num_rows)
     member = [clock, *words] if rows is not None else [_ABSTAIN] * (1 + len(words))
     negated = [-value for value in member] if rows is not None else member
-    header = torch.tensor([fingerprint, -fingerprint, clock, *member, *negated], dtype=torch.int64)
+    abstains = int(rows is None)
+    header = torch.tensor([fingerprint, -fingerprint, clock, abstains, *member, *negated], dtype=torch.int64)
     manager.allreduce(header, reduce_op=ReduceOp.MAX).wait()
-    highest, lowest, latest, *rest = header.tolist()
+    highest, lowest, latest, newcomers, *rest = header.tolist()
     agreed, negated = rest[: len(member)], rest[len(member) :]
     if highest != -lowest:
-        return Agreement([], clock, "the sites differ in [semi_sync], model or layout")
+        return Agreement([], clock, problem="the sites differ in [semi_sync], model or layout")
     if agreed[0] == _ABSTAIN:
         return Agreement([], latest)
     if any(high != -low for high, low in zip(agreed, negated, strict=True)):
-        return Agreement([], clock, f"the sites are at different points of the schedule (we: inner step {clock})")
-    return Agreement(_unpack(agreed[1:]), agreed[0])
+        return Agreement([], clock, problem=f"the sites are at different points of the schedule (we: inner step {clock})")
+    return Agreement(_unpack(agreed[1:]), agreed[0], bool(newcomers))
 
 
 def _pack(rows: list[int] | None, num_rows: int) -> list[int]:

@@ -23,6 +23,12 @@ class SemiSyncConfig:
     sync_every: int | None = None
     """Inner steps between two syncs of the same parameters (K, H)."""
 
+    first_moment_sync_every: int | None = None
+    """DES-LOC's K_u: inner steps between two averages of the first moment; by default 3 times sync_every."""
+
+    second_moment_sync_every: int | None = None
+    """DES-LOC's K_v: inner steps between two averages of the second moment; by default 6 times sync_every."""
+
     num_fragments: int = 1
     """Parts of the model that sync in turn, ``sync_every / num_fragments`` steps apart."""
 
@@ -121,6 +127,12 @@ class SemiSyncConfig:
 
     def _check(self) -> None:
         _require(self.sync_every >= 1, "sync_every", self.sync_every, "at least 1")
+        for key in ("first_moment_sync_every", "second_moment_sync_every"):
+            period = getattr(self, key)
+            _require(period is None or period >= 1, key, period, "at least 1")
+            _require(period is None or self.method == "des_loc", key, period, 'left out unless method = "des_loc"')
+        if self.method in ("des_loc", "local_adam"):
+            _require(self.fragment_sync_delay == 0, "fragment_sync_delay", self.fragment_sync_delay, "0 here")
         _require(self.num_fragments >= 1, "num_fragments", self.num_fragments, "at least 1")
         _require(
             self.sync_every % self.num_fragments == 0,

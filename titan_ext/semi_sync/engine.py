@@ -16,7 +16,7 @@ from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.exchange import Exchange, Round
 from titan_ext.semi_sync.ledger import Ledger, RoundRecord
 from titan_ext.semi_sync.manager import ReplicaManager
-from titan_ext.semi_sync.plan import SyncPlan
+from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
 from titan_ext.semi_sync.reduction import build_reduction
 from titan_ext.semi_sync.site import SiteRanks, tensors_sha256
 from titan_ext.semi_sync.views import ModelView, like
@@ -249,6 +249,9 @@ class SemiSync:
                 part.div_(total)
             self._rows[index].apply(part)
         self._exchange.settle(round_)
+        if round_.intent is None and any(self.plan.rows[index].state != PARAMETERS for index in round_.rows):
+            # Moments that came from the members are as old as theirs.
+            self._view.set_optimizer_step(round_.clock)
         self.rounds += 1
         self._tokens = 0
         self._pending = [index for index in self._pending if index not in round_.rows]

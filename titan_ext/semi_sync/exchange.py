@@ -10,6 +10,7 @@ from torch.distributed import ReduceOp
 
 from titan_ext.semi_sync.agreement import agree
 from titan_ext.semi_sync.manager import ReplicaManager
+from titan_ext.semi_sync.plan import PARAMETERS
 from titan_ext.semi_sync.reduction import Reduction
 from titan_ext.semi_sync.synced import SyncedRow
 
@@ -178,10 +179,24 @@ class Exchange:
             round_.problem = outcome.problem
             return round_
         before_reduce()
-        self._take(round_, outcome.rows, outcome.clock)
+        rows = outcome.rows
+        if outcome.newcomers and rows:
+            rows = self._with_moments(rows)
+        self._take(round_, rows, outcome.clock)
         if round_.rows and self._manager.errored() is None:
             self._reduce(round_)
         return round_
+
+    def _with_moments(self, rows: list[int]) -> list[int]:
+        """The rows of a round that takes in a newcomer: all states without a global value come along.
+
+        Those are nowhere whole but in the mean over the members, and a newcomer that started from
+        zero would pull the next mean down.
+        """
+        if any(self._rows[index].row.delay for index in rows):
+            return rows  # written already, and the inner loop is changing the moments
+        moments = [index for index, row in enumerate(self._rows) if row.row.state != PARAMETERS]
+        return sorted({*rows, *moments})
 
     def _take(self, round_: Round, rows: list[int], clock: int) -> None:
         round_.clock = clock

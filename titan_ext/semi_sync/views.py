@@ -135,6 +135,15 @@ class ModelView:
                 known = [key for key, value in states.items() if isinstance(value, torch.Tensor) and value.dim()]
                 raise ValueError(f"the inner optimizer keeps no state {state!r} for {name}; it keeps {known}")
 
+    def set_optimizer_step(self, step: int) -> None:
+        """Set the step count of every optimizer state, which bias correction goes by."""
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                if isinstance(state.get("step"), torch.Tensor):
+                    state["step"].fill_(step)
+                elif "step" in state:
+                    state["step"] = step
+
     def _state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
         for optimizer in self.optimizers:
             if parameter in optimizer.state:

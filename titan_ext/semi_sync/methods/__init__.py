@@ -51,4 +51,4 @@ def method_defaults(name: str) -> dict[str, object]:
     return dict(_METHODS[name][1])
 
 
-from titan_ext.semi_sync.methods import diloco, local_sgd  # noqa: E402, F401  (registration)
+from titan_ext.semi_sync.methods import des_loc, diloco, local_sgd  # noqa: E402, F401  (registration)
