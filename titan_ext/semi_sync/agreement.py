@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.distributed import ReduceOp
 
-from titan_ext.semi_sync.manager import ReplicaManager
+from titan_ext.semi_sync.manager import ReplicaManager, wire_device
 
 _BITS = 62  # rows a word can carry; negation must stay within int64
 _ABSTAIN = -(2**62)
@@ -48,6 +48,7 @@ def agree(
     negated = [-value for value in member] if rows is not None else member
     abstains = int(rows is None)
     header = torch.tensor([fingerprint, -fingerprint, clock, abstains, *member, *negated], dtype=torch.int64)
+    header = header.to(wire_device(manager))
     manager.allreduce(header, reduce_op=ReduceOp.MAX).wait()
     highest, lowest, latest, newcomers, *rest = header.tolist()
     agreed, negated = rest[: len(member)], rest[len(member) :]

@@ -9,7 +9,7 @@ import torch
 from torch.distributed import ReduceOp
 
 from titan_ext.semi_sync.agreement import agree
-from titan_ext.semi_sync.manager import ReplicaManager
+from titan_ext.semi_sync.manager import ReplicaManager, wire_device
 from titan_ext.semi_sync.plan import PARAMETERS
 from titan_ext.semi_sync.reduction import Reduction
 from titan_ext.semi_sync.synced import SyncedRow
@@ -210,6 +210,7 @@ class Exchange:
 
     def _reduce(self, round_: Round) -> None:
         started = time.perf_counter()
+        round_.trailer = round_.trailer.to(wire_device(self._manager))
         trailer = self._manager.allreduce(round_.trailer, reduce_op=ReduceOp.SUM)
         contributes = round_.weight > 0
         running = []

@@ -42,3 +42,16 @@ class ReplicaManager(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Restore them."""
+
+
+def wire_device(manager: ReplicaManager) -> torch.device:
+    """Where a message has to lie for the manager's process group.
+
+    Gloo moves host memory; it takes an accelerator's tensors for an all-reduce alone. The groups of
+    accelerators take nothing else than their own.
+    """
+    group = getattr(manager, "_pg", None)
+    name = group.getBackendName() if group is not None else ""
+    if any(backend in name for backend in ("nccl", "xccl")):
+        return torch.device(torch.accelerator.current_accelerator())
+    return torch.device("cpu")

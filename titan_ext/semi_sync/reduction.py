@@ -13,7 +13,7 @@ from torch.distributed.distributed_c10d import AllgatherOptions, AllToAllOptions
 
 from titan_ext.semi_sync.codec import Codec
 from titan_ext.semi_sync.ledger import ring_all_reduce_bytes
-from titan_ext.semi_sync.manager import ReplicaManager
+from titan_ext.semi_sync.manager import ReplicaManager, wire_device
 
 
 class Reduction(ABC):
@@ -105,6 +105,7 @@ class _RunningCoded(Running):
         self._buckets: list[tuple[torch.Tensor, torch.Tensor, Work | None]] = []
         self.sent = torch.empty_like(values)
         self._start = 0
+        self._wire = wire_device(manager)
 
     def send(self, bucket: torch.Tensor, shard: int) -> None:
         """Code a bucket and hand it to the wire."""
@@ -115,6 +116,7 @@ class _RunningCoded(Running):
         decoded = torch.cat([self._codec.decode(part) for part in message])
         self.sent[self._start : self._start + bucket.numel()] = decoded[: bucket.numel()]
         self._start += bucket.numel()
+        message = message.to(self._wire)
         received = message.new_empty(self._sites, message.shape[1])
         work = self._issue(received, message, gather=self._codec.sparse)
         self._buckets.append((bucket, received, work))
@@ -124,7 +126,7 @@ class _RunningCoded(Running):
             self._sum_own_shards()
         for bucket, received, work in self._buckets:
             self._wait(work)
-            parts = [self._codec.decode(message) for message in received]
+            parts = [self._decode(message) for message in received]
             if self._codec.sparse:
                 total = parts[0]
                 for part in parts[1:]:
@@ -138,13 +140,16 @@ class _RunningCoded(Running):
         summed = []
         for bucket, received, work in self._buckets:
             self._wait(work)
-            total = self._codec.decode(received[0])
+            total = self._decode(received[0])
             for message in received[1:]:
-                total += self._codec.decode(message)
-            message = self._codec.encode(total)
+                total += self._decode(message)
+            message = self._codec.encode(total).to(self._wire)
             gathered = torch.empty_like(received)
             summed.append((bucket, gathered, self._issue(gathered, message[None], gather=True)))
         self._buckets = summed
+
+    def _decode(self, message: torch.Tensor) -> torch.Tensor:
+        return self._codec.decode(message.to(self._values.device))
 
     def _issue(self, received: torch.Tensor, message: torch.Tensor, *, gather: bool) -> Work | None:
         if self._sites == 1:
