@@ -188,3 +188,25 @@ def test_streaming_matches_the_equations(delay, alpha):
         torch.testing.assert_close(result[3], torch.tensor(want), rtol=0, atol=1e-5)
         torch.testing.assert_close(result[1], torch.tensor(local[site]), rtol=0, atol=1e-5)
     assert len({result[2] for result in results}) == 1
+
+
+@pytest.mark.parametrize("name", ["adam", "yogi", "adagrad"])
+def test_adaptive_outer_optimizers_follow_the_pseudo_gradient(name):
+    """The outer step is that optimizer's own on the mean pseudo-gradient, from its very first round."""
+    from titan_ext.semi_sync.outer_optimizer import OuterSettings, build_outer_optimizer
+
+    settings = dict(method="diloco", sync_every=2, outer_optimizer=name, outer_lr=0.05)
+    results = run_sites(2, lambda index, own: train(index, own, 8, **settings))
+    theta = torch.tensor(START)
+    optimizer = build_outer_optimizer(
+        name, [theta], OuterSettings(lr=0.05, momentum=0.0, nesterov=False, betas=(0.9, 0.99), eps=1e-3)
+    )
+    local = [list(START), list(START)]
+    for step in range(1, 9):
+        local = [inner_step(site, step, local[site]) for site in range(2)]
+        if step % 2 == 0:
+            theta.grad = theta - torch.tensor(local).mean(dim=0)
+            optimizer.step()
+            torch.testing.assert_close(results[0][0][step // 2 - 1], theta, rtol=0, atol=1e-5)
+            local = [theta.tolist(), theta.tolist()]
+    assert results[0][2] == results[1][2]

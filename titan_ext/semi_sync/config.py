@@ -42,7 +42,7 @@ class SemiSyncConfig:
     """Share of the local parameters kept when a result is applied (alpha); 0 takes the global ones."""
 
     outer_optimizer: str | None = None
-    """"average", "sgd", "adam", "adagrad", or a registered name."""
+    """"average", "sgd", "adam", "yogi", "adagrad", or a registered name."""
 
     outer_lr: float | None = None
     """Learning rate of the outer optimizer."""

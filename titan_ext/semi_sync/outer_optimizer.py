@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
+from titan_ext.optim import Yogi
 from titan_ext.semi_sync.views import materialize_state
 
 
@@ -49,7 +50,12 @@ def _adagrad(parameters: list[torch.Tensor], settings: OuterSettings) -> Optimiz
     return torch.optim.Adagrad(parameters, lr=settings.lr, eps=settings.eps, foreach=True)
 
 
-_FACTORIES: dict[str, OuterFactory] = {"sgd": _sgd, "adam": _adam, "adagrad": _adagrad}
+def _yogi(parameters: list[torch.Tensor], settings: OuterSettings) -> Optimizer:
+    """FedYogi (arXiv 2003.00295, algorithm 2)."""
+    return Yogi(parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+
+
+_FACTORIES: dict[str, OuterFactory] = {"sgd": _sgd, "adam": _adam, "adagrad": _adagrad, "yogi": _yogi}
 
 
 def register_outer_optimizer(name: str, factory: OuterFactory) -> None:
