@@ -323,24 +323,15 @@ class SemiSync:
         return [known.index(key) for key in keys]
 
     def _record(self, round_: Round, committed: bool, failure: object | None, seconds: float) -> None:
-        wire = 0
-        if round_.seconds_reduce:
-            ranks = [[numels[index] for index in round_.rows] for numels in self._numels]
-            wire = sum(self._exchange.wire_bytes(numels, round_.sites) for numels in ranks)
-        record = RoundRecord(
+        record = self._exchange.record(
+            round_,
+            ranks=self._numels,
             round=self.rounds,
             step=self.clock,
-            rows=self._keys(round_.rows),
-            participants=round_.participants if committed else 0,
-            sites=round_.sites,
-            bytes_sent=wire,
-            bytes_received=wire,
-            seconds_quorum=round_.seconds_quorum,
-            seconds_reduce=round_.seconds_reduce,
             seconds_apply=seconds,
-            committed=committed,
             healed=self.healed,
-            error=None if committed else str(round_.problem or failure or "a rank or site of the round failed"),
+            committed=committed,
+            failure=failure,
         )
         self.ledger.add(record)
         if not committed:

@@ -9,6 +9,7 @@ import torch
 from torch.distributed import ReduceOp
 
 from titan_ext.semi_sync.agreement import agree
+from titan_ext.semi_sync.ledger import RoundRecord
 from titan_ext.semi_sync.manager import ReplicaManager, wire_device
 from titan_ext.semi_sync.plan import PARAMETERS
 from titan_ext.semi_sync.reduction import Reduction
@@ -100,9 +101,32 @@ class Exchange:
         """Call when a round is committed: what the codec lost of it belongs to the next one."""
         self._residuals.update(round_.lost)
 
-    def wire_bytes(self, numels: Sequence[int], sites: int) -> int:
-        """Bytes a rank sends to reduce rows of the given sizes."""
-        return sum(self._reduction.wire_bytes(numel, sites) for numel in numels)
+    def record(
+        self, round_: Round, *, ranks: Sequence[Sequence[int]], committed: bool, failure: object | None, **measured: Any
+    ) -> RoundRecord:
+        """What a round cost and what came of it.
+
+        Args:
+            round_: after its landing.
+            ranks: for each rank of the site the sizes of all rows.
+            committed: whether it was applied.
+            failure: the manager's error, if any.
+            **measured: the fields of the record that are not the round's own.
+        """
+        sizes = [numels[index] for numels in ranks for index in round_.rows]
+        wire = sum(self._reduction.wire_bytes(size, round_.sites) for size in sizes) if round_.seconds_reduce else 0
+        return RoundRecord(
+            rows=[self._rows[index].row.key for index in round_.rows],
+            participants=round_.participants if committed else 0,
+            sites=round_.sites,
+            bytes_sent=wire,
+            bytes_received=wire,
+            seconds_quorum=round_.seconds_quorum,
+            seconds_reduce=round_.seconds_reduce,
+            committed=committed,
+            error=None if committed else str(round_.problem or failure or "a rank or site of the round failed"),
+            **measured,
+        )
 
     def parts(self, round_: Round) -> list[tuple[int, torch.Tensor]]:
         """Row index and its slice of the buffer, for every row of the round."""
