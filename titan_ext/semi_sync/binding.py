@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import torch
+from torch.optim import Optimizer
 
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
@@ -18,7 +19,13 @@ from titan_ext.semi_sync.views import ModelView
 _SITES_OWN = {"bucket_mib", "global_device"}
 
 
-def bind_rows(plan: SyncPlan, config: SemiSyncConfig, view: ModelView, site: SiteRanks) -> list[SyncedRow]:
+def bind_rows(
+    plan: SyncPlan,
+    config: SemiSyncConfig,
+    view: ModelView,
+    site: SiteRanks,
+    outer_optimizers: Sequence[Optimizer] | None = None,
+) -> list[SyncedRow]:
     """Bind every row of the plan to the shards that this rank holds. A collective over the site.
 
     Fragments are cut from the whole model, so that every pipeline stage agrees on them; a rank may
@@ -29,6 +36,7 @@ def bind_rows(plan: SyncPlan, config: SemiSyncConfig, view: ModelView, site: Sit
         config: resolved settings.
         view: this rank's tensors.
         site: the ranks whose tensors make up the model.
+        outer_optimizers: the user's own, one for each fragment.
 
     Raises:
         ValueError: fragments that do not fit the model, or a state that no optimizer keeps.
@@ -56,6 +64,7 @@ def bind_rows(plan: SyncPlan, config: SemiSyncConfig, view: ModelView, site: Sit
             outer_settings=config.outer_settings(),
             lossless=config.codec == "fp32",
             global_device=device,
+            own_outer=outer_optimizers[row.fragment] if outer_optimizers else None,
         )
         for row in plan.rows
     ]

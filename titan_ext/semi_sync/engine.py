@@ -3,12 +3,13 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from titan_ext.errors import UserError
 from titan_ext.semi_sync.binding import bind_rows, differences, fingerprint_number, fingerprint_of
@@ -44,6 +45,12 @@ class SemiSync:
         site_weight: this site's weight under ``weighting = "site"``.
         site_ranks: the ranks of this site; by default those of the default process group.
         on_round: called with the record of every round, committed or not.
+        outer_optimizers: for each fragment an optimizer of the user's own over the fragment's parameters,
+            instead of the configured one; it is made to work on the global copy.
+        keep_local_work: after a round that was not committed, keep what was done since the last one
+            and try again at the next step; False goes back to the global parameters and waits for the
+            next round of the schedule.
+        register: name the shared state to the manager; False leaves that to the caller.
 
     Raises:
         ValueError: a setting is wrong, or a synced state does not exist.
@@ -61,6 +68,9 @@ class SemiSync:
         site_weight: float = 1.0,
         site_ranks: SiteRanks | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
+        outer_optimizers: Sequence[Optimizer] | None = None,
+        keep_local_work: bool = True,
+        register: bool = True,
     ) -> None:
         self.config = config.resolved()
         if self.config.method == "none":
@@ -75,7 +85,8 @@ class SemiSync:
         self._site = site_ranks or SiteRanks()
         self._on_round = on_round
         self._view = ModelView(model_parts, optimizers)
-        self._rows = bind_rows(self.plan, self.config, self._view, self._site)
+        self._keep_local_work = keep_local_work
+        self._rows = bind_rows(self.plan, self.config, self._view, self._site, outer_optimizers)
         self._fingerprint = fingerprint_of(self.config, self._rows, self._site)
         self._numels = self._site.gather([row.numel for row in self._rows])
         self._exchange = Exchange(
@@ -94,7 +105,8 @@ class SemiSync:
         self._launch_clock = 0
         self._received: Mapping[str, Any] | None = None
         self._pool: ThreadPoolExecutor | None = None
-        manager.register_state_dict_fn("titan_ext", self._receive, self._shared_state)
+        if register:
+            manager.register_state_dict_fn("titan_ext", self.receive_shared_state, self.shared_state)
 
     def join(self) -> None:
         """Take part in a quorum before the first inner step.
@@ -232,6 +244,9 @@ class SemiSync:
         committed = self._manager.should_commit()
         if committed:
             self._apply(round_)
+        elif not self._keep_local_work:
+            for index in round_.intent or round_.rows:
+                self._rows[index].reset_local_to_global()
         elif round_.intent is not None:
             self._pending = _union(round_.intent, self._pending)
         self._current = None
@@ -258,7 +273,8 @@ class SemiSync:
 
     # -- membership --------------------------------------------------------------------------
 
-    def _shared_state(self) -> dict[str, Any]:
+    def shared_state(self) -> dict[str, Any]:
+        """What a joining site takes over; its tensors are the live ones, unchanged until the round's commit."""
         clock = self._current.clock if self._current is not None else self.clock
         return {
             "fingerprint": self._fingerprint,
@@ -268,7 +284,8 @@ class SemiSync:
             "rows": {row.row.key: row.shared_state() for row in self._rows},
         }
 
-    def _receive(self, state: Mapping[str, Any]) -> None:
+    def receive_shared_state(self, state: Mapping[str, Any]) -> None:
+        """Keep a peer's ``shared_state`` until the round under way can take it in."""
         self._received = state
         if self._current is not None:
             self._current.intent = None

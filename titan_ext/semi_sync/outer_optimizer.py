@@ -4,14 +4,14 @@ They are ordinary ``torch.optim`` optimizers over the global copy; the averaged 
 (start minus end) is their gradient, so descending it moves towards the sites.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.optim import Optimizer
 
 from titan_ext.optim import Yogi
-from titan_ext.semi_sync.views import materialize_state
+from titan_ext.semi_sync.views import local_tensor, materialize_state
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,3 +85,19 @@ def build_outer_optimizer(name: str, parameters: list[torch.Tensor], settings: O
     optimizer = _FACTORIES[name](parameters, settings)
     materialize_state(optimizer)
     return optimizer
+
+
+def work_on(optimizer: Optimizer, parameters: Sequence[torch.Tensor], copies: Sequence[torch.Tensor]) -> None:
+    """Make an optimizer over a model's parameters work on the global copies in their stead.
+
+    Its groups, hyper-parameters and schedulers stay; state it has already moves along.
+    """
+    copy_of = {id(parameter): copy for parameter, copy in zip(parameters, copies, strict=True)}
+    for group in optimizer.param_groups:
+        group["params"] = [copy_of.get(id(each), each) for each in group["params"]]
+    for parameter in parameters:
+        if parameter in optimizer.state:
+            moved = optimizer.state.pop(parameter)
+            optimizer.state[copy_of[id(parameter)]] = {
+                key: local_tensor(value) if isinstance(value, torch.Tensor) else value for key, value in moved.items()
+            }

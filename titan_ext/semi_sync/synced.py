@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from titan_ext.semi_sync.outer_optimizer import OuterSettings, build_outer_optimizer
+from titan_ext.semi_sync.outer_optimizer import OuterSettings, build_outer_optimizer, work_on
 from titan_ext.semi_sync.plan import PARAMETERS, SyncRow
 from titan_ext.semi_sync.views import ModelView, like, local_tensor
 
@@ -25,6 +25,7 @@ class SyncedRow:
         outer_settings: its hyper-parameters.
         lossless: whether what is sent arrives exactly.
         global_device: where the global copy lives; None is where the parameters are.
+        own_outer: an optimizer over the model's parameters to use instead, see ``work_on``.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class SyncedRow:
         outer_settings: OuterSettings,
         lossless: bool = True,
         global_device: torch.device | None = None,
+        own_outer: Optimizer | None = None,
     ) -> None:
         self.row = row
         self.names = list(names)
@@ -55,7 +57,10 @@ class SyncedRow:
             self.global_flat = torch.empty(self.numel, dtype=torch.float32, device=self.device)
             self.global_parts = self.split(self.global_flat)
             self.take_local_as_global()
-            if row.outer_optimizer and self.numel:
+            if own_outer is not None and self.numel:
+                self.outer = own_outer
+                work_on(own_outer, [view.parameters[name] for name in self.names], self.global_parts)
+            elif row.outer_optimizer and self.numel:
                 self.outer = build_outer_optimizer(outer_name, self.global_parts, outer_settings)
 
     def split(self, flat: torch.Tensor) -> list[torch.Tensor]:
