@@ -5,7 +5,11 @@ import json
 from importlib import import_module
 
 # Name on the command line -> module with HELP, add_arguments(parser) and run(options) -> figures.
-_BENCHMARKS = {"overhead": "titan_ext.bench.overhead"}
+_BENCHMARKS = {
+    "overhead": "titan_ext.bench.overhead",
+    "sync": "titan_ext.bench.sync",
+    "wan": "titan_ext.bench.wan",
+}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

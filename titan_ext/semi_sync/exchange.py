@@ -241,7 +241,7 @@ class Exchange:
         for index, part in self.parts(round_):
             feeds_back = contributes and index in self._residuals
             before = part.clone() if feeds_back else None
-            running.append(self._reduction.start(self._manager, part))
+            running.append(self._reduction.start(self._manager, part, keep_sent=feeds_back))
             if feeds_back and running[-1].sent is not None:
                 round_.lost[index] = before.sub_(running[-1].sent)
         for each in running:

@@ -1,7 +1,8 @@
 """Outer optimizers: what turns an averaged pseudo-gradient into new global parameters.
 
 They are ordinary ``torch.optim`` optimizers over the global copy; the averaged pseudo-gradient
-(start minus end) is their gradient, so descending it moves towards the sites.
+(start minus end) is their gradient, so descending it moves towards the sites. Whether they go tensor
+by tensor or all at once (``foreach``) is torch's choice: on a CPU the latter only takes memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,18 +37,17 @@ def _sgd(parameters: list[torch.Tensor], settings: OuterSettings) -> Optimizer:
         momentum=settings.momentum,
         # torch refuses Nesterov without momentum, where the two coincide.
         nesterov=settings.nesterov and settings.momentum > 0,
-        foreach=True,
     )
 
 
 def _adam(parameters: list[torch.Tensor], settings: OuterSettings) -> Optimizer:
     """FedAdam (arXiv 2003.00295, algorithm 2), bias-corrected as in Photon's server."""
-    return torch.optim.Adam(parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps, foreach=True)
+    return torch.optim.Adam(parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 
 
 def _adagrad(parameters: list[torch.Tensor], settings: OuterSettings) -> Optimizer:
     """FedAdagrad (arXiv 2003.00295, algorithm 2)."""
-    return torch.optim.Adagrad(parameters, lr=settings.lr, eps=settings.eps, foreach=True)
+    return torch.optim.Adagrad(parameters, lr=settings.lr, eps=settings.eps)
 
 
 def _yogi(parameters: list[torch.Tensor], settings: OuterSettings) -> Optimizer:

@@ -24,7 +24,7 @@ class Reduction(ABC):
         """Bytes that a rank sends (and receives) to sum ``numel`` elements over ``sites``."""
 
     @abstractmethod
-    def start(self, manager: ReplicaManager, values: torch.Tensor) -> "Running":
+    def start(self, manager: ReplicaManager, values: torch.Tensor, *, keep_sent: bool = False) -> "Running":
         """Begin to sum ``values`` (fp32 ``[numel]``); they may not be touched until it is finished."""
 
 
@@ -32,7 +32,7 @@ class Running(ABC):
     """A reduction under way."""
 
     sent: torch.Tensor | None = None
-    """fp32 ``[numel]``: what the other sites read from this one's messages; None if that is exact."""
+    """fp32 ``[numel]``: what the other sites read from this one's messages; None if exact or not asked for."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -52,7 +52,7 @@ class AllReduce(Reduction):
     def wire_bytes(self, numel: int, sites: int) -> int:
         return ring_all_reduce_bytes(4 * numel, sites)
 
-    def start(self, manager: ReplicaManager, values: torch.Tensor) -> Running:
+    def start(self, manager: ReplicaManager, values: torch.Tensor, *, keep_sent: bool = False) -> Running:
         buckets = values.split(self._bucket_elements) if values.numel() else ()
         return _RunningAllReduce([manager.allreduce(bucket, reduce_op=ReduceOp.SUM) for bucket in buckets])
 
@@ -89,21 +89,21 @@ class CodedReduction(Reduction):
         whole = numel if self._codec.sparse else -(-numel // sites)
         return -(-whole // self._codec.granularity) * self._codec.granularity
 
-    def start(self, manager: ReplicaManager, values: torch.Tensor) -> Running:
-        running = _RunningCoded(manager, values, self._codec)
+    def start(self, manager: ReplicaManager, values: torch.Tensor, *, keep_sent: bool = False) -> Running:
+        running = _RunningCoded(manager, values, self._codec, keep_sent)
         for bucket in values.split(self._bucket_elements) if values.numel() else ():
             running.send(bucket, self.shard_elements(bucket.numel(), manager.num_participants()))
         return running
 
 
 class _RunningCoded(Running):
-    def __init__(self, manager: ReplicaManager, values: torch.Tensor, codec: Codec) -> None:
+    def __init__(self, manager: ReplicaManager, values: torch.Tensor, codec: Codec, keep_sent: bool) -> None:
         self._manager = manager
         self._values = values
         self._codec = codec
         self._sites = manager.num_participants()
         self._buckets: list[tuple[torch.Tensor, torch.Tensor, Work | None]] = []
-        self.sent = torch.empty_like(values)
+        self.sent = torch.empty_like(values) if keep_sent else None
         self._start = 0
         self._wire = wire_device(manager)
 
@@ -113,9 +113,10 @@ class _RunningCoded(Running):
         padded = bucket.new_zeros(copies * shard)
         padded[: bucket.numel()] = bucket
         message = torch.stack([self._codec.encode(part) for part in padded.view(copies, shard)])
-        decoded = torch.cat([self._codec.decode(part) for part in message])
-        self.sent[self._start : self._start + bucket.numel()] = decoded[: bucket.numel()]
-        self._start += bucket.numel()
+        if self.sent is not None:
+            decoded = torch.cat([self._codec.decode(part) for part in message])
+            self.sent[self._start : self._start + bucket.numel()] = decoded[: bucket.numel()]
+            self._start += bucket.numel()
         message = message.to(self._wire)
         received = message.new_empty(self._sites, message.shape[1])
         work = self._issue(received, message, gather=self._codec.sparse)
