@@ -108,7 +108,7 @@ def _overlap(options: argparse.Namespace) -> list[dict[str, float]]:
                 if name == "streaming":
                     entry["bytes"] = results[0]["bytes"]
                     entry["sent"] = max(after - start for after, start in zip(wan.bytes_sent(), before))
-                    entry["slowest_exchange"] = max(result["slowest_exchange"] for result in results)
+                    entry["exchange"] = max(result["exchange"] for result in results)
             blocks.append(entry)
     tokens = options.sites * options.sync_every * options.batch * options.seq_len
     return [{**entry, "tokens": tokens, "delay": options.delay, "steps": options.sync_every} for entry in blocks]
@@ -150,12 +150,12 @@ def _report_overlap(blocks: list[dict[str, float]]) -> dict[str, Any]:
     first = blocks[0]
     ratio = median(each["silent"] / each["streaming"] for each in blocks)
     rates = {name: median(each["tokens"] / each[name] for each in blocks) for name in ("silent", "streaming")}
-    exchange = median(each["slowest_exchange"] for each in blocks)
+    exchange = median(each["exchange"] for each in blocks)
     hidden = first["delay"] * median(each["silent"] for each in blocks) / first["steps"]
     difference = sum(each["sent"] for each in blocks) / sum(each["bytes"] for each in blocks) - 1
     print(f"overlap: {rates['silent']:,.0f} tokens/s without communication, {rates['streaming']:,.0f} with: {ratio:.1%}")
     fits = "fits" if exchange < hidden else "does NOT fit"
-    print(f"         the slowest exchange of {exchange:.2f} s {fits} into the {hidden:.2f} s of {first['delay']:.0f} steps")
+    print(f"         an exchange of {exchange:.2f} s {fits} into the {hidden:.2f} s of {first['delay']:.0f} steps")
     print(f"ledger:  the interface sent {difference:+.2%} of the ledger's bytes while training")
     return {
         **{f"{name}_tokens_per_second": round(rate, 1) for name, rate in rates.items()},

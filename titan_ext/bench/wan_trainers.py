@@ -41,6 +41,7 @@ class Trainers:
     """
 
     def __init__(self, site: int, lighthouse: str, folder: str, options: argparse.Namespace, threads: int) -> None:
+        _divert_output(f"{folder}/site{site}.log")
         _single_rank_environment(self)
         from titan_ext.platform import prepare
 
@@ -58,30 +59,36 @@ class Trainers:
         self._batches = {name: each.batch_generator(each.dataloader) for name, each in self._trainers.items()}
 
     def warm_up(self) -> None:
-        """Join, and step both to where nothing is in flight; blocks then hold whole exchanges only."""
+        """Join, and step to where nothing is in flight; turns then hold whole exchanges only."""
         for name, trainer in self._trainers.items():
             trainer.should_continue_training()
-            self._step(name, self._options.delay + self._options.sync_every)
+            self._step(name, self._options.sync_every // self._options.fragments + self._options.delay)
 
     def take(self, name: str) -> dict[str, float]:
-        """A turn of ``sync_every`` steps: its ``seconds``, the ledger's ``bytes`` and the ``slowest_exchange`` in seconds."""
-        records = []
-        outer = self._trainers[name].outer
-        if outer is not None:
-            outer._on_round = records.append
+        """A turn of ``sync_every`` steps: its ``seconds``, the ledger's ``bytes`` and seconds an ``exchange`` took (mean)."""
+        before = self._ledger(name)
         started = time.perf_counter()
         self._step(name, self._options.sync_every)
-        return {
-            "seconds": time.perf_counter() - started,
-            "bytes": sum(record.bytes_sent for record in records),
-            "slowest_exchange": max((each.seconds_quorum + each.seconds_reduce for each in records), default=0.0),
-        }
+        seconds = time.perf_counter() - started
+        rounds, sent, exchanging = (after - start for after, start in zip(self._ledger(name), before))
+        return {"seconds": seconds, "bytes": sent, "exchange": exchanging / rounds if rounds else 0.0}
+
+    def _ledger(self, name: str) -> tuple[int, int, float]:
+        outer = self._trainers[name].outer
+        return (outer.ledger.rounds, outer.ledger.bytes_sent, outer.ledger.seconds) if outer is not None else (0, 0, 0.0)
 
     def _step(self, name: str, steps: int) -> None:
         trainer = self._trainers[name]
         for _ in range(steps):
             trainer.step += 1
             trainer.train_step(self._batches[name])
+
+
+def _divert_output(path: str) -> None:
+    """What the trainers log would drown the table."""
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
 
 
 def _trainer(path: str, site: str, folder: str, lighthouse: str):
