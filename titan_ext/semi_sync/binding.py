@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
+from titan_ext.semi_sync.global_row import GlobalRow
 from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
 from titan_ext.semi_sync.site import SiteRanks
 from titan_ext.semi_sync.synced import SyncedRow
@@ -51,23 +52,17 @@ def bind_rows(
     for row in plan.rows:
         view.check_state(row.state)
     device = torch.device("cpu") if config.global_device == "cpu" else None
-    return [
-        SyncedRow(
-            row,
-            [
-                name
-                for name, parameter in view.parameters.items()
-                if home[name] == row.fragment and (row.state == PARAMETERS or parameter.requires_grad)
-            ],
-            view,
-            outer_name=config.outer_optimizer,
-            outer_settings=config.outer_settings(),
-            lossless=config.codec == "fp32",
-            global_device=device,
-            own_outer=outer_optimizers[row.fragment] if outer_optimizers else None,
-        )
-        for row in plan.rows
-    ]
+    rows = []
+    for row in plan.rows:
+        names = [
+            name
+            for name, parameter in view.parameters.items()
+            if home[name] == row.fragment and (row.state == PARAMETERS or parameter.requires_grad)
+        ]
+        kind = row.kind or (GlobalRow if row.state == PARAMETERS else SyncedRow)
+        own = {"own_outer": outer_optimizers[row.fragment]} if outer_optimizers else {}
+        rows.append(kind(row, names, view, config, device, **own))
+    return rows
 
 
 def fingerprint_of(config: SemiSyncConfig, rows: Sequence[SyncedRow], site: SiteRanks) -> dict[str, str]:

@@ -1,16 +1,19 @@
 """Codecs: how a flat fp32 tensor travels between sites, as bytes.
 
 Every message has a size that depends on the number of elements alone, so all sites know what to
-expect and the ledger can state it beforehand.
+expect and the ledger can state it beforehand. Writing and reading go piece by piece through scratch
+space that stays in the processor's cache: several passes over a large tensor would each wait for memory.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 
 import torch
 
 _BLOCK = 256  # elements that share a scale
 _CHUNK = 4096  # elements among which the largest are sought; 12 bits address one
+_PIECE = 2**17  # elements worked on at a time on a CPU
 
 
 class Codec(ABC):
@@ -27,12 +30,22 @@ class Codec(ABC):
         """Bytes of the message for ``numel`` elements, a multiple of ``granularity``."""
 
     @abstractmethod
-    def encode(self, values: torch.Tensor) -> torch.Tensor:
-        """fp32 ``[numel]`` to uint8 ``[wire_bytes(numel)]``."""
+    def encode(self, values: torch.Tensor, message: torch.Tensor) -> None:
+        """Write fp32 ``values [numel]`` into ``message`` (uint8 ``[wire_bytes(numel)]``)."""
 
     @abstractmethod
-    def decode(self, message: torch.Tensor) -> torch.Tensor:
-        """The inverse of ``encode``, up to its loss."""
+    def decode(self, message: torch.Tensor, values: torch.Tensor) -> None:
+        """The inverse of ``encode``, up to its loss: overwrites fp32 ``values [numel]``."""
+
+    @abstractmethod
+    def accumulate(self, message: torch.Tensor, values: torch.Tensor) -> None:
+        """Add what ``decode`` would write to ``values``."""
+
+    def combine(self, messages: Sequence[torch.Tensor], values: torch.Tensor) -> None:
+        """Overwrite ``values`` with the sum of all messages, in their order."""
+        self.decode(messages[0], values)
+        for message in messages[1:]:
+            self.accumulate(message, values)
 
 
 class BFloat16(Codec):
@@ -41,11 +54,14 @@ class BFloat16(Codec):
     def wire_bytes(self, numel: int) -> int:
         return 2 * numel
 
-    def encode(self, values: torch.Tensor) -> torch.Tensor:
-        return values.bfloat16().view(torch.uint8)
+    def encode(self, values: torch.Tensor, message: torch.Tensor) -> None:
+        message.view(torch.bfloat16).copy_(values)
 
-    def decode(self, message: torch.Tensor) -> torch.Tensor:
-        return message.view(torch.bfloat16).float()
+    def decode(self, message: torch.Tensor, values: torch.Tensor) -> None:
+        values.copy_(message.view(torch.bfloat16))
+
+    def accumulate(self, message: torch.Tensor, values: torch.Tensor) -> None:
+        values.add_(message.view(torch.bfloat16))
 
 
 class Int8(Codec):
@@ -53,49 +69,61 @@ class Int8(Codec):
 
     granularity = _BLOCK
     levels = 127
+    _width = _BLOCK  # bytes of a block's codes
 
     def wire_bytes(self, numel: int) -> int:
-        return numel + 4 * (numel // _BLOCK)
+        return numel // _BLOCK * (self._width + 4)
 
-    def encode(self, values: torch.Tensor) -> torch.Tensor:
-        codes, scales = self._quantize(values)
-        return torch.cat([codes.view(torch.uint8), scales.view(torch.uint8)])
+    def encode(self, values: torch.Tensor, message: torch.Tensor) -> None:
+        for blocks, codes, scales in self._pieces(values, message):
+            scaled = blocks.abs()
+            torch.amax(scaled, dim=1, out=scales)
+            scales.div_(self.levels)
+            # A block of zeros has no scale; any will do, and dividing by it must not give NaN.
+            torch.div(blocks, scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None], out=scaled)
+            self._pack(scaled.round_().clamp_(-self.levels, self.levels), codes)
 
-    def decode(self, message: torch.Tensor) -> torch.Tensor:
-        numel = message.numel() // (_BLOCK + 4) * _BLOCK
-        return self._dequantize(message[:numel].view(torch.int8), message[numel:])
+    def decode(self, message: torch.Tensor, values: torch.Tensor) -> None:
+        for blocks, codes, scales in self._pieces(values, message):
+            torch.mul(self._unpack(codes), scales[:, None], out=blocks)
 
-    def _quantize(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def accumulate(self, message: torch.Tensor, values: torch.Tensor) -> None:
+        for blocks, codes, scales in self._pieces(values, message):
+            blocks.addcmul_(self._unpack(codes), scales[:, None])
+
+    def _pieces(
+        self, values: torch.Tensor, message: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Blocks, their codes and their scales, some at a time."""
         blocks = values.view(-1, _BLOCK)
-        scales = blocks.abs().amax(dim=1).div_(self.levels)
-        # A block of zeros has no scale; any will do, and dividing by it must not give NaN.
-        codes = (blocks / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round_()
-        return codes.clamp_(-self.levels, self.levels).to(torch.int8).view(-1), scales
+        split = blocks.shape[0] * self._width
+        codes, scales = message[:split].view(-1, self._width), message[split:].view(torch.float32)
+        rows = _PIECE // _BLOCK if values.device.type == "cpu" else max(1, blocks.shape[0])
+        yield from zip(blocks.split(rows), codes.split(rows), scales.split(rows))
 
-    def _dequantize(self, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        # The scales start at a byte offset that fp32 alignment may not like: copy them.
-        scales = scales.clone().view(torch.float32)
-        return (codes.view(-1, _BLOCK).float() * scales[:, None]).view(-1)
+    def _pack(self, rounded: torch.Tensor, codes: torch.Tensor) -> None:
+        codes.view(torch.int8).copy_(rounded)
+
+    def _unpack(self, codes: torch.Tensor) -> torch.Tensor:
+        return codes.view(torch.int8)
 
 
 class Int4(Int8):
     """Half a byte an element and a scale for each block of 256; error at most absmax / 14 of the block."""
 
     levels = 7
+    _width = _BLOCK // 2
 
-    def wire_bytes(self, numel: int) -> int:
-        return numel // 2 + 4 * (numel // _BLOCK)
+    def _pack(self, rounded: torch.Tensor, codes: torch.Tensor) -> None:
+        # The block's first half in the low bits, its second in the high ones.
+        low, high = rounded.add_(8).chunk(2, dim=1)
+        codes.copy_(low.add_(high, alpha=16))
 
-    def encode(self, values: torch.Tensor) -> torch.Tensor:
-        codes, scales = self._quantize(values)
-        nibbles = (codes + 8).to(torch.uint8)
-        return torch.cat([nibbles[0::2] | (nibbles[1::2] << 4), scales.view(torch.uint8)])
-
-    def decode(self, message: torch.Tensor) -> torch.Tensor:
-        packed = message.numel() // (_BLOCK // 2 + 4) * (_BLOCK // 2)
-        pairs = message[:packed]
-        codes = torch.stack([pairs & 15, pairs >> 4], dim=1).view(-1).to(torch.int8) - 8
-        return self._dequantize(codes, message[packed:])
+    def _unpack(self, codes: torch.Tensor) -> torch.Tensor:
+        both = codes.new_empty(codes.shape[0], _BLOCK, dtype=torch.int8)
+        both[:, : self._width] = codes & 15
+        both[:, self._width :] = codes >> 4
+        return both.sub_(8)
 
 
 class TopK(Codec):
@@ -113,29 +141,41 @@ class TopK(Codec):
         self.kept = min(_CHUNK, 2 * math.ceil(density * _CHUNK / 2))
 
     def wire_bytes(self, numel: int) -> int:
-        return numel // _CHUNK * (4 * self.kept + 3 * self.kept // 2)
+        # Whole words, so that the next message in a buffer starts where fp32 may.
+        return -(-(numel // _CHUNK * (4 * self.kept + 3 * self.kept // 2)) // 4) * 4
 
-    def encode(self, values: torch.Tensor) -> torch.Tensor:
+    def encode(self, values: torch.Tensor, message: torch.Tensor) -> None:
         chunks = values.view(-1, _CHUNK)
-        places = chunks.abs().topk(self.kept, dim=1, sorted=False).indices.sort(dim=1).values
-        kept = chunks.gather(1, places).contiguous()
-        return torch.cat([kept.view(-1).view(torch.uint8), _pack_12_bits(places.view(-1))])
+        kept, places = self._split(message, len(chunks))
+        found = chunks.abs().topk(self.kept, dim=1, sorted=False).indices.sort(dim=1).values
+        kept.copy_(chunks.gather(1, found))
+        places.copy_(pack_12_bits(found.view(-1)))
 
-    def decode(self, message: torch.Tensor) -> torch.Tensor:
-        chunks = message.numel() // self.wire_bytes(_CHUNK)
-        split = chunks * self.kept * 4
-        values = message[:split].clone().view(torch.float32).view(chunks, self.kept)
-        places = _unpack_12_bits(message[split:]).view(chunks, self.kept)
-        return torch.zeros(chunks, _CHUNK, device=message.device).scatter_(1, places, values).view(-1)
+    def decode(self, message: torch.Tensor, values: torch.Tensor) -> None:
+        values.zero_()
+        self.accumulate(message, values)
+
+    def accumulate(self, message: torch.Tensor, values: torch.Tensor) -> None:
+        chunks = values.view(-1, _CHUNK)
+        kept, places = self._split(message, len(chunks))
+        chunks.scatter_add_(1, unpack_12_bits(places).view(-1, self.kept), kept)
+
+    def _split(self, message: torch.Tensor, chunks: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The kept values, fp32 ``[chunks, kept]``, and the bytes of their places."""
+        end = 4 * chunks * self.kept
+        places = message[end : end + 3 * chunks * self.kept // 2]
+        return message[:end].view(torch.float32).view(chunks, self.kept), places
 
 
-def _pack_12_bits(numbers: torch.Tensor) -> torch.Tensor:
+def pack_12_bits(numbers: torch.Tensor) -> torch.Tensor:
+    """An even count of numbers below 4096 as uint8, three bytes for two."""
     first, second = numbers[0::2], numbers[1::2]
     packed = torch.stack([first & 255, (first >> 8) | ((second & 15) << 4), second >> 4], dim=1)
     return packed.to(torch.uint8).view(-1)
 
 
-def _unpack_12_bits(packed: torch.Tensor) -> torch.Tensor:
+def unpack_12_bits(packed: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``pack_12_bits``, int64."""
     low, middle, high = packed.view(-1, 3).to(torch.int64).unbind(dim=1)
     return torch.stack([low | ((middle & 15) << 8), (middle >> 4) | (high << 4)], dim=1).view(-1)
 

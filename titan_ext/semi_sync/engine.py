@@ -20,6 +20,7 @@ from titan_ext.semi_sync.manager import ReplicaManager
 from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
 from titan_ext.semi_sync.reduction import build_reduction
 from titan_ext.semi_sync.site import SiteRanks, tensors_sha256
+from titan_ext.semi_sync.synced import Landing
 from titan_ext.semi_sync.views import ModelView, like
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class SemiSync:
             device=self._device(),
         )
         self._pending: list[int] = []
+        self._finished = False
         self._tokens = 0
         self._current: Round | None = None
         self._future: Future[Round] | None = None
@@ -143,16 +145,24 @@ class SemiSync:
         """
         self.clock += 1
         self._tokens += tokens
-        self._pending += [index for index in self.plan.due(self.clock) if index not in self._pending]
         if self._future is not None and self.clock >= self._land_at:
             self._land_flight()
+        self._pending = _union(self._pending, self.plan.due(self.clock))
         if self._pending and self._future is None:
             self._launch()
 
     def finish(self) -> None:
-        """Apply what is still in flight; call after the last inner step."""
+        """Apply what is still in flight; call after the last inner step.
+
+        Methods whose sites differ until the end exchange their last mean here; all sites call this
+        after the same inner step.
+        """
         if self._future is not None:
             self._land_flight()
+        if self.plan.final() and not self._finished:
+            self._finished = True
+            self._pending = self.plan.final()
+            self._launch()
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
@@ -248,7 +258,8 @@ class SemiSync:
             for index in round_.intent or round_.rows:
                 self._rows[index].reset_local_to_global()
         elif round_.intent is not None:
-            self._pending = _union(round_.intent, self._pending)
+            again = [index for index in round_.intent if self.plan.rows[index].retry]
+            self._pending = _union(again, self._pending)
         self._current = None
         if round_.rows:
             self._record(round_, committed, failure, time.perf_counter() - started)
@@ -258,11 +269,9 @@ class SemiSync:
     def _apply(self, round_: Round) -> None:
         if not round_.rows or round_.participants == 0:
             return
-        total = round_.total_weight
+        landing = Landing(clock=round_.clock, weight=round_.weight, total_weight=round_.total_weight)
         for index, part in self._exchange.parts(round_):
-            if total != 1.0:
-                part.div_(total)
-            self._rows[index].apply(part)
+            self._rows[index].apply(part, landing)
         self._exchange.settle(round_)
         if round_.intent is None and any(self.plan.rows[index].state != PARAMETERS for index in round_.rows):
             # Moments that came from the members are as old as theirs.

@@ -75,10 +75,12 @@ class Exchange:
         self._manager = manager
         self._rows = rows
         self._fingerprint = fingerprint
-        self._reduction = reduction
+        self._reductions = [row.reduction or reduction for row in rows]
         self._device = device
         self._residuals = {
-            index: torch.zeros(row.numel, device=device) for index, row in enumerate(rows) if error_feedback
+            index: torch.zeros(row.numel, device=device)
+            for index, row in enumerate(rows)
+            if error_feedback and row.reduction is None
         }
 
     def fill(self, round_: Round) -> None:
@@ -91,15 +93,19 @@ class Exchange:
         round_.buffer = torch.empty(numel, dtype=torch.float32, device=self._device)
         round_.trailer = torch.tensor([round_.weight, 1.0])
         for index, part in self.parts(round_):
-            self._rows[index].write(part)
+            self._rows[index].write(part, round_.clock)
             if round_.weight != 1.0:
                 part.mul_(round_.weight)
             if index in self._residuals:
                 part.add_(self._residuals[index])
 
     def settle(self, round_: Round) -> None:
-        """Call when a round is committed: what the codec lost of it belongs to the next one."""
-        self._residuals.update(round_.lost)
+        """Call when a round is committed: what the reduction lost of it belongs to the next one."""
+        for index, lost in round_.lost.items():
+            if self._rows[index].takes_lost:
+                self._rows[index].take_lost(lost)
+            else:
+                self._residuals[index] = lost
 
     def record(
         self, round_: Round, *, ranks: Sequence[Sequence[int]], committed: bool, failure: object | None, **measured: Any
@@ -113,8 +119,9 @@ class Exchange:
             failure: the manager's error, if any.
             **measured: the fields of the record that are not the round's own.
         """
-        sizes = [numels[index] for numels in ranks for index in round_.rows]
-        wire = sum(self._reduction.wire_bytes(size, round_.sites) for size in sizes) if round_.seconds_reduce else 0
+        wire = 0
+        if round_.seconds_reduce:
+            wire = sum(self._wire_bytes(round_.rows, numels, round_.sites) for numels in ranks)
         return RoundRecord(
             rows=[self._rows[index].row.key for index in round_.rows],
             participants=round_.participants if committed else 0,
@@ -236,15 +243,36 @@ class Exchange:
         started = time.perf_counter()
         round_.trailer = round_.trailer.to(wire_device(self._manager))
         trailer = self._manager.allreduce(round_.trailer, reduce_op=ReduceOp.SUM)
-        contributes = round_.weight > 0
-        running = []
-        for index, part in self.parts(round_):
-            feeds_back = contributes and index in self._residuals
-            before = part.clone() if feeds_back else None
-            running.append(self._reduction.start(self._manager, part, keep_sent=feeds_back))
-            if feeds_back and running[-1].sent is not None:
-                round_.lost[index] = before.sub_(running[-1].sent)
-        for each in running:
-            each.finish()
+        parts = dict(self.parts(round_))
+        for rows in self._together(round_.rows):
+            values = self._joined(round_.buffer, [parts[index] for index in rows])
+            wanted = [index for index in rows if index in self._residuals or self._rows[index].takes_lost]
+            lost = torch.empty_like(values) if wanted and round_.weight > 0 else None
+            self._reductions[rows[0]].reduce(self._manager, values, clock=round_.clock, lost=lost)
+            if lost is not None:
+                sizes = [parts[index].numel() for index in rows]
+                round_.lost |= {index: part for index, part in zip(rows, lost.split(sizes)) if index in wanted}
         trailer.wait()
         round_.seconds_reduce = time.perf_counter() - started
+
+    def _together(self, rows: Sequence[int]) -> list[list[int]]:
+        """Neighbouring rows that are summed alike travel as one: fewer and fuller buckets."""
+        runs: list[list[int]] = []
+        for index in rows:
+            if runs and self._reductions[runs[-1][0]] is self._reductions[index]:
+                runs[-1].append(index)
+            else:
+                runs.append([index])
+        return runs
+
+    def _joined(self, buffer: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The stretch of the buffer that the neighbouring parts make up."""
+        start = parts[0].storage_offset() - buffer.storage_offset()
+        return buffer[start : start + sum(part.numel() for part in parts)]
+
+    def _wire_bytes(self, rows: Sequence[int], numels: Sequence[int], sites: int) -> int:
+        """What a rank whose rows have ``numels`` elements sends for ``rows``."""
+        return sum(
+            self._reductions[run[0]].wire_bytes(sum(numels[index] for index in run), sites)
+            for run in self._together(rows)
+        )

@@ -6,6 +6,10 @@ methods never differ in code that touches the wire.
 
 from dataclasses import dataclass
 from math import gcd
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from titan_ext.semi_sync.synced import SyncedRow
 
 PARAMETERS = "params"
 """The synced state that is the model's parameters; any other name is an optimizer state's key."""
@@ -16,7 +20,7 @@ class SyncRow:
     """One synced state of one fragment, with its own place in the schedule.
 
     The row is launched after inner step ``t`` when ``t % period == offset % period`` and lands
-    ``delay`` inner steps later.
+    ``delay`` inner steps later, before anything is launched at that step.
 
     Raises:
         ValueError: a number is outside its range.
@@ -43,22 +47,35 @@ class SyncRow:
     mixing: float = 0.0
     """Share of the local value kept at landing (Streaming DiLoCo's alpha); 0 takes the global one."""
 
+    kind: "type[SyncedRow] | None" = None
+    """What the row sends and how it takes what comes back, where that is a method's own; by default the
+    mean of a state, or the global copy's step for parameters."""
+
+    name: str | None = None
+    """Told apart by this from another row of the same state and fragment."""
+
+    retry: bool = True
+    """After a round that was not committed: try again at the next inner step, or wait for the next launch."""
+
+    final: bool = False
+    """Launched once, after the last inner step, instead of by the period."""
+
     def __post_init__(self) -> None:
         if self.period < 1:
             raise ValueError(f"period = {self.period}: a sync period is at least 1 inner step")
-        if not 0 <= self.delay < self.period:
-            raise ValueError(f"delay = {self.delay}: must be at least 0 and below the period ({self.period})")
+        if not 0 <= self.delay <= self.period:
+            raise ValueError(f"delay = {self.delay}: must lie between 0 and the period ({self.period})")
         if not 0.0 <= self.mixing <= 1.0:
             raise ValueError(f"mixing = {self.mixing}: must lie between 0 and 1")
 
     @property
     def key(self) -> str:
         """Name of the row in logs and checkpoints."""
-        return f"{self.state}/{self.fragment}"
+        return f"{self.name or self.state}/{self.fragment}"
 
     def due(self, clock: int) -> bool:
         """Whether the row is launched after inner step ``clock`` (1 for the first step)."""
-        return clock > 0 and (clock - self.offset) % self.period == 0
+        return clock > 0 and not self.final and (clock - self.offset) % self.period == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +92,18 @@ class SyncPlan:
         keys = [row.key for row in self.rows]
         if len(set(keys)) != len(keys):
             raise ValueError(f"sync plan: two rows with one key among {keys}")
-        for row in self.rows:
-            for other in self.rows:
+        scheduled = [row for row in self.rows if not row.final]
+        for row in scheduled:
+            for other in scheduled:
                 _refuse_overlap(row, other)
 
     def due(self, clock: int) -> list[int]:
         """Indices of the rows to launch after inner step ``clock``."""
         return [index for index, row in enumerate(self.rows) if row.due(clock)]
+
+    def final(self) -> list[int]:
+        """Indices of the rows to launch after the last inner step."""
+        return [index for index, row in enumerate(self.rows) if row.final]
 
 
 def _refuse_overlap(row: SyncRow, other: SyncRow) -> None:

@@ -1,10 +1,12 @@
 """Summing a flat tensor over the sites of a quorum, in place, plainly or through a codec.
 
 Gloo matches the collectives of two sites by their order alone. Every reduction therefore issues
-them in an order that depends on nothing but sizes: ``start`` for all, then ``finish`` for all.
+them in an order that depends on nothing but sizes. A few buckets are under way at a time: enough to
+keep the wire busy while others are coded, few enough to bound what lies in memory beside the values.
 """
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +17,9 @@ from titan_ext.semi_sync.codec import Codec
 from titan_ext.semi_sync.ledger import ring_all_reduce_bytes
 from titan_ext.semi_sync.manager import ReplicaManager, wire_device
 
+UNDER_WAY = 2
+"""Buckets handed to the wire before the first of them is waited for."""
+
 
 class Reduction(ABC):
     """One way to sum tensors over sites; holds no state between rounds."""
@@ -24,19 +29,21 @@ class Reduction(ABC):
         """Bytes that a rank sends (and receives) to sum ``numel`` elements over ``sites``."""
 
     @abstractmethod
-    def start(self, manager: ReplicaManager, values: torch.Tensor, *, keep_sent: bool = False) -> "Running":
-        """Begin to sum ``values`` (fp32 ``[numel]``); they may not be touched until it is finished."""
+    def reduce(
+        self, manager: ReplicaManager, values: torch.Tensor, *, clock: int, lost: torch.Tensor | None = None
+    ) -> None:
+        """Replace ``values`` by their sum over the sites. Errors are the manager's, never raised.
 
+        Args:
+            manager: with a quorum.
+            values: fp32 ``[numel]``; undefined after an error.
+            clock: inner step of the round, equal at all sites.
+            lost: fp32 ``[numel]``, filled with what the other sites could not read of our values.
+        """
 
-class Running(ABC):
-    """A reduction under way."""
-
-    sent: torch.Tensor | None = None
-    """fp32 ``[numel]``: what the other sites read from this one's messages; None if exact or not asked for."""
-
-    @abstractmethod
-    def finish(self) -> None:
-        """Wait until the values hold the sum over the sites; errors are the manager's, never raised."""
+    def scratch_elements(self, numel: int, sites: int) -> int:
+        """fp32 elements' worth of memory that ``reduce`` takes beside ``values``."""
+        return 0
 
 
 class AllReduce(Reduction):
@@ -52,17 +59,21 @@ class AllReduce(Reduction):
     def wire_bytes(self, numel: int, sites: int) -> int:
         return ring_all_reduce_bytes(4 * numel, sites)
 
-    def start(self, manager: ReplicaManager, values: torch.Tensor, *, keep_sent: bool = False) -> Running:
-        buckets = values.split(self._bucket_elements) if values.numel() else ()
-        return _RunningAllReduce([manager.allreduce(bucket, reduce_op=ReduceOp.SUM) for bucket in buckets])
+    def scratch_elements(self, numel: int, sites: int) -> int:
+        # Gloo's ring keeps a copy of what it passes on.
+        return min(numel, UNDER_WAY * self._bucket_elements)
 
-
-class _RunningAllReduce(Running):
-    def __init__(self, works: Sequence[Work]) -> None:
-        self._works = works
-
-    def finish(self) -> None:
-        for work in self._works:
+    def reduce(
+        self, manager: ReplicaManager, values: torch.Tensor, *, clock: int, lost: torch.Tensor | None = None
+    ) -> None:
+        if lost is not None:
+            lost.zero_()
+        works: deque[Work] = deque()
+        for bucket in values.split(self._bucket_elements) if values.numel() else ():
+            works.append(manager.allreduce(bucket, reduce_op=ReduceOp.SUM))
+            if len(works) == UNDER_WAY:
+                works.popleft().wait()
+        for work in works:
             work.wait()
 
 
@@ -77,105 +88,151 @@ class CodedReduction(Reduction):
 
     def __init__(self, codec: Codec, bucket_elements: int) -> None:
         self._codec = codec
-        self._bucket_elements = -(-bucket_elements // codec.granularity) * codec.granularity
+        self._bucket_elements = bucket_elements
 
     def wire_bytes(self, numel: int, sites: int) -> int:
         passes = 1 if self._codec.sparse else 2
-        sizes = [min(self._bucket_elements, numel - start) for start in range(0, numel, self._bucket_elements)]
-        return sum(passes * (sites - 1) * self._codec.wire_bytes(self.shard_elements(size, sites)) for size in sizes)
+        bucket = self._bucket(sites)
+        sizes = [min(bucket, numel - start) for start in range(0, numel, bucket)]
+        return sum(passes * (sites - 1) * self._codec.wire_bytes(self._shard(size, sites)) for size in sizes)
 
-    def shard_elements(self, numel: int, sites: int) -> int:
+    def scratch_elements(self, numel: int, sites: int) -> int:
+        message = self._codec.wire_bytes(self._shard(min(numel, self._bucket(sites)), sites)) // 4
+        # What a bucket sends and receives, in both passes.
+        return 4 * UNDER_WAY * sites * message
+
+    def reduce(
+        self, manager: ReplicaManager, values: torch.Tensor, *, clock: int, lost: torch.Tensor | None = None
+    ) -> None:
+        wire = _Wire(manager)
+        bucket_elements = self._bucket(wire.sites)
+        scattered: deque[_Bucket] = deque()
+        gathered: deque[_Bucket] = deque()
+        losses = lost.split(bucket_elements) if lost is not None else None
+        for index, values_of in enumerate(values.split(bucket_elements) if values.numel() else ()):
+            scattered.append(self._send(wire, values_of, losses[index] if losses is not None else None))
+            if len(scattered) == UNDER_WAY:
+                gathered.append(self._pass_on(wire, scattered.popleft()))
+            if len(gathered) == UNDER_WAY:
+                self._land(wire, gathered.popleft())
+        while scattered or gathered:
+            if scattered:
+                gathered.append(self._pass_on(wire, scattered.popleft()))
+            if gathered and (len(gathered) == UNDER_WAY or not scattered):
+                self._land(wire, gathered.popleft())
+
+    def _bucket(self, sites: int) -> int:
+        """Whole shards, so that nothing but the last bucket needs padding."""
+        unit = self._codec.granularity * (1 if self._codec.sparse else sites)
+        return -(-self._bucket_elements // unit) * unit
+
+    def _shard(self, numel: int, sites: int) -> int:
         """Elements a message carries for a bucket of ``numel``."""
         whole = numel if self._codec.sparse else -(-numel // sites)
         return -(-whole // self._codec.granularity) * self._codec.granularity
 
-    def start(self, manager: ReplicaManager, values: torch.Tensor, *, keep_sent: bool = False) -> Running:
-        running = _RunningCoded(manager, values, self._codec, keep_sent)
-        for bucket in values.split(self._bucket_elements) if values.numel() else ():
-            running.send(bucket, self.shard_elements(bucket.numel(), manager.num_participants()))
-        return running
-
-
-class _RunningCoded(Running):
-    def __init__(self, manager: ReplicaManager, values: torch.Tensor, codec: Codec, keep_sent: bool) -> None:
-        self._manager = manager
-        self._values = values
-        self._codec = codec
-        self._sites = manager.num_participants()
-        self._buckets: list[tuple[torch.Tensor, torch.Tensor, Work | None]] = []
-        self.sent = torch.empty_like(values) if keep_sent else None
-        self._start = 0
-        self._wire = wire_device(manager)
-
-    def send(self, bucket: torch.Tensor, shard: int) -> None:
+    def _send(self, wire: "_Wire", values: torch.Tensor, lost: torch.Tensor | None) -> "_Bucket":
         """Code a bucket and hand it to the wire."""
-        copies = 1 if self._codec.sparse else self._sites
-        padded = bucket.new_zeros(copies * shard)
-        padded[: bucket.numel()] = bucket
-        message = torch.stack([self._codec.encode(part) for part in padded.view(copies, shard)])
-        if self.sent is not None:
-            decoded = torch.cat([self._codec.decode(part) for part in message])
-            self.sent[self._start : self._start + bucket.numel()] = decoded[: bucket.numel()]
-            self._start += bucket.numel()
-        message = message.to(self._wire)
-        received = message.new_empty(self._sites, message.shape[1])
-        work = self._issue(received, message, gather=self._codec.sparse)
-        self._buckets.append((bucket, received, work))
+        copies = 1 if self._codec.sparse else wire.sites
+        shard = self._shard(values.numel(), wire.sites)
+        padded = values
+        if values.numel() != copies * shard:
+            padded = values.new_zeros(copies * shard)
+            padded[: values.numel()] = values
+        message = torch.empty(copies, self._codec.wire_bytes(shard), dtype=torch.uint8, device=values.device)
+        for part, row in zip(padded.view(copies, shard), message):
+            self._codec.encode(part, row)
+        if lost is not None:
+            decoded = torch.empty_like(padded).view(copies, shard)
+            for part, row in zip(decoded, message):
+                self._codec.decode(row, part)
+            torch.sub(values, decoded.view(-1)[: values.numel()], out=lost)
+        received, work = wire.gather(message[0]) if self._codec.sparse else wire.exchange(message)
+        return _Bucket(values, shard, received, work)
 
-    def finish(self) -> None:
-        if not self._codec.sparse:
-            self._sum_own_shards()
-        for bucket, received, work in self._buckets:
-            self._wait(work)
-            parts = [self._decode(message) for message in received]
-            if self._codec.sparse:
-                total = parts[0]
-                for part in parts[1:]:
-                    total += part
-            else:
-                total = torch.cat(parts)
-            bucket.copy_(total[: bucket.numel()])
-        self._buckets = []
+    def _pass_on(self, wire: "_Wire", bucket: "_Bucket") -> "_Bucket":
+        """Sum the shard that this site owns, and hand the sum to the wire."""
+        if self._codec.sparse:
+            return bucket
+        wire.wait(bucket.work)
+        total = torch.empty(bucket.shard, dtype=torch.float32, device=bucket.values.device)
+        self._codec.combine(bucket.received.to(total.device), total)
+        message = torch.empty_like(bucket.received[0], device=total.device)
+        self._codec.encode(total, message)
+        return _Bucket(bucket.values, bucket.shard, *wire.gather(message))
 
-    def _sum_own_shards(self) -> None:
-        summed = []
-        for bucket, received, work in self._buckets:
-            self._wait(work)
-            total = self._decode(received[0])
-            for message in received[1:]:
-                total += self._decode(message)
-            message = self._codec.encode(total).to(self._wire)
-            gathered = torch.empty_like(received)
-            summed.append((bucket, gathered, self._issue(gathered, message[None], gather=True)))
-        self._buckets = summed
+    def _land(self, wire: "_Wire", bucket: "_Bucket") -> None:
+        """Write the sum into the values."""
+        wire.wait(bucket.work)
+        values, received = bucket.values, bucket.received.to(bucket.values.device)
+        copies = 1 if self._codec.sparse else wire.sites
+        whole = values.numel() == copies * bucket.shard
+        out = values if whole else values.new_empty(copies * bucket.shard)
+        if self._codec.sparse:
+            self._codec.combine(received, out)
+        else:
+            for part, row in zip(out.view(copies, bucket.shard), received):
+                self._codec.decode(row, part)
+        if not whole:
+            values.copy_(out[: values.numel()])
 
-    def _decode(self, message: torch.Tensor) -> torch.Tensor:
-        return self._codec.decode(message.to(self._values.device))
 
-    def _issue(self, received: torch.Tensor, message: torch.Tensor, *, gather: bool) -> Work | None:
-        if self._sites == 1:
-            received.copy_(message)
-            return None
-        if self._manager.errored() is not None:
-            received.zero_()
-            return None
-        group = self._manager._pg  # torchft's manager offers all-reduce alone
-        try:
-            if gather:
-                return group.allgather([list(received.unbind())], [message[0]], AllgatherOptions())
-            return group.alltoall_base(received, message, [], [], AllToAllOptions())
-        except RuntimeError as error:
-            self._manager.report_error(error)
-            received.zero_()
-            return None
+class _Bucket:
+    """A bucket whose messages are on their way."""
 
-    def _wait(self, work: Work | None) -> None:
+    __slots__ = ("values", "shard", "received", "work")
+
+    def __init__(self, values: torch.Tensor, shard: int, received: torch.Tensor, work: Work | None) -> None:
+        self.values, self.shard, self.received, self.work = values, shard, received, work
+
+
+class _Wire:
+    """Collectives of bytes between the sites; an error is reported to the manager and zeros arrive."""
+
+    def __init__(self, manager: ReplicaManager) -> None:
+        self._manager = manager
+        self._device = wire_device(manager)
+        self.sites = manager.num_participants()
+
+    def gather(self, message: torch.Tensor) -> tuple[torch.Tensor, Work | None]:
+        """Every site's ``message [bytes]`` as ``[sites, bytes]``."""
+        message = message.to(self._device)
+        received = message.new_empty(self.sites, message.numel())
+        if self.sites == 1:
+            received[0] = message
+            return received, None
+        return received, self._issue(
+            received,
+            lambda group: group.allgather([list(received.unbind())], [message], AllgatherOptions()),
+        )
+
+    def exchange(self, messages: torch.Tensor) -> tuple[torch.Tensor, Work | None]:
+        """Row i of ``messages [sites, bytes]`` goes to site i; the rows that come in return."""
+        messages = messages.to(self._device)
+        if self.sites == 1:
+            return messages, None
+        received = torch.empty_like(messages)
+        return received, self._issue(
+            received, lambda group: group.alltoall_base(received, messages, [], [], AllToAllOptions())
+        )
+
+    def wait(self, work: Work | None) -> None:
+        """Until the messages are there."""
         if work is None:
             return
         try:
             work.wait()
         except RuntimeError as error:
             self._manager.report_error(error)
+
+    def _issue(self, received: torch.Tensor, start) -> Work | None:
+        if self._manager.errored() is None:
+            try:
+                return start(self._manager._pg)  # torchft's manager offers all-reduce alone
+            except RuntimeError as error:
+                self._manager.report_error(error)
+        received.zero_()
+        return None
 
 
 def build_reduction(codec: Codec | None, bucket_bytes: int) -> Reduction:

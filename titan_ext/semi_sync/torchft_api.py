@@ -167,9 +167,12 @@ class DiLoCo(_OnOptimizerHooks):
             return {"outer_optimizer": self._optimizers[index].state_dict(), "original_parameters": originals}
 
         def load(state: dict[str, Any]) -> None:
-            originals = state["original_parameters"]
-            self._arriving["rows"][key] = {prefix + name: {"global": value} for name, value in originals.items()}
             self._optimizers[index].load_state_dict(state["outer_optimizer"])
+            row = self._outer.shared_state()["rows"][key]
+            originals = {prefix + name: value for name, value in state["original_parameters"].items()}
+            self._arriving["rows"][key] = {
+                name: {**row[name], "global": value} for name, value in originals.items() if name in row
+            }
             if last:
                 self._outer.receive_shared_state(self._arriving)
 
