@@ -6,13 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
+from titan_ext.optim import DeMo, Muon
 from titan_ext.platform import prepare
 
 prepare()
 
 from torchtitan.components.optimizer import OptimizersContainer as _TorchtitanContainer  # noqa: E402
 
-_OURS: dict[str, Callable[..., Optimizer]] = {"SGD": torch.optim.SGD}
+_OURS: dict[str, Callable[..., Optimizer]] = {
+    "SGD": torch.optim.SGD,
+    "Muon": Muon,
+    "DeMo": DeMo,
+}
 _TORCHTITANS = ("Adam", "AdamW", "DistMuon")
 
 

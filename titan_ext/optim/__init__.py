@@ -1,5 +1,9 @@
 """Optimizers that torch does not have. Nothing here imports torchtitan."""
 
+from titan_ext.optim.adopt import ADOPT
+from titan_ext.optim.demo import DeMo
+from titan_ext.optim.muon import Muon
+from titan_ext.optim.quasi_hyperbolic import QHADOPT, QHSGDM, QHAdamW
 from titan_ext.optim.yogi import Yogi
 
-__all__ = ["Yogi"]
+__all__ = ["ADOPT", "DeMo", "Muon", "QHADOPT", "QHAdamW", "QHSGDM", "Yogi"]

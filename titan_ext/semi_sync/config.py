@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from titan_ext.semi_sync.codec import CODECS, Codec, build_codec
-from titan_ext.semi_sync.methods import build_plan, method_defaults, method_names
+from titan_ext.semi_sync.methods import build_plan, method_defaults, method_fixed, method_names
 from titan_ext.semi_sync.outer_optimizer import OuterSettings, outer_optimizer_names
 from titan_ext.semi_sync.plan import SyncPlan
 
@@ -28,6 +28,18 @@ class SemiSyncConfig:
 
     second_moment_sync_every: int | None = None
     """DES-LOC's K_v: inner steps between two averages of the second moment; by default 6 times sync_every."""
+
+    sparta_share: float | None = None
+    """SPARTA: share of the parameters averaged after each inner step; 0.005 by default."""
+
+    gossip_gamma: float | None = None
+    """NoLoCo: how strongly the slow weights of a pair pull at each other; 0.7 by default."""
+
+    demo_chunk: int | None = None
+    """DeMo: largest side of a tile, 64 by default."""
+
+    demo_kept: int | None = None
+    """DeMo: coefficients of a tile that travel, 32 by default."""
 
     num_fragments: int = 1
     """Parts of the model that sync in turn, ``sync_every / num_fragments`` steps apart."""
@@ -87,6 +99,7 @@ class SemiSyncConfig:
             raise ValueError(_unknown("method", self.method, method_names()))
         if self.method == "none":
             return replace(self)
+        self._check_belongs()
         filled = {"outer_lr": 1.0, "outer_momentum": 0.0, "nesterov": False} | method_defaults(self.method)
         unset = {field.name for field in fields(self) if getattr(self, field.name) is None}
         result = replace(self, **{key: value for key, value in filled.items() if key in unset})
@@ -125,14 +138,30 @@ class SemiSyncConfig:
 
         return SemiSync(self, model_parts=model_parts, optimizers=optimizers, manager=manager, **options)
 
+    def _check_belongs(self) -> None:
+        """Settings of one method are refused with another, which would ignore them."""
+        for key in _OF_ONE_METHOD:
+            value = getattr(self, key)
+            owners = [name for name in method_names() if name != "none" and key in method_defaults(name)]
+            _require(
+                value is None or self.method in owners,
+                key,
+                value,
+                f'left out unless method = "{", ".join(owners)}"',
+            )
+
     def _check(self) -> None:
         _require(self.sync_every >= 1, "sync_every", self.sync_every, "at least 1")
         for key in ("first_moment_sync_every", "second_moment_sync_every"):
             period = getattr(self, key)
             _require(period is None or period >= 1, key, period, "at least 1")
-            _require(period is None or self.method == "des_loc", key, period, 'left out unless method = "des_loc"')
-        if self.method in ("des_loc", "local_adam"):
-            _require(self.fragment_sync_delay == 0, "fragment_sync_delay", self.fragment_sync_delay, "0 here")
+        share, gamma = self.sparta_share, self.gossip_gamma
+        _require(share is None or 0 < share <= 1, "sparta_share", share, "above 0 and at most 1")
+        _require(gamma is None or gamma >= 0, "gossip_gamma", gamma, "at least 0")
+        _require(self.demo_chunk is None or 1 <= self.demo_chunk <= 64, "demo_chunk", self.demo_chunk, "from 1 to 64")
+        _require(self.demo_kept is None or self.demo_kept >= 1, "demo_kept", self.demo_kept, "at least 1")
+        for key, value in method_fixed(self.method).items():
+            _require(getattr(self, key) == value, key, getattr(self, key), f'{value!r} with method = "{self.method}"')
         _require(self.num_fragments >= 1, "num_fragments", self.num_fragments, "at least 1")
         _require(
             self.sync_every % self.num_fragments == 0,
@@ -166,6 +195,16 @@ class SemiSyncConfig:
             "false with codec \"fp32\", which loses nothing",
         )
         _require(self.bucket_mib > 0, "bucket_mib", self.bucket_mib, "above 0")
+
+
+_OF_ONE_METHOD = (
+    "first_moment_sync_every",
+    "second_moment_sync_every",
+    "sparta_share",
+    "gossip_gamma",
+    "demo_chunk",
+    "demo_kept",
+)
 
 
 def _require(holds: bool, key: str, value: object, allowed: str) -> None:

@@ -168,11 +168,14 @@ class SemiSync:
             self._pool = None
 
     def global_parameters(self) -> dict[str, torch.Tensor]:
-        """The last committed global value of every parameter this rank holds, by name (DTensor where sharded)."""
+        """The last committed global value of every parameter this rank holds, by name (DTensor where sharded).
+
+        Where a method's sites differ until the end, the values are this site's own.
+        """
         return {
             name: like(self._view.parameters[name], part)
             for row in self._rows
-            for name, part in zip(row.names, row.global_parts)
+            for name, part in zip(row.names, row.global_values())
         }
 
     def shared_state_sha256(self) -> str:

@@ -33,7 +33,9 @@ class Round:
     trailer: torch.Tensor | None = None
     """fp32 ``[2]``: the sum of the weights and the number of contributors."""
     lost: dict[int, torch.Tensor] = field(default_factory=dict)
-    """By row: what the codec took away from this site's contribution."""
+    """By row: what the reduction took away from this site's contribution."""
+    silent: set[int] = field(default_factory=set)
+    """Rows for which this site had nobody to exchange with."""
     sites: int = 0
     seconds_quorum: float = 0.0
     seconds_reduce: float = 0.0
@@ -121,7 +123,8 @@ class Exchange:
         """
         wire = 0
         if round_.seconds_reduce:
-            wire = sum(self._wire_bytes(round_.rows, numels, round_.sites) for numels in ranks)
+            travelled = [index for index in round_.rows if index not in round_.silent]
+            wire = sum(self._wire_bytes(travelled, numels, round_.sites) for numels in ranks)
         return RoundRecord(
             rows=[self._rows[index].row.key for index in round_.rows],
             participants=round_.participants if committed else 0,
@@ -248,7 +251,8 @@ class Exchange:
             values = self._joined(round_.buffer, [parts[index] for index in rows])
             wanted = [index for index in rows if index in self._residuals or self._rows[index].takes_lost]
             lost = torch.empty_like(values) if wanted and round_.weight > 0 else None
-            self._reductions[rows[0]].reduce(self._manager, values, clock=round_.clock, lost=lost)
+            travelled = self._reductions[rows[0]].reduce(self._manager, values, clock=round_.clock, lost=lost)
+            round_.silent |= set() if travelled else set(rows)
             if lost is not None:
                 sizes = [parts[index].numel() for index in rows]
                 round_.lost |= {index: part for index, part in zip(rows, lost.split(sizes)) if index in wanted}

@@ -80,6 +80,10 @@ class GlobalRow(SyncedRow):
         for part in self.global_parts:
             part.grad = None
 
+    def global_values(self) -> list[torch.Tensor]:
+        """The global copy."""
+        return self.global_parts
+
     @torch.no_grad()
     def reset_local_to_global(self) -> None:
         """Drop local work."""

@@ -31,7 +31,7 @@ class Reduction(ABC):
     @abstractmethod
     def reduce(
         self, manager: ReplicaManager, values: torch.Tensor, *, clock: int, lost: torch.Tensor | None = None
-    ) -> None:
+    ) -> bool:
         """Replace ``values`` by their sum over the sites. Errors are the manager's, never raised.
 
         Args:
@@ -39,6 +39,9 @@ class Reduction(ABC):
             values: fp32 ``[numel]``; undefined after an error.
             clock: inner step of the round, equal at all sites.
             lost: fp32 ``[numel]``, filled with what the other sites could not read of our values.
+
+        Returns:
+            whether there was a site to exchange with.
         """
 
     def scratch_elements(self, numel: int, sites: int) -> int:
@@ -65,7 +68,7 @@ class AllReduce(Reduction):
 
     def reduce(
         self, manager: ReplicaManager, values: torch.Tensor, *, clock: int, lost: torch.Tensor | None = None
-    ) -> None:
+    ) -> bool:
         if lost is not None:
             lost.zero_()
         works: deque[Work] = deque()
@@ -75,6 +78,7 @@ class AllReduce(Reduction):
                 works.popleft().wait()
         for work in works:
             work.wait()
+        return manager.num_participants() > 1
 
 
 class CodedReduction(Reduction):
@@ -103,7 +107,7 @@ class CodedReduction(Reduction):
 
     def reduce(
         self, manager: ReplicaManager, values: torch.Tensor, *, clock: int, lost: torch.Tensor | None = None
-    ) -> None:
+    ) -> bool:
         wire = _Wire(manager)
         bucket_elements = self._bucket(wire.sites)
         scattered: deque[_Bucket] = deque()
@@ -120,6 +124,7 @@ class CodedReduction(Reduction):
                 gathered.append(self._pass_on(wire, scattered.popleft()))
             if gathered and (len(gathered) == UNDER_WAY or not scattered):
                 self._land(wire, gathered.popleft())
+        return wire.sites > 1
 
     def _bucket(self, sites: int) -> int:
         """Whole shards, so that nothing but the last bucket needs padding."""

@@ -74,8 +74,6 @@ class SyncedRow:
         self.pinned = self.device.type == "cpu" and any(tensor.is_cuda for tensor in locals_)
         self.reduction: Reduction | None = None
         """How the row is summed where that is not the configured way."""
-        self.global_parts: list[torch.Tensor] = []
-        """The last committed global values, where the kind keeps any."""
 
     @property
     def numel(self) -> int:
@@ -117,6 +115,10 @@ class SyncedRow:
 
     def take_lost(self, lost: torch.Tensor) -> None:
         """Take back what the other sites could not read of a committed contribution (fp32 ``[numel]``)."""
+
+    def global_values(self) -> list[torch.Tensor]:
+        """The last committed global value of each parameter, where the kind knows it."""
+        return []
 
     def reset_local_to_global(self) -> None:
         """Drop local work, where there is something global to go back to."""

@@ -4,7 +4,8 @@ A method is a function of the configuration that returns the rows of its plan. R
 ``method = "name"`` work everywhere: TOML, ``titan-ext check``, the engine.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from titan_ext.semi_sync.plan import SyncPlan
@@ -13,15 +14,28 @@ if TYPE_CHECKING:
     from titan_ext.semi_sync.config import SemiSyncConfig
 
 Method = Callable[["SemiSyncConfig"], SyncPlan]
-_METHODS: dict[str, tuple[Method, dict[str, object]]] = {}
 
 
-def register_method(name: str, **defaults: object) -> Callable[[Method], Method]:
+@dataclass(frozen=True, slots=True)
+class _Registered:
+    plan: Method
+    fixed: Mapping[str, object]
+    defaults: Mapping[str, object]
+
+
+_METHODS: dict[str, _Registered] = {}
+
+
+def register_method(
+    name: str, *, fixed: Mapping[str, object] | None = None, **defaults: object
+) -> Callable[[Method], Method]:
     """Decorate the function that builds a method's plan.
 
     Args:
         name: the value of ``method`` that selects it.
-        **defaults: values of ``SemiSyncConfig`` fields that the method takes where the user set none.
+        fixed: values of ``SemiSyncConfig`` fields that the method does not let the user choose.
+        **defaults: values that the method takes where the user set none. A field that is None unless a
+            method brings it (also as None) is that method's own, and refused with others.
 
     Raises:
         ValueError: the name is taken.
@@ -30,7 +44,7 @@ def register_method(name: str, **defaults: object) -> Callable[[Method], Method]
         raise ValueError(f"method {name!r} is already registered")
 
     def register(method: Method) -> Method:
-        _METHODS[name] = (method, defaults)
+        _METHODS[name] = _Registered(method, fixed or {}, defaults)
         return method
 
     return register
@@ -43,12 +57,17 @@ def method_names() -> list[str]:
 
 def build_plan(config: "SemiSyncConfig") -> SyncPlan:
     """The sync plan of a configuration whose defaults are filled in."""
-    return _METHODS[config.method][0](config)
+    return _METHODS[config.method].plan(config)
 
 
 def method_defaults(name: str) -> dict[str, object]:
     """The defaults a method brings for fields the user left unset."""
-    return dict(_METHODS[name][1])
+    return dict(_METHODS[name].defaults)
 
 
-from titan_ext.semi_sync.methods import des_loc, diloco, local_sgd  # noqa: E402, F401  (registration)
+def method_fixed(name: str) -> dict[str, object]:
+    """Values that a method does not let the user choose."""
+    return dict(_METHODS[name].fixed)
+
+
+from titan_ext.semi_sync.methods import demo, des_loc, diloco, eager, local_sgd, noloco, sparta  # noqa: E402, F401

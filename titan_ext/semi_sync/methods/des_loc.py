@@ -13,7 +13,17 @@ FIRST_MOMENT = "exp_avg"
 SECOND_MOMENT = "exp_avg_sq"
 
 
-@register_method("des_loc", sync_every=16, outer_optimizer="average")
+_AT_ONCE = {"fragment_sync_delay": 0}  # the inner loop goes on changing the moments
+
+
+@register_method(
+    "des_loc",
+    fixed=_AT_ONCE,
+    sync_every=16,
+    outer_optimizer="average",
+    first_moment_sync_every=None,
+    second_moment_sync_every=None,
+)
 def des_loc(config) -> SyncPlan:
     """Parameters every K_x, first moment every K_u, second every K_v; by default 3 and 6 times K_x.
 
@@ -26,7 +36,7 @@ def des_loc(config) -> SyncPlan:
     )
 
 
-@register_method("local_adam", sync_every=16, outer_optimizer="average")
+@register_method("local_adam", fixed=_AT_ONCE, sync_every=16, outer_optimizer="average")
 def local_adam(config) -> SyncPlan:
     """Parameters and both moments together every K steps."""
     return _plan(config, config.sync_every, config.sync_every)

@@ -1,0 +1,360 @@
+"""Quasi-hyperbolic optimizers with one or many first momenta: the inner optimizers of MT-DAO (arXiv 2510.05361).
+
+Each step mixes the gradient with momenta of several time scales; a slow momentum carries the direction
+that the sites share through a whole round of local steps, the gradient keeps the update quick.
+
+The arithmetic is done on local shards, in float32 at least. A DTensor's layout does not matter to an
+elementwise update, and dispatching each operation through it costs more than the operation. What is
+stored in bfloat16, moments or parameters, is rounded at random: to the nearest, a moment with beta
+above 0.998 would never decay.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+_STATE_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
+# Elements worked on at once, which bounds the temporaries: enough to fill a GPU, or what a CPU's caches hold.
+_BATCH, _CPU_BATCH = 2**25, 2**20
+_NOISE = 2**13
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    """Local tensors of some parameters that have taken ``step`` steps, in the dtype of the arithmetic."""
+
+    step: int
+    parameters: list[torch.Tensor]
+    gradients: list[torch.Tensor]
+    momenta: list[list[torch.Tensor]]
+    squares: list[torch.Tensor]
+
+
+class _QuasiHyperbolic(Optimizer):
+    """What the optimizers share: settings, state, buckets, and the mixed update in :meth:`_move`."""
+
+    _momentum_key = "exp_avg_{}"
+    _has_squares = True
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, with its own values of any setting.
+
+        Raises:
+            ValueError: a hyper-parameter is outside its range; the group is not added.
+        """
+        super().add_param_group(param_group)
+        try:
+            self._check(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step; returns the closure's loss if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for (step, *_), parameters in self._buckets(group).items():
+                self._step_bucket(group, step, parameters)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load ``state_dict``; the moments get this optimizer's ``state_dtype``, whatever they were saved in."""
+        dtypes = [group["state_dtype"] for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, saved, dtype in zip(self.param_groups, state_dict["param_groups"], dtypes, strict=True):
+            group["state_dtype"] = dtype
+            for parameter, key in zip(group["params"], saved["params"], strict=True):
+                self._restore(group, parameter, state_dict["state"].get(key, {}))
+
+    def _restore(self, group: dict[str, Any], parameter: torch.Tensor, saved: dict[str, Any]) -> None:
+        """Undo what torch does to loaded state: moments in the parameter's dtype, ``step`` on its device."""
+        for key, value in self.state.get(parameter, {}).items():
+            if key == "step":
+                # torchtitan's groups say fused, which moves it; reading it would then wait for the GPU.
+                self.state[parameter][key] = torch.as_tensor(value, dtype=torch.float32, device="cpu")
+            elif value.dtype != _state_dtype(group, parameter):
+                self.state[parameter][key] = saved.get(key, value).to(parameter.device, _state_dtype(group, parameter))
+
+    def _check(self, group: dict[str, Any]) -> None:
+        betas, omegas, extra = group["betas"], group["omegas"], int(self._has_squares)
+        require(group, "lr", torch.as_tensor(group["lr"]).numel() == 1 and group["lr"] >= 0, "one number, at least 0")
+        require(group, "weight_decay", group["weight_decay"] >= 0, "at least 0")
+        require(group, "eps", group.get("eps", 1) > 0, "above 0")
+        require(group, "clip_exponent", group.get("clip_exponent", 0) >= 0, "at least 0, inf not to clip")
+        mixed = isinstance(omegas, Sequence) and len(omegas) > 0 and all(each >= 0 for each in omegas)
+        # Ten times 0.1 may sum to just over 1.
+        mixed = mixed and math.fsum(omegas) <= 1 + 1e-9
+        require(group, "omegas", mixed, "one number of at least 0 for each momentum, together at most 1")
+        wanted = len(omegas) + extra
+        decays = isinstance(betas, Sequence) and len(betas) == wanted and all(0 <= each < 1 for each in betas)
+        last = ", the last for the second moment" if extra else ""
+        require(group, "betas", decays, f"{wanted} numbers in [0, 1): one for each of omegas{last}")
+        for parameter in group["params"]:
+            allowed = _state_dtype(group, parameter) in _STATE_DTYPES
+            names = "torch.bfloat16, torch.float32 or torch.float64"
+            require(group, "state_dtype", allowed, f"{names}, or None for parameters of these, not {parameter.dtype}")
+
+    def _keys(self, group: dict[str, Any]) -> list[str]:
+        momenta = [self._momentum_key.format(place) for place in range(len(group["omegas"]))]
+        return [*momenta, "exp_avg_sq"] if self._has_squares else momenta
+
+    def _create_state(self, group: dict[str, Any], parameter: torch.Tensor) -> None:
+        state, dtype = self.state[parameter], _state_dtype(group, parameter)
+        state["step"] = torch.tensor(0.0, dtype=torch.float32)
+        for key in self._keys(group):
+            state[key] = torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
+
+    def _buckets(self, group: dict[str, Any]) -> dict[tuple, list[torch.Tensor]]:
+        """Parameters with a gradient by what they must share: step count, dtype, device, and a batch."""
+        buckets, sizes = defaultdict(list), defaultdict(int)
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            if parameter.grad.is_sparse:
+                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+            if not self.state[parameter]:
+                self._create_state(group, parameter)
+            alike = int(self.state[parameter]["step"]), parameter.dtype, parameter.device
+            batch = sizes[alike] // (_CPU_BATCH if parameter.device.type == "cpu" else _BATCH)
+            buckets[*alike, batch].append(parameter)
+            sizes[alike] += _local(parameter).numel()
+        return buckets
+
+    def _step_bucket(self, group: dict[str, Any], step: int, parameters: list[torch.Tensor]) -> None:
+        keys, states = self._keys(group), [self.state[each] for each in parameters]
+        stored = [[_local(each) for each in parameters], *([_local(state[key]) for state in states] for key in keys)]
+        dtype = torch.promote_types(torch.promote_types(parameters[0].dtype, stored[1][0].dtype), torch.float32)
+        worked = [[each.to(dtype) for each in row] for row in stored]
+        gradients = [_local_gradient(each).to(dtype) for each in parameters]
+        momenta, squares = worked[1:], []
+        if self._has_squares:
+            *momenta, squares = momenta
+        taken = self._update(group, _Bucket(step, worked[0], gradients, momenta, squares))
+        torch._foreach_add_([state["step"] for state in states], torch.tensor(float(taken)))
+        _store([*chain(*stored)], [*chain(*worked)], seed=step)
+
+    def _update(self, group: dict[str, Any], bucket: _Bucket) -> int:
+        """Update the bucket's tensors in place; returns the steps taken, 1 or 0."""
+        raise NotImplementedError
+
+    def _move(
+        self,
+        group: dict[str, Any],
+        bucket: _Bucket,
+        signal: list[torch.Tensor],
+        scales: Iterable[float],
+        denominators: list[torch.Tensor] | None = None,
+    ) -> None:
+        """Average ``signal`` into the momenta, then move the parameters along the mix of it and them.
+
+        ``u_j = b_j u_j + (1 - b_j) s``; ``x = x - lr [(1 - sum w_j) s c_0 + sum w_j u_j c_j] / d``, with the
+        corrections ``c`` in ``scales`` and ``d`` 1 without ``denominators``.
+        """
+        lr, omegas = float(group["lr"]), group["omegas"]
+        if group["weight_decay"]:
+            torch._foreach_mul_(bucket.parameters, 1 - lr * group["weight_decay"])
+        for momentum, beta in zip(bucket.momenta, group["betas"], strict=False):
+            torch._foreach_lerp_(momentum, signal, 1 - beta)
+        weights = [max(0.0, 1 - math.fsum(omegas)), *omegas]
+        for weight, scale, terms in zip(weights, scales, [signal, *bucket.momenta], strict=True):
+            if not weight:
+                continue
+            if denominators is None:
+                torch._foreach_add_(bucket.parameters, terms, alpha=-lr * weight * scale)
+            else:
+                torch._foreach_addcdiv_(bucket.parameters, terms, denominators, value=-lr * weight * scale)
+
+
+class QHSGDM(_QuasiHyperbolic):
+    """SGD along a mix of the gradient and its momenta (MT-DAO-SGDM, algorithm 3).
+
+    ``u_j = b_j u_j + (1 - b_j) g``; ``x = x - lr [(1 - sum w_j) g + sum w_j u_j]``. The momenta are averages:
+    torch's ``SGD(lr (1 - b), momentum=b)`` is ``omegas=(1,)``, its Nesterov form ``omegas=(b,)``.
+
+    Settings are read at each step, so a schedule may change ``betas`` and ``omegas`` of a group, not their number.
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate, at least 0; a number or a tensor of one element.
+        betas: decay rate of each momentum, in [0, 1).
+        omegas: weight of each momentum, at least 0, together at most 1; the gradient has the rest.
+        weight_decay: decoupled: each step first multiplies the parameters by ``1 - lr * weight_decay``.
+        state_dtype: dtype of the moments; the parameters' own if None.
+
+    Raises:
+        ValueError: a hyper-parameter is outside its range.
+    """
+
+    _has_squares = False
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float | torch.Tensor = 1e-2,
+        betas: Sequence[float] = (0.999,),
+        omegas: Sequence[float] = (0.95,),
+        weight_decay: float = 0.0,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        settings = {"lr": lr, "betas": betas, "omegas": omegas}
+        super().__init__(params, settings | {"weight_decay": weight_decay, "state_dtype": state_dtype})
+
+    def _update(self, group: dict[str, Any], bucket: _Bucket) -> int:
+        self._move(group, bucket, bucket.gradients, [1.0] * (1 + len(group["omegas"])))
+        return 1
+
+
+class QHAdamW(_QuasiHyperbolic):
+    """Adam with decoupled weight decay along a mix of the gradient and its momenta (MT-DAO-Adam, algorithm 1).
+
+    ``u_j = b_j u_j + (1 - b_j) g``; ``v = b v + (1 - b) g^2``;
+    ``x = x - lr [(1 - sum w_j) g + sum w_j u_j / (1 - b_j^n)] / (sqrt(v / (1 - b^n)) + eps)`` at step n = 1, 2, ….
+    The bias correction is that of the author's code. ``omegas=(1,)`` is torch's AdamW.
+
+    Args:
+        params, lr, omegas, weight_decay, state_dtype: as for :class:`QHSGDM`.
+        betas: decay rate of each momentum, then that of the second moment, in [0, 1).
+        eps: added to the root, above 0.
+
+    Raises:
+        ValueError: a hyper-parameter is outside its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float | torch.Tensor = 1e-3,
+        betas: Sequence[float] = (0.999, 0.999),
+        omegas: Sequence[float] = (0.95,),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        settings = {"lr": lr, "betas": betas, "omegas": omegas, "eps": eps}
+        super().__init__(params, settings | {"weight_decay": weight_decay, "state_dtype": state_dtype})
+
+    def _update(self, group: dict[str, Any], bucket: _Bucket) -> int:
+        *betas, last = group["betas"]
+        steps = bucket.step + 1
+        _track_squares(bucket, last)
+        # g / (sqrt(v) / root + eps) is root g / (sqrt(v) + root eps): one pass fewer over memory.
+        root = math.sqrt(1 - last**steps)
+        denominators = torch._foreach_sqrt(bucket.squares)
+        torch._foreach_add_(denominators, root * group["eps"])
+        scales = [root, *(root / (1 - beta**steps) for beta in betas)]
+        self._move(group, bucket, bucket.gradients, scales, denominators)
+        return 1
+
+
+class QHADOPT(_QuasiHyperbolic):
+    """ADOPT along a mix of the normalised gradient and its momenta (MT-DAO-ADOPT, algorithm 2).
+
+    The first step only sets ``v = g^2``. With n steps taken:
+    ``c = clamp(g / max(sqrt(v), eps), -n^e, n^e)``; ``u_j = b_j u_j + (1 - b_j) c``;
+    ``x = x - lr [(1 - sum w_j) c + sum w_j u_j]``; then ``v = b v + (1 - b) g^2``. There is no bias correction.
+
+    A first step with learning rate 0 does not count: torch and torchtitan create state by such a step
+    with zero gradients, and ``v = 0`` must not be taken for the size of a gradient.
+
+    Args:
+        params, lr, omegas, weight_decay, state_dtype: as for :class:`QHSGDM`.
+        betas: decay rate of each momentum, then that of the second moment, in [0, 1).
+        eps: least divisor of a gradient, above 0.
+        clip_exponent: ``e`` above, at least 0; ``inf`` does not clip.
+
+    Raises:
+        ValueError: a hyper-parameter is outside its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float | torch.Tensor = 1e-3,
+        betas: Sequence[float] = (0.999, 0.9999),
+        omegas: Sequence[float] = (0.98,),
+        eps: float = 1e-6,
+        clip_exponent: float = 0.25,
+        weight_decay: float = 0.0,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        settings = {"lr": lr, "betas": betas, "omegas": omegas, "eps": eps, "clip_exponent": clip_exponent}
+        super().__init__(params, settings | {"weight_decay": weight_decay, "state_dtype": state_dtype})
+
+    def _update(self, group: dict[str, Any], bucket: _Bucket) -> int:
+        if bucket.step == 0:
+            torch._foreach_copy_(bucket.squares, torch._foreach_mul(bucket.gradients, bucket.gradients))
+            return int(float(group["lr"]) > 0)
+        # In place from the roots on: one temporary.
+        signal = torch._foreach_sqrt(bucket.squares)
+        torch._foreach_clamp_min_(signal, group["eps"])
+        torch._foreach_reciprocal_(signal)
+        torch._foreach_mul_(signal, bucket.gradients)
+        if math.isfinite(group["clip_exponent"]):
+            bound = bucket.step ** group["clip_exponent"]
+            torch._foreach_clamp_min_(signal, -bound)
+            torch._foreach_clamp_max_(signal, bound)
+        self._move(group, bucket, signal, [1.0] * (1 + len(group["omegas"])))
+        _track_squares(bucket, group["betas"][-1])
+        return 1
+
+
+def require(group: dict[str, Any], key: str, fine: bool, allowed: str) -> None:
+    """Raise a ValueError that names a group's ``key``, its value and what is ``allowed``, unless it is ``fine``."""
+    if not fine:
+        raise ValueError(f"{key} = {group[key]}: must be {allowed}")
+
+
+def _track_squares(bucket: _Bucket, beta: float) -> None:
+    torch._foreach_mul_(bucket.squares, beta)
+    torch._foreach_addcmul_(bucket.squares, bucket.gradients, bucket.gradients, value=1 - beta)
+
+
+def _state_dtype(group: dict[str, Any], parameter: torch.Tensor) -> torch.dtype:
+    return group["state_dtype"] or parameter.dtype
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _local_gradient(parameter: torch.Tensor) -> torch.Tensor:
+    gradient = parameter.grad
+    # Under sequence parallelism a replicated parameter's gradient is a sum still to be done.
+    if isinstance(gradient, DTensor) and gradient.placements != parameter.placements:
+        gradient = gradient.redistribute(placements=parameter.placements)
+    return _local(gradient)
+
+
+def _store(stored: list[torch.Tensor], worked: list[torch.Tensor], seed: int) -> None:
+    """Copy what was worked on in another dtype to where it is kept."""
+    pairs = [(to, wide) for to, wide in zip(stored, worked, strict=True) if to is not wide]
+    if pairs:
+        halved = [wide for to, wide in pairs if to.dtype == torch.bfloat16 and wide.dtype == torch.float32]
+        _round_randomly(halved, seed)
+        torch._foreach_copy_([to for to, _ in pairs], [wide for _, wide in pairs])
+
+
+def _round_randomly(tensors: list[torch.Tensor], seed: int) -> None:
+    """Round float32 tensors, in place, to numbers that bfloat16 has: up or down, right on average.
+
+    The noise depends on the step and the place in the local shard only: replicas of a tensor must stay equal.
+    """
+    if not tensors:
+        return
+    generator = torch.Generator(tensors[0].device).manual_seed(seed + tensors[0].numel())
+    noise = torch.randint(0, 2**16, (_NOISE,), generator=generator, dtype=torch.int32, device=generator.device)
+    for tensor in tensors:
+        bits = tensor.view(torch.int32)
+        bits += noise.repeat(-(-bits.numel() // _NOISE))[: bits.numel()].view(bits.shape)
+        bits &= -(2**16)
