@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import os
 
 import pytest
 import torch
@@ -226,7 +227,9 @@ def run_rank(rank, folder):
         dtensors_equal_plain_tensors(kind, mesh)
         trains_under_fsdp(kind, mesh)
     replicas_round_alike(mesh)
-    dist.destroy_process_group()
+    dist.barrier()
+    # gloo's threads outlive the group where something still refers to it, and then abort a normal exit.
+    os._exit(0)
 
 
 def test_sharded_parameters_give_the_same(tmp_path):

@@ -1,5 +1,7 @@
 """Muon: what its iterations give, what it leaves to AdamW, and that cutting a matrix changes nothing."""
 
+import os
+
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
@@ -107,7 +109,9 @@ def _sharded(rank: int, port: int, results) -> None:
             seen = _train(parameter, optimizer)
             if rank == 0:
                 results[f"{optimizer.__name__} {placement.dim}"] = [each.numpy() for each in seen]
-    dist.destroy_process_group()
+    dist.barrier()
+    # Gloo's threads sometimes abort a process that takes its time to exit.
+    os._exit(0)
 
 
 def test_cut_matrices_take_the_same_steps():

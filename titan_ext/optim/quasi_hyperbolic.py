@@ -352,7 +352,7 @@ def _round_randomly(tensors: list[torch.Tensor], seed: int) -> None:
     """
     if not tensors:
         return
-    generator = torch.Generator(tensors[0].device).manual_seed(seed + tensors[0].numel())
+    generator = torch.Generator(tensors[0].device).manual_seed(seed)
     noise = torch.randint(0, 2**16, (_NOISE,), generator=generator, dtype=torch.int32, device=generator.device)
     for tensor in tensors:
         bits = tensor.view(torch.int32)
