@@ -80,12 +80,12 @@ class Trainer(torchtitan_trainer.Trainer):
 
     def _build_outer_loop(self, config: Config) -> None:
         _quiet_torchft()
-        self.replica = Replica(
-            config.replica,
-            site=config.site.name,
-            rank=torch.distributed.get_rank(),
-            world_size=torch.distributed.get_world_size(),
-        )
+        rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if config.semi_sync.pairing == "leader":
+            # The other ranks have no replica group: their leader speaks for them.
+            self.replica = Replica(config.replica, site=config.site.name, rank=0, world_size=1) if rank == 0 else None
+        else:
+            self.replica = Replica(config.replica, site=config.site.name, rank=rank, world_size=ranks)
         self.outer = config.semi_sync.build(
             model_parts=self.model_parts,
             optimizers=self.optimizers,
@@ -97,7 +97,14 @@ class Trainer(torchtitan_trainer.Trainer):
             self.checkpointer.states["semi_sync"] = self.outer
 
     def _join(self) -> None:
-        logger.info("site %s: waiting for the quorum at %s", self.config.site.name, self.replica.lighthouse)
+        paired = "their leaders exchange for all ranks" if self.outer.pairing == "leader" else "rank by rank"
+        if self.replica is not None:
+            logger.info(
+                "site %s: waiting for the quorum at %s (sites paired: %s)",
+                self.config.site.name,
+                self.replica.lighthouse,
+                paired,
+            )
         self.outer.clock = max(self.outer.clock, self.step)
         self.outer.join()
         self._joined = True
@@ -105,7 +112,7 @@ class Trainer(torchtitan_trainer.Trainer):
         logger.info(
             "site %s: joined a quorum of %d site(s) at step %d",
             self.config.site.name,
-            self.replica.num_participants(),
+            self.outer.sites,
             self.step,
         )
 

@@ -148,7 +148,7 @@ CASES = {
     ),
     "no steps": (with_("steps = 20", "steps = 0"), ["training.steps = 0", "must be at least 1"]),
     "sites of two layouts": (
-        f"{GOOD}[site.parallelism]\ndata_parallel_shard_degree = 2\n",
+        with_("[semi_sync]", '[semi_sync]\npairing = "rank"') + "[site.parallelism]\ndata_parallel_shard_degree = 2\n",
         ['sites "alpha" and "beta" differ in parallelism.shard degree: 1 and 2', "ranks are paired"],
     ),
     "sites of two models": (f"{GOOD}[site.model]\nn_layers = 3\n", ["differ in model.n_layers: 2 and 3"]),

@@ -22,9 +22,15 @@ TIMEOUT = timedelta(seconds=30)
 
 
 @contextmanager
-def lighthouse(min_sites: int) -> Iterator[str]:
+def lighthouse(min_sites: int, heartbeat_timeout_ms: int = 5000) -> Iterator[str]:
     """A lighthouse that waits for every living site."""
-    server = LighthouseServer(bind="[::]:0", min_replicas=min_sites, join_timeout_ms=30_000, quorum_tick_ms=20)
+    server = LighthouseServer(
+        bind="[::]:0",
+        min_replicas=min_sites,
+        join_timeout_ms=30_000,
+        quorum_tick_ms=20,
+        heartbeat_timeout_ms=heartbeat_timeout_ms,
+    )
     try:
         yield server.address()
     finally:

@@ -95,8 +95,22 @@ def check_outer_loop(settings: Settings, config: Any) -> list[str]:
     return []
 
 
+def check_pairing(settings: Settings, config: Any) -> None:
+    """Refuse leaders for a method that works on each rank's own shards.
+
+    Raises:
+        UserError: naming the method.
+    """
+    outer = config.semi_sync
+    if outer.method == "none" or outer.pairing != "leader":
+        return
+    if any(row.kind is not None and not row.kind.any_layout for row in outer.plan().rows):
+        problem = "works on each rank's own shards and needs one parallel layout at all sites"
+        raise settings.error("semi_sync.method", problem, outer.method)
+
+
 def check_sites(file: str, sites: list) -> None:
-    """Refuse sites that cannot exchange rank by rank.
+    """Refuse sites that cannot exchange with each other.
 
     Args:
         file: the configuration file, for the wording.
@@ -110,7 +124,11 @@ def check_sites(file: str, sites: list) -> None:
         for what, ours, theirs in _differences(first, other):
             raise UserError(
                 f'{file}: sites "{first.name}" and "{other.name}" differ in {what}: {show(ours)} and {show(theirs)};'
-                " ranks are paired between sites, so model, parallel layout and outer loop must be equal"
+                + (
+                    ' ranks are paired between sites (semi_sync.pairing = "leader" lets layouts differ)'
+                    if what.startswith("parallelism")
+                    else " model and outer loop must be equal"
+                )
             )
 
 
@@ -137,11 +155,13 @@ def _differences(first: Any, other: Any) -> list[tuple[str, Any, Any]]:
         found.append(("model", f"{first.model.name} {first.model.flavor}", f"{other.model.name} {other.model.flavor}"))
     for key in sorted({*first.model.overrides, *other.model.overrides}):
         found.append((f"model.{key}", first.model.overrides.get(key), other.model.overrides.get(key)))
-    found += [
-        (f"parallelism.{axis} degree", getattr(first.layout, axis), getattr(other.layout, axis))
-        for axis in ("replicate", "shard", "context", "tensor", "pipeline")
-    ]
-    found += _fields("parallelism", first, other, {"data_parallel_shard_degree", "pipeline_parallel_microbatch_size"})
+    if first.config.semi_sync.pairing == "rank":
+        found += [
+            (f"parallelism.{axis} degree", getattr(first.layout, axis), getattr(other.layout, axis))
+            for axis in ("replicate", "shard", "context", "tensor", "pipeline")
+        ]
+        own = {"data_parallel_shard_degree", "pipeline_parallel_microbatch_size"}
+        found += _fields("parallelism", first, other, own)
     found += _fields("semi_sync", first, other, _SITES_OWN)
     return [(what, ours, theirs) for what, ours, theirs in found if ours != theirs]
 

@@ -1,6 +1,7 @@
 """A site's parallel layout: ranks, degrees, and whether they divide what they must."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,16 @@ def resolve_layout(settings: Settings, config: Any, nproc: int | None, devices: 
         product = " x ".join(f"{_DEGREES[axis]} {degree}" for axis, degree in degrees.items() if degree > 1) or "1"
         raise settings.error("nproc", f"must be {layout.ranks}, the product of the parallel degrees ({product})", nproc)
     return layout
+
+
+def degrees_in(table: Mapping[str, Any], nproc: int | None) -> dict[str, Any]:
+    """The degrees of a ``[parallelism]`` table, with the leftover one resolved where ``nproc`` tells it."""
+    degrees = {key: table[key] for key in _DEGREES.values()}
+    shard = _DEGREES["shard"]
+    if degrees[shard] == -1 and nproc is not None:
+        rest = math.prod(degree for key, degree in degrees.items() if key != shard)
+        degrees[shard] = nproc // rest if rest > 0 else -1
+    return degrees
 
 
 def check_layout(settings: Settings, config: Any, layout: Layout, device_type: str) -> None:

@@ -19,6 +19,7 @@ from titan_ext.config.build import build_config, dump_root, keys_by_name, sectio
 from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select  # noqa: E402
 from titan_ext.config.layout import Layout, check_layout, resolve_layout  # noqa: E402
 from titan_ext.config.model import ModelChoice  # noqa: E402
+from titan_ext.config.pairing import resolve_pairing  # noqa: E402
 from titan_ext.config.settings import Origin, Settings, show  # noqa: E402
 from titan_ext.trainer import Trainer  # noqa: E402
 
@@ -81,7 +82,7 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     """
     with _quiet():
         plans = plan_sites(str(path), overrides, KnownNames(section_names(), keys_by_name()))
-        sites = [_build(plan, sharing=len(plans)) for plan in plans]
+        sites = [_build(plan, plans, sharing=len(plans)) for plan in plans]
         checks.check_sites(str(path), sites)
     return Run(str(path), sites)
 
@@ -99,10 +100,10 @@ def load_site(path: str | Path, name: str | None = None, overrides: Sequence[str
     """
     with _quiet():
         plans = plan_sites(str(path), overrides, KnownNames(section_names(), keys_by_name()))
-        return _build(select(str(path), plans, name), sharing=1)
+        return _build(select(str(path), plans, name), plans, sharing=1)
 
 
-def _build(plan: SitePlan, sharing: int) -> Site:
+def _build(plan: SitePlan, plans: Sequence[SitePlan], sharing: int) -> Site:
     settings, header = plan.settings, plan.header
     built = build_config(settings, plan.site, tokenizer=header.tokenizer, hf_assets_path=header.hf_assets_path)
     config = built.config
@@ -112,7 +113,10 @@ def _build(plan: SitePlan, sharing: int) -> Site:
     checks.check_max_length(settings, config)
     notes = checks.check_vocabulary(settings, config, built.model, built.tokenizer)
     notes += checks.check_outer_loop(settings, config)
-    derived = built.derived | _fill_method(config) | _adapt(config)
+    derived = built.derived | _fill_method(config) | _pair(config, plans) | _adapt(config)
+    checks.check_pairing(settings, config)
+    if config.semi_sync.method != "none" and config.semi_sync.pairing == "leader":
+        notes.append("rank 0 of each site exchanges for all its ranks (semi_sync.pairing): layouts may differ")
     notes += [
         f"{key} = {show(settings.get(key))} cannot be had on this machine"
         for key, origin in derived.items()
@@ -143,6 +147,13 @@ def _fill_method(config: Trainer.Config) -> dict[str, Origin]:
         for each in fields(given)
         if getattr(given, each.name) != getattr(config.semi_sync, each.name)
     }
+
+
+def _pair(config: Trainer.Config, plans: Sequence[SitePlan]) -> dict[str, Origin]:
+    """Settle who exchanges with whom, before any site has met another."""
+    asked = config.semi_sync.pairing
+    config.semi_sync.pairing = resolve_pairing(asked, plans, type(config.parallelism)())
+    return {"semi_sync.pairing": Origin.LAYOUT} if asked == "auto" else {}
 
 
 def _adapt(config: Trainer.Config) -> dict[str, Origin]:

@@ -20,6 +20,7 @@ class Origin(StrEnum):
     FILE = "file"
     PLATFORM = "platform"
     METHOD = "method"
+    LAYOUT = "layout"
     TOKENIZER = "tokenizer"
     FLAVOR = "flavor"
     TITAN_EXT = "titan_ext"

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+_TLS_KEYS = ("tls_certificate", "tls_key", "tls_authority")
+
 
 @dataclass(kw_only=True)
 class ReplicaConfig:
@@ -43,6 +45,16 @@ class ReplicaConfig:
     join_timeout_seconds: float = 600.0
     """Lighthouse started by the launcher: how long a round waits for a site that lives but is late."""
 
+    tls_certificate: str | None = None
+    """PEM file of this site's certificate, issued for its hostname, with which it serves shared state and fetches it;
+    unset, like the other two: plain HTTP."""
+
+    tls_key: str | None = None
+    """PEM file of the private key of ``tls_certificate``, without a passphrase."""
+
+    tls_authority: str | None = None
+    """PEM file of the authority that signs the certificates of all sites; others are refused."""
+
     def validate(self) -> None:
         """Raises ValueError naming the key, its value and what is allowed."""
         if self.min_sites < 1:
@@ -62,8 +74,16 @@ class ReplicaConfig:
         ):
             if not getattr(self, key) > 0:
                 raise ValueError(f"{key} = {getattr(self, key)}: must be above 0 seconds")
+        self._validate_tls()
         if self.heartbeat_interval_seconds >= self.heartbeat_timeout_seconds:
             raise ValueError(
                 f"heartbeat_interval_seconds = {self.heartbeat_interval_seconds}: must be below "
                 f"heartbeat_timeout_seconds ({self.heartbeat_timeout_seconds}), or every site counts as dead"
             )
+
+    def _validate_tls(self) -> None:
+        given = [key for key in _TLS_KEYS if getattr(self, key) is not None]
+        for key in _TLS_KEYS:
+            value = getattr(self, key)
+            if given and value is None:
+                raise ValueError(f"{key} = {value}: must be set with {' and '.join(given)}, or none of them")

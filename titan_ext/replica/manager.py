@@ -15,6 +15,7 @@ from titan_ext.errors import RunError
 from titan_ext.replica.address import is_listening, lighthouse_url, reachable_address
 from titan_ext.replica.config import ReplicaConfig
 from titan_ext.replica.process_group import SiteProcessGroup
+from titan_ext.replica.tls import load_tls
 from titan_ext.replica.transport import StateTransport
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Replica(Manager):
         world_size: ranks of the site.
 
     Raises:
-        UserError: no lighthouse is named, or its name does not resolve.
+        UserError: no lighthouse is named, its name does not resolve, or the TLS files are not what they should be.
         RunError: the lighthouse cannot be reached.
     """
 
@@ -46,6 +47,9 @@ class Replica(Manager):
         self.lighthouse = lighthouse_url(config.lighthouse)
         hostname = config.hostname or reachable_address(self.lighthouse)
         timeout = timedelta(seconds=config.timeout_seconds)
+        tls = None
+        if config.tls_certificate is not None:
+            tls = load_tls(config.tls_certificate, config.tls_key, config.tls_authority)
         if rank == 0:
             self._find_lighthouse()
         try:
@@ -69,7 +73,7 @@ class Replica(Manager):
                 hostname=hostname,
                 heartbeat_interval=timedelta(seconds=config.heartbeat_interval_seconds),
                 checkpoint_transport=StateTransport(
-                    hostname, config.state_port and config.state_port + rank, timeout
+                    hostname, config.state_port and config.state_port + rank, timeout, tls=tls
                 ),
             )
         except RuntimeError as error:

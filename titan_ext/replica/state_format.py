@@ -1,12 +1,14 @@
 """Shared state as bytes that cannot run code: the safetensors layout with a JSON description.
 
-A stream is an 8-byte little-endian length, a JSON header and the raw tensors. Everything that is
+A message is an 8-byte little-endian length, a JSON header and the raw tensors. Everything that is
 not a tensor travels as JSON inside the header's ``__metadata__``.
 """
 
 import json
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -24,112 +26,150 @@ _NAMES = {
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _TENSOR = "__tensor__"
+_ALIGNMENT = 64
+_LENGTH_BYTES = 8
 _MAX_HEADER = 64 * 2**20
+# What is hashed or sent at once: it bounds the host copy of a tensor on an accelerator.
+_PIECE_BYTES = 2**20
+_MALFORMED = (KeyError, IndexError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError)
 
 
 class Message:
-    """State ready to be written: its size is known before the first byte.
+    """State ready to be read in pieces: its size is known before the first byte.
+
+    Tensors are read where they lie, so they must not change as long as the message is in use. Only
+    those that are not contiguous are copied.
 
     Args:
-        state: nested dicts and lists of tensors and JSON values. Tensors are not copied until written.
+        state: nested dicts and lists of tensors and JSON values.
+
+    Raises:
+        ValueError: the state has a dict that would read as a tensor.
     """
 
     def __init__(self, state: Any) -> None:
-        self._tensors: list[torch.Tensor] = []
-        structure = json.dumps(self._describe(state))
+        tensors: list[torch.Tensor] = []
+        structure = json.dumps(_describe(state, tensors))
         entries: dict[str, Any] = {"__metadata__": {"structure": structure}}
         end = 0
-        for index, tensor in enumerate(self._tensors):
+        for index, tensor in enumerate(tensors):
             start, end = end, end + tensor.numel() * tensor.element_size()
             entries[str(index)] = {
                 "dtype": _NAMES[tensor.dtype],
                 "shape": list(tensor.shape),
                 "data_offsets": [start, end],
             }
-        self._header = json.dumps(entries).encode()
-        self.num_bytes = 8 + len(self._header) + end
+        header = json.dumps(entries).encode()
+        head = bytearray(len(header).to_bytes(_LENGTH_BYTES, "little") + header)
+        self.num_bytes = len(head) + end
+        self._bytes = _Bytes([torch.frombuffer(head, dtype=torch.uint8), *map(_flat, tensors)])
 
-    def chunks(self) -> Iterator[memoryview | bytes]:
-        """The bytes, tensor by tensor."""
-        yield len(self._header).to_bytes(8, "little")
-        yield self._header
-        for tensor in self._tensors:
-            if tensor.numel():
-                flat = tensor.detach().cpu().contiguous().reshape(-1)
-                yield memoryview(flat.view(torch.uint8).numpy())
-
-    def _describe(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            self._tensors.append(value)
-            return {_TENSOR: len(self._tensors) - 1}
-        if isinstance(value, dict):
-            return {key: self._describe(each) for key, each in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._describe(each) for each in value]
-        return value
+    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+        """The bytes from ``start`` to ``stop``, at most 1 MiB at a time."""
+        for piece in self._bytes.between(start, stop):
+            yield memoryview(piece.cpu().numpy())
 
 
-def read_message(stream: BinaryIO, num_bytes: int) -> Any:
-    """Read what ``Message`` wrote.
+class Arrival:
+    """A message on its way in: the tensors that its header announces, to be filled in any order.
 
     Args:
-        stream: positioned at the first byte.
+        header: the message's first ``header_end`` bytes.
         num_bytes: the size announced by the sender; nothing beyond it is allocated.
 
     Raises:
-        ValueError: the bytes are not such a message or contradict their own sizes.
+        ValueError: the header is malformed, contradicts the size, or asks for more than this machine has.
     """
-    length = int.from_bytes(_read(stream, 8), "little")
-    if not 2 <= length <= min(_MAX_HEADER, num_bytes - 8):
-        raise ValueError(f"shared state: a header of {length} bytes cannot be right")
-    try:
-        entries = json.loads(_read(stream, length))
-        structure = json.loads(entries.pop("__metadata__")["structure"])
-        tensors = [_read_tensor(stream, entries[str(index)]) for index in _checked(entries, num_bytes - 8 - length)]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"shared state: malformed header ({error!r})") from error
-    return _restore(structure, tensors)
+
+    def __init__(self, header: bytes, num_bytes: int) -> None:
+        self._begin = len(header)
+        try:
+            entries = json.loads(header[_LENGTH_BYTES:])
+            structure = json.loads(entries.pop("__metadata__")["structure"])
+            kinds = _checked(entries, num_bytes - self._begin)
+            tensors = _allocated(kinds)
+            self._state = _restore(structure, tensors)
+        except _MALFORMED as error:
+            raise ValueError(f"shared state: malformed header ({error!r})") from error
+        except RuntimeError as error:
+            raise ValueError(f"shared state: no room for {num_bytes} bytes ({error})") from error
+        self._bytes = _Bytes(map(_flat, tensors))
+
+    def spaces(self, start: int, stop: int) -> Iterator[memoryview]:
+        """Where the message's bytes from ``start`` to ``stop`` belong; ``start`` lies behind the header."""
+        for space in self._bytes.between(start - self._begin, stop - self._begin):
+            yield memoryview(space.numpy())
+
+    def state(self) -> Any:
+        """The state; its tensors hold what was written into ``spaces``."""
+        return self._state
 
 
-def _checked(entries: dict[str, Any], num_bytes: int) -> range:
-    """Sizes are compared with the announced ones before anything is allocated."""
-    end = 0
-    for index in range(len(entries)):
-        entry = entries[str(index)]
-        count = 1
-        for size in entry["shape"]:
-            if not isinstance(size, int) or size < 0:
-                raise ValueError(f"shared state: tensor {index} has shape {entry['shape']}")
-            count *= size
-        start, stop = entry["data_offsets"]
-        if start != end or stop - start != count * _DTYPES[entry["dtype"]].itemsize:
-            raise ValueError(f"shared state: tensor {index} contradicts its own size")
-        end = stop
-    if end != num_bytes:
-        raise ValueError(f"shared state: tensors of {end} bytes in a body of {num_bytes}")
-    return range(len(entries))
+def _allocated(kinds: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[torch.Tensor]:
+    """Tensors in one block of memory, which goes back to the system as a whole when they are done with."""
+    if not kinds:
+        return []
+    starts, end = [], 0
+    for shape, dtype in kinds:
+        starts.append(end)
+        end += -(-torch.Size(shape).numel() * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+    block = torch.empty(end, dtype=torch.uint8, device="cpu")
+    sizes = [torch.Size(shape).numel() * dtype.itemsize for shape, dtype in kinds]
+    return [
+        block[start : start + size].view(dtype).view(torch.Size(shape))
+        for start, size, (shape, dtype) in zip(starts, sizes, kinds)
+    ]
 
 
-def _read_tensor(stream: BinaryIO, entry: dict[str, Any]) -> torch.Tensor:
-    tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
-    if tensor.numel():
-        view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
-        while view:
-            count = stream.readinto(view)
-            if not count:
-                raise ValueError("shared state: the stream ended early")
-            view = view[count:]
-    return tensor
+def header_end(start: bytes, num_bytes: int) -> int:
+    """The end of a message's header, in bytes from its beginning.
+
+    Args:
+        start: at least the first 8 bytes, or all if there are fewer.
+        num_bytes: the size announced by the sender.
+
+    Raises:
+        ValueError: no header can have that length.
+    """
+    length = int.from_bytes(start[:_LENGTH_BYTES], "little")
+    if not 2 <= length <= min(_MAX_HEADER, num_bytes - _LENGTH_BYTES):
+        raise ValueError(f"shared state: a header of {length} bytes cannot be right in a message of {num_bytes}")
+    return _LENGTH_BYTES + length
 
 
-def _read(stream: BinaryIO, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        more = stream.read(count - len(data))
-        if not more:
-            raise ValueError("shared state: the stream ended early")
-        data += more
-    return data
+class _Bytes:
+    """Flat tensors of bytes, one behind the other, addressed as one row."""
+
+    def __init__(self, parts: Iterable[torch.Tensor]) -> None:
+        self._parts = [part for part in parts if part.numel()]
+        self._ends = list(accumulate(part.numel() for part in self._parts))
+
+    def between(self, start: int, stop: int) -> Iterator[torch.Tensor]:
+        index = bisect_right(self._ends, start)
+        while start < stop:
+            part, end = self._parts[index], self._ends[index]
+            begin = end - part.numel()
+            piece = part[start - begin : min(stop, start + _PIECE_BYTES) - begin]
+            yield piece
+            start += piece.numel()
+            index += start == end
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _describe(value: Any, tensors: list[torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        return {_TENSOR: len(tensors) - 1}
+    if isinstance(value, dict):
+        if value.keys() == {_TENSOR}:
+            raise ValueError(f'shared state: a dict whose only key is "{_TENSOR}" cannot be told from a tensor')
+        return {key: _describe(each, tensors) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_describe(each, tensors) for each in value]
+    return value
 
 
 def _restore(value: Any, tensors: list[torch.Tensor]) -> Any:
@@ -140,3 +180,25 @@ def _restore(value: Any, tensors: list[torch.Tensor]) -> Any:
     if isinstance(value, list):
         return [_restore(each, tensors) for each in value]
     return value
+
+
+def _checked(entries: dict[str, Any], num_bytes: int) -> list[tuple[list[int], torch.dtype]]:
+    """Shapes and dtypes; sizes are compared with the announced ones before anything is allocated."""
+    kinds = []
+    end = 0
+    for index in range(len(entries)):
+        entry = entries[str(index)]
+        shape, dtype = entry["shape"], _DTYPES[entry["dtype"]]
+        if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
+            raise ValueError(f"shared state: tensor {index} has no possible shape")
+        count = dtype.itemsize
+        for size in shape:
+            count *= size
+        start, stop = entry["data_offsets"]
+        if start != end or stop != end + count:
+            raise ValueError(f"shared state: tensor {index} contradicts its own size")
+        end += count
+        kinds.append((shape, dtype))
+    if end != num_bytes:
+        raise ValueError(f"shared state: tensors of {end} bytes in a body of {num_bytes}")
+    return kinds

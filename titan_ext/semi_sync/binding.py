@@ -17,7 +17,7 @@ from titan_ext.semi_sync.synced import SyncedRow
 from titan_ext.semi_sync.views import ModelView
 
 # Settings that a site may choose for itself; all others must be equal at all sites.
-_SITES_OWN = {"bucket_mib", "global_device"}
+_SITES_OWN = {"bucket_mib", "global_device", "pairing"}
 
 
 def bind_rows(
@@ -65,13 +65,17 @@ def bind_rows(
     return rows
 
 
-def fingerprint_of(config: SemiSyncConfig, rows: Sequence[SyncedRow], site: SiteRanks) -> dict[str, str]:
-    """What must be equal at ranks that exchange, by key, so that a mismatch can be named. A collective."""
+def fingerprint_of(config: SemiSyncConfig, shared: Mapping[str, str]) -> dict[str, str]:
+    """What must be equal at sites that exchange, by key, so that a mismatch can be named.
+
+    Args:
+        config: resolved settings.
+        shared: what the pairing needs to be equal; described at any length.
+    """
     settings = {key: repr(value) for key, value in asdict(config).items() if key not in _SITES_OWN}
-    shards = [(row.row.key, name, tuple(tensor.shape)) for row in rows for name, tensor in row.described()]
     return settings | {
-        "model and layout": hashlib.sha256(repr(shards).encode()).hexdigest()[:16],
-        "ranks": str(len(site.gather(None))),
+        key: value if len(value) <= 16 else hashlib.sha256(value.encode()).hexdigest()[:16]
+        for key, value in shared.items()
     }
 
 

@@ -83,6 +83,10 @@ class SemiSyncConfig:
     error_feedback: bool | None = None
     """Add what the codec lost to the next contribution; by default for "int4" and "topk"."""
 
+    pairing: Literal["auto", "rank", "leader"] = "auto"
+    """Who exchanges: rank r with rank r of the other sites, or one leader for all ranks of its site, so that
+    sites may differ in GPUs and parallel layout. "auto" takes leaders if the sites' layouts differ."""
+
     bucket_mib: float = 32.0
     """Largest message handed to the wire at once, in MiB."""
 
@@ -194,6 +198,8 @@ class SemiSyncConfig:
             self.error_feedback,
             "false with codec \"fp32\", which loses nothing",
         )
+        if self.pairing not in ("auto", "rank", "leader"):
+            raise ValueError(_unknown("pairing", self.pairing, ["auto", "rank", "leader"]))
         _require(self.bucket_mib > 0, "bucket_mib", self.bucket_mib, "above 0")
 
 

@@ -17,6 +17,7 @@ from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.exchange import Exchange, Round
 from titan_ext.semi_sync.ledger import Ledger, RoundRecord
 from titan_ext.semi_sync.manager import ReplicaManager
+from titan_ext.semi_sync.pairing import ByLeader, ByRank, LedManager, Pairing, SiteShards
 from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
 from titan_ext.semi_sync.reduction import build_reduction
 from titan_ext.semi_sync.site import SiteRanks, tensors_sha256
@@ -35,14 +36,16 @@ class SemiSync:
 
     Call ``join()`` before the first inner step, ``step()`` after each, ``finish()`` after the last.
     Sites call them from one thread. Ranks are paired: rank r of a site exchanges with rank r of the
-    others, so all sites need the same parallel layout.
+    others, so all sites need the same parallel layout; with ``pairing = "leader"`` rank 0 of each site
+    exchanges whole tensors, and sites may differ.
 
     Args:
         config: the method and its settings.
         model_parts: this rank's parts of the model: one, or one for each pipeline stage it holds.
         optimizers: the inner optimizer(s), for methods that sync their states.
         manager: this rank's replica manager, such as ``torchft.manager.Manager`` built with
-            ``use_async_quorum=False``.
+            ``use_async_quorum=False``. With ``pairing = "leader"`` rank 0 gives the manager of a replica
+            group of one rank, and the other ranks None.
         site_weight: this site's weight under ``weighting = "site"``.
         site_ranks: the ranks of this site; by default those of the default process group.
         on_round: called with the record of every round, committed or not.
@@ -65,7 +68,7 @@ class SemiSync:
         *,
         model_parts: Iterable[nn.Module],
         optimizers: Any,
-        manager: ReplicaManager,
+        manager: ReplicaManager | None,
         site_weight: float = 1.0,
         site_ranks: SiteRanks | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
@@ -81,20 +84,20 @@ class SemiSync:
         self.rounds = 0
         self.ledger = Ledger()
         self.healed = False
-        self._manager = manager
         self._site_weight = site_weight
         self._site = site_ranks or SiteRanks()
         self._on_round = on_round
         self._view = ModelView(model_parts, optimizers)
         self._keep_local_work = keep_local_work
         self._rows = bind_rows(self.plan, self.config, self._view, self._site, outer_optimizers)
-        self._fingerprint = fingerprint_of(self.config, self._rows, self._site)
-        self._numels = self._site.gather([row.numel for row in self._rows])
+        self._pairing, self._manager = self._paired(manager)
+        self._fingerprint = fingerprint_of(self.config, self._pairing.fingerprint(self._rows))
         self._exchange = Exchange(
-            manager,
+            self._manager,
             self._rows,
             fingerprint=fingerprint_number(self._fingerprint),
             reduction=build_reduction(self.config.build_codec(), int(self.config.bucket_mib * 2**20)),
+            pairing=self._pairing,
             error_feedback=self.config.error_feedback,
             device=self._device(),
         )
@@ -108,7 +111,17 @@ class SemiSync:
         self._received: Mapping[str, Any] | None = None
         self._pool: ThreadPoolExecutor | None = None
         if register:
-            manager.register_state_dict_fn("titan_ext", self.receive_shared_state, self.shared_state)
+            self._manager.register_state_dict_fn("titan_ext", self.receive_shared_state, self.shared_state)
+
+    @property
+    def pairing(self) -> str:
+        """Who exchanges: "rank" or "leader"."""
+        return self._pairing.name
+
+    @property
+    def sites(self) -> int:
+        """Sites in the current quorum."""
+        return self._manager.num_participants()
 
     def join(self) -> None:
         """Take part in a quorum before the first inner step.
@@ -322,6 +335,12 @@ class SemiSync:
 
     # -- set-up and bookkeeping ----------------------------------------------------------------
 
+    def _paired(self, manager: ReplicaManager | None) -> tuple[Pairing, ReplicaManager]:
+        if self.config.pairing != "leader":
+            return ByRank(self._rows, self._site), manager
+        shards = SiteShards(self._view.parameters, self._site.group, alone=self._site.alone)
+        return ByLeader(self._rows, shards, int(self.config.bucket_mib * 2**18)), LedManager(manager, shards)
+
     def _device(self) -> torch.device:
         if self.config.global_device == "cpu":
             return torch.device("cpu")
@@ -354,7 +373,6 @@ class SemiSync:
     def _record(self, round_: Round, committed: bool, failure: object | None, seconds: float) -> None:
         record = self._exchange.record(
             round_,
-            ranks=self._numels,
             round=self.rounds,
             step=self.clock,
             seconds_apply=seconds,

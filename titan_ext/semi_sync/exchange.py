@@ -11,6 +11,7 @@ from torch.distributed import ReduceOp
 from titan_ext.semi_sync.agreement import agree
 from titan_ext.semi_sync.ledger import RoundRecord
 from titan_ext.semi_sync.manager import ReplicaManager, wire_device
+from titan_ext.semi_sync.pairing import Pairing
 from titan_ext.semi_sync.plan import PARAMETERS
 from titan_ext.semi_sync.reduction import Reduction
 from titan_ext.semi_sync.synced import SyncedRow
@@ -60,6 +61,7 @@ class Exchange:
         rows: the plan's rows bound to this rank.
         fingerprint: equal at sites that may exchange.
         reduction: how a row is summed over the sites.
+        pairing: which ranks do so with which.
         error_feedback: add what the codec lost to the next contribution of the row.
         device: where buffers live.
     """
@@ -71,6 +73,7 @@ class Exchange:
         *,
         fingerprint: int,
         reduction: Reduction,
+        pairing: Pairing,
         error_feedback: bool,
         device: torch.device,
     ) -> None:
@@ -78,6 +81,7 @@ class Exchange:
         self._rows = rows
         self._fingerprint = fingerprint
         self._reductions = [row.reduction or reduction for row in rows]
+        self._pairing = pairing
         self._device = device
         self._residuals = {
             index: torch.zeros(row.numel, device=device)
@@ -110,13 +114,12 @@ class Exchange:
                 self._residuals[index] = lost
 
     def record(
-        self, round_: Round, *, ranks: Sequence[Sequence[int]], committed: bool, failure: object | None, **measured: Any
+        self, round_: Round, *, committed: bool, failure: object | None, **measured: Any
     ) -> RoundRecord:
         """What a round cost and what came of it.
 
         Args:
             round_: after its landing.
-            ranks: for each rank of the site the sizes of all rows.
             committed: whether it was applied.
             failure: the manager's error, if any.
             **measured: the fields of the record that are not the round's own.
@@ -124,7 +127,8 @@ class Exchange:
         wire = 0
         if round_.seconds_reduce:
             travelled = [index for index in round_.rows if index not in round_.silent]
-            wire = sum(self._wire_bytes(travelled, numels, round_.sites) for numels in ranks)
+            for run in self._together(travelled):
+                wire += self._pairing.wire_bytes(self._reductions[run[0]], run, round_.sites)
         return RoundRecord(
             rows=[self._rows[index].row.key for index in round_.rows],
             participants=round_.participants if committed else 0,
@@ -251,7 +255,14 @@ class Exchange:
             values = self._joined(round_.buffer, [parts[index] for index in rows])
             wanted = [index for index in rows if index in self._residuals or self._rows[index].takes_lost]
             lost = torch.empty_like(values) if wanted and round_.weight > 0 else None
-            travelled = self._reductions[rows[0]].reduce(self._manager, values, clock=round_.clock, lost=lost)
+            travelled = self._pairing.reduce(
+                self._reductions[rows[0]],
+                self._manager,
+                [self._rows[index] for index in rows],
+                values,
+                clock=round_.clock,
+                lost=lost,
+            )
             round_.silent |= set() if travelled else set(rows)
             if lost is not None:
                 sizes = [parts[index].numel() for index in rows]
@@ -273,10 +284,3 @@ class Exchange:
         """The stretch of the buffer that the neighbouring parts make up."""
         start = parts[0].storage_offset() - buffer.storage_offset()
         return buffer[start : start + sum(part.numel() for part in parts)]
-
-    def _wire_bytes(self, rows: Sequence[int], numels: Sequence[int], sites: int) -> int:
-        """What a rank whose rows have ``numels`` elements sends for ``rows``."""
-        return sum(
-            self._reductions[run[0]].wire_bytes(sum(numels[index] for index in run), sites)
-            for run in self._together(rows)
-        )

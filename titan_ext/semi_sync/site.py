@@ -18,15 +18,15 @@ class SiteRanks:
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, *, alone: bool = False) -> None:
-        self._group = group
-        self._alone = alone or not dist.is_initialized() or dist.get_world_size(group) == 1
+        self.group = group
+        self.alone = alone or not dist.is_initialized() or dist.get_world_size(group) == 1
 
     def gather(self, value: Any) -> list[Any]:
         """``value`` of every rank, in rank order. A collective."""
-        if self._alone:
+        if self.alone:
             return [value]
-        gathered: list[Any] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(gathered, value, group=self._group)
+        gathered: list[Any] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(gathered, value, group=self.group)
         return gathered
 
 

@@ -50,6 +50,12 @@ class SyncedRow:
     copies = 0
     """Values of the size of the row's parameters that the kind keeps, outer optimizer aside."""
 
+    values_per_element = 1
+    """A message is so many values of each parameter's shape, one parameter after the other, each time …"""
+
+    plain_numbers = 0
+    """… followed by so many numbers that are equal on all ranks of a site."""
+
     any_layout = True
     """Whether sites that cut their tensors differently can exchange it: whether it is elementwise."""
 
@@ -78,12 +84,7 @@ class SyncedRow:
     @property
     def numel(self) -> int:
         """fp32 elements of its message."""
-        return self.elements
-
-    @property
-    def pieces(self) -> list[tuple[str | None, torch.Size]]:
-        """What the message consists of, in order: a parameter's name and local shape, or None for plain numbers."""
-        return list(zip(self.names, self._shapes))
+        return self.values_per_element * self.elements + self.plain_numbers
 
     def empty(self) -> torch.Tensor:
         """Room for a value of each of the row's parameters: fp32 ``[elements]``."""

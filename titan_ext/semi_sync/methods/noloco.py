@@ -23,6 +23,8 @@ class GossipRow(SyncedRow):
     """Sends fast weights, slow weights and, as the last number, its weight: the pair's total follows."""
 
     copies = 2  # phi and delta
+    values_per_element = 2
+    plain_numbers = 1
 
     def __init__(self, row, names, view, config, device=None) -> None:
         super().__init__(row, names, view, config, device)
@@ -31,16 +33,6 @@ class GossipRow(SyncedRow):
         if self.elements:
             torch._foreach_copy_(self.split(self._slow), self.locals())
         self.reduction = PairExchange(int(config.bucket_mib * 2**18))
-
-    @property
-    def numel(self) -> int:
-        """Two values for each element, and the weight."""
-        return 2 * self.elements + 1
-
-    @property
-    def pieces(self) -> list[tuple[str | None, torch.Size]]:
-        own = list(zip(self.names, self._shapes))
-        return [*own, *own, (None, torch.Size([1]))]
 
     @torch.no_grad()
     def write(self, out: torch.Tensor, clock: int) -> None:

@@ -35,10 +35,6 @@ class SampledRow(SyncedRow):
         """One element of every stretch."""
         return math.ceil(self.elements / self._stretch)
 
-    @property
-    def pieces(self) -> list[tuple[str | None, torch.Size]]:
-        return [(None, torch.Size([self.numel]))]
-
     @torch.no_grad()
     def write(self, out: torch.Tensor, clock: int) -> None:
         """The chosen elements, zeros where the last stretch is too short to have one."""

@@ -1,0 +1,31 @@
+"""Which ranks of two sites exchange: ``semi_sync.pairing = "auto"`` made definite."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from titan_ext.config.binder import Binder
+from titan_ext.config.headers import SitePlan
+from titan_ext.config.layout import degrees_in
+
+
+def resolve_pairing(asked: str, plans: Sequence[SitePlan], default: Any) -> str:
+    """``rank`` where all sites have one parallel layout, else ``leader``.
+
+    Every site comes to the same answer, for all read it from the whole file. Where the layout follows
+    from the machine (no ``nproc``), sites count as alike.
+
+    Args:
+        asked: the setting.
+        plans: all sites of the file.
+        default: torchtitan's parallelism config with its defaults.
+    """
+    if asked != "auto":
+        return asked
+    layouts = [_layout(plan, default) for plan in plans]
+    return "rank" if all(layout == layouts[0] for layout in layouts) else "leader"
+
+
+def _layout(plan: SitePlan, default: Any) -> dict[str, Any]:
+    given = asdict(Binder(plan.settings).table(default, plan.settings.table("parallelism"), "parallelism"))
+    return given | degrees_in(given, plan.header.nproc)

@@ -1,0 +1,47 @@
+"""Rank r of a site exchanges with rank r of the others: most bandwidth, for sites of equal layout."""
+
+from collections.abc import Sequence
+
+import torch
+
+from titan_ext.semi_sync.manager import ReplicaManager
+from titan_ext.semi_sync.reduction import Reduction
+from titan_ext.semi_sync.site import SiteRanks
+from titan_ext.semi_sync.synced import SyncedRow
+
+
+class ByRank:
+    """What a rank holds is what it exchanges.
+
+    Args:
+        rows: the plan's rows bound to this rank.
+        site: the ranks of the site.
+    """
+
+    name = "rank"
+
+    def __init__(self, rows: Sequence[SyncedRow], site: SiteRanks) -> None:
+        self._numels = site.gather([row.numel for row in rows])
+        self._layout = str(len(self._numels))
+
+    def fingerprint(self, rows: Sequence[SyncedRow]) -> dict[str, str]:
+        """What sites that pair so must have in common beside their settings: every shard."""
+        shards = [(row.row.key, name, tuple(tensor.shape)) for row in rows for name, tensor in row.described()]
+        return {"model and layout": repr(shards), "ranks": self._layout}
+
+    def wire_bytes(self, reduction: Reduction, rows: Sequence[int], sites: int) -> int:
+        """Bytes that the site sends to sum neighbouring ``rows`` (indices), all its ranks together."""
+        return sum(reduction.wire_bytes(sum(numels[index] for index in rows), sites) for numels in self._numels)
+
+    def reduce(
+        self,
+        reduction: Reduction,
+        manager: ReplicaManager,
+        rows: Sequence[SyncedRow],
+        values: torch.Tensor,
+        *,
+        clock: int,
+        lost: torch.Tensor | None,
+    ) -> bool:
+        """Sum the messages of neighbouring ``rows``, which lie one after the other in ``values``; see ``Reduction``."""
+        return reduction.reduce(manager, values, clock=clock, lost=lost)
