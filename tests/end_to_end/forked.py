@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import socket
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,14 @@ def lighthouse(min_sites: int):
 
 def start_site(config: Path, name: str, ranks: int, url: str, *flags: str) -> SiteRun:
     """Start every rank of a site; its dump folder is ``<folder of the config>/<name>``."""
+    arguments = ["--config", str(config), "--site", name, f"--dump_folder={config.parent}", *flags]
+    return start_ranks(config, name, ranks, url, _train, arguments)
+
+
+def start_ranks(config: Path, name: str, ranks: int, url: str, target: Callable[..., None], *arguments: Any) -> SiteRun:
+    """Call ``target(*arguments)`` at every rank of a site as torchrun would."""
     folder = config.parent
     port = free_port()
-    arguments = ["--config", str(config), "--site", name, f"--dump_folder={folder}", *flags]
     processes = []
     for rank in range(ranks):
         environment = {
@@ -80,7 +86,7 @@ def start_site(config: Path, name: str, ranks: int, url: str, *flags: str) -> Si
             "RUST_LOG": "warn",
         }
         log = folder / f"rank_{name}_{rank}.txt"
-        process = _context.Process(target=_run_rank, args=(environment, arguments, str(log)))
+        process = _context.Process(target=_run_rank, args=(environment, str(log), target, arguments))
         process.start()
         processes.append(process)
     return SiteRun(name, folder, processes)
@@ -92,7 +98,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _run_rank(environment: dict[str, str], arguments: list[str], log: str) -> None:
+def _run_rank(environment: dict[str, str], log: str, target: Callable[..., None], arguments: tuple) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -100,6 +106,10 @@ def _run_rank(environment: dict[str, str], arguments: list[str], log: str) -> No
     import torch
 
     torch.set_num_threads(1)
+    target(*arguments)
+
+
+def _train(arguments: list[str]) -> None:
     from titan_ext.train import main
 
     main(arguments)
