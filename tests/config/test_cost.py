@@ -7,6 +7,7 @@ import pytest
 
 from titan_ext.config import load_site, site_cost
 from titan_ext.config.cost import parameter_shapes
+from titan_ext.semi_sync import method_names
 
 from .conftest import GOOD
 from .test_bad_input import checked
@@ -20,8 +21,8 @@ def test_one_rank_with_diloco(write: Callable) -> None:
     site = load_site(write(), "alpha")
     cost, count = site_cost(site), numel(site)
     assert cost.parameters == count
-    # fp32 parameters, gradients, two Adam states, the global copy, outer momentum, the send buffer.
-    assert cost.memory_bytes == 4 * count * (1 + 1 + 2 + 1 + 1 + 1)
+    # fp32 parameters, gradients, two Adam states, the global copy, outer momentum, the send buffer and its copy in Gloo.
+    assert cost.memory_bytes == 4 * count * (1 + 1 + 2 + 1 + 1 + 2)
     assert cost.rounds == 4  # every 5 of 20 steps
     assert cost.round_bytes == 4 * count  # a ring over two sites sends 2 x (n - 1) / n = 1 time the payload
     assert cost.run_bytes == 4 * cost.round_bytes and cost.bytes_per_step == cost.round_bytes / 5
@@ -41,7 +42,15 @@ def test_averaging_needs_no_outer_optimizer(write: Callable) -> None:
 def test_the_global_copy_may_live_in_host_memory(write: Callable) -> None:
     site = load_site(write(), "alpha", ["--semi_sync.global_device=cpu"])
     cost, count = site_cost(site), numel(site)
-    assert (cost.memory_bytes, cost.host_bytes) == (4 * count * 4, 4 * count * 3)
+    assert (cost.memory_bytes, cost.host_bytes) == (4 * count * 4, 4 * count * 4)
+
+
+@pytest.mark.parametrize("method", [name for name in method_names() if name != "none"])
+def test_every_method_has_a_cost(method: str, write: Callable) -> None:
+    fixed = {"demo": ["--optimizer.name=DeMo", "--semi_sync.sync_every=1"]}.get(method, [])
+    plain = GOOD.replace('method = "diloco"\n', "")
+    cost = site_cost(load_site(write(plain), "alpha", [f"--semi_sync.method={method}", *fixed]))
+    assert cost.run_bytes > 0 and cost.rounds > 0 and cost.send_buffer_bytes > 0
 
 
 def test_without_a_method_nothing_travels(write: Callable) -> None:

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from tests.end_to_end.forked import lighthouse, start_ranks
-from tests.end_to_end.method_runs import ANY_LAYOUT_ONE_RESULT, CASES, run_cases
+from tests.end_to_end.method_runs import ANY_LAYOUT_ONE_RESULT, CASES, STEPS, run_cases
 from tests.end_to_end.test_layouts import LAYOUTS, write_config
+from titan_ext.config import load_site
+from titan_ext.config.cost import site_cost
 
 _plain: dict[str, dict] = {}
 
@@ -27,6 +29,10 @@ def test_every_method_and_codec(layout, tmp_path, text_corpus):
         _assert_near(first[f"{codec} codec"], first["diloco"], levels)
     assert first["int8 codec"]["bytes"] <= 0.28 * first["diloco"]["bytes"]
     assert first["int4 codec"]["bytes"] <= 0.15 * first["diloco"]["bytes"]
+    for name, settings in CASES.items():
+        # A message's padding depends on each rank's share; the prediction knows the fullest rank's alone.
+        exact = layout == "plain"
+        assert first[name]["bytes"] == pytest.approx(_predicted(config, name, settings), rel=0 if exact else 0.05), name
     if layout == "plain":
         _plain.update(first)
     elif _plain:
@@ -42,3 +48,11 @@ def _assert_near(coded, exact, levels: int) -> None:
     bound = 3 * 2 * largest_pseudo_gradient / (2 * levels) * 0.7 * 1.9 * 2.71 * 1.5
     for mine, theirs in zip(coded["sample"], exact["sample"]):
         assert max(abs(a - b) for a, b in zip(mine, theirs)) <= bound
+
+
+def _predicted(config, name: str, settings: dict) -> int:
+    """What ``titan-ext check`` says that the site will send."""
+    settings = {"method": name} | {key: value for key, value in settings.items() if key != "inner"}
+    settings = {"sync_every": 1} | settings if settings["method"] == "demo" else settings
+    flags = [f"--semi_sync.{key}={value}" for key, value in settings.items()]
+    return site_cost(load_site(config, "a", [*flags, f"--training.steps={STEPS}"])).run_bytes

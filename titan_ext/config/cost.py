@@ -12,14 +12,25 @@ from typing import Any
 import torch
 
 from titan_ext.config.layout import Layout, pipeline_stages
-from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
+from titan_ext.config.optimizer import hyper_parameters
+from titan_ext.config.outer_cost import outer_costs
 from titan_ext.semi_sync.ledger import ring_all_reduce_bytes
-from titan_ext.semi_sync.reduction import build_reduction
 
 _FP32 = 4
 # State tensors of the size of the parameter, by optimizer; others are taken to keep two as Adam does.
-_STATES = {"Adam": 2, "AdamW": 2, "DistMuon": 1, "SGD": 0}
-_OUTER_STATES = {"average": 0, "adam": 2, "adagrad": 1}
+# Quasi-hyperbolic ones have a momentum for each of their omegas besides.
+_STATES = {
+    "Adam": 2,
+    "AdamW": 2,
+    "DistMuon": 1,
+    "SGD": 0,
+    "ADOPT": 2,
+    "QHAdamW": 1,
+    "QHADOPT": 1,
+    "QHSGDM": 0,
+    "Muon": 1,
+    "DeMo": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,10 +43,10 @@ class SiteCost:
     gradient_bytes: int
     optimizer_bytes: int
     global_copy_bytes: int
-    """fp32 copy of the last committed global parameters."""
+    """fp32 copy of the last committed global parameters, and what else the method keeps of their size."""
     outer_optimizer_bytes: int
     send_buffer_bytes: int
-    """fp32 buffer of the largest round."""
+    """fp32 buffer of the largest round, and what its reduction takes beside it."""
     memory_bytes: int
     """Sum of what lies with the parameters, without activations."""
     host_bytes: int
@@ -63,12 +74,12 @@ def site_cost(site: Any) -> SiteCost:
     """Cost of a ``Site``."""
     config, layout = site.config, site.layout
     shapes = parameter_shapes(config)
-    local = {name: _local_elements(shape, layout) for name, shape in shapes.items()}
+    local = {name: _local_shape(shape, layout).numel() for name, shape in shapes.items()}
     on_site = {name: _site_elements(shape, layout) for name, shape in shapes.items()}
     fullest = max(_pipeline_ranks(site, list(shapes)), key=lambda names: sum(local[name] for name in names))
     held = sum(local[name] for name in fullest)
     width = 2 if config.training.dtype == "bfloat16" else _FP32
-    outer = _outer_costs(site, shapes, on_site, {name: local[name] for name in fullest})
+    outer = outer_costs(site, shapes, on_site, {name: _local_shape(shapes[name], layout) for name in fullest})
     inner = {
         "parameter_bytes": held * width,
         "gradient_bytes": held * width,
@@ -87,14 +98,16 @@ def site_cost(site: Any) -> SiteCost:
     )
 
 
-def _local_elements(shape: torch.Size, layout: Layout) -> int:
-    """Elements on one rank: matrices are cut by tensor parallelism, then rows by FSDP, unevenly if they must."""
-    tensor = layout.tensor if len(shape) > 1 else 1
-    shards = layout.shard * layout.context
+def _local_shape(shape: torch.Size, layout: Layout) -> torch.Size:
+    """Shape on one rank: matrices are cut by tensor parallelism, then rows by FSDP, unevenly if they must."""
     if not shape:
-        return 1
+        return shape
+    shards = layout.shard * layout.context
+    if len(shape) == 1:
+        return torch.Size([math.ceil(shape[0] / shards)])
     rows = math.ceil(shape[0] / shards)
-    return math.ceil(rows * math.prod(shape[1:]) / tensor)
+    rest = math.prod(shape[1:])
+    return torch.Size([rows, math.ceil(rest / layout.tensor)])
 
 
 def _site_elements(shape: torch.Size, layout: Layout) -> int:
@@ -120,62 +133,29 @@ def _within(name: str, modules: list[str]) -> bool:
 
 
 def _optimizer_bytes(config: Any, elements: Mapping[str, int], width: int) -> int:
-    if config.optimizer.implementation == "fused_opt_states_bf16":
-        width = 2
-    total = 0
+    groups, total = config.optimizer.param_groups, 0
+    defaults = {each.optimizer_name: hyper_parameters(config.optimizer, each.optimizer_name) or {} for each in groups}
+    shapes = parameter_shapes(config) if "Muon" in defaults else {}
     for name, count in elements.items():
-        group = next((each for each in config.optimizer.param_groups if re.search(each.pattern, name)), None)
+        group = next((each for each in groups if re.search(each.pattern, name)), None)
         if group is not None:
-            states = _STATES.get(group.optimizer_name, 2)
-            if group.optimizer_name == "SGD" and group.optimizer_kwargs.get("momentum"):
-                states = 1
-            total += states * count * width
+            chosen = defaults[group.optimizer_name] | group.optimizer_kwargs
+            states = _states(group.optimizer_name, chosen, name, shapes.get(name))
+            total += states * count * _state_width(config, group.optimizer_name, chosen, width)
     return total
 
 
-def _outer_costs(site: Any, shapes: Mapping, on_site: Mapping[str, int], held: Mapping[str, int]) -> dict[str, int]:
-    names = ("global_copy_bytes", "outer_optimizer_bytes", "send_buffer_bytes", "round_bytes", "rounds", "run_bytes")
-    if site.config.semi_sync.method == "none":
-        return dict.fromkeys(names, 0)
-    outer, rows = site.config.semi_sync.resolved(), site.config.semi_sync.plan().rows
-    sizes = {name: shape.numel() for name, shape in shapes.items()}
-    home = deal_by_modules(sizes, outer.fragments) if outer.fragments else deal_by_bytes(sizes, outer.num_fragments)
-    payload = [_FP32 * sum(on_site[name] for name in sizes if home[name] == row.fragment) for row in rows]
-    buffer = [_FP32 * sum(count for name, count in held.items() if home[name] == row.fragment) for row in rows]
-    steps = site.config.training.steps
-    groups = _rows_by_launch(rows, steps)
-    sent = {launched: ring_all_reduce_bytes(sum(payload[row] for row in launched), site.count) for launched in groups}
-    if outer.codec != "fp32":
-        # A message's size follows from what one rank holds; ranks of uneven shards count as the fullest.
-        reduction = build_reduction(outer.build_codec(), int(outer.bucket_mib * 2**20))
-        on_rank = [sum(count for name, count in held.items() if home[name] == row.fragment) for row in rows]
-        sent = {
-            launched: site.layout.ranks
-            * sum(reduction.wire_bytes(on_rank[row], site.count) for row in launched)
-            for launched in groups
-        }
-    copied = sum(size for row, size in zip(rows, buffer) if row.state == "params")
-    stepped = sum(size for row, size in zip(rows, buffer) if row.outer_optimizer)
-    states = _OUTER_STATES.get(outer.outer_optimizer, 1 if outer.outer_momentum else 0)
-    largest = max((sum(buffer[row] for row in launched) for launched in groups), default=0)
-    return {
-        "global_copy_bytes": copied,
-        "outer_optimizer_bytes": states * stepped,
-        "send_buffer_bytes": largest,
-        "round_bytes": max(sent.values(), default=0),
-        "rounds": sum(groups.values()),
-        "run_bytes": sum(sent[launched] * times for launched, times in groups.items()),
-    }
+def _states(optimizer: str, chosen: Mapping[str, Any], name: str, shape: torch.Size | None) -> int:
+    """State tensors of a parameter under an optimizer with the ``chosen`` hyper-parameters."""
+    if optimizer == "SGD" and chosen.get("momentum"):
+        return 1
+    if optimizer == "Muon" and (len(shape) != 2 or any(word in name for word in chosen["adamw_names"])):
+        return _STATES["AdamW"]
+    return _STATES.get(optimizer, 2) + len(chosen.get("omegas", ()))
 
 
-def _rows_by_launch(rows: Any, steps: int) -> dict[tuple[int, ...], int]:
-    """Rounds of a run: which rows travel together, and how often."""
-    launched: dict[int, list[int]] = {}
-    for index, row in enumerate(rows):
-        for step in range((row.offset - 1) % row.period + 1, steps + 1, row.period):
-            launched.setdefault(step, []).append(index)
-    groups: dict[tuple[int, ...], int] = {}
-    for together in launched.values():
-        groups[tuple(together)] = groups.get(tuple(together), 0) + 1
-    return groups
-
+def _state_width(config: Any, optimizer: str, chosen: Mapping[str, Any], width: int) -> int:
+    if chosen.get("state_dtype"):
+        return getattr(torch, chosen["state_dtype"]).itemsize
+    halved = config.optimizer.implementation == "fused_opt_states_bf16" and optimizer in ("Adam", "AdamW")
+    return 2 if halved else width

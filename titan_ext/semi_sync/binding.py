@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
 from titan_ext.semi_sync.global_row import GlobalRow
-from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
+from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan, SyncRow
 from titan_ext.semi_sync.site import SiteRanks
 from titan_ext.semi_sync.synced import SyncedRow
 from titan_ext.semi_sync.views import ModelView
@@ -59,10 +59,14 @@ def bind_rows(
             for name, parameter in view.parameters.items()
             if home[name] == row.fragment and (row.state == PARAMETERS or parameter.requires_grad)
         ]
-        kind = row.kind or (GlobalRow if row.state == PARAMETERS else SyncedRow)
         own = {"own_outer": outer_optimizers[row.fragment]} if outer_optimizers else {}
-        rows.append(kind(row, names, view, config, device, **own))
+        rows.append(kind_of(row)(row, names, view, config, device, **own))
     return rows
+
+
+def kind_of(row: SyncRow) -> type[SyncedRow]:
+    """The class that binds a row."""
+    return row.kind or (GlobalRow if row.state == PARAMETERS else SyncedRow)
 
 
 def fingerprint_of(config: SemiSyncConfig, shared: Mapping[str, str]) -> dict[str, str]:

@@ -4,7 +4,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -15,11 +14,13 @@ from titan_ext.errors import UserError
 from titan_ext.semi_sync.binding import bind_rows, differences, fingerprint_number, fingerprint_of
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.exchange import Exchange, Round
+from titan_ext.semi_sync.flight import Flight
 from titan_ext.semi_sync.ledger import Ledger, RoundRecord
 from titan_ext.semi_sync.manager import ReplicaManager
 from titan_ext.semi_sync.pairing import ByLeader, ByRank, LedManager, Pairing, SiteShards
 from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
 from titan_ext.semi_sync.reduction import build_reduction
+from titan_ext.semi_sync.schedule import Schedule
 from titan_ext.semi_sync.site import SiteRanks, tensors_sha256
 from titan_ext.semi_sync.synced import Landing
 from titan_ext.semi_sync.views import ModelView, like
@@ -101,15 +102,12 @@ class SemiSync:
             error_feedback=self.config.error_feedback,
             device=self._device(),
         )
-        self._pending: list[int] = []
-        self._finished = False
+        self._schedule = Schedule(self.plan)
         self._tokens = 0
         self._current: Round | None = None
-        self._future: Future[Round] | None = None
-        self._land_at = 0
+        self._flight = Flight()
         self._launch_clock = 0
         self._received: Mapping[str, Any] | None = None
-        self._pool: ThreadPoolExecutor | None = None
         if register:
             self._manager.register_state_dict_fn("titan_ext", self.receive_shared_state, self.shared_state)
 
@@ -137,11 +135,11 @@ class SemiSync:
             round_ = self._begin(None, weight=0.0)
             self._exchange.run(round_, self._take_in)
             if round_.rows or self.healed:
-                self._future = None  # a round in flight at the last checkpoint has long landed at the members
+                self._flight.forget()  # a round in flight at the last checkpoint has long landed at the members
             delay = max((self._rows[index].row.delay for index in round_.rows), default=0)
             if delay and self._manager.errored() is None:
                 self.clock = round_.clock
-                self._fly(_done(round_), delay)
+                self._flight.hold(round_, self.clock + delay)
                 return
             if self._land(round_):
                 self.clock = round_.clock
@@ -158,10 +156,10 @@ class SemiSync:
         """
         self.clock += 1
         self._tokens += tokens
-        if self._future is not None and self.clock >= self._land_at:
+        if self._flight.due(self.clock):
             self._land_flight()
-        self._pending = _union(self._pending, self.plan.due(self.clock))
-        if self._pending and self._future is None:
+        self._schedule.advance(self.clock)
+        if self._schedule.pending and not self._flight.under_way:
             self._launch()
 
     def finish(self) -> None:
@@ -170,15 +168,11 @@ class SemiSync:
         Methods whose sites differ until the end exchange their last mean here; all sites call this
         after the same inner step.
         """
-        if self._future is not None:
+        if self._flight.under_way:
             self._land_flight()
-        if self.plan.final() and not self._finished:
-            self._finished = True
-            self._pending = self.plan.final()
+        if self._schedule.finish():
             self._launch()
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
+        self._flight.close()
 
     def global_parameters(self) -> dict[str, torch.Tensor]:
         """The last committed global value of every parameter this rank holds, by name (DTensor where sharded).
@@ -206,8 +200,8 @@ class SemiSync:
             "clock": self.clock,
             "rounds": self.rounds,
             "tokens": self._tokens,
-            "pending": self._keys(self._pending if flight else self._unsettled()),
-            "flight": None if flight is None else {"land_at": self._land_at, **self._exchange.describe(flight)},
+            "pending": self._schedule.keys(self._schedule.pending if flight else self._unsettled()),
+            "flight": None if flight is None else {"land_at": self._flight.land_at, **self._exchange.describe(flight)},
             "manager": self._manager.state_dict(),
         }
         return {
@@ -221,7 +215,7 @@ class SemiSync:
         """Restore what ``state_dict`` returned; the local parameters are the model's own business."""
         counters = json.loads(state_dict["counters"])
         self.clock, self.rounds, self._tokens = counters["clock"], counters["rounds"], counters["tokens"]
-        self._pending = self._indices(counters["pending"])
+        self._schedule.pending = self._schedule.indices(counters["pending"])
         self._manager.load_state_dict(counters["manager"])
         for row in self._rows:
             row.load_checkpoint_state(state_dict["rows"].get(row.row.key, {}))
@@ -230,12 +224,12 @@ class SemiSync:
         if flight is not None:
             round_ = self._exchange.restore(flight, state_dict["flight"])
             self._launch_clock = round_.clock
-            self._future, self._land_at = _done(round_), flight["land_at"]
+            self._flight.hold(round_, flight["land_at"])
 
     # -- one round ---------------------------------------------------------------------------
 
     def _launch(self) -> None:
-        intent, self._pending = self._pending, []
+        intent = self._schedule.take()
         round_ = self._begin(intent, weight=self._weight())
         delay = max(self._rows[index].row.delay for index in intent)
         if delay == 0:
@@ -244,21 +238,15 @@ class SemiSync:
             return
         round_.rows = intent
         self._exchange.fill(round_)
-        self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="titan_ext-exchange")
-        self._fly(self._pool.submit(self._exchange.run, round_, lambda: None), delay)
+        self._flight.start(lambda: self._exchange.run(round_, lambda: None), self.clock + delay)
 
     def _begin(self, intent: list[int] | None, weight: float) -> Round:
         self._launch_clock = self.clock
         self._current = Round(intent=intent, clock=self.clock, weight=weight)
         return self._current
 
-    def _fly(self, future: "Future[Round]", delay: int) -> None:
-        self._future = future
-        self._land_at = self.clock + delay
-
     def _land_flight(self) -> None:
-        future, self._future = self._future, None
-        round_ = future.result()
+        round_ = self._flight.land()
         # The inner loop was running when a peer's state came in; only now may it be taken in.
         self._take_in()
         self._land(round_)
@@ -274,8 +262,7 @@ class SemiSync:
             for index in round_.intent or round_.rows:
                 self._rows[index].reset_local_to_global()
         elif round_.intent is not None:
-            again = [index for index in round_.intent if self.plan.rows[index].retry]
-            self._pending = _union(again, self._pending)
+            self._schedule.again(round_.intent)
         self._current = None
         if round_.rows:
             self._record(round_, committed, failure, time.perf_counter() - started)
@@ -294,7 +281,7 @@ class SemiSync:
             self._view.set_optimizer_step(round_.clock)
         self.rounds += 1
         self._tokens = 0
-        self._pending = [index for index in self._pending if index not in round_.rows]
+        self._schedule.settle(round_.rows)
 
     # -- membership --------------------------------------------------------------------------
 
@@ -325,7 +312,7 @@ class SemiSync:
         # A round in flight was launched some inner steps ago; those count at the peer's place too.
         self.clock = state["clock"] + self.clock - self._launch_clock
         self.rounds = state["rounds"]
-        self._pending = list(state["pending"])
+        self._schedule.pending = list(state["pending"])
         self.healed = True
         logger.info("took the shared state of a peer at inner step %d, round %d", state["clock"], self.rounds)
 
@@ -353,22 +340,14 @@ class SemiSync:
 
     def _unsettled(self) -> list[int]:
         """Rows whose exchange is under way or still to be tried."""
-        under_way = self._current.intent if self._current is not None else None
-        return _union(under_way or [], self._pending)
+        return self._schedule.beside(self._current.intent if self._current is not None else None)
 
     def _arrived_flight(self) -> Round | None:
         """The round in flight once its reduction is complete; None if there is none or it failed."""
-        if self._future is None:
+        round_ = self._flight.arrived()
+        if round_ is None:
             return None
-        round_ = self._future.result()
         return round_ if round_.problem is None and self._manager.errored() is None and round_.rows else None
-
-    def _keys(self, rows: Iterable[int]) -> list[str]:
-        return [self.plan.rows[index].key for index in rows]
-
-    def _indices(self, keys: Iterable[str]) -> list[int]:
-        known = [row.key for row in self.plan.rows]
-        return [known.index(key) for key in keys]
 
     def _record(self, round_: Round, committed: bool, failure: object | None, seconds: float) -> None:
         record = self._exchange.record(
@@ -385,13 +364,3 @@ class SemiSync:
             logger.warning("round after inner step %d was not committed: %s", self.clock, record.error)
         if self._on_round is not None:
             self._on_round(record)
-
-
-def _union(first: list[int], second: list[int]) -> list[int]:
-    return first + [index for index in second if index not in first]
-
-
-def _done(round_: Round) -> "Future[Round]":
-    future: Future[Round] = Future()
-    future.set_result(round_)
-    return future

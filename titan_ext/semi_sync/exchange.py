@@ -156,6 +156,7 @@ class Exchange:
         return {
             "rows": [self._rows[index].row.key for index in round_.rows],
             "clock": round_.clock,
+            "weight": round_.weight,
             "sites": round_.sites,
             "trailer": round_.trailer.tolist(),
         }
@@ -190,6 +191,7 @@ class Exchange:
         for index, part in self.parts(round_):
             self._rows[index].fill_from_parts(part, state[keys[index]])
         round_.trailer = torch.tensor(description["trailer"])
+        round_.weight = description["weight"]
         return round_
 
     def run(self, round_: Round, before_reduce: Callable[[], None]) -> Round:

@@ -106,6 +106,19 @@ def _indices(stretches: Sequence[tuple[int, int]]) -> torch.Tensor:
     return torch.cat([torch.arange(start, stop) for start, stop in stretches] or [torch.empty(0, dtype=torch.int64)])
 
 
+def batches_of(sizes: Mapping[str, int], elements: int) -> list[list[str]]:
+    """Names in stretches of about ``elements`` together, at least one each; ``sizes`` is by name, in order."""
+    batches: list[list[str]] = []
+    filled = 0
+    for name, numel in sizes.items():
+        if not batches or filled + numel > elements:
+            batches.append([])
+            filled = 0
+        batches[-1].append(name)
+        filled += numel
+    return batches
+
+
 class SiteShards:
     """The shards of a site's parameters, of all its ranks. Building it is a collective over the site.
 
@@ -143,16 +156,7 @@ class SiteShards:
 
     def batches(self, names: Sequence[str], elements: int) -> list[list[str]]:
         """``names`` in stretches whose whole tensors have about ``elements`` together, at least one each."""
-        batches: list[list[str]] = []
-        filled = 0
-        for name in names:
-            numel = torch.Size(self.shape(name)).numel()
-            if not batches or filled + numel > elements:
-                batches.append([])
-                filled = 0
-            batches[-1].append(name)
-            filled += numel
-        return batches
+        return batches_of({name: torch.Size(self.shape(name)).numel() for name in names}, elements)
 
     def collect(self, names: Sequence[str], parts: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """Whole tensors of ``names``, one after the other: fp32 ``[numel]`` on the leader, None elsewhere.

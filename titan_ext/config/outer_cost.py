@@ -1,0 +1,108 @@
+"""What the outer loop of a configuration will cost: the plan's rows, bound to shapes instead of tensors."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from titan_ext.semi_sync.binding import kind_of
+from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
+from titan_ext.semi_sync.ledger import ring_all_reduce_bytes
+from titan_ext.semi_sync.pairing.shards import batches_of
+from titan_ext.semi_sync.plan import SyncRow
+from titan_ext.semi_sync.reduction import AllReduce, build_reduction
+from titan_ext.semi_sync.synced import SyncedRow
+
+_FP32 = 4
+# State tensors of an outer optimizer, of the size of the parameter; others are taken to keep two as Adam does.
+_OUTER_STATES = {"average": 0, "adam": 2, "adagrad": 1, "yogi": 2}
+_NOTHING = dict.fromkeys(
+    ("global_copy_bytes", "outer_optimizer_bytes", "send_buffer_bytes", "round_bytes", "rounds", "run_bytes"), 0
+)
+
+
+class _Shapes:
+    """A ``ModelView`` without memory: every state of a parameter has its shape on the meta device."""
+
+    def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
+        self.parameters = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+    def tensors(self, state: str, names: Sequence[str]) -> list[torch.Tensor]:
+        return [self.parameters[name] for name in names]
+
+
+def outer_costs(
+    site: Any, shapes: Mapping[str, torch.Size], on_site: Mapping[str, int], held: Mapping[str, torch.Size]
+) -> dict[str, int]:
+    """The fields of ``SiteCost`` that the outer loop accounts for.
+
+    Args:
+        site: the site.
+        shapes: of the whole parameters, by name.
+        on_site: elements of each parameter on all ranks of the site, copies included.
+        held: shapes of what the fullest rank holds.
+    """
+    if site.config.semi_sync.method == "none":
+        return dict(_NOTHING)
+    outer = site.config.semi_sync.resolved()
+    plan = outer.plan()
+    sizes = {name: shape.numel() for name, shape in shapes.items()}
+    home = deal_by_modules(sizes, outer.fragments) if outer.fragments else deal_by_bytes(sizes, outer.num_fragments)
+    rows = [_bound(row, held, home, outer) for row in plan.rows]
+    default = build_reduction(outer.build_codec(), int(outer.bucket_mib * 2**20))
+    led = outer.pairing == "leader"
+
+    def bytes_of(index: int) -> int:
+        reduction = rows[index].reduction or default
+        names = [name for name in sizes if home[name] == plan.rows[index].fragment]
+        if led:
+            return _led_bytes(rows[index], reduction, {name: sizes[name] for name in sorted(names)}, site.count, outer)
+        plain = isinstance(reduction, AllReduce) and rows[index].any_layout
+        if plain:
+            elements = rows[index].values_per_element * sum(on_site[name] for name in names)
+            return ring_all_reduce_bytes(_FP32 * elements, site.count)
+        # A message's size follows from what one rank holds; ranks of uneven shards count as the fullest.
+        return site.layout.ranks * reduction.wire_bytes(rows[index].numel, site.count)
+
+    def memory_of(launched: Sequence[int]) -> int:
+        scratch = max((rows[i].reduction or default).scratch_elements(rows[i].numel, site.count) for i in launched)
+        return _FP32 * (sum(rows[index].numel for index in launched) + scratch)
+
+    groups = rows_by_launch(plan.rows, site.config.training.steps)
+    sent = {launched: sum(bytes_of(index) for index in launched) for launched in groups}
+    feeds_back = [row.elements for row in rows if outer.error_feedback and row.reduction is None]
+    states = _OUTER_STATES.get(outer.outer_optimizer, 1 if outer.outer_momentum else 0)
+    stepped = sum(row.elements for row in rows if row.row.outer_optimizer)
+    return {
+        "global_copy_bytes": _FP32 * (sum(row.copies * row.elements for row in rows) + sum(feeds_back)),
+        "outer_optimizer_bytes": _FP32 * states * stepped,
+        "send_buffer_bytes": max(map(memory_of, groups), default=0),
+        "round_bytes": max(sent.values(), default=0),
+        "rounds": sum(groups.values()),
+        "run_bytes": sum(sent[launched] * times for launched, times in groups.items()),
+    }
+
+
+def rows_by_launch(rows: Sequence[SyncRow], steps: int) -> dict[tuple[int, ...], int]:
+    """Rounds of a run: which rows travel together, and how often."""
+    launched: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        due = [steps + 1] if row.final else range((row.offset - 1) % row.period + 1, steps + 1, row.period)
+        for step in due:
+            launched.setdefault(step, []).append(index)
+    groups: dict[tuple[int, ...], int] = {}
+    for together in launched.values():
+        groups[tuple(together)] = groups.get(tuple(together), 0) + 1
+    return groups
+
+
+def _bound(row: SyncRow, held: Mapping[str, torch.Size], home: Mapping[str, int], outer: Any) -> SyncedRow:
+    own = {name: shape for name, shape in held.items() if home[name] == row.fragment}
+    return kind_of(row)(row, list(own), _Shapes(own), outer)
+
+
+def _led_bytes(row: SyncedRow, reduction: Any, sizes: Mapping[str, int], sites: int, outer: Any) -> int:
+    total = reduction.wire_bytes(row.plain_numbers, sites)
+    for batch in batches_of(sizes, max(1, int(outer.bucket_mib * 2**18))):
+        total += row.values_per_element * reduction.wire_bytes(sum(sizes[name] for name in batch), sites)
+    return total
