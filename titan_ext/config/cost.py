@@ -76,10 +76,12 @@ def site_cost(site: Any) -> SiteCost:
     shapes = parameter_shapes(config)
     local = {name: _local_shape(shape, layout).numel() for name, shape in shapes.items()}
     on_site = {name: _site_elements(shape, layout) for name, shape in shapes.items()}
-    fullest = max(_pipeline_ranks(site, list(shapes)), key=lambda names: sum(local[name] for name in names))
+    stages = _pipeline_ranks(site, list(shapes))
+    fullest = max(stages, key=lambda names: sum(local[name] for name in names))
     held = sum(local[name] for name in fullest)
     width = 2 if config.training.dtype == "bfloat16" else _FP32
-    outer = outer_costs(site, shapes, on_site, {name: _local_shape(shapes[name], layout) for name in fullest})
+    stage_shapes = [{name: _local_shape(shapes[name], layout) for name in names} for names in stages]
+    outer = outer_costs(site, shapes, on_site, stage_shapes, stages.index(fullest))
     inner = {
         "parameter_bytes": held * width,
         "gradient_bytes": held * width,

@@ -32,7 +32,11 @@ class _Shapes:
 
 
 def outer_costs(
-    site: Any, shapes: Mapping[str, torch.Size], on_site: Mapping[str, int], held: Mapping[str, torch.Size]
+    site: Any,
+    shapes: Mapping[str, torch.Size],
+    on_site: Mapping[str, int],
+    held: Sequence[Mapping[str, torch.Size]],
+    fullest: int,
 ) -> dict[str, int]:
     """The fields of ``SiteCost`` that the outer loop accounts for.
 
@@ -40,7 +44,8 @@ def outer_costs(
         site: the site.
         shapes: of the whole parameters, by name.
         on_site: elements of each parameter on all ranks of the site, copies included.
-        held: shapes of what the fullest rank holds.
+        held: for each rank of the pipeline the shapes of what it holds.
+        fullest: the one among them whose memory counts.
     """
     if site.config.semi_sync.method == "none":
         return dict(_NOTHING)
@@ -48,7 +53,8 @@ def outer_costs(
     plan = outer.plan()
     sizes = {name: shape.numel() for name, shape in shapes.items()}
     home = deal_by_modules(sizes, outer.fragments) if outer.fragments else deal_by_bytes(sizes, outer.num_fragments)
-    rows = [_bound(row, held, home, outer) for row in plan.rows]
+    stages = [[_bound(row, names, home, outer) for row in plan.rows] for names in held]
+    rows = stages[fullest]
     default = build_reduction(outer.build_codec(), int(outer.bucket_mib * 2**20))
     led = outer.pairing == "leader"
 
@@ -61,8 +67,10 @@ def outer_costs(
         if plain:
             elements = rows[index].values_per_element * sum(on_site[name] for name in names)
             return ring_all_reduce_bytes(_FP32 * elements, site.count)
-        # A message's size follows from what one rank holds; ranks of uneven shards count as the fullest.
-        return site.layout.ranks * reduction.wire_bytes(rows[index].numel, site.count)
+        # A message's size follows from what one rank holds; uneven shards count as the largest.
+        return (site.layout.ranks // len(stages)) * sum(
+            (stage[index].reduction or default).wire_bytes(stage[index].numel, site.count) for stage in stages
+        )
 
     def memory_of(launched: Sequence[int]) -> int:
         scratch = max((rows[i].reduction or default).scratch_elements(rows[i].numel, site.count) for i in launched)
