@@ -244,6 +244,7 @@ def test_it_resumes_bitwise_in_torchtitans_container(
 
 
 @pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_it_resumes_from_a_checkpoint_on_disk(name: str, write: Callable, tmp_path: Path) -> None:
     first = Small(torch.bfloat16)
     going = built(name, SETTINGS[name][0], write, first)

@@ -348,6 +348,21 @@ def test_a_first_gradient_of_zeros_waits_for_one_with_directions():
     assert torch.equal(optimizer.state[parameter]["basis"], basis)
 
 
+def test_bfloat16_parameters_move_by_float32_state():
+    narrow, one = trained(LEFT, 0, torch.bfloat16)
+    wide = nn.Parameter(narrow.detach().float())
+    other = LowRankAdamW([wide], lr=0.1, betas=(0.9, 0.97), rank=2, refresh_every=5)
+    for n in range(8):
+        narrow.grad = randn(*LEFT, seed=n, dtype=torch.bfloat16)
+        wide.grad = narrow.grad.float()
+        one.step()
+        other.step()
+        torch.testing.assert_close(narrow.detach(), wide.detach().bfloat16())
+        wide.data.copy_(narrow.data)
+    for key in ("basis", "low_exp_avg", "low_exp_avg_sq", "error"):
+        assert torch.equal(one.state[narrow][key], other.state[wide][key])
+
+
 def test_a_closure_a_rate_in_a_tensor_and_power_iterations():
     parameter, optimizer = trained((40, 30), 0, lr=torch.tensor(0.1), rank=6, power_iterations=4)
     target = parameter.detach() + randn(40, 3, seed=3) @ randn(3, 30, seed=4)

@@ -21,8 +21,9 @@ class ByRank:
     name = "rank"
 
     def __init__(self, rows: Sequence[SyncedRow], site: SiteRanks) -> None:
-        self._numels = site.gather([row.numel for row in rows])
-        self._layout = str(len(self._numels))
+        # A row's own reduction may depend on a rank's shapes: each counts with its own.
+        self._ranks = site.gather([(row.numel, row.reduction) for row in rows])
+        self._layout = str(len(self._ranks))
 
     def fingerprint(self, rows: Sequence[SyncedRow]) -> dict[str, str]:
         """What sites that pair so must have in common beside their settings: every shard."""
@@ -31,7 +32,11 @@ class ByRank:
 
     def wire_bytes(self, reduction: Reduction, rows: Sequence[int], sites: int) -> int:
         """Bytes that the site sends to sum neighbouring ``rows`` (indices), all its ranks together."""
-        return sum(reduction.wire_bytes(sum(numels[index] for index in rows), sites) for numels in self._numels)
+        total = 0
+        for rank in self._ranks:
+            numel, own = sum(rank[index][0] for index in rows), rank[rows[0]][1]
+            total += (own or reduction).wire_bytes(numel, sites)
+        return total
 
     def reduce(
         self,
