@@ -57,6 +57,10 @@ class Trainer(torchtitan_trainer.Trainer):
             self.outer.step(tokens=self.ntokens_seen - before)
             # A site that fell behind and was healed stands where the others stand.
             self._follow_clock()
+            checkpoint = self.config.checkpoint
+            if self.step >= self.config.training.steps and checkpoint.enable and checkpoint.last_save_model_only:
+                # What is saved now is the finished model, not a place to go on from.
+                self.outer.finish()
 
     def train(self) -> None:
         """Train to the last step, settle what is in flight, and write the summary."""
