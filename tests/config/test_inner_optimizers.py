@@ -177,7 +177,7 @@ CASES = {
         'state_dtype = "float16"',
         ['optimizer.state_dtype = "float16"', "did you mean", "(allowed: bfloat16, float32, float64)"],
     ),
-    "exponent": ("ADOPT", "clip_exponent = -1", ["optimizer.clip_exponent = -1.0: must be at least 0, inf not to clip"]),
+    "exponent": ("ADOPT", "clip_exponent = -1", ["optimizer.clip_exponent = -1.0: must be at least 0, inf"]),
     "exponent of a string": ("ADOPT", 'clip_exponent = "x"', ['optimizer.clip_exponent = "x": must be a number']),
     "eps": ("QHAdamW", "eps = 0", ["optimizer.eps = 0.0: must be above 0"]),
     "eps of Muon": ("Muon", "eps = -1", ["optimizer.eps = -1.0: must be at least 0"]),

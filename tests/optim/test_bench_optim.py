@@ -18,7 +18,7 @@ def test_every_optimizer_is_measured(capsys):
     rows = {row["optimizer"]: row for row in figures["rows"]}
     assert set(rows) == {"AdamW", "AdamW, fused", *OptimizersContainer.own_optimizers()}
     for name, row in rows.items():
-        assert row["seconds"] > 0 and row["ratio"] > 0 and row["turns"] >= 3
+        assert row["seconds"] > 0 and row["ratio"] > 0 and row["turns"] >= 1
         assert any(line.startswith(name) for line in table)
     assert rows["AdamW"]["ratio"] == 1
 

@@ -1,4 +1,4 @@
-"""LowRankAdamW against its equations in float64 and plain loops, and what LoRDO claims of one optimizer (T13 to T18)."""
+"""LowRankAdamW against its equations in float64 and plain loops, and LoRDO's claims T13 to T18."""
 
 import copy
 import io
@@ -226,6 +226,8 @@ def test_a_change_of_basis_keeps_what_it_can(shape):
     wide = v + corrections[1] * (u / corrections[0]) ** 2  # a second moment of at least the first's square
     same = rotated(u, wide, torch.eye(2, dtype=torch.float64), dim, corrections)
     torch.testing.assert_close(same, (u, wide))
+    least = rotated(u, 0 * v, torch.eye(2, dtype=torch.float64), dim, corrections)[1]
+    torch.testing.assert_close(least, corrections[1] * (u / corrections[0]) ** 2)
     assert optimizer.set_basis(parameter, basis.flip(1) * torch.tensor([-1, 1]))
     swapped = u.flip(dim) * torch.tensor([-1, 1]).view((1, 2) if dim == 1 else (2, 1))
     torch.testing.assert_close(state["low_exp_avg"], swapped)
@@ -238,15 +240,22 @@ def test_a_change_of_basis_keeps_what_it_can(shape):
 def test_projection_is_the_leading_singular_vectors(shape, iterations):
     spectrum = torch.logspace(0, -3, min(shape))
     left, right = (random_basis(side, min(shape)).float() for side in shape)
-    matrix = 1e-20 * (left * spectrum) @ right.mT  # its squares are not float32 numbers
+    matrix = 1e-25 * (left * spectrum) @ right.mT  # its squares are not float32 numbers
     basis = projection(matrix, 5, iterations)
-    u, _, vh = torch.linalg.svd(matrix.double() * 1e20, full_matrices=False)
+    u, _, vh = torch.linalg.svd(matrix.double() * 1e25, full_matrices=False)
     want = vh[:5].mT if shape[0] >= shape[1] else u[:, :5]
     assert basis.shape == want.shape and basis.dtype == torch.float32
-    assert overlap(basis.double(), want) == pytest.approx(1, abs=1e-6)
+    torch.testing.assert_close((basis.double().mT @ want).abs(), torch.eye(5).double(), atol=1e-4, rtol=0)
     assert (basis.mT @ basis - torch.eye(5)).abs().max() < 1e-5
     assert torch.equal(basis, projection(matrix.clone(), 5, iterations))
     assert projection(matrix.bfloat16(), 5, iterations).dtype == torch.float32
+
+
+def test_projection_tells_small_singular_vectors_apart():
+    spectrum = torch.tensor([1, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-6, 1e-6])
+    matrix = (random_basis(30, 8).float() * spectrum) @ random_basis(20, 8).float().mT
+    want = torch.linalg.svd(matrix.double(), full_matrices=False).Vh[:5].mT
+    assert overlap(projection(matrix, 5).double(), want) == pytest.approx(1, abs=1e-7)
 
 
 @pytest.mark.parametrize("iterations", [0, 2])
@@ -346,6 +355,19 @@ def test_a_first_gradient_of_zeros_waits_for_one_with_directions():
     parameter.grad = randn(*RIGHT, seed=9)
     optimizer.step()
     assert torch.equal(optimizer.state[parameter]["basis"], basis)
+
+
+def test_the_first_step_keeps_a_basis_that_is_there_and_finds_one_that_is_not():
+    parameter, optimizer = trained(RIGHT, 0)
+    optimizer.set_basis(parameter, random_basis(4, 2))
+    for n in range(3):
+        parameter.grad = randn(*RIGHT, seed=n)
+        optimizer.step()
+        assert torch.equal(optimizer.state[parameter]["basis"], random_basis(4, 2))
+    for value in optimizer.state[parameter].values():
+        value.zero_()  # as a rollback to the start does, in place
+    optimizer.step()
+    assert overlap(optimizer.state[parameter]["basis"], projection(parameter.grad, 2)) == pytest.approx(1)
 
 
 def test_bfloat16_parameters_move_by_float32_state():

@@ -1,23 +1,41 @@
-"""``[optimizer]``: torchtitan's groups one to one, or the short form that is a single group."""
+"""``[optimizer]``: torchtitan's groups one to one, or the short form that is a single group.
+
+An optimizer's own constructor judges its hyper-parameters. What is bound stays plain data
+(``state_dtype`` is a name), so that a run's ``config.json`` loads to the same groups.
+"""
 
 import inspect
-from collections.abc import Mapping
+import math
+import re
+import types
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
+
+import torch
+from torch.optim import Optimizer
 
 from titan_ext.config.binder import Binder
-from titan_ext.config.settings import Settings, hint
+from titan_ext.config.settings import Settings, hint, one_line
+from titan_ext.errors import UserError
+from titan_ext.semi_sync.config import SemiSyncConfig
 
 _ONE_TO_ONE = ("param_groups", "implementation", "optimizer_factory_kwargs_by_name")
 _OPTIMIZERS = ("Adam", "AdamW", "DistMuon")
 # Set by optimizer.implementation, or not a user's business.
 _NOT_HYPER_PARAMETERS = {"self", "params", "foreach", "fused", "capturable", "differentiable"}
+_NOT_NEGATIVE = ("lr", "eps", "weight_decay", "momentum")
+# Where an optimizer does not say which type a hyper-parameter has.
+_KINDS = {**dict.fromkeys(_NOT_NEGATIVE, float), "betas": list[float]}
+_DTYPES = Literal["bfloat16", "float32", "float64"] | None
+_COMPLAINT = re.compile(r"^(\w+) = .*?: (must be .*)$", re.DOTALL)
 
 
 def bind_optimizer(settings: Settings, binder: Binder, base: Any) -> Any:
     """torchtitan's optimizer config from the one-to-one form, or from the short one (a single group)."""
     from torchtitan.components.optimizer import default_adamw
 
+    base = _with_our_names(base)
     if not base.param_groups:
         base = replace(base, param_groups=default_adamw().param_groups)
     table = settings.table("optimizer")
@@ -30,10 +48,32 @@ def bind_optimizer(settings: Settings, binder: Binder, base: Any) -> Any:
         raise settings.error(f"optimizer.{key}", "give either this short form or [[optimizer.param_groups]], not both")
     if short:
         config = replace(config, param_groups=[_single_group(settings, binder, base, short)])
-    for place, group in enumerate(config.param_groups):
-        key = "optimizer" if short else f"optimizer.param_groups[{place}]"
-        _check_group(settings, base, group, key)
-    return config
+    keys = ["optimizer" if short else f"optimizer.param_groups[{place}]" for place in range(len(config.param_groups))]
+    groups = [_bind_group(settings, binder, base, *each) for each in zip(config.param_groups, keys)]
+    return replace(config, param_groups=groups)
+
+
+def optimizer_names(base: Any) -> list[str]:
+    """Names that the optimizer container of ``base`` resolves."""
+    named = getattr(base._owner, "optimizer_names", None)
+    return list(named()) if callable(named) else list(_OPTIMIZERS)
+
+
+def hyper_parameters(base: Any, name: str) -> dict[str, Any] | None:
+    """Hyper-parameters that an optimizer takes and their defaults; None if it takes any."""
+    accepted = _accepted(_factory(base, name))
+    return None if accepted is None else {key: each.default for key, each in accepted.items()}
+
+
+def _with_our_names(base: Any) -> Any:
+    """torchtitan's own flavors come with torchtitan's container, which does not know our optimizers."""
+    from torchtitan.components.optimizer import OptimizersContainer as Torchtitans
+
+    from titan_ext.optimizers import OptimizersContainer
+
+    if base._owner is not Torchtitans:
+        return base
+    return OptimizersContainer.Config(**{each.name: getattr(base, each.name) for each in fields(base)})
 
 
 def _single_group(settings: Settings, binder: Binder, base: Any, short: Mapping[str, Any]) -> Any:
@@ -52,60 +92,126 @@ def _single_group(settings: Settings, binder: Binder, base: Any, short: Mapping[
             continue
         if accepted is not None and key not in accepted:
             raise settings.error(f"optimizer.{key}", f"unknown key; {hint(key, ['name', *accepted, *_ONE_TO_ONE])}")
-        kwargs[key] = binder.value(_kind_of(accepted, key), value, f"optimizer.{key}")
+        kwargs[key] = value
     return ParamGroupConfig(pattern=".*", optimizer_name=name, optimizer_kwargs=kwargs)
 
 
-def _check_group(settings: Settings, base: Any, group: Any, key: str) -> None:
+def _bind_group(settings: Settings, binder: Binder, base: Any, group: Any, key: str) -> Any:
+    """The group with hyper-parameters of the right types, which its optimizer accepts."""
     names = optimizer_names(base)
     if group.optimizer_name not in names:
         problem = f"unknown optimizer; {hint(group.optimizer_name, names)}"
         raise settings.error(f"{key}.optimizer_name", problem, group.optimizer_name)
-    accepted = hyper_parameters(base, group.optimizer_name)
+    factory = _factory(base, group.optimizer_name)
+    accepted = _accepted(factory)
+    prefix = key if key == "optimizer" else f"{key}.optimizer_kwargs"
+    kwargs = {}
     for name, value in group.optimizer_kwargs.items():
-        dotted = f"{key}.{name}" if key == "optimizer" else f"{key}.optimizer_kwargs.{name}"
         if accepted is not None and name not in accepted and name not in _NOT_HYPER_PARAMETERS:
-            raise settings.error(dotted, f"unknown key; {hint(name, accepted)}")
-        _check_number(settings, dotted, name, value)
-        if isinstance(value, list):
-            # As torchtitan's own defaults have them, and hashable.
-            group.optimizer_kwargs[name] = tuple(value)
+            raise settings.error(f"{prefix}.{name}", f"unknown key; {hint(name, accepted)}")
+        kwargs[name] = _bind_value(binder, (accepted or {}).get(name), name, value, f"{prefix}.{name}")
+    _check_values(settings, prefix, factory, accepted, kwargs)
+    _check_method(settings, "optimizer.name" if key == "optimizer" else f"{key}.optimizer_name", group.optimizer_name)
+    return replace(group, optimizer_kwargs=kwargs)
 
 
-def _check_number(settings: Settings, dotted: str, name: str, value: Any) -> None:
-    if name in ("lr", "eps", "weight_decay", "momentum"):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise settings.error(dotted, "must be a number", value)
-        if not value >= 0:
-            raise settings.error(dotted, "must be at least 0", value)
-    if name == "betas" and not (
-        isinstance(value, (list, tuple))
-        and len(value) == 2
-        and all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in value)
-    ):
-        raise settings.error(dotted, "must be two numbers from 0 to below 1", value)
+def _bind_value(binder: Binder, parameter: inspect.Parameter | None, name: str, value: Any, dotted: str) -> Any:
+    kind = Any if parameter is None else _kind_of(parameter.annotation)
+    kind = _KINDS.get(name, Any) if kind is Any else kind
+    if isinstance(value, torch.dtype):
+        value = str(value).removeprefix("torch.")
+    if kind is float and value == "inf":
+        return math.inf  # JSON has no infinity
+    bound = binder.value(kind, value, dotted)
+    # As torchtitan's own defaults have them, and hashable.
+    return tuple(bound) if isinstance(bound, list) else bound
 
 
-def optimizer_names(base: Any) -> list[str]:
-    """Names that the optimizer container of ``base`` resolves."""
-    named = getattr(base._owner, "optimizer_names", None)
-    return list(named()) if callable(named) else list(_OPTIMIZERS)
+def _kind_of(annotation: Any) -> Any:
+    """The type that a configuration may give for an annotated parameter; Any where that is unknown."""
+    origin, arms = get_origin(annotation), get_args(annotation)
+    if origin in (tuple, list, Sequence):
+        return list[_kind_of(arms[0])]
+    if origin in (Union, types.UnionType):
+        if torch.dtype in arms:
+            return _DTYPES
+        known = next((kind for kind in map(_kind_of, arms) if kind is not Any), Any)
+        return known | None if types.NoneType in arms and known is not Any else known
+    return annotation if annotation in (bool, int, float, str) else Any
 
 
-def hyper_parameters(base: Any, name: str) -> dict[str, Any] | None:
-    """Hyper-parameters that an optimizer takes and their defaults; None if it takes any."""
-    factory = base._owner._resolve_optimizer_factory(name)
+def _check_values(
+    settings: Settings, prefix: str, factory: Any, accepted: Mapping | None, kwargs: Mapping[str, Any]
+) -> None:
+    """Refuse what the optimizer refuses, in its own words where they say what is allowed."""
+    refusal = _refusal(factory, accepted, kwargs)
+    match = _COMPLAINT.match(refusal[1]) if refusal else None
+    if match:
+        name, problem = match.groups()
+        raise settings.error(f"{prefix}.{name}", problem, kwargs.get(name, _default(accepted, name)))
+    for name, value in kwargs.items():
+        if name in _NOT_NEGATIVE and not value >= 0:
+            raise settings.error(f"{prefix}.{name}", "must be at least 0", value)
+        if name == "betas" and "omegas" not in (accepted or {}):
+            _check_two_betas(settings, f"{prefix}.betas", value)
+    if refusal:
+        culprit, problem = refusal
+        raise _blamed(settings, prefix, culprit, problem, kwargs)
+
+
+def _check_two_betas(settings: Settings, dotted: str, betas: Sequence[float]) -> None:
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise settings.error(dotted, "must be two numbers from 0 to below 1", betas)
+
+
+def _blamed(
+    settings: Settings, prefix: str, culprit: str | None, problem: str, kwargs: Mapping[str, Any]
+) -> UserError:
+    if culprit is None:
+        return settings.error(prefix, problem)
+    return settings.error(f"{prefix}.{culprit}", problem, kwargs[culprit])
+
+
+def _check_method(settings: Settings, key: str, name: str) -> None:
+    method = settings.get("semi_sync.method", SemiSyncConfig.method)
+    if name == "DeMo" and method != "demo":
+        problem = f'needs semi_sync.method = "demo", not "{method}": only its exchange moves the parameters'
+        raise settings.error(key, problem, name)
+
+
+def _refusal(factory: Any, accepted: Mapping | None, kwargs: Mapping[str, Any]) -> tuple[str | None, str] | None:
+    """Why the optimizer cannot be built with ``kwargs``, and the key to blame if only one can be; None if it can."""
+    if not (isinstance(factory, type) and issubclass(factory, Optimizer)):
+        return None
+    chosen = {key: value for key, value in kwargs.items() if accepted is None or key in accepted}
+    problem = _problem(factory, chosen)
+    if problem is None:
+        return None
+    without = {name: {key: value for key, value in chosen.items() if key != name} for name in chosen}
+    guilty = [name for name, rest in without.items() if _problem(factory, rest) is None]
+    return (guilty[0] if len(guilty) == 1 else None), problem
+
+
+def _problem(factory: type[Optimizer], kwargs: Mapping[str, Any]) -> str | None:
+    from titan_ext.optimizers import as_arguments
+
+    try:
+        factory([torch.nn.Parameter(torch.zeros(1, 1))], **as_arguments(kwargs))
+    except (ValueError, TypeError, IndexError) as error:
+        return one_line(str(error))
+    return None
+
+
+def _factory(base: Any, name: str) -> Any:
+    return base._owner._resolve_optimizer_factory(name)
+
+
+def _accepted(factory: Any) -> dict[str, inspect.Parameter] | None:
     parameters = inspect.signature(factory).parameters
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         return None
-    return {key: each.default for key, each in parameters.items() if key not in _NOT_HYPER_PARAMETERS}
+    return {key: each for key, each in parameters.items() if key not in _NOT_HYPER_PARAMETERS}
 
 
-def _kind_of(accepted: Mapping[str, Any] | None, key: str) -> Any:
-    """The type a hyper-parameter must have, from its default."""
-    default = (accepted or {}).get(key)
-    if isinstance(default, bool):
-        return bool
-    if key in ("lr", "eps", "weight_decay", "momentum") or isinstance(default, float):
-        return float
-    return list[float] if key == "betas" else Any
+def _default(accepted: Mapping[str, inspect.Parameter] | None, name: str) -> Any:
+    return accepted[name].default if accepted and name in accepted else None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from enum import Enum
@@ -28,6 +29,7 @@ def dump_resolved(site: Any) -> dict[str, Any]:
         for each in dataclasses.fields(config)
         if each.name not in ("model_spec", "site", "tokenizer", "dataloader", "dump_folder", "hf_assets_path")
     }
+    sections["optimizer"] = _finite(sections["optimizer"])
     sections["loss"] = _loss(config.loss)
     sections["activation_checkpoint"] = _activation_checkpoint(config.activation_checkpoint)
     return {
@@ -93,6 +95,15 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     return getattr(value, "__qualname__", str(value))
+
+
+def _finite(value: Any) -> Any:
+    """Plain data with infinity by its name, which JSON does not have as a number and an optimizer may be given."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return "inf" if value == math.inf else value
 
 
 def _spelling(site: Any, key: str) -> str | None:

@@ -2,8 +2,9 @@
 
 from titan_ext.optim.adopt import ADOPT
 from titan_ext.optim.demo import DeMo
+from titan_ext.optim.low_rank import LowRankAdamW
 from titan_ext.optim.muon import Muon
 from titan_ext.optim.quasi_hyperbolic import QHADOPT, QHSGDM, QHAdamW
 from titan_ext.optim.yogi import Yogi
 
-__all__ = ["ADOPT", "DeMo", "Muon", "QHADOPT", "QHAdamW", "QHSGDM", "Yogi"]
+__all__ = ["ADOPT", "DeMo", "LowRankAdamW", "Muon", "QHADOPT", "QHAdamW", "QHSGDM", "Yogi"]

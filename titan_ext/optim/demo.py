@@ -42,9 +42,9 @@ class DeMo(Optimizer):
             for parameter in parameters:
                 if not self.state[parameter]:
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-                    # The rate of this step: a scheduler moves the group's before the sites exchange.
-                    self.state[parameter]["rate"] = torch.zeros(())
-                self.state[parameter]["rate"].fill_(group["lr"])
+                # The rate of this step: a scheduler moves the group's before the sites exchange. Always a new
+                # tensor: torch casts a loaded one to the parameter's dtype, and bfloat16 would round the rate.
+                self.state[parameter]["rate"] = torch.tensor(float(group["lr"]))
             momenta = [self.state[each]["momentum"] for each in parameters]
             torch._foreach_mul_(momenta, group["beta"])
             torch._foreach_add_(momenta, [each.grad * group["lr"] for each in parameters])

@@ -1,6 +1,7 @@
 """Muon, MuLoCo's inner optimizer (arXiv 2505.23725): orthonormalised momentum for matrices, AdamW for the rest."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor, Replicate
@@ -102,6 +103,14 @@ class Muon(Optimizer):
             taken = {id(each) for each in matrices}
             self._step_rest([p for p, _ in with_gradient if id(p) not in taken], group)
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load ``state_dict``; step counts stay on the CPU, where AdamW reads them without waiting for a GPU."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            if "step" in state:
+                # torchtitan's groups say fused, which makes torch move it to the parameter.
+                state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device="cpu")
 
     @staticmethod
     def _is_matrix(parameter: torch.Tensor, name: str, group: dict) -> bool:
