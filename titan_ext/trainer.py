@@ -38,6 +38,7 @@ class Trainer(torchtitan_trainer.Trainer):
         self.outer: SemiSync | None = None
         self.replica: Replica | None = None
         self._joined = False
+        self._tokens_told = 0
         super().__init__(config)
         finish(self.model_parts)
         if config.semi_sync.method != "none":
@@ -51,16 +52,20 @@ class Trainer(torchtitan_trainer.Trainer):
 
     def train_step(self, data_iterator: Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]) -> None:
         """One inner step, then whatever the outer loop has due."""
-        before = self.ntokens_seen
         super().train_step(data_iterator)
         if self.outer is not None:
-            self.outer.step(tokens=self.ntokens_seen - before)
+            if self.config.semi_sync.order == "after_step":
+                self._outer_step()
             # A site that fell behind and was healed stands where the others stand.
             self._follow_clock()
             checkpoint = self.config.checkpoint
             if self.step >= self.config.training.steps and checkpoint.enable and checkpoint.last_save_model_only:
                 # What is saved now is the finished model, not a place to go on from.
                 self.outer.finish()
+
+    def _outer_step(self, *_: object) -> None:
+        self.outer.step(tokens=self.ntokens_seen - self._tokens_told)
+        self._tokens_told = self.ntokens_seen
 
     def train(self) -> None:
         """Train to the last step, settle what is in flight, and write the summary."""
@@ -97,6 +102,8 @@ class Trainer(torchtitan_trainer.Trainer):
             site_weight=config.site.weight,
             on_round=self.metrics_processor.log_round,
         )
+        if config.semi_sync.order == "paper":
+            self.optimizers.register_step_pre_hook(self._outer_step)
         if config.checkpoint.enable:
             self.checkpointer.states["semi_sync"] = self.outer
 
@@ -110,6 +117,7 @@ class Trainer(torchtitan_trainer.Trainer):
                 paired,
             )
         self.outer.clock = max(self.outer.clock, self.step)
+        self._tokens_told = self.ntokens_seen
         self.outer.join()
         self._joined = True
         self._follow_clock()

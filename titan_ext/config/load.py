@@ -19,8 +19,10 @@ from titan_ext.config.build import build_config, dump_root, keys_by_name, sectio
 from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select  # noqa: E402
 from titan_ext.config.layout import Layout, check_layout, resolve_layout  # noqa: E402
 from titan_ext.config.model import ModelChoice  # noqa: E402
+from titan_ext.config.optimizer import hyper_parameters  # noqa: E402
 from titan_ext.config.pairing import resolve_pairing  # noqa: E402
 from titan_ext.config.settings import Origin, Settings, show  # noqa: E402
+from titan_ext.semi_sync.methods.des_loc import with_half_lives  # noqa: E402
 from titan_ext.trainer import Trainer  # noqa: E402
 
 
@@ -142,6 +144,10 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], sharing: int) -> Site:
 def _fill_method(config: Trainer.Config) -> dict[str, Origin]:
     """Write the method's own defaults into the config, so that the resolved one says everything."""
     given, config.semi_sync = config.semi_sync, config.semi_sync.resolved()
+    if config.semi_sync.half_life_periods:
+        group = config.optimizer.param_groups[0]
+        betas = ((hyper_parameters(config.optimizer, group.optimizer_name) or {}) | group.optimizer_kwargs)["betas"]
+        config.semi_sync = with_half_lives(config.semi_sync, betas)
     return {
         f"semi_sync.{each.name}": Origin.METHOD
         for each in fields(given)

@@ -50,18 +50,22 @@ def bind_rows(
     else:
         home = deal_by_bytes(sizes, config.num_fragments)
     for row in plan.rows:
-        view.check_state(row.state)
+        view.check_state(row.state, row.required)
     device = torch.device("cpu") if config.global_device == "cpu" else None
     rows = []
     for row in plan.rows:
         names = [
             name
             for name, parameter in view.parameters.items()
-            if home[name] == row.fragment and (row.state == PARAMETERS or parameter.requires_grad)
+            if home[name] == row.fragment and (row.state == PARAMETERS or _has_state(view, row, name, parameter))
         ]
         own = {"own_outer": outer_optimizers[row.fragment]} if outer_optimizers else {}
         rows.append(kind_of(row)(row, names, view, config, device, **own))
     return rows
+
+
+def _has_state(view: ModelView, row: SyncRow, name: str, parameter: torch.Tensor) -> bool:
+    return parameter.requires_grad and view.keeps(row.state, name)
 
 
 def kind_of(row: SyncRow) -> type[SyncedRow]:

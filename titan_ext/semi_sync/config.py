@@ -27,7 +27,19 @@ class SemiSyncConfig:
     """DES-LOC's K_u: inner steps between two averages of the first moment; by default 3 times sync_every."""
 
     second_moment_sync_every: int | None = None
-    """DES-LOC's K_v: inner steps between two averages of the second moment; by default 6 times sync_every."""
+    """DES-LOC's and MT-DAO's K_v: inner steps between two averages of the second moment; by default 6 times
+    sync_every in the one, sync_every in the other."""
+
+    half_life_periods: bool | None = None
+    """DES-LOC: average each moment about once in its half-life (from the inner optimizer's betas) instead of
+    every 3 and 6 times sync_every."""
+
+    momentum_sync_every: list[int] | None = None
+    """MT-DAO: inner steps between two averages of each momentum, in the order of the optimizer's betas; one
+    momentum, averaged with the parameters, by default."""
+
+    order: Literal["after_step", "paper"] = "after_step"
+    """Sync after the inner step, or, as algorithm 1 of DES-LOC prints it, between a step's gradient and the step."""
 
     sparta_share: float | None = None
     """SPARTA: share of the parameters averaged after each inner step; 0.005 by default."""
@@ -159,6 +171,21 @@ class SemiSyncConfig:
         for key in ("first_moment_sync_every", "second_moment_sync_every"):
             period = getattr(self, key)
             _require(period is None or period >= 1, key, period, "at least 1")
+        momenta = self.momentum_sync_every
+        _require(
+            momenta is None or (len(momenta) > 0 and all(each >= 1 for each in momenta)),
+            "momentum_sync_every",
+            momenta,
+            "a list of periods, each at least 1",
+        )
+        _require(
+            not self.half_life_periods or (self.first_moment_sync_every is None and self.second_moment_sync_every is None),
+            "half_life_periods",
+            self.half_life_periods,
+            "false where first_moment_sync_every or second_moment_sync_every is given",
+        )
+        if self.order not in ("after_step", "paper"):
+            raise ValueError(_unknown("order", self.order, ["after_step", "paper"]))
         share, gamma = self.sparta_share, self.gossip_gamma
         _require(share is None or 0 < share <= 1, "sparta_share", share, "above 0 and at most 1")
         _require(gamma is None or gamma >= 0, "gossip_gamma", gamma, "at least 0")
@@ -206,6 +233,8 @@ class SemiSyncConfig:
 _OF_ONE_METHOD = (
     "first_moment_sync_every",
     "second_moment_sync_every",
+    "half_life_periods",
+    "momentum_sync_every",
     "sparta_share",
     "gossip_gamma",
     "demo_chunk",

@@ -17,13 +17,14 @@ from titan_ext.semi_sync.exchange import Exchange, Round
 from titan_ext.semi_sync.flight import Flight
 from titan_ext.semi_sync.ledger import Ledger, RoundRecord
 from titan_ext.semi_sync.manager import ReplicaManager
+from titan_ext.semi_sync.methods.des_loc import with_half_lives
 from titan_ext.semi_sync.pairing import ByLeader, ByRank, LedManager, Pairing, SiteShards
 from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
 from titan_ext.semi_sync.reduction import build_reduction
 from titan_ext.semi_sync.schedule import Schedule
 from titan_ext.semi_sync.site import SiteRanks, tensors_sha256
 from titan_ext.semi_sync.synced import Landing
-from titan_ext.semi_sync.views import ModelView, like
+from titan_ext.semi_sync.views import ModelView, as_optimizers, like
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ class SemiSync:
         self.config = config.resolved()
         if self.config.method == "none":
             raise ValueError('method = "none": there is no outer loop to build')
+        if self.config.half_life_periods:
+            self.config = with_half_lives(self.config, as_optimizers(optimizers)[0].param_groups[0]["betas"])
         self.plan: SyncPlan = self.config.plan()
         self.clock = 0
         self.rounds = 0
@@ -149,18 +152,20 @@ class SemiSync:
             time.sleep(_PAUSE_SECONDS)
 
     def step(self, tokens: int = 1) -> None:
-        """Call after each inner optimizer step.
+        """Call after each inner optimizer step; with ``order = "paper"`` before it, once the gradients are there.
 
         Args:
             tokens: what the step trained on, for ``weighting = "tokens"``.
         """
-        self.clock += 1
-        self._tokens += tokens
+        if self.config.order == "after_step":
+            self._count(tokens)
         if self._flight.due(self.clock):
             self._land_flight()
         self._schedule.advance(self.clock)
         if self._schedule.pending and not self._flight.under_way:
             self._launch()
+        if self.config.order == "paper":
+            self._count(tokens)
 
     def finish(self) -> None:
         """Apply what is still in flight; call after the last inner step.
@@ -227,6 +232,10 @@ class SemiSync:
             self._flight.hold(round_, flight["land_at"])
 
     # -- one round ---------------------------------------------------------------------------
+
+    def _count(self, tokens: int) -> None:
+        self.clock += 1
+        self._tokens += tokens
 
     def _launch(self) -> None:
         intent = self._schedule.take()

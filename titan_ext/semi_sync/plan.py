@@ -6,7 +6,7 @@ methods never differ in code that touches the wire.
 
 from dataclasses import dataclass
 from math import gcd
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from titan_ext.semi_sync.synced import SyncedRow
@@ -30,7 +30,11 @@ class SyncRow:
     """Inner steps between two launches (the papers' K or H)."""
 
     state: str = PARAMETERS
-    """``params``, or the key of an optimizer state such as ``exp_avg``."""
+    """``params``, or the key of an optimizer state such as ``exp_avg``; of several with ``|`` between them a
+    parameter's first counts."""
+
+    required: Literal["all", "some", "none"] = "all"
+    """Which trained parameters must have the state; those without are left out."""
 
     fragment: int = 0
     """Index of the fragment of the model that this row covers."""

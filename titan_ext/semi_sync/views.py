@@ -113,14 +113,22 @@ class ModelView:
         They are looked up at each use because FSDP and checkpoint loading may replace them.
 
         Raises:
-            ValueError: the inner optimizer has no such state.
+            KeyError: the inner optimizer has no such state.
         """
         if state == PARAMETERS:
             return [local_tensor(self.parameters[name]) for name in names]
-        return [local_tensor(self._state_of(self.parameters[name])[state]) for name in names]
+        return [local_tensor(self._state_of(self.parameters[name])[self._key(state, name)]) for name in names]
 
-    def check_state(self, state: str) -> None:
-        """Create the optimizer states if needed and make sure that one called ``state`` exists.
+    def keeps(self, state: str, name: str) -> bool:
+        """Whether there is such a state of the named parameter; ``state`` may name several, the first that is kept counts."""
+        return state == PARAMETERS or self._key(state, name) is not None
+
+    def check_state(self, state: str, required: str) -> None:
+        """Create the optimizer states if needed and make sure that ``state`` exists.
+
+        Args:
+            state: the state's key, or several with ``|`` between them.
+            required: which trained parameters must have it: "all", "some" or "none".
 
         Raises:
             ValueError: naming the state and those that exist.
@@ -129,11 +137,12 @@ class ModelView:
             return
         for optimizer in self.optimizers:
             materialize_state(optimizer)
-        for name, parameter in self.parameters.items():
-            states = self._state_of(parameter)
-            if parameter.requires_grad and state not in states:
-                known = [key for key, value in states.items() if isinstance(value, torch.Tensor) and value.dim()]
-                raise ValueError(f"the inner optimizer keeps no state {state!r} for {name}; it keeps {known}")
+        trained = [name for name, parameter in self.parameters.items() if parameter.requires_grad]
+        lacking = [name for name in trained if not self.keeps(state, name)]
+        if lacking and (required == "all" or (required == "some" and lacking == trained)):
+            states = self._state_of(self.parameters[lacking[0]])
+            known = [key for key, value in states.items() if isinstance(value, torch.Tensor) and value.dim()]
+            raise ValueError(f"the inner optimizer keeps no state {state!r} for {lacking[0]}; it keeps {known}")
 
     def set_optimizer_step(self, step: int) -> None:
         """Set the step count of every optimizer state, which bias correction goes by."""
@@ -143,6 +152,10 @@ class ModelView:
                     state["step"].fill_(step)
                 elif "step" in state:
                     state["step"] = step
+
+    def _key(self, state: str, name: str) -> str | None:
+        states = self._state_of(self.parameters[name])
+        return next((key for key in state.split("|") if key in states), None)
 
     def _state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
         for optimizer in self.optimizers:

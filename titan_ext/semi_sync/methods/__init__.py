@@ -70,4 +70,14 @@ def method_fixed(name: str) -> dict[str, object]:
     return dict(_METHODS[name].fixed)
 
 
-from titan_ext.semi_sync.methods import demo, des_loc, diloco, eager, local_sgd, noloco, sparta  # noqa: E402, F401
+from titan_ext.semi_sync.methods import (  # noqa: E402, F401  (registration)
+    demo,
+    des_loc,
+    diloco,
+    eager,
+    local_sgd,
+    lordo,
+    mt_dao,
+    noloco,
+    sparta,
+)
