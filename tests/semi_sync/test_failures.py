@@ -3,16 +3,20 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
+from contextlib import nullcontext
 from datetime import timedelta
 
 import pytest
 import torch
 from torch.distributed import TCPStore
 from torchft.manager import Manager
-from torchft.process_group import ProcessGroupGloo
 
-from tests.semi_sync.sites import lighthouse, outer_loop
+from tests.semi_sync.sites import lighthouse, outer_loop, wait_for_sites
+from titan_ext.bench.namespaces import HUB, Wan, address_of, enter_network, missing
+from titan_ext.replica.process_group import SiteProcessGroup
+from titan_ext.replica.transport import StateTransport
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.semi_sync.test_failures"])
@@ -55,10 +59,13 @@ class Treacherous(Manager):
 
 def site(index: int, address: str, where: str, fault: str, options: dict, settings: dict, results) -> None:
     torch.set_num_threads(1)
+    if options["network"]:
+        enter_network(options["network"][index])
+    hostname = address_of(index) if options["network"] else "127.0.0.1"
     seconds = options["seconds"]
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore(hostname, 0, is_master=True, wait_for_workers=False)
     own = Treacherous(
-        pg=ProcessGroupGloo(timeout=timedelta(seconds=seconds)),
+        pg=SiteProcessGroup(hostname, timedelta(seconds=seconds)),
         load_state_dict=None,
         state_dict=None,
         min_replica_size=2,
@@ -67,17 +74,21 @@ def site(index: int, address: str, where: str, fault: str, options: dict, settin
         quorum_timeout=timedelta(seconds=60),
         rank=0,
         world_size=1,
-        store_addr="127.0.0.1",
+        store_addr=hostname,
         store_port=store.port,
         lighthouse_addr=address,
         replica_id=f"site{index}",
-        hostname="127.0.0.1",
+        hostname=hostname,
+        checkpoint_transport=StateTransport(hostname, 0, timedelta(seconds=30)),
     )
+    own.lighthouse = address
+    wait_for_sites(own, len(RATES))
     if index == len(RATES) - 1:
         own.where = where
         own.fault = {
             "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
             "hang": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+            "cut": lambda: subprocess.run(["ip", "link", "set", "wan0", "down"], check=True),
         }[fault]
     model = torch.nn.Linear(7, 5, bias=False)
     model.weight.data.zero_()
@@ -102,13 +113,13 @@ def site(index: int, address: str, where: str, fault: str, options: dict, settin
     os._exit(0)
 
 
-def run(where: str, fault: str, *, wake: bool = False, **settings):
+def run(where: str, fault: str, *, wake: bool = False, network=None, at=None, **settings):
     """All sites' results by index; the last site fails and, with ``wake``, goes on later."""
-    options = {"seconds": 2.0, "steps": STEPS, "pause": 0.0}
+    options = {"seconds": 2.0, "steps": STEPS, "pause": 0.0, "network": network}
     if wake:
         options |= {"steps": 60, "pause": 0.25}  # the others are under way when it comes back
     results = _context.Queue()
-    with lighthouse(2, heartbeat_timeout_ms=1000) as address:
+    with lighthouse(2, heartbeat_timeout_ms=1000) if at is None else nullcontext(at) as address:
         sites = [
             _context.Process(target=site, args=(index, address, where, fault, options, settings, results))
             for index in range(len(RATES))
@@ -174,11 +185,40 @@ def test_survivors_of_a_hang_go_on_after_the_timeout():
         assert any(not committed for _, _, committed, _ in result["rounds"])
 
 
+@pytest.mark.skipif(missing() is not None, reason=f"network namespaces: {missing()}")
+def test_survivors_of_a_cut_link_go_on_after_the_timeout():
+    with Wan(len(RATES), 1000) as wan:
+        ready, done = _context.Event(), _context.Event()
+        port = _context.Value("i", 0)
+        hub = _context.Process(target=_lighthouse_in, args=(wan.hub, port, ready, done))
+        hub.start()
+        try:
+            assert ready.wait(60)
+            found = run(
+                "between buckets", "cut", network=wan.sites, at=f"http://{HUB}:{port.value}", method="local_sgd"
+            )
+        finally:
+            done.set()
+            hub.join()
+    assert found[0]["sha256"] == found[1]["sha256"]
+    for result in found.values():
+        assert result["values"] == [pytest.approx(2 * ALL + 6 * SURVIVORS)], result["rounds"]
+
+
+def _lighthouse_in(network: int, port, ready, done) -> None:
+    enter_network(network)
+    with lighthouse(2, heartbeat_timeout_ms=1000) as address:
+        port.value = int(address.rsplit(":", 1)[1])
+        ready.set()
+        done.wait()
+    os._exit(0)
+
+
 def test_a_kill_in_mid_reduction_of_a_codec_costs_a_round_and_nothing_else():
     found = run("after quorum", "kill", method="local_sgd", codec="int8")
     assert found[0]["sha256"] == found[1]["sha256"]
     for result in found.values():
-        assert all(value == pytest.approx(2 * ALL + 6 * SURVIVORS, rel=0.02) for value in result["values"])
+        assert all(value == pytest.approx(2 * ALL + 6 * SURVIVORS, rel=0.02) for value in result["values"]), result
 
 
 def test_a_kill_under_an_exchange_in_flight_keeps_the_inner_steps():

@@ -86,7 +86,13 @@ class Contender:
         seconds = time.perf_counter() - started
         peak = _peak() - self._bare
         checksum = sum(parameter.double().sum().item() for parameter in self._model.parameters())
-        return {"seconds": seconds, "bytes": self._outer.bytes_sent(), "peak_bytes": peak, "checksum": checksum}
+        return {
+            "seconds": seconds,
+            "bytes": self._outer.bytes_sent(),
+            "peak_bytes": peak,
+            "checksum": checksum,
+            **self._outer.parts(),
+        }
 
 
 class _Theirs:
@@ -125,6 +131,10 @@ class _Theirs:
         return sent
 
 
+    def parts(self) -> dict[str, float]:
+        return {}
+
+
 class _CountingManager(Manager):
     """Counts what it is given to reduce."""
 
@@ -156,6 +166,11 @@ class _Ours:
 
     def bytes_sent(self) -> int:
         return self._outer.ledger.last.bytes_sent
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of quorum, reduction and apply."""
+        last = self._outer.ledger.last
+        return {"quorum": last.seconds_quorum, "reduce": last.seconds_reduce, "apply": last.seconds_apply}
 
 
 class Lighthouse:

@@ -18,7 +18,7 @@ from titan_ext.launcher.processes import die_with_parent
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 _TOOLS = ("ip", "tc", "unshare", "nsenter")
 _LINK = "wan0"
-_HUB = "10.77.0.254"
+HUB = "10.77.0.254"
 
 
 def missing() -> str | None:
@@ -46,7 +46,7 @@ class Wan:
         RunError: the system refuses a part of it.
     """
 
-    hub_address = _HUB
+    hub_address = HUB
     """Numeric address of the hub, for a lighthouse."""
 
     def __init__(self, sites: int, rate_mbit: float) -> None:
@@ -54,7 +54,7 @@ class Wan:
         try:
             self.hub = self._hold()
             self._inside(self.hub, "ip", "link", "add", "bridge0", "type", "bridge")
-            self._inside(self.hub, "ip", "address", "add", f"{_HUB}/24", "dev", "bridge0")
+            self._inside(self.hub, "ip", "address", "add", f"{HUB}/24", "dev", "bridge0")
             self._inside(self.hub, "ip", "link", "set", "bridge0", "up")
             self.sites = [self._connect(index, rate_mbit) for index in range(sites)]
         except BaseException:
@@ -84,7 +84,7 @@ class Wan:
         port = f"site{index}"
         self._inside(self.hub, "ip", "link", "add", port, "type", "veth", "peer", "name", _LINK, "netns", str(site))
         self._inside(self.hub, "ip", "link", "set", port, "master", "bridge0", "up")
-        self._inside(site, "ip", "address", "add", f"10.77.0.{index + 1}/24", "dev", _LINK)
+        self._inside(site, "ip", "address", "add", f"{address_of(index)}/24", "dev", _LINK)
         self._inside(site, "ip", "link", "set", _LINK, "up")
         # The burst has room for the largest packet that segmentation offload hands over (64 KiB).
         limit = ["rate", f"{rate_mbit}mbit", "burst", "128kb", "latency", "100ms"]
@@ -111,6 +111,11 @@ class Wan:
 
     def _inside(self, pid: int, *command: str) -> None:
         _run(["nsenter", f"--net=/proc/{pid}/ns/net", *command])
+
+
+def address_of(site: int) -> str:
+    """Address of a site's interface."""
+    return f"10.77.0.{site + 1}"
 
 
 def enter_network(pid: int) -> None:

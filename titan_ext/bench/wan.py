@@ -3,8 +3,8 @@
 Needs Linux and root: every site gets a network namespace whose sending is held to a rate (tc tbf), behind a
 bridge with a real lighthouse. Elsewhere it says what is missing and ends well. It measures
 
-  limit    fp32 DiLoCo on synthetic parameters: the seconds that its bytes take at the link's rate, as a
-           share of the seconds of a round;
+  limit    fp32 DiLoCo on synthetic parameters: the seconds that plain TCP sockets take for its bytes, in turns
+           with the rounds, as a share of the seconds of a round;
   overlap  Streaming DiLoCo with delay under titan_ext's trainer: tokens per second as a share of those of
            the same trainer without any communication. Both live in the same processes and take turns;
   ledger   bytes in the ledger against those that the interfaces have sent.
@@ -62,13 +62,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _limit(options: argparse.Namespace) -> list[dict[str, float]]:
-    """One entry a round: its ``seconds``, the wire's ``minimum``, the ledger's ``bytes`` and what was ``sent``."""
+    """One entry a round: its seconds (``round``), the ``nominal`` ones of its bytes at the link's rate, those that a plain TCP
+    socket takes for them (``wire``), the ledger's ``bytes`` and what was ``sent``."""
     from titan_ext.bench.contenders import Contender
+    from titan_ext.bench.namespaces import address_of
+    from titan_ext.bench.plain_socket import PlainSocket
 
     with ExitStack() as stack:
         wan, url = _network(stack, options)
         common = (options.sites, url, options.parameters, _threads(options))
         crew = _crew(stack, wan, Contender, [("fp32", site, *common) for site in range(options.sites)])
+        addresses = [address_of(site) for site in range(options.sites)]
+        sockets = _crew(stack, wan, PlainSocket, [(site, addresses) for site in range(options.sites)])
+        sockets.call("connect")
         crew.call("round")  # connects the sites
         rounds = []
         for _ in range(options.rounds):
@@ -78,10 +84,12 @@ def _limit(options: argparse.Namespace) -> list[dict[str, float]]:
             payload = results[0]["bytes"]
             rounds.append(
                 {
-                    "seconds": max(result["seconds"] for result in results),
-                    "minimum": payload * 8 / (options.rate_mbit * 1e6),
+                    "round": max(result["seconds"] for result in results),
+                    "nominal": payload * 8 / (options.rate_mbit * 1e6),
+                    "wire": max(sockets.call("exchange", payload)),
                     "bytes": payload,
                     "sent": max(sent),
+                    **{key: max(result[key] for result in results) for key in ("quorum", "reduce", "apply")},
                 }
             )
     return rounds
@@ -135,15 +143,24 @@ def _threads(options: argparse.Namespace) -> int:
 
 
 def _report_limit(rounds: list[dict[str, float]]) -> dict[str, float]:
-    share = median(each["minimum"] / each["seconds"] for each in rounds)
     difference = median(each["sent"] / each["bytes"] - 1 for each in rounds)
-    seconds = median(each["seconds"] for each in rounds)
+    parts = {key: median(each[key] for each in rounds) for key in ("round", "wire", "nominal", "quorum", "reduce", "apply")}
+    shares = {key: median(each[key] / each["round"] for each in rounds) for key in ("wire", "nominal")}
     print(
-        f"limit:   {rounds[0]['bytes'] / 1e6:.2f} MB a round in {seconds:.3f} s; the wire's minimum is "
-        f"{rounds[0]['minimum']:.3f} s: {share:.1%} of the limit"
+        f"limit:   {rounds[0]['bytes'] / 1e6:.2f} MB a round in {parts['round']:.3f} s (quorum {parts['quorum']:.3f}, reduction "
+        f"{parts['reduce']:.3f}, vote and apply {parts['apply']:.3f})"
+    )
+    print(
+        f"         plain TCP sockets need {parts['wire']:.3f} s for them: {shares['wire']:.1%} of that limit; "
+        f"the nominal rate {parts['nominal']:.3f} s: {shares['nominal']:.1%}"
     )
     print(f"ledger:  the interface sent {difference:+.2%} of the ledger's bytes in a round")
-    return {"seconds": round(seconds, 4), "share": round(share, 4), "ledger_difference": round(difference, 4)}
+    return {
+        **{f"{key}_seconds": round(value, 4) for key, value in parts.items()},
+        "share_of_plain_tcp": round(shares["wire"], 4),
+        "share_of_nominal": round(shares["nominal"], 4),
+        "ledger_difference": round(difference, 4),
+    }
 
 
 def _report_overlap(blocks: list[dict[str, float]]) -> dict[str, Any]:

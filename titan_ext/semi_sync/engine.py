@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed import ReduceOp
 from torch.optim import Optimizer
 
 from titan_ext.errors import UserError
@@ -177,6 +178,10 @@ class SemiSync:
             self._land_flight()
         if self._schedule.finish():
             self._launch()
+        if self.ledger.last is not None and self.ledger.last.sites > 1:
+            # What the others still have to read of the last round lies in our connections; were they
+            # closed now, some systems would throw it away. All have it when all come here.
+            self._manager.allreduce(torch.zeros(1), reduce_op=ReduceOp.SUM).wait()
         self._flight.close()
 
     def global_parameters(self) -> dict[str, torch.Tensor]:
