@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from titan_ext.optim import ADOPT, QHADOPT, QHSGDM, DeMo, Muon, QHAdamW
+from titan_ext.optim import ADOPT, QHADOPT, QHSGDM, DeMo, LowRankAdamW, Muon, QHAdamW
 from titan_ext.platform import prepare
 
 prepare()
@@ -21,6 +21,7 @@ _OURS: dict[str, Callable[..., Optimizer]] = {
     "QHADOPT": QHADOPT,
     "QHSGDM": QHSGDM,
     "Muon": Muon,
+    "LowRankAdamW": LowRankAdamW,
     "DeMo": DeMo,
 }
 _TORCHTITANS = ("Adam", "AdamW", "DistMuon")

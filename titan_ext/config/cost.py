@@ -137,23 +137,30 @@ def _within(name: str, modules: list[str]) -> bool:
 def _optimizer_bytes(config: Any, elements: Mapping[str, int], width: int) -> int:
     groups, total = config.optimizer.param_groups, 0
     defaults = {each.optimizer_name: hyper_parameters(config.optimizer, each.optimizer_name) or {} for each in groups}
-    shapes = parameter_shapes(config) if "Muon" in defaults else {}
+    shapes = parameter_shapes(config) if {"Muon", "LowRankAdamW"} & defaults.keys() else {}
     for name, count in elements.items():
         group = next((each for each in groups if re.search(each.pattern, name)), None)
         if group is not None:
             chosen = defaults[group.optimizer_name] | group.optimizer_kwargs
             states = _states(group.optimizer_name, chosen, name, shapes.get(name))
             total += states * count * _state_width(config, group.optimizer_name, chosen, width)
-    return total
+    return round(total)
 
 
-def _states(optimizer: str, chosen: Mapping[str, Any], name: str, shape: torch.Size | None) -> int:
-    """State tensors of a parameter under an optimizer with the ``chosen`` hyper-parameters."""
+def _states(optimizer: str, chosen: Mapping[str, Any], name: str, shape: torch.Size | None) -> float:
+    """States of a parameter, in units of its size, under an optimizer with the ``chosen`` hyper-parameters."""
     if optimizer == "SGD" and chosen.get("momentum"):
         return 1
     if optimizer == "Muon" and (len(shape) != 2 or any(word in name for word in chosen["adamw_names"])):
         return _STATES["AdamW"]
+    if optimizer == "LowRankAdamW" and shape is not None and _is_low_rank(name, shape, chosen):
+        rank, short, long = chosen["rank"], min(shape), max(shape)
+        return (rank * short + 2 * rank * long) / shape.numel() + bool(chosen["error_feedback"])
     return _STATES.get(optimizer, 2) + len(chosen.get("omegas", ()))
+
+
+def _is_low_rank(name: str, shape: torch.Size, chosen: Mapping[str, Any]) -> bool:
+    return len(shape) == 2 and min(shape) > chosen["rank"] and not any(word in name for word in chosen["adamw_names"])
 
 
 def _state_width(config: Any, optimizer: str, chosen: Mapping[str, Any], width: int) -> int:

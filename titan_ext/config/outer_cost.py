@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from titan_ext.config.inner_states import InnerStates
 from titan_ext.semi_sync.binding import kind_of
 from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
 from titan_ext.semi_sync.ledger import ring_all_reduce_bytes
@@ -22,13 +23,13 @@ _NOTHING = dict.fromkeys(
 
 
 class _Shapes:
-    """A ``ModelView`` without memory: every state of a parameter has its shape on the meta device."""
+    """A ``ModelView`` without memory: one state of each parameter, in its shape on the meta device."""
 
     def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
-        self.parameters = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        self._shapes = shapes
 
     def tensors(self, state: str, names: Sequence[str]) -> list[torch.Tensor]:
-        return [self.parameters[name] for name in names]
+        return [torch.empty(self._shapes[name], device="meta") for name in names]
 
 
 def outer_costs(
@@ -53,14 +54,20 @@ def outer_costs(
     plan = outer.plan()
     sizes = {name: shape.numel() for name, shape in shapes.items()}
     home = deal_by_modules(sizes, outer.fragments) if outer.fragments else deal_by_bytes(sizes, outer.num_fragments)
-    stages = [[_bound(row, names, home, outer) for row in plan.rows] for names in held]
+    states = InnerStates(site.config.optimizer)
+    stages = [[_bound(row, _held(row, names, home, shapes, states), outer) for row in plan.rows] for names in held]
     rows = stages[fullest]
     default = build_reduction(outer.build_codec(), int(outer.bucket_mib * 2**20))
     led = outer.pairing == "leader"
 
     def bytes_of(index: int) -> int:
         reduction = rows[index].reduction or default
-        names = [name for name in sizes if home[name] == plan.rows[index].fragment]
+        row = plan.rows[index]
+        names = [
+            name
+            for name in sizes
+            if home[name] == row.fragment and states.shape(row.state, name, shapes[name], shapes[name]) is not None
+        ]
         if led:
             return _led_bytes(rows[index], reduction, {name: sizes[name] for name in sorted(names)}, site.count, outer)
         plain = isinstance(reduction, AllReduce) and rows[index].any_layout
@@ -79,11 +86,11 @@ def outer_costs(
     groups = rows_by_launch(plan.rows, site.config.training.steps)
     sent = {launched: sum(bytes_of(index) for index in launched) for launched in groups}
     feeds_back = [row.elements for row in rows if outer.error_feedback and row.reduction is None]
-    states = _OUTER_STATES.get(outer.outer_optimizer, 1 if outer.outer_momentum else 0)
+    outer_states = _OUTER_STATES.get(outer.outer_optimizer, 1 if outer.outer_momentum else 0)
     stepped = sum(row.elements for row in rows if row.row.outer_optimizer)
     return {
         "global_copy_bytes": _FP32 * (sum(row.copies * row.elements for row in rows) + sum(feeds_back)),
-        "outer_optimizer_bytes": _FP32 * states * stepped,
+        "outer_optimizer_bytes": _FP32 * outer_states * stepped,
         "send_buffer_bytes": max(map(memory_of, groups), default=0),
         "round_bytes": max(sent.values(), default=0),
         "rounds": sum(groups.values()),
@@ -104,9 +111,18 @@ def rows_by_launch(rows: Sequence[SyncRow], steps: int) -> dict[tuple[int, ...],
     return groups
 
 
-def _bound(row: SyncRow, held: Mapping[str, torch.Size], home: Mapping[str, int], outer: Any) -> SyncedRow:
-    own = {name: shape for name, shape in held.items() if home[name] == row.fragment}
-    return kind_of(row)(row, list(own), _Shapes(own), outer)
+def _held(row: SyncRow, held: Mapping, home: Mapping, shapes: Mapping, states: InnerStates) -> dict[str, torch.Size]:
+    """Shapes of what the row covers on a rank that holds ``held``."""
+    found = {
+        name: states.shape(row.state, name, shapes[name], shape)
+        for name, shape in held.items()
+        if home[name] == row.fragment
+    }
+    return {name: shape for name, shape in found.items() if shape is not None}
+
+
+def _bound(row: SyncRow, held: Mapping[str, torch.Size], outer: Any) -> SyncedRow:
+    return kind_of(row)(row, list(held), _Shapes(held), outer)
 
 
 def _led_bytes(row: SyncedRow, reduction: Any, sizes: Mapping[str, int], sites: int, outer: Any) -> int:
