@@ -21,6 +21,9 @@ CASES = {
     "local_adam": {"sync_every": 2},
     "des_loc": {"sync_every": 1},
     "eager_diloco": {"sync_every": 2},
+    "des_loc adopt": {"method": "des_loc", "sync_every": 1, "inner": "ADOPT"},
+    "mt_dao": {"sync_every": 2, "momentum_sync_every": [2, 4], "inner": "QHAdamW", "betas": [0.9, 0.99, 0.999], "omegas": [0.3, 0.5]},
+    "lordo": {"sync_every": 2, "inner": "LowRankAdamW", "rank": 8, "basis_from": "outer"},
     "muloco": {"sync_every": 2, "inner": "Muon"},
     "noloco": {"sync_every": 2},
     "sparta": {"sync_every": 4, "sparta_share": 0.1},
@@ -31,7 +34,9 @@ CASES = {
     "eager int4": {"method": "eager_diloco", "sync_every": 2, "codec": "int4"},
 }
 ANY_LAYOUT_ONE_RESULT = [
-    name for name in CASES if not any(word in name for word in ("sparta", "demo", "muloco", "codec", "int8", "int4"))
+    name
+    for name in CASES
+    if not any(word in name for word in ("sparta", "demo", "muloco", "lordo", "codec", "int8", "int4"))
 ]
 """Cases whose arithmetic is elementwise from end to end: equal bits on every layout."""
 
@@ -60,8 +65,8 @@ def _run_case(trainer, name: str, settings: dict) -> dict:
 
     site = trainer.config.site.name
     _reset(trainer.model_parts)
-    inner = settings.pop("inner", "AdamW")
-    group = ParamGroupConfig(pattern=".*", optimizer_name=inner, optimizer_kwargs={"lr": 1e-2})
+    inner, kwargs = inner_of(settings)
+    group = ParamGroupConfig(pattern=".*", optimizer_name=inner, optimizer_kwargs={"lr": 1e-2, **kwargs})
     optimizers = OptimizersContainer.Config(param_groups=[group], implementation="foreach").build(
         model_parts=trainer.model_parts
     )
@@ -89,6 +94,12 @@ def _run_case(trainer, name: str, settings: dict) -> dict:
         "sample": [value.flatten()[:64].tolist() for value in whole],
         "largest": largest,
     }
+
+
+def inner_of(settings: dict) -> tuple[str, dict]:
+    """Take the inner optimizer's name and settings out of a case's."""
+    kwargs = {key: settings.pop(key) for key in ("betas", "omegas", "rank", "basis_from") if key in settings}
+    return settings.pop("inner", "AdamW"), kwargs
 
 
 def _whole(value: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.end_to_end.forked import lighthouse, start_ranks
-from tests.end_to_end.method_runs import ANY_LAYOUT_ONE_RESULT, CASES, STEPS, run_cases
+from tests.end_to_end.method_runs import ANY_LAYOUT_ONE_RESULT, CASES, STEPS, inner_of, run_cases
 from tests.end_to_end.test_layouts import LAYOUTS, write_config
 from titan_ext.config import load_site
 from titan_ext.config.cost import site_cost
@@ -52,7 +52,9 @@ def _assert_near(coded, exact, levels: int) -> None:
 
 def _predicted(config, name: str, settings: dict) -> int:
     """What ``titan-ext check`` says that the site will send."""
-    settings = {"method": name} | {key: value for key, value in settings.items() if key != "inner"}
+    settings = {"method": name, **settings}
+    inner, kwargs = inner_of(settings)
     settings = {"sync_every": 1} | settings if settings["method"] == "demo" else settings
     flags = [f"--semi_sync.{key}={value}" for key, value in settings.items()]
+    flags += [f"--optimizer.name={inner}", *(f"--optimizer.{key}={value}" for key, value in kwargs.items())]
     return site_cost(load_site(config, "a", [*flags, f"--training.steps={STEPS}"])).run_bytes

@@ -89,9 +89,30 @@ def check_outer_loop(settings: Settings, config: Any) -> list[str]:
     fragments = outer.resolved()
     if fragments.num_fragments > 1 or fragments.fragments is not None:
         binder.guard("semi_sync", type(outer), lambda: _deal(config, fragments))
-    first = min(row.period for row in plan.rows)
+    notes = _check_states(settings, config, plan)
+    first = min(row.period for row in plan.rows if not row.final)
     if config.training.steps < first:
-        return [f"training.steps ({config.training.steps}) ends before the first sync (every {first} steps)"]
+        notes.append(f"training.steps ({config.training.steps}) ends before the first sync (every {first} steps)")
+    return notes
+
+
+def _check_states(settings: Settings, config: Any, plan: Any) -> list[str]:
+    """Refuse an inner optimizer without the states that the method exchanges."""
+    from titan_ext.config.cost import parameter_shapes
+    from titan_ext.config.inner_states import InnerStates
+
+    states = InnerStates(config.optimizer)
+    shapes = parameter_shapes(config)
+    names = ", ".join(sorted({group.optimizer_name for group in config.optimizer.param_groups}))
+    for row in plan.rows:
+        kept = [states.shape(row.state, name, shape, shape) is not None for name, shape in shapes.items()]
+        if (row.required == "all" and not all(kept)) or (row.required == "some" and not any(kept)):
+            problem = f"exchanges the inner optimizer's {row.state.replace('|', ' or ')}, which {names} does not keep"
+            raise settings.error("semi_sync.method", problem, config.semi_sync.method)
+    if config.semi_sync.method == "lordo":
+        local = [group for group in config.optimizer.param_groups if group.optimizer_kwargs.get("basis_from") != "outer"]
+        if local:
+            return ['optimizer.basis_from is not "outer": every site finds its own bases (LoRDO-Local, the baseline)']
     return []
 
 
