@@ -14,7 +14,9 @@ from torchtitan import trainer as torchtitan_trainer  # noqa: E402
 from torchtitan.tools.logging import logger  # noqa: E402
 
 from titan_ext.config.sections import SiteConfig  # noqa: E402
+from titan_ext.errors import UserError  # noqa: E402
 from titan_ext.observe import MetricsProcessor  # noqa: E402
+from titan_ext.optim.switch import Switch, SwitchConfig  # noqa: E402
 from titan_ext.optimizers import OptimizersContainer  # noqa: E402
 from titan_ext.replica import Replica, ReplicaConfig  # noqa: E402
 from titan_ext.semi_sync import SemiSync, SemiSyncConfig  # noqa: E402
@@ -33,6 +35,7 @@ class Trainer(torchtitan_trainer.Trainer):
         replica: ReplicaConfig = field(default_factory=ReplicaConfig)
         metrics: MetricsProcessor.Config = field(default_factory=MetricsProcessor.Config)
         optimizer: OptimizersContainer.Config = field(default_factory=OptimizersContainer.Config)
+        optimizer_switch: SwitchConfig = field(default_factory=SwitchConfig)
 
     def __init__(self, config: Config) -> None:
         self.outer: SemiSync | None = None
@@ -41,6 +44,10 @@ class Trainer(torchtitan_trainer.Trainer):
         self._tokens_told = 0
         super().__init__(config)
         finish(self.model_parts)
+        try:
+            self._switch = Switch(config.optimizer_switch, self.optimizers.optimizers, self.lr_schedulers.schedulers)
+        except ValueError as error:
+            raise UserError(f"optimizer_switch.{error}") from error
         if config.semi_sync.method != "none":
             self._build_outer_loop(config)
 
@@ -52,6 +59,8 @@ class Trainer(torchtitan_trainer.Trainer):
 
     def train_step(self, data_iterator: Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]) -> None:
         """One inner step, then whatever the outer loop has due."""
+        # torchtitan has counted the step that is about to be taken.
+        self._switch.before_step(self.step - 1)
         super().train_step(data_iterator)
         if self.outer is not None:
             if self.config.semi_sync.order == "after_step":

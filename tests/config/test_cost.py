@@ -47,7 +47,11 @@ def test_the_global_copy_may_live_in_host_memory(write: Callable) -> None:
 
 @pytest.mark.parametrize("method", [name for name in method_names() if name != "none"])
 def test_every_method_has_a_cost(method: str, write: Callable) -> None:
-    fixed = {"demo": ["--optimizer.name=DeMo", "--semi_sync.sync_every=1"]}.get(method, [])
+    fixed = {
+        "demo": ["--optimizer.name=DeMo", "--semi_sync.sync_every=1"],
+        "mt_dao": ["--optimizer.name=QHAdamW"],
+        "lordo": ["--optimizer.name=LowRankAdamW", "--optimizer.rank=8", "--optimizer.basis_from=outer"],
+    }.get(method, [])
     plain = GOOD.replace('method = "diloco"\n', "")
     cost = site_cost(load_site(write(plain), "alpha", [f"--semi_sync.method={method}", *fixed]))
     assert cost.run_bytes > 0 and cost.rounds > 0 and cost.send_buffer_bytes > 0

@@ -38,6 +38,38 @@ def test_stop_and_resume_equals_never_stopped(tmp_path, text_corpus, parallelism
         assert halves.summary()["shared_state_sha256"] == whole.summary()["shared_state_sha256"]
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["--semi_sync.method=eager_diloco", "--semi_sync.codec=int4"],
+        ["--semi_sync.method=noloco"],
+        ["--semi_sync.method=sparta", "--semi_sync.sparta_share=0.1"],
+        ["--semi_sync.method=lordo", "--optimizer.name=LowRankAdamW", "--optimizer.rank=8", "--optimizer.basis_from=outer"],
+        ["--semi_sync.method=mt_dao", "--optimizer.name=QHAdamW", "--semi_sync.second_moment_sync_every=4"],
+        ["--semi_sync.method=demo", "--optimizer.name=DeMo", "--semi_sync.sync_every=1"],
+        ["--semi_sync.method=muloco", "--optimizer.name=Muon", "--semi_sync.codec=topk"],
+    ],
+    ids=lambda flags: flags[0].rpartition("=")[2],
+)
+def test_methods_with_state_of_their_own_resume_bit_for_bit(tmp_path, text_corpus, method):
+    flags = ["--lr_scheduler.total_steps=9", "--semi_sync.sync_every=3", "--checkpoint.interval=5", *method]
+
+    def run(name, *more):
+        config = write_config(tmp_path / name, ["a", "b"], own_data(text_corpus), {})
+        with lighthouse(2) as url:
+            sites = [start_site(config, site, 1, url, *flags, *more) for site in ("a", "b")]
+            for site in sites:
+                assert site.wait() == [0], site.log()[-3000:]
+        return sites
+
+    straight = run("straight", "--training.steps=9")
+    run("stopped", "--training.steps=5", "--checkpoint.enable")
+    resumed = run("stopped", "--training.steps=9", "--checkpoint.enable")
+    for whole, halves in zip(straight, resumed):
+        assert halves.losses() == whole.losses()
+        assert halves.summary()["shared_state_sha256"] == whole.summary()["shared_state_sha256"]
+
+
 def test_killed_site_returns_and_ends_with_the_others(tmp_path, text_corpus):
     """SIGKILL between two rounds: the other goes on alone, the newcomer heals and both end equal."""
     flags = ["--training.steps=400", "--semi_sync.sync_every=20", "--replica.min_sites=1"]

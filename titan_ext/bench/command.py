@@ -6,6 +6,7 @@ from importlib import import_module
 
 # Name on the command line -> module with HELP, add_arguments(parser) and run(options) -> figures.
 _BENCHMARKS = {
+    "bytes": "titan_ext.bench.bytes",
     "optim": "titan_ext.bench.optim",
     "overhead": "titan_ext.bench.overhead",
     "sync": "titan_ext.bench.sync",

@@ -81,6 +81,8 @@ def check_outer_loop(settings: Settings, config: Any) -> list[str]:
     """
     binder = Binder(settings)
     binder.guard("replica", type(config.replica), config.replica.validate)
+    binder.guard("optimizer_switch", type(config.optimizer_switch), config.optimizer_switch.validate)
+    _check_reset(settings, config)
     outer = config.semi_sync
     binder.guard("semi_sync", type(outer), outer.validate)
     if outer.method == "none":
@@ -94,6 +96,17 @@ def check_outer_loop(settings: Settings, config: Any) -> list[str]:
     if config.training.steps < first:
         notes.append(f"training.steps ({config.training.steps}) ends before the first sync (every {first} steps)")
     return notes
+
+
+def _check_reset(settings: Settings, config: Any) -> None:
+    """Refuse to reset states that the inner optimizer does not keep."""
+    from titan_ext.config.inner_states import InnerStates
+
+    states = InnerStates(config.optimizer)
+    for state in config.optimizer_switch.reset_states:
+        if not states.known(state):
+            problem = f"{state!r} is no state of the inner optimizer"
+            raise settings.error("optimizer_switch.reset_states", problem, config.optimizer_switch.reset_states)
 
 
 def _check_states(settings: Settings, config: Any, plan: Any) -> list[str]:
@@ -184,6 +197,7 @@ def _differences(first: Any, other: Any) -> list[tuple[str, Any, Any]]:
         own = {"data_parallel_shard_degree", "pipeline_parallel_microbatch_size"}
         found += _fields("parallelism", first, other, own)
     found += _fields("semi_sync", first, other, _SITES_OWN)
+    found += _fields("optimizer_switch", first, other, set())
     return [(what, ours, theirs) for what, ours, theirs in found if ours != theirs]
 
 

@@ -41,6 +41,15 @@ class InnerStates:
         shapes = _states(group.optimizer_name, chosen, name, whole, held)
         return next((shapes[key] for key in state.split("|") if key in shapes), None)
 
+    def known(self, state: str) -> bool:
+        """Whether some parameter could have the state."""
+        matrix, vector = torch.Size([2**20, 2**20]), torch.Size([2**20])
+        return any(
+            state in _states(group.optimizer_name, chosen, "", shape, shape)
+            for group, chosen in self._groups
+            for shape in (matrix, vector)
+        )
+
 
 def _states(
     optimizer: str, chosen: Mapping[str, Any], name: str, whole: torch.Size, held: torch.Size

@@ -218,7 +218,7 @@ class SemiSync:
             "counters": json.dumps(counters),
             "rows": {row.row.key: row.checkpoint_state() for row in self._rows},
             "flight": self._exchange.checkpoint_state(flight),
-            "residuals": self._exchange.residual_state(),
+            "residuals": self._exchange.residual_state(flight),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

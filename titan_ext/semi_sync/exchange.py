@@ -161,9 +161,17 @@ class Exchange:
             "trailer": round_.trailer.tolist(),
         }
 
-    def residual_state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """What the codec has lost so far, by row and parameter. It is this site's alone."""
-        return {self._rows[index].row.key: self._rows[index].named_parts(flat) for index, flat in self._residuals.items()}
+    def residual_state(self, flight: Round | None) -> dict[str, dict[str, torch.Tensor]]:
+        """What the codec has lost so far, by row and parameter. It is this site's alone.
+
+        Args:
+            flight: a reduced round that has not landed; what it lost counts as settled.
+        """
+        lost = flight.lost if flight is not None else {}
+        return {
+            self._rows[index].row.key: self._rows[index].named_parts(lost.get(index, flat))
+            for index, flat in self._residuals.items()
+        }
 
     def load_residual_state(self, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Restore what ``residual_state`` returned."""

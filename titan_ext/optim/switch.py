@@ -1,0 +1,115 @@
+"""A switch of the inner optimizer's settings at one step, as MT-DAO's author makes it after warm-up.
+
+Not confirmed in the paper (arXiv 2510.05361) but in its author's runs: plain momentum while the learning
+rate warms up, then slow momenta from zero, and another learning rate.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+
+@dataclass(kw_only=True, slots=True)
+class SwitchConfig:
+    """When and to what the inner optimizer's settings change; all sites share it."""
+
+    step: int = 0
+    """Inner steps before the switch; 0 is never."""
+
+    betas: list[float] | None = None
+    """New decay rates, as many as before."""
+
+    omegas: list[float] | None = None
+    """New weights of the momenta (quasi-hyperbolic optimizers), as many as before."""
+
+    reset_states: list[str] = field(default_factory=list)
+    """States set to zero, such as "exp_avg_0"."""
+
+    lr_scale: float = 1.0
+    """Factor on the learning rate from then on."""
+
+    def validate(self) -> None:
+        """Raises ValueError naming the key, its value and what is allowed."""
+        if self.step < 0:
+            raise ValueError(f"step = {self.step}: must be at least 0")
+        if not self.lr_scale > 0:
+            raise ValueError(f"lr_scale = {self.lr_scale}: must be above 0")
+        for key in ("betas", "omegas", "reset_states"):
+            if getattr(self, key) and self.step == 0:
+                raise ValueError(f"step = 0: must be above 0 where {key} is given")
+
+
+class Switch:
+    """Makes the switch when its step comes, also in a run that resumes or joins behind it.
+
+    Args:
+        config: what changes, and when.
+        optimizers: the inner optimizers.
+        schedulers: their learning rate schedules (``LambdaLR``), one each; none leaves rates to the caller.
+
+    Raises:
+        ValueError: a setting is out of range, an optimizer has not as many decay rates or weights, or no
+            optimizer keeps a state.
+    """
+
+    def __init__(self, config: SwitchConfig, optimizers: Iterable[Optimizer], schedulers: Iterable[Any] = ()) -> None:
+        config.validate()
+        self._config = config
+        self._optimizers = list(optimizers)
+        self._schedulers = list(schedulers)
+        self._made = config.step == 0
+        if not self._made:
+            self._check()
+
+    @torch.no_grad()
+    def before_step(self, taken: int) -> None:
+        """Call before each inner step.
+
+        Args:
+            taken: inner steps so far.
+        """
+        if self._made or taken < self._config.step:
+            return
+        self._made = True
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                for key in ("betas", "omegas"):
+                    if getattr(self._config, key) is not None and key in group:
+                        group[key] = tuple(getattr(self._config, key))
+            if taken == self._config.step:  # later, states are those of a run that has switched
+                self._reset(optimizer)
+        for scheduler in self._schedulers:
+            scheduler.base_lrs = [rate * self._config.lr_scale for rate in scheduler.base_lrs]
+            rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, scheduler.optimizer.param_groups, strict=True)
+            for base, factor, group in rates:
+                _set_rate(group, base * factor(scheduler.last_epoch))
+
+    def _reset(self, optimizer: Optimizer) -> None:
+        for state in optimizer.state.values():
+            for key in self._config.reset_states:
+                if key in state:
+                    state[key].zero_()
+
+    def _check(self) -> None:
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        for key in ("betas", "omegas"):
+            given: Sequence[float] | None = getattr(self._config, key)
+            if given is None:
+                continue
+            lengths = {len(group[key]) for group in groups if key in group}
+            if lengths != {len(given)}:
+                raise ValueError(f"{key} = {given}: must be {' or '.join(map(str, sorted(lengths))) or 'left out: no'} number(s)")
+            if not all(0 <= each < 1 or (key == "omegas" and each == 1) for each in given):
+                raise ValueError(f"{key} = {given}: must be numbers from 0 to below 1")
+            if key == "omegas" and sum(given) > 1 + 1e-9:
+                raise ValueError(f"omegas = {given}: must sum to at most 1")
+
+
+def _set_rate(group: dict[str, Any], rate: float) -> None:
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
