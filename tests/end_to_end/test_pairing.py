@@ -41,9 +41,11 @@ def run_both(folder, corpus, layouts, *flags):
     "layouts, flags",
     [
         (("fsdp2", "tp2"), []),
-        (("plain", "fsdp2_tp2"), []),
+        pytest.param(("plain", "fsdp2_tp2"), [], marks=pytest.mark.slow),
         (("fsdp2", "pp2"), ["--semi_sync.codec=int4", "--semi_sync.fragment_sync_delay=1"]),
-        (("pp2", "tp2"), ["--semi_sync.method=noloco", "--semi_sync.sync_every=2"]),
+        pytest.param(
+            ("pp2", "tp2"), ["--semi_sync.method=noloco", "--semi_sync.sync_every=2"], marks=pytest.mark.slow
+        ),
     ],
     ids=["fsdp2-tp2", "plain-fsdp2_tp2", "fsdp2-pp2 int4 delayed", "pp2-tp2 noloco"],
 )

@@ -38,6 +38,7 @@ def test_stop_and_resume_equals_never_stopped(tmp_path, text_corpus, parallelism
         assert halves.summary()["shared_state_sha256"] == whole.summary()["shared_state_sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
