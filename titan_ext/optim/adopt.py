@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from titan_ext.optim.quasi_hyperbolic import QHADOPT, require
+from titan_ext.optim.quasi_hyperbolic import QHADOPT
+from titan_ext.optim.shards import require
 
 
 class ADOPT(QHADOPT):

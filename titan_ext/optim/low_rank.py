@@ -17,7 +17,7 @@ from torch.optim.adamw import adamw
 from titan_ext.optim import low_rank_layout as layout
 from titan_ext.optim.low_rank_step import Matrix, size, take_step
 from titan_ext.optim.projection import projection, rotated
-from titan_ext.optim.quasi_hyperbolic import require
+from titan_ext.optim.shards import require
 
 logger = logging.getLogger(__name__)
 

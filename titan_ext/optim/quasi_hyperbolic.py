@@ -17,13 +17,13 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from titan_ext.optim.shards import local, local_gradient, require, store
 
 _STATE_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 # Elements worked on at once, which bounds the temporaries: enough to fill a GPU, or what a CPU's caches hold.
 _BATCH, _CPU_BATCH = 2**25, 2**20
-_NOISE = 2**13
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,21 +128,21 @@ class _QuasiHyperbolic(Optimizer):
             alike = int(self.state[parameter]["step"]), parameter.dtype, parameter.device
             batch = sizes[alike] // (_CPU_BATCH if parameter.device.type == "cpu" else _BATCH)
             buckets[*alike, batch].append(parameter)
-            sizes[alike] += _local(parameter).numel()
+            sizes[alike] += local(parameter).numel()
         return buckets
 
     def _step_bucket(self, group: dict[str, Any], step: int, parameters: list[torch.Tensor]) -> None:
         keys, states = self._keys(group), [self.state[each] for each in parameters]
-        stored = [[_local(each) for each in parameters], *([_local(state[key]) for state in states] for key in keys)]
+        stored = [[local(each) for each in parameters], *([local(state[key]) for state in states] for key in keys)]
         dtype = torch.promote_types(torch.promote_types(parameters[0].dtype, stored[1][0].dtype), torch.float32)
         worked = [[each.to(dtype) for each in row] for row in stored]
-        gradients = [_local_gradient(each).to(dtype) for each in parameters]
+        gradients = [local_gradient(each).to(dtype) for each in parameters]
         momenta, squares = worked[1:], []
         if self._has_squares:
             *momenta, squares = momenta
         taken = self._update(group, _Bucket(step, worked[0], gradients, momenta, squares))
         torch._foreach_add_([state["step"] for state in states], torch.tensor(float(taken)))
-        _store([*chain(*stored)], [*chain(*worked)], seed=step)
+        store([*chain(*stored)], [*chain(*worked)], seed=step)
 
     def _update(self, group: dict[str, Any], bucket: _Bucket) -> int:
         """Update the bucket's tensors in place; returns the steps taken, 1 or 0."""
@@ -309,12 +309,6 @@ class QHADOPT(_QuasiHyperbolic):
         return 1
 
 
-def require(group: dict[str, Any], key: str, fine: bool, allowed: str) -> None:
-    """Raise a ValueError that names a group's ``key``, its value and what is ``allowed``, unless it is ``fine``."""
-    if not fine:
-        raise ValueError(f"{key} = {group[key]}: must be {allowed}")
-
-
 def _track_squares(bucket: _Bucket, beta: float) -> None:
     torch._foreach_mul_(bucket.squares, beta)
     torch._foreach_addcmul_(bucket.squares, bucket.gradients, bucket.gradients, value=1 - beta)
@@ -322,39 +316,3 @@ def _track_squares(bucket: _Bucket, beta: float) -> None:
 
 def _state_dtype(group: dict[str, Any], parameter: torch.Tensor) -> torch.dtype:
     return group["state_dtype"] or parameter.dtype
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _local_gradient(parameter: torch.Tensor) -> torch.Tensor:
-    gradient = parameter.grad
-    # Under sequence parallelism a replicated parameter's gradient is a sum still to be done.
-    if isinstance(gradient, DTensor) and gradient.placements != parameter.placements:
-        gradient = gradient.redistribute(placements=parameter.placements)
-    return _local(gradient)
-
-
-def _store(stored: list[torch.Tensor], worked: list[torch.Tensor], seed: int) -> None:
-    """Copy what was worked on in another dtype to where it is kept."""
-    pairs = [(to, wide) for to, wide in zip(stored, worked, strict=True) if to is not wide]
-    if pairs:
-        halved = [wide for to, wide in pairs if to.dtype == torch.bfloat16 and wide.dtype == torch.float32]
-        _round_randomly(halved, seed)
-        torch._foreach_copy_([to for to, _ in pairs], [wide for _, wide in pairs])
-
-
-def _round_randomly(tensors: list[torch.Tensor], seed: int) -> None:
-    """Round float32 tensors, in place, to numbers that bfloat16 has: up or down, right on average.
-
-    The noise depends on the step and the place in the local shard only: replicas of a tensor must stay equal.
-    """
-    if not tensors:
-        return
-    generator = torch.Generator(tensors[0].device).manual_seed(seed)
-    noise = torch.randint(0, 2**16, (_NOISE,), generator=generator, dtype=torch.int32, device=generator.device)
-    for tensor in tensors:
-        bits = tensor.view(torch.int32)
-        bits += noise.repeat(-(-bits.numel() // _NOISE))[: bits.numel()].view(bits.shape)
-        bits &= -(2**16)
