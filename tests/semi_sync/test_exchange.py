@@ -168,3 +168,30 @@ def test_streaming_equals_torchft_diloco_on_the_same_updates():
         for site in range(2):
             for mine, torchft_value in zip(got[site], want[site]):
                 torch.testing.assert_close(mine, torchft_value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("settings", [{}, {"codec": "int8"}, {"fragment_sync_delay": 1}, {"outer_optimizer": "sgd"}])
+def test_what_is_not_finite_stays_out_of_the_mean_and_is_healed_by_it(bad, settings, caplog):
+    def body(index, own):
+        model = torch.nn.Linear(3, 2, bias=False)
+        model.weight.data.zero_()
+        records = []
+        outer = outer_loop(
+            model, [], own, method="local_sgd", sync_every=2, on_round=records.append, **{"weighting": "tokens", **settings}
+        )
+        outer.join()
+        for step in range(1, 7):
+            model.weight.data += index + 1.0
+            if index == 2 and step in (1, 2):
+                model.weight.data[0, 0] = bad
+            outer.step(tokens=index + 1)
+        outer.finish()
+        return model.weight.detach(), [record.participants for record in records], outer.shared_state_sha256()
+
+    results = run_sites(3, body)
+    assert len({digest for _, _, digest in results}) == 1
+    for weight, participants, _ in results:
+        assert torch.isfinite(weight).all()
+        assert participants[0] == 2 and participants[-1] == 3
+    assert "not finite" in caplog.text

@@ -103,6 +103,7 @@ class SemiSync:
             fingerprint=fingerprint_number(self._fingerprint),
             reduction=build_reduction(self.config.build_codec(), int(self.config.bucket_mib * 2**20)),
             pairing=self._pairing,
+            all_of_site=lambda holds: all(self._site.gather(holds)),
             error_feedback=self.config.error_feedback,
             device=self._device(),
         )

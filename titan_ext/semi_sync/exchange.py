@@ -1,5 +1,6 @@
 """One round's exchange: quorum, agreement, reduction. Knows nothing of methods or of how results are applied."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from titan_ext.semi_sync.pairing import Pairing
 from titan_ext.semi_sync.plan import PARAMETERS
 from titan_ext.semi_sync.reduction import Reduction
 from titan_ext.semi_sync.synced import SyncedRow
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -62,6 +65,7 @@ class Exchange:
         fingerprint: equal at sites that may exchange.
         reduction: how a row is summed over the sites.
         pairing: which ranks do so with which.
+        all_of_site: whether something holds on every rank of the site; a collective.
         error_feedback: add what the codec lost to the next contribution of the row.
         device: where buffers live.
     """
@@ -74,6 +78,7 @@ class Exchange:
         fingerprint: int,
         reduction: Reduction,
         pairing: Pairing,
+        all_of_site: Callable[[bool], bool],
         error_feedback: bool,
         device: torch.device,
     ) -> None:
@@ -82,6 +87,7 @@ class Exchange:
         self._fingerprint = fingerprint
         self._reductions = [row.reduction or reduction for row in rows]
         self._pairing = pairing
+        self._all_of_site = all_of_site
         self._device = device
         self._residuals = {
             index: torch.zeros(row.numel, device=device)
@@ -104,6 +110,14 @@ class Exchange:
                 part.mul_(round_.weight)
             if index in self._residuals:
                 part.add_(self._residuals[index])
+        if not self._all_of_site(_is_finite(round_.buffer)):
+            # One NaN would reach every site. What the others agree on comes back and heals this one.
+            logger.warning(
+                "this site's contribution after inner step %d is not finite; it is left out of the round", round_.clock
+            )
+            round_.weight = 0.0
+            round_.buffer.zero_()
+            round_.trailer.zero_()
 
     def settle(self, round_: Round) -> None:
         """Call when a round is committed: what the reduction lost of it belongs to the next one."""
@@ -294,3 +308,10 @@ class Exchange:
         """The stretch of the buffer that the neighbouring parts make up."""
         start = parts[0].storage_offset() - buffer.storage_offset()
         return buffer[start : start + sum(part.numel() for part in parts)]
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    if not values.numel():
+        return True
+    low, high = torch.aminmax(values)  # NaN in, NaN out; and no copy
+    return bool(torch.isfinite(low) & torch.isfinite(high))
