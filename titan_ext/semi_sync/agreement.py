@@ -1,72 +1,105 @@
 """What a round exchanges is agreed before anything travels.
 
 Two sites that reduced different rows, or the same ones in another order, would mix unrelated
-tensors without any error. One small all-reduce at the start of a round makes that impossible: it
-carries each site's plan, clock and rows twice, once negated, so that the maxima of both tell
-whether all are equal. A site that is joining abstains and learns the round from the others.
+tensors without any error; two runs that meet at one lighthouse would mix models. So the sites first
+lay their standings side by side, and each finds from the same table the same answer. A site that is
+joining abstains and learns the round from the others.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch.distributed import ReduceOp
-
-from titan_ext.semi_sync.manager import ReplicaManager, wire_device
-
-_BITS = 62  # rows a word can carry; negation must stay within int64
-_ABSTAIN = -(2**62)
+from titan_ext.semi_sync.manager import ReplicaManager
+from titan_ext.semi_sync.standing import Position, Standing, table_of
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """The outcome: the rows of the round and the inner step it belongs to, or why there is none."""
 
+    table: list[Standing]
+    """All sites of the quorum by their ranks."""
     rows: list[int]
     clock: int
-    newcomers: bool = False
-    """Whether some site abstained: one that joins, or that fell behind."""
     problem: str | None = None
+    """Why nothing can be exchanged."""
+    refused: bool = False
+    """The problem is one of this site itself that trying again does not mend."""
+    diverged: bool = False
+    """This site's shared state is not that of the others."""
+
+    @property
+    def newcomers(self) -> bool:
+        """Whether some site abstained: one that joins, or that fell behind."""
+        return any(site.rows is None for site in self.table)
 
 
-def agree(
-    manager: ReplicaManager, *, fingerprint: int, clock: int, rows: list[int] | None, num_rows: int
-) -> Agreement:
-    """Agree on a round over all sites of the current quorum.
-
-    Args:
-        manager: with a quorum.
-        fingerprint: non-negative number below 2**62 that equal plans and models share.
-        clock: inner steps this site has taken.
-        rows: indices of the rows it is about to exchange, or None to abstain.
-        num_rows: rows in the plan.
+def agree(manager: ReplicaManager, own: Standing) -> Agreement:
+    """Agree on a round over all sites of the current quorum; the manager keeps errors of the wire.
 
     Returns:
         The members' rows and clock; no rows and the latest clock if every site abstained.
     """
-    words = _pack(rows, num_rows)
-    member = [clock, *words] if rows is not None else [_ABSTAIN] * (1 + len(words))
-    negated = [-value for value in member] if rows is not None else member
-    abstains = int(rows is None)
-    header = torch.tensor([fingerprint, -fingerprint, clock, abstains, *member, *negated], dtype=torch.int64)
-    header = header.to(wire_device(manager))
-    manager.allreduce(header, reduce_op=ReduceOp.MAX).wait()
-    highest, lowest, latest, newcomers, *rest = header.tolist()
-    agreed, negated = rest[: len(member)], rest[len(member) :]
-    if highest != -lowest:
-        return Agreement([], clock, problem="the sites differ in [semi_sync], model or layout")
-    if agreed[0] == _ABSTAIN:
-        return Agreement([], latest)
-    if any(high != -low for high, low in zip(agreed, negated, strict=True)):
-        return Agreement([], clock, problem=f"the sites are at different points of the schedule (we: inner step {clock})")
-    return Agreement(_unpack(agreed[1:]), agreed[0], bool(newcomers))
+    table = table_of(manager, own)
+    if manager.errored() is not None:
+        return Agreement(table, [], own.clock)
+    own = table[manager.participating_rank()]  # of a site with a leader the leader's
+    refusal = _other_settings(own, table) or _one_name_twice(table) or _other_run(own, table)
+    if refusal is not None:
+        return Agreement(table, [], own.clock, refusal, refused=True)
+    members = [site for site in table if site.rows is not None]
+    if not members:
+        return Agreement(table, [], max(site.clock for site in table))
+    if len({(site.clock, *site.rows) for site in members}) > 1:
+        problem = f"the sites are at different points of the schedule (we: inner step {own.clock})"
+        return Agreement(table, [], own.clock, problem)
+    strays = _strays(members)
+    if strays:
+        problem = f"the shared state of {_names(strays)} is not that of the others"
+        return Agreement(table, [], own.clock, problem, diverged=own in strays)
+    return Agreement(table, members[0].rows, members[0].clock)
 
 
-def _pack(rows: list[int] | None, num_rows: int) -> list[int]:
-    words = [0] * -(-num_rows // _BITS)
-    for row in rows or []:
-        words[row // _BITS] |= 1 << (row % _BITS)
-    return words
+def _other_settings(own: Standing, table: Sequence[Standing]) -> str | None:
+    others = [site for site in table if site.fingerprint != own.fingerprint]
+    return f"the sites differ in [semi_sync], model or layout (we and {_names(others)})" if others else None
 
 
-def _unpack(words: list[int]) -> list[int]:
-    return [index * _BITS + bit for index, word in enumerate(words) for bit in range(_BITS) if word >> bit & 1]
+def _one_name_twice(table: Sequence[Standing]) -> str | None:
+    for name, count in Counter(site.name for site in table if site.name).items():
+        if count > 1:
+            return f'{count} sites of the quorum are named "{name}"'
+    return None
+
+
+def _other_run(own: Standing, table: Sequence[Standing]) -> str | None:
+    """Shared states of different origin never meet; a site that has none yet may take either."""
+    others = [site for site in table if site.run not in (0, own.run)]
+    if own.run == 0 or not others:
+        return None
+    theirs = "; ".join(f"{site.name or 'another site'}: {described(site.run, site.position)}" for site in others)
+    return (
+        f"two runs meet at one lighthouse (we: {described(own.run, own.position)}; {theirs}); give each its own "
+        "lighthouse, or remove the checkpoints of the one that is not meant"
+    )
+
+
+def described(run: int, position: Position) -> str:
+    """A run and how far it is, for people."""
+    generation = f" of generation {position.generation}" if position.generation else ""
+    return f"run {run:016x}, round {position.round}{generation}"
+
+
+def _strays(members: Sequence[Standing]) -> list[Standing]:
+    """Members whose shared state differs from that of most, of the first where there is no majority."""
+    stated = [site for site in members if site.checksum and site.position == members[0].position]
+    if not stated:
+        return []
+    sums = Counter(site.checksum for site in stated)
+    right = max(sums, key=lambda each: sums[each])  # of equals the first: the order of the table
+    return [site for site in stated if site.checksum != right]
+
+
+def _names(sites: Sequence[Standing]) -> str:
+    return ", ".join(site.name or "a site without name" for site in sites)

@@ -86,6 +86,13 @@ class SemiSyncConfig:
     weighting: Literal["uniform", "site", "tokens"] = "uniform"
     """A site's weight in a round's mean: equal, fixed by ``[[site]] weight``, or its tokens since the last commit."""
 
+    outlier_threshold: float = 10.0
+    """An update (pseudo-gradient) whose norm is above this many times the median of the sites' is an outlier, if at
+    least three sites contribute; 0 lets everything pass."""
+
+    outlier_action: Literal["clip", "drop"] = "clip"
+    """What becomes of an outlier: shrunk to the threshold, or the site's whole contribution left out of the round."""
+
     codec: Literal["fp32", "bf16", "int8", "int4", "topk"] = "fp32"
     """How values travel; all but fp32 lose something and send differences instead of values."""
 
@@ -216,6 +223,14 @@ class SemiSyncConfig:
             all(0 <= beta < 1 for beta in self.outer_betas), "outer_betas", self.outer_betas, "two numbers in [0, 1)"
         )
         _require(self.outer_eps > 0, "outer_eps", self.outer_eps, "above 0")
+        _require(
+            self.outlier_threshold == 0 or self.outlier_threshold > 1,
+            "outlier_threshold",
+            self.outlier_threshold,
+            "above 1, or 0 to let everything pass",
+        )
+        if self.outlier_action not in ("clip", "drop"):
+            raise ValueError(_unknown("outlier_action", self.outlier_action, ["clip", "drop"]))
         if self.codec not in CODECS:
             raise ValueError(_unknown("codec", self.codec, list(CODECS)))
         _require(0 < self.topk_density <= 1, "topk_density", self.topk_density, "above 0 and at most 1")

@@ -13,15 +13,19 @@ from torch.optim import Optimizer
 
 from titan_ext.errors import UserError
 from titan_ext.semi_sync.binding import bind_rows, differences, fingerprint_number, fingerprint_of
+from titan_ext.semi_sync.checksum import as_number, state_checksum
+from titan_ext.semi_sync.commit_log import CommitLog
 from titan_ext.semi_sync.config import SemiSyncConfig
-from titan_ext.semi_sync.exchange import Exchange, Round
+from titan_ext.semi_sync.exchange import Exchange
 from titan_ext.semi_sync.flight import Flight
 from titan_ext.semi_sync.ledger import Ledger, RoundRecord
+from titan_ext.semi_sync.lineage import Lineage
 from titan_ext.semi_sync.manager import ReplicaManager
 from titan_ext.semi_sync.methods.des_loc import with_half_lives
 from titan_ext.semi_sync.pairing import ByLeader, ByRank, LedManager, Pairing, SiteShards
 from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
 from titan_ext.semi_sync.reduction import build_reduction
+from titan_ext.semi_sync.round import Round
 from titan_ext.semi_sync.schedule import Schedule
 from titan_ext.semi_sync.site import SiteRanks, tensors_sha256
 from titan_ext.semi_sync.synced import Landing
@@ -51,6 +55,10 @@ class SemiSync:
             group of one rank, and the other ranks None.
         site_weight: this site's weight under ``weighting = "site"``.
         site_ranks: the ranks of this site; by default those of the default process group.
+        site_name: under which commits are recorded; no two sites of a run share one. At most 64 bytes.
+        commit_log: where commits are recorded; that of rank 0 counts.
+        roll_back: go on from a checkpoint older than this site's last commit even if a site that took part in it
+            is missing.
         on_round: called with the record of every round, committed or not.
         outer_optimizers: for each fragment an optimizer of the user's own over the fragment's parameters,
             instead of the configured one; it is made to work on the global copy.
@@ -74,6 +82,9 @@ class SemiSync:
         manager: ReplicaManager | None,
         site_weight: float = 1.0,
         site_ranks: SiteRanks | None = None,
+        site_name: str = "",
+        commit_log: CommitLog | None = None,
+        roll_back: bool = False,
         on_round: Callable[[RoundRecord], None] | None = None,
         outer_optimizers: Sequence[Optimizer] | None = None,
         keep_local_work: bool = True,
@@ -86,11 +97,11 @@ class SemiSync:
             self.config = with_half_lives(self.config, as_optimizers(optimizers)[0].param_groups[0]["betas"])
         self.plan: SyncPlan = self.config.plan()
         self.clock = 0
-        self.rounds = 0
         self.ledger = Ledger()
         self.healed = False
         self._site_weight = site_weight
         self._site = site_ranks or SiteRanks()
+        self._lineage = Lineage(site_name, commit_log, self._site, roll_back=roll_back)
         self._on_round = on_round
         self._view = ModelView(model_parts, optimizers)
         self._keep_local_work = keep_local_work
@@ -101,9 +112,11 @@ class SemiSync:
             self._manager,
             self._rows,
             fingerprint=fingerprint_number(self._fingerprint),
+            lineage=self._lineage,
             reduction=build_reduction(self.config.build_codec(), int(self.config.bucket_mib * 2**20)),
             pairing=self._pairing,
-            all_of_site=lambda holds: all(self._site.gather(holds)),
+            gather=self._site.gather,
+            guard=(self.config.outlier_threshold, self.config.outlier_action),
             error_feedback=self.config.error_feedback,
             device=self._device(),
         )
@@ -113,6 +126,8 @@ class SemiSync:
         self._flight = Flight()
         self._launch_clock = 0
         self._received: Mapping[str, Any] | None = None
+        self._counters: dict[str, int] = {}
+        self._checksums: dict[str, int] = {}
         if register:
             self._manager.register_state_dict_fn("titan_ext", self.receive_shared_state, self.shared_state)
 
@@ -120,6 +135,11 @@ class SemiSync:
     def pairing(self) -> str:
         """Who exchanges: "rank" or "leader"."""
         return self._pairing.name
+
+    @property
+    def rounds(self) -> int:
+        """Commits of the run that the shared state contains."""
+        return self._lineage.position.round
 
     @property
     def sites(self) -> int:
@@ -136,9 +156,10 @@ class SemiSync:
         Raises:
             UserError: the other sites run another plan or model; names what differs.
         """
+        said = None
         while True:
             round_ = self._begin(None, weight=0.0)
-            self._exchange.run(round_, self._take_in)
+            self._exchange.run(round_, self._all_ready)
             if round_.rows or self.healed:
                 self._flight.forget()  # a round in flight at the last checkpoint has long landed at the members
             delay = max((self._rows[index].row.delay for index in round_.rows), default=0)
@@ -146,11 +167,15 @@ class SemiSync:
                 self.clock = round_.clock
                 self._flight.hold(round_, self.clock + delay)
                 return
+            refusal = self._mismatch(round_.problem) if round_.refused else None
             if self._land(round_):
                 self.clock = round_.clock
                 return
-            if round_.problem is not None:
-                raise UserError(self._mismatch(round_.problem))
+            if refusal is not None:
+                raise UserError(refusal)
+            if round_.problem != said:
+                logger.warning("not joining yet: %s", round_.problem or "the quorum or its exchange failed")
+                said = round_.problem
             time.sleep(_PAUSE_SECONDS)
 
     def step(self, tokens: int = 1) -> None:
@@ -209,7 +234,7 @@ class SemiSync:
         flight = self._arrived_flight()
         counters = {
             "clock": self.clock,
-            "rounds": self.rounds,
+            "lineage": self._lineage.state_dict(),
             "tokens": self._tokens,
             "pending": self._schedule.keys(self._schedule.pending if flight else self._unsettled()),
             "flight": None if flight is None else {"land_at": self._flight.land_at, **self._exchange.describe(flight)},
@@ -225,7 +250,8 @@ class SemiSync:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; the local parameters are the model's own business."""
         counters = json.loads(state_dict["counters"])
-        self.clock, self.rounds, self._tokens = counters["clock"], counters["rounds"], counters["tokens"]
+        self.clock, self._tokens = counters["clock"], counters["tokens"]
+        self._lineage.load_state_dict(counters["lineage"])
         self._schedule.pending = self._schedule.indices(counters["pending"])
         self._manager.load_state_dict(counters["manager"])
         for row in self._rows:
@@ -248,22 +274,24 @@ class SemiSync:
         round_ = self._begin(intent, weight=self._weight())
         delay = max(self._rows[index].row.delay for index in intent)
         if delay == 0:
-            self._exchange.run(round_, self._take_in)
+            self._exchange.run(round_, self._all_ready)
             self._land(round_)
             return
         round_.rows = intent
         self._exchange.fill(round_)
-        self._flight.start(lambda: self._exchange.run(round_, lambda: None), self.clock + delay)
+        # The ranks of the site meet at the landing: here they may not, beside what the inner loop has them do.
+        self._flight.start(lambda: self._exchange.run(round_, lambda _: True), self.clock + delay)
 
     def _begin(self, intent: list[int] | None, weight: float) -> Round:
         self._launch_clock = self.clock
-        self._current = Round(intent=intent, clock=self.clock, weight=weight)
+        self._counters = self._manager.state_dict()
+        self._current = Round(intent=intent, clock=self.clock, weight=weight, tokens=self._tokens)
         return self._current
 
     def _land_flight(self) -> None:
         round_ = self._flight.land()
         # The inner loop was running when a peer's state came in; only now may it be taken in.
-        self._take_in()
+        self._all_ready(round_)
         self._land(round_)
 
     def _land(self, round_: Round) -> bool:
@@ -272,6 +300,8 @@ class SemiSync:
         failure = self._manager.errored()
         committed = self._manager.should_commit()
         if committed:
+            if round_.opening is not None:
+                self._lineage.open(self._manager, *round_.opening)
             self._apply(round_)
         elif not self._keep_local_work:
             for index in round_.intent or round_.rows:
@@ -279,13 +309,15 @@ class SemiSync:
         elif round_.intent is not None:
             self._schedule.again(round_.intent)
         self._current = None
+        if not committed:
+            self._stand_back(round_)
         if round_.rows:
             self._record(round_, committed, failure, time.perf_counter() - started)
         self.healed = False
         return committed
 
     def _apply(self, round_: Round) -> None:
-        if not round_.rows or round_.participants == 0:
+        if not round_.rows or not round_.contributors:
             return
         landing = Landing(clock=round_.clock, weight=round_.weight, total_weight=round_.total_weight)
         for index, part in self._exchange.parts(round_):
@@ -294,9 +326,19 @@ class SemiSync:
         if round_.intent is None and any(self.plan.rows[index].state != PARAMETERS for index in round_.rows):
             # Moments that came from the members are as old as theirs.
             self._view.set_optimizer_step(round_.clock)
-        self.rounds += 1
-        self._tokens = 0
+        # What was trained on during a flight counts in the next round.
+        self._tokens = 0 if round_.intent is None else self._tokens - round_.tokens
         self._schedule.settle(round_.rows)
+        self._lineage.advance()
+        self._lineage.record(round_.table, round_.contributors, round_.clock, self._checksum(round_.rows))
+
+    def _checksum(self, changed: Iterable[int]) -> int:
+        """Of the shared state that is equal at all sites, after ``changed`` rows moved; a collective over the site."""
+        stale = {self._rows[index].row.key for index in changed}
+        for row in self._rows:
+            if row.agrees and (row.row.key in stale or row.row.key not in self._checksums):
+                self._checksums[row.row.key] = state_checksum(row.shared_state(), self._pairing.speaks_for)
+        return as_number(sum(self._site.gather(sum(self._checksums.values())))) if self._checksums else 0
 
     # -- membership --------------------------------------------------------------------------
 
@@ -306,7 +348,7 @@ class SemiSync:
         return {
             "fingerprint": self._fingerprint,
             "clock": clock,
-            "rounds": self.rounds,
+            **self._lineage.state_dict(),
             "pending": self._unsettled(),
             "rows": {row.row.key: row.shared_state() for row in self._rows},
         }
@@ -317,19 +359,46 @@ class SemiSync:
         if self._current is not None:
             self._current.intent = None
 
-    def _take_in(self) -> None:
-        """Load the shared state a peer sent, if one did."""
-        state, self._received = self._received, None
-        if state is None:
-            return
+    def _all_ready(self, round_: Round) -> bool:
+        """Whether all ranks of the site know the round; they then take in a peer's state if one came.
+
+        All do or none: a site of which one part is healed would hold two models. A collective.
+        """
+        fault = self._manager.errored()
+        if fault is None and self._received is not None:
+            fault = self._lineage.accepts(self._received)
+        told = self._site.gather((fault is None, self._received is not None))
+        if len({arrived for _, arrived in told}) > 1 or not all(sound for sound, _ in told):
+            if self._manager.errored() is None:
+                self._manager.report_error(RuntimeError(str(fault or "another rank of the site failed")))
+            return False
+        if self._received is not None:
+            self._take_in(self._received)
+        return True
+
+    def _take_in(self, state: Mapping[str, Any]) -> None:
         for row in self._rows:
             row.load_shared_state(state["rows"].get(row.row.key, {}))
         # A round in flight was launched some inner steps ago; those count at the peer's place too.
         self.clock = state["clock"] + self.clock - self._launch_clock
-        self.rounds = state["rounds"]
+        self._lineage.adopt(state)
+        self._checksums.clear()
         self._schedule.pending = list(state["pending"])
-        self.healed = True
+        self._received, self.healed = None, True
         logger.info("took the shared state of a peer at inner step %d, round %d", state["clock"], self.rounds)
+
+    def _stand_back(self, round_: Round) -> None:
+        """After a round that failed: count as behind, so as to be healed, if this site is."""
+        counters = self._manager.state_dict()
+        if self._received is not None:
+            # It came, and could not be taken in; the manager already counts as healed.
+            self._received, counters = None, self._counters
+        elif round_.diverged:
+            logger.error("this site's shared state is not that of the others; taking theirs")
+            counters["step"] = max(0, counters["step"] - 1)
+        else:
+            return
+        self._manager.load_state_dict(counters)
 
     def _mismatch(self, problem: str) -> str:
         theirs = (self._received or {}).get("fingerprint")

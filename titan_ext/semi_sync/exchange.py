@@ -1,59 +1,27 @@
 """One round's exchange: quorum, agreement, reduction. Knows nothing of methods or of how results are applied."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.distributed import ReduceOp
 
-from titan_ext.semi_sync.agreement import agree
+from titan_ext.semi_sync.agreement import Agreement, agree
+from titan_ext.semi_sync.contributions import Contributions
 from titan_ext.semi_sync.ledger import RoundRecord
+from titan_ext.semi_sync.lineage import Lineage
 from titan_ext.semi_sync.manager import ReplicaManager, wire_device
 from titan_ext.semi_sync.pairing import Pairing
 from titan_ext.semi_sync.plan import PARAMETERS
 from titan_ext.semi_sync.reduction import Reduction
+from titan_ext.semi_sync.round import Round
+from titan_ext.semi_sync.standing import Standing
 from titan_ext.semi_sync.synced import SyncedRow
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Round:
-    """A round from launch to landing."""
-
-    intent: list[int] | None
-    """Indices of the rows this site means to exchange; None while joining."""
-    clock: int
-    """Inner step of the launch."""
-    weight: float
-    """This site's weight in the mean; 0 contributes nothing."""
-    rows: list[int] = field(default_factory=list)
-    """The rows all sites agreed on."""
-    buffer: torch.Tensor | None = None
-    """fp32: the rows one after the other."""
-    trailer: torch.Tensor | None = None
-    """fp32 ``[2]``: the sum of the weights and the number of contributors."""
-    lost: dict[int, torch.Tensor] = field(default_factory=dict)
-    """By row: what the reduction took away from this site's contribution."""
-    silent: set[int] = field(default_factory=set)
-    """Rows for which this site had nobody to exchange with."""
-    sites: int = 0
-    seconds_quorum: float = 0.0
-    seconds_reduce: float = 0.0
-    problem: str | None = None
-
-    @property
-    def total_weight(self) -> float:
-        """Sum of the weights of the sites that contributed."""
-        return float(self.trailer[0]) if self.trailer is not None else 0.0
-
-    @property
-    def participants(self) -> int:
-        """Sites that contributed."""
-        return round(float(self.trailer[1])) if self.trailer is not None else 0
 
 
 class Exchange:
@@ -63,9 +31,11 @@ class Exchange:
         manager: this rank's replica manager.
         rows: the plan's rows bound to this rank.
         fingerprint: equal at sites that may exchange.
+        lineage: the run and how far it has come.
         reduction: how a row is summed over the sites.
         pairing: which ranks do so with which.
-        all_of_site: whether something holds on every rank of the site; a collective.
+        gather: a value of every rank of the site, a collective.
+        guard: above how many times the sites' median norm an update is an outlier (0: never), and what becomes of it.
         error_feedback: add what the codec lost to the next contribution of the row.
         device: where buffers live.
     """
@@ -76,9 +46,11 @@ class Exchange:
         rows: Sequence[SyncedRow],
         *,
         fingerprint: int,
+        lineage: Lineage,
         reduction: Reduction,
         pairing: Pairing,
-        all_of_site: Callable[[bool], bool],
+        gather: Callable[[Any], list[Any]],
+        guard: tuple[float, Literal["clip", "drop"]],
         error_feedback: bool,
         device: torch.device,
     ) -> None:
@@ -87,7 +59,9 @@ class Exchange:
         self._fingerprint = fingerprint
         self._reductions = [row.reduction or reduction for row in rows]
         self._pairing = pairing
-        self._all_of_site = all_of_site
+        self._lineage = lineage
+        self._gather = gather
+        self._guard = guard
         self._device = device
         self._residuals = {
             index: torch.zeros(row.numel, device=device)
@@ -100,24 +74,26 @@ class Exchange:
         numel = sum(self._rows[index].numel for index in round_.rows)
         if round_.weight <= 0:
             round_.buffer = torch.zeros(numel, dtype=torch.float32, device=self._device)
-            round_.trailer = torch.zeros(2)
+            round_.norms = [0.0] * len(self._guarded(round_.rows))
             return
         round_.buffer = torch.empty(numel, dtype=torch.float32, device=self._device)
-        round_.trailer = torch.tensor([round_.weight, 1.0])
+        squares = []
         for index, part in self.parts(round_):
             self._rows[index].write(part, round_.clock)
+            if index in self._guarded(round_.rows):
+                squares.append(self._rows[index].update_norm(part) ** 2)
             if round_.weight != 1.0:
                 part.mul_(round_.weight)
             if index in self._residuals:
                 part.add_(self._residuals[index])
-        if not self._all_of_site(_is_finite(round_.buffer)):
+        told = self._gather((_is_finite(round_.buffer), squares))
+        round_.norms = [math.sqrt(sum(ranks)) for ranks in zip(*(each for _, each in told))]
+        if not all(finite for finite, _ in told):
             # One NaN would reach every site. What the others agree on comes back and heals this one.
             logger.warning(
                 "this site's contribution after inner step %d is not finite; it is left out of the round", round_.clock
             )
-            round_.weight = 0.0
-            round_.buffer.zero_()
-            round_.trailer.zero_()
+            self._silence(round_)
 
     def settle(self, round_: Round) -> None:
         """Call when a round is committed: what the reduction lost of it belongs to the next one."""
@@ -145,7 +121,8 @@ class Exchange:
                 wire += self._pairing.wire_bytes(self._reductions[run[0]], run, round_.sites)
         return RoundRecord(
             rows=[self._rows[index].row.key for index in round_.rows],
-            participants=round_.participants if committed else 0,
+            participants=len(round_.contributors) if committed else 0,
+            contributors=[self._name(round_, rank) for rank in round_.contributors] if committed else [],
             sites=round_.sites,
             bytes_sent=wire,
             bytes_received=wire,
@@ -171,8 +148,10 @@ class Exchange:
             "rows": [self._rows[index].row.key for index in round_.rows],
             "clock": round_.clock,
             "weight": round_.weight,
+            "tokens": round_.tokens,
             "sites": round_.sites,
-            "trailer": round_.trailer.tolist(),
+            "weights": round_.contributions.weights,
+            "table": [(site.name, site.tokens) for site in round_.table],
         }
 
     def residual_state(self, flight: Round | None) -> dict[str, dict[str, torch.Tensor]]:
@@ -208,39 +187,42 @@ class Exchange:
         """The reduced round that ``describe`` and ``checkpoint_state`` told of."""
         keys = [row.row.key for row in self._rows]
         rows = [keys.index(key) for key in description["rows"]]
-        round_ = Round(intent=rows, clock=description["clock"], weight=0.0, rows=rows, sites=description["sites"])
+        round_ = Round(
+            intent=rows,
+            clock=description["clock"],
+            weight=0.0,
+            tokens=description["tokens"],
+            rows=rows,
+            sites=description["sites"],
+        )
         self.fill(round_)
         for index, part in self.parts(round_):
             self._rows[index].fill_from_parts(part, state[keys[index]])
-        round_.trailer = torch.tensor(description["trailer"])
+        round_.contributions = Contributions(description["weights"], [[]] * len(description["weights"]))
+        round_.table = [
+            Standing(name=name, tokens=tokens, fingerprint=self._fingerprint, clock=round_.clock, rows=rows)
+            for name, tokens in description["table"]
+        ]
         round_.weight = description["weight"]
         return round_
 
-    def run(self, round_: Round, before_reduce: Callable[[], None]) -> Round:
-        """Quorum, agreement and reduction; errors end up in ``round_.problem``, never as exceptions
-        of the wire.
+    def run(self, round_: Round, all_ready: Callable[[Round], bool]) -> Round:
+        """Quorum, agreement and reduction; errors end up in ``round_.problem`` or at the manager, never as
+        exceptions of the wire.
 
         Args:
             round_: filled already if its rows are in flight while the inner loop goes on.
-            before_reduce: called once the round is agreed, before the buffer is written, to take in
-                the state of a peer if this site was behind.
+            all_ready: called once this rank knows the round, before the buffer is written: whether all ranks of the
+                site do. Takes in the state of a peer if this site was behind.
         """
         started = time.perf_counter()
         self._manager.start_quorum()
         round_.sites = self._manager.num_participants()
-        outcome = agree(
-            self._manager,
-            fingerprint=self._fingerprint,
-            clock=round_.clock,
-            rows=round_.intent,
-            num_rows=len(self._rows),
-        )
+        outcome = self._agreed(round_)
         round_.seconds_quorum = time.perf_counter() - started
-        if outcome.problem is not None:
-            self._manager.report_error(RuntimeError(outcome.problem))
-            round_.problem = outcome.problem
+        if not all_ready(round_) or self._manager.errored() is not None:
+            round_.rows = round_.rows or list(round_.intent or [])
             return round_
-        before_reduce()
         rows = outcome.rows
         if outcome.newcomers and rows:
             rows = self._with_moments(rows)
@@ -248,6 +230,25 @@ class Exchange:
         if round_.rows and self._manager.errored() is None:
             self._reduce(round_)
         return round_
+
+    def _agreed(self, round_: Round) -> Agreement:
+        own = Standing(
+            fingerprint=self._fingerprint,
+            clock=round_.clock,
+            rows=round_.intent,
+            tokens=round_.tokens,
+            **self._lineage.said(),
+        )
+        outcome = agree(self._manager, own)
+        round_.table, round_.problem = outcome.table, outcome.problem
+        round_.refused, round_.diverged = outcome.refused, outcome.diverged
+        if round_.problem is None and self._manager.errored() is None and all(site.rows is None for site in outcome.table):
+            round_.opening = self._lineage.opening(self._manager, outcome.table)
+            if round_.opening is None and self._manager.errored() is None:
+                round_.problem = self._lineage.why_waiting(outcome.table)
+        if round_.problem is not None:
+            self._manager.report_error(RuntimeError(round_.problem))
+        return outcome
 
     def _with_moments(self, rows: list[int]) -> list[int]:
         """The rows of a round that takes in a newcomer: all states without a global value come along.
@@ -272,8 +273,7 @@ class Exchange:
 
     def _reduce(self, round_: Round) -> None:
         started = time.perf_counter()
-        round_.trailer = round_.trailer.to(wire_device(self._manager))
-        trailer = self._manager.allreduce(round_.trailer, reduce_op=ReduceOp.SUM)
+        self._weigh(round_)
         parts = dict(self.parts(round_))
         for rows in self._together(round_.rows):
             values = self._joined(round_.buffer, [parts[index] for index in rows])
@@ -285,14 +285,50 @@ class Exchange:
                 [self._rows[index] for index in rows],
                 values,
                 clock=round_.clock,
+                weights=round_.contributions.weights,
                 lost=lost,
             )
             round_.silent |= set() if travelled else set(rows)
             if lost is not None:
                 sizes = [parts[index].numel() for index in rows]
                 round_.lost |= {index: part for index, part in zip(rows, lost.split(sizes)) if index in wanted}
-        trailer.wait()
         round_.seconds_reduce = time.perf_counter() - started
+
+    def _weigh(self, round_: Round) -> None:
+        """Learn what every site puts in, and hold back what is out of all proportion."""
+        rank = self._manager.participating_rank()
+        table = Contributions.own(rank, round_.sites, round_.weight, round_.norms).to(wire_device(self._manager))
+        self._manager.allreduce(table, reduce_op=ReduceOp.SUM).wait()
+        round_.contributions = Contributions.of(table)
+        threshold, action = self._guard
+        outliers = round_.contributions.guard(threshold, action)
+        for site, factors in outliers.items():
+            logger.warning(
+                "site %s: its update after inner step %d is %.3g times the largest that its peers' median allows; %s",
+                self._name(round_, site),
+                round_.clock,
+                1 / min(factors),
+                "left out" if action == "drop" else "clipped",
+            )
+        if rank not in outliers:
+            return
+        if action == "drop":
+            self._silence(round_)
+            return
+        parts = dict(self.parts(round_))
+        for index, factor in zip(self._guarded(round_.rows), outliers[rank]):
+            self._rows[index].damp(parts[index], factor, round_.weight)
+
+    def _guarded(self, rows: Sequence[int]) -> list[int]:
+        return [index for index in rows if self._rows[index].guarded] if self._guard[0] > 0 else []
+
+    def _silence(self, round_: Round) -> None:
+        """Contribute nothing."""
+        round_.weight = 0.0
+        round_.buffer.zero_()
+
+    def _name(self, round_: Round, rank: int) -> str:
+        return (round_.table[rank].name if rank < len(round_.table) else "") or f"#{rank}"
 
     def _together(self, rows: Sequence[int]) -> list[list[int]]:
         """Neighbouring rows that are summed alike travel as one: fewer and fuller buckets."""

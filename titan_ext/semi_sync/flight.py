@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from titan_ext.semi_sync.exchange import Round
+from titan_ext.semi_sync.round import Round
 
 
 class Flight:

@@ -14,6 +14,8 @@ from titan_ext.semi_sync.views import ModelView
 if TYPE_CHECKING:
     from titan_ext.semi_sync.config import SemiSyncConfig
 
+_PIECE = 2**22  # elements whose difference is formed at a time
+
 
 class GlobalRow(SyncedRow):
     """Keeps the last committed global value in fp32.
@@ -28,6 +30,8 @@ class GlobalRow(SyncedRow):
     """
 
     copies = 1
+    guarded = True
+    agrees = True
 
     def __init__(
         self,
@@ -79,6 +83,22 @@ class GlobalRow(SyncedRow):
         self.outer.step()
         for part in self.global_parts:
             part.grad = None
+
+    @torch.no_grad()
+    def update_norm(self, contribution: torch.Tensor) -> float:
+        """Of the pseudo-gradient, also where the values themselves are sent."""
+        total = 0.0
+        for part, base in zip(contribution.split(_PIECE), self.global_flat.split(_PIECE)):
+            update = part if self.sends_difference else part - base
+            total += torch.linalg.vector_norm(update).item() ** 2
+        return total**0.5
+
+    @torch.no_grad()
+    def damp(self, contribution: torch.Tensor, factor: float, weight: float) -> None:
+        """The pseudo-gradient shrinks; of values the distance to the global ones."""
+        contribution.mul_(factor)
+        if not self.sends_difference:
+            contribution.add_(self.global_flat, alpha=weight * (1 - factor))
 
     def global_values(self) -> list[torch.Tensor]:
         """The global copy."""

@@ -1,6 +1,6 @@
 """Exchange in pairs: every site with one other, drawn anew each round by a seed that all share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch.distributed import Work
@@ -37,7 +37,13 @@ class PairExchange(Reduction):
         return min(numel, UNDER_WAY * self._bucket_elements)
 
     def reduce(
-        self, manager: ReplicaManager, values: torch.Tensor, *, clock: int, lost: torch.Tensor | None = None
+        self,
+        manager: ReplicaManager,
+        values: torch.Tensor,
+        *,
+        clock: int,
+        weights: Sequence[float],
+        lost: torch.Tensor | None = None,
     ) -> bool:
         if lost is not None:
             lost.zero_()

@@ -16,6 +16,8 @@ class RoundRecord:
     """Keys of the rows it carried."""
     participants: int
     """Sites whose values were averaged; a site that only joins is not counted."""
+    contributors: list[str] = field(default_factory=list)
+    """Their names, or ``#`` and the place in the quorum where sites have none."""
     sites: int
     """Sites in the quorum."""
     bytes_sent: int

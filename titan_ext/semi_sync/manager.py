@@ -26,6 +26,9 @@ class ReplicaManager(Protocol):
     def num_participants(self) -> int:
         """Sites in the current quorum."""
 
+    def participating_rank(self) -> int:
+        """This site's place among them, from 0."""
+
     def report_error(self, error: Exception) -> None:
         """Make the next vote a no."""
 

@@ -30,7 +30,13 @@ class Reduction(ABC):
 
     @abstractmethod
     def reduce(
-        self, manager: ReplicaManager, values: torch.Tensor, *, clock: int, lost: torch.Tensor | None = None
+        self,
+        manager: ReplicaManager,
+        values: torch.Tensor,
+        *,
+        clock: int,
+        weights: Sequence[float],
+        lost: torch.Tensor | None = None,
     ) -> bool:
         """Replace ``values`` by their sum over the sites. Errors are the manager's, never raised.
 
@@ -38,6 +44,7 @@ class Reduction(ABC):
             manager: with a quorum.
             values: fp32 ``[numel]``; undefined after an error.
             clock: inner step of the round, equal at all sites.
+            weights: of each site's values, which are multiplied by it already; 0 where a site gives none.
             lost: fp32 ``[numel]``, filled with what the other sites could not read of our values.
 
         Returns:
@@ -67,7 +74,13 @@ class AllReduce(Reduction):
         return min(numel, UNDER_WAY * self._bucket_elements)
 
     def reduce(
-        self, manager: ReplicaManager, values: torch.Tensor, *, clock: int, lost: torch.Tensor | None = None
+        self,
+        manager: ReplicaManager,
+        values: torch.Tensor,
+        *,
+        clock: int,
+        weights: Sequence[float],
+        lost: torch.Tensor | None = None,
     ) -> bool:
         if lost is not None:
             lost.zero_()
@@ -106,7 +119,13 @@ class CodedReduction(Reduction):
         return 4 * UNDER_WAY * sites * message
 
     def reduce(
-        self, manager: ReplicaManager, values: torch.Tensor, *, clock: int, lost: torch.Tensor | None = None
+        self,
+        manager: ReplicaManager,
+        values: torch.Tensor,
+        *,
+        clock: int,
+        weights: Sequence[float],
+        lost: torch.Tensor | None = None,
     ) -> bool:
         wire = _Wire(manager)
         bucket_elements = self._bucket(wire.sites)

@@ -59,6 +59,12 @@ class SyncedRow:
     any_layout = True
     """Whether sites that cut their tensors differently can exchange it: whether it is elementwise."""
 
+    guarded = False
+    """Whether its size is that of an update, so that one far larger than the others' is an outlier."""
+
+    agrees = False
+    """Whether its shared state is equal at all sites after each commit."""
+
     takes_lost = False
     """Whether ``take_lost`` is to be called with what the reduction took away."""
 
@@ -113,6 +119,14 @@ class SyncedRow:
         """Take the weighted sum over the sites (fp32 ``[numel]``, overwritten)."""
         if self.elements:
             torch._foreach_copy_(self.locals(), self.split(landing.mean(total)))
+
+    def update_norm(self, contribution: torch.Tensor) -> float:
+        """Euclidean norm of the update that ``write`` just wrote (fp32 ``[numel]``), on this rank; if ``guarded``."""
+        raise NotImplementedError
+
+    def damp(self, contribution: torch.Tensor, factor: float, weight: float) -> None:
+        """Shrink the update in a contribution (fp32 ``[numel]``, multiplied by ``weight``) to ``factor``; if ``guarded``."""
+        raise NotImplementedError
 
     def take_lost(self, lost: torch.Tensor) -> None:
         """Take back what the other sites could not read of a committed contribution (fp32 ``[numel]``)."""

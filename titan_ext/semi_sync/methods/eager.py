@@ -24,6 +24,7 @@ class EagerRow(GlobalRow):
     ``global_parts`` are this site's own outer parameters.
     """
 
+    agrees = False  # sites differ until the end
     copies = 3  # own outer parameters, the last contribution, the mean that arrived
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -46,6 +46,10 @@ class ByLeader:
         ]
         return {"model": repr(shapes), "pairing": self.name}
 
+    def speaks_for(self, name: str) -> bool:
+        """Whether this rank's shard of a parameter counts in the site's checksum: of equal shards one does."""
+        return self._shards.sends(self._shards.rank, name)
+
     def wire_bytes(self, reduction: Reduction, rows: Sequence[int], sites: int) -> int:
         """Bytes that the leader sends to sum ``rows`` (indices)."""
         total = 0
@@ -64,6 +68,7 @@ class ByLeader:
         values: torch.Tensor,
         *,
         clock: int,
+        weights: Sequence[float],
         lost: torch.Tensor | None,
     ) -> bool:
         """Sum the messages of neighbouring ``rows``, which lie one after the other in ``values``; see ``Reduction``."""
@@ -77,17 +82,19 @@ class ByLeader:
             lost_parts = own_lost.split(sections) if own_lost is not None else [None] * len(sections)
             for part, lost_part in zip(parts[:-1], lost_parts[:-1]):
                 for batch in self._shards.batches(self._names[index], self._bucket_elements):
-                    travelled &= self._reduce_batch(reduction, manager, row, batch, part, lost_part, clock, wants_lost)
-            self._reduce_numbers(reduction, manager, parts[-1], clock)
+                    travelled &= self._reduce_batch(
+                        reduction, manager, row, batch, part, lost_part, wants_lost, clock=clock, weights=weights
+                    )
+            self._reduce_numbers(reduction, manager, parts[-1], clock=clock, weights=weights)
         return bool(self._shards.share(travelled))
 
-    def _reduce_batch(self, reduction, manager, row, names, part, lost_part, clock, wants_lost) -> bool:
+    def _reduce_batch(self, reduction, manager, row, names, part, lost_part, wants_lost, **of_round) -> bool:
         own = dict(zip(row.names, row.split(part)))
         whole = self._shards.collect(names, own)
         travelled, whole_lost = True, None
         if whole is not None:
             whole_lost = torch.empty_like(whole) if wants_lost else None
-            travelled = reduction.reduce(manager.leading, whole, clock=clock, lost=whole_lost)
+            travelled = reduction.reduce(manager.leading, whole, lost=whole_lost, **of_round)
         for name, dealt in self._shards.deal(names, whole).items():
             own[name].copy_(dealt)
         if wants_lost:
@@ -96,13 +103,13 @@ class ByLeader:
                 own_lost[name].copy_(dealt)
         return travelled
 
-    def _reduce_numbers(self, reduction, manager, numbers: torch.Tensor, clock: int) -> None:
+    def _reduce_numbers(self, reduction, manager, numbers: torch.Tensor, **of_round) -> None:
         """Plain numbers are the same on all ranks of a site: the leader's travel."""
         if not numbers.numel():
             return
         summed = numbers.to("cpu", copy=True)
         if self._shards.is_leader:
-            reduction.reduce(manager.leading, summed, clock=clock)
+            reduction.reduce(manager.leading, summed, **of_round)
         self._shards.share_tensor(summed)
         numbers.copy_(summed)
 

@@ -30,6 +30,10 @@ class ByRank:
         shards = [(row.row.key, name, tuple(tensor.shape)) for row in rows for name, tensor in row.described()]
         return {"model and layout": repr(shards), "ranks": self._layout}
 
+    def speaks_for(self, name: str) -> bool:
+        """Whether this rank's shard of a parameter counts in the site's checksum: sites of equal layout count alike."""
+        return True
+
     def wire_bytes(self, reduction: Reduction, rows: Sequence[int], sites: int) -> int:
         """Bytes that the site sends to sum neighbouring ``rows`` (indices), all its ranks together."""
         total = 0
@@ -46,7 +50,8 @@ class ByRank:
         values: torch.Tensor,
         *,
         clock: int,
+        weights: Sequence[float],
         lost: torch.Tensor | None,
     ) -> bool:
         """Sum the messages of neighbouring ``rows``, which lie one after the other in ``values``; see ``Reduction``."""
-        return reduction.reduce(manager, values, clock=clock, lost=lost)
+        return reduction.reduce(manager, values, clock=clock, weights=weights, lost=lost)

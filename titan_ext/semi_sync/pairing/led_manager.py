@@ -28,7 +28,7 @@ class LedManager:
         self._shards = shards
         self._error: object | None = None
         self._own_error: Exception | None = None
-        self._participants = 0
+        self._participants = self._rank = 0
         self._counters: dict[str, int] = leading.state_dict() if leading is not None else {}
         self._counters = shards.share(self._counters)
         self._states: dict[str, tuple[Callable[[Any], None], Callable[[], Any]]] = {}
@@ -41,7 +41,11 @@ class LedManager:
             return
         try:
             self.leading.start_quorum()
-            outcome = {"participants": self.leading.num_participants(), "counters": self.leading.state_dict()}
+            outcome = {
+                "participants": self.leading.num_participants(),
+                "rank": self.leading.participating_rank(),
+                "counters": self.leading.state_dict(),
+            }
         except Exception as error:
             self._shards.share({"failed": f"{type(error).__name__}: {error}"})
             raise
@@ -76,6 +80,10 @@ class LedManager:
     def num_participants(self) -> int:
         """Sites in the current quorum."""
         return self._participants
+
+    def participating_rank(self) -> int:
+        """The site's place among them."""
+        return self._rank
 
     def report_error(self, error: Exception) -> None:
         """Make the next vote a no."""
@@ -120,7 +128,7 @@ class LedManager:
                 return
 
     def _learn(self, outcome: Mapping[str, Any]) -> None:
-        self._participants, self._counters = outcome["participants"], outcome["counters"]
+        self._participants, self._rank, self._counters = outcome["participants"], outcome["rank"], outcome["counters"]
 
     def _share_error(self) -> None:
         error = _text(self.leading.errored()) if self.leading is not None else None

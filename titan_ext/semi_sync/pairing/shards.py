@@ -164,13 +164,13 @@ class SiteShards:
         A part that several ranks hold is sent by the first of them.
         """
         if not self.is_leader:
-            wanted = [name for name in names if name in self._pieces[self.rank] and self._sends(self.rank, name)]
+            wanted = [name for name in names if name in self._pieces[self.rank] and self.sends(self.rank, name)]
             self._send(_flat([parts[name] for name in wanted]), LEADER)
             return None
         whole = torch.zeros(sum(torch.Size(self.shape(name)).numel() for name in names))
         places = dict(zip(names, self._split(whole, names)))
         for rank, pieces in enumerate(self._pieces):
-            wanted = [name for name in names if name in pieces and self._sends(rank, name)]
+            wanted = [name for name in names if name in pieces and self.sends(rank, name)]
             sizes = [pieces[name].numel for name in wanted]
             arrived = _flat([parts[name] for name in wanted]) if rank == LEADER else self._receive(sum(sizes), rank)
             for name, part in zip(wanted, arrived.split(sizes)):
@@ -218,7 +218,8 @@ class SiteShards:
         dist.all_gather_object(gathered, value, group=self._group)
         return gathered
 
-    def _sends(self, rank: int, name: str) -> bool:
+    def sends(self, rank: int, name: str) -> bool:
+        """Whether a rank gives its shard of a parameter to the leader: the first of those that hold it."""
         piece = self._pieces[rank][name]
         return not any(pieces.get(name) == piece for pieces in self._pieces[:rank])
 
