@@ -11,7 +11,7 @@ from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
 from titan_ext.semi_sync.ledger import ring_all_reduce_bytes
 from titan_ext.semi_sync.pairing.shards import batches_of
 from titan_ext.semi_sync.plan import SyncRow
-from titan_ext.semi_sync.reduction import AllReduce, build_reduction
+from titan_ext.semi_sync.reduction import AllReduce
 from titan_ext.semi_sync.synced import SyncedRow
 
 _FP32 = 4
@@ -57,7 +57,7 @@ def outer_costs(
     states = InnerStates(site.config.optimizer)
     stages = [[_bound(row, _held(row, names, home, shapes, states), outer) for row in plan.rows] for names in held]
     rows = stages[fullest]
-    default = build_reduction(outer.build_codec(), int(outer.bucket_mib * 2**20))
+    default = outer.build_reduction()
     led = outer.pairing == "leader"
 
     def bytes_of(index: int) -> int:

@@ -4,6 +4,7 @@ Depends on torch and on a small manager protocol (``torchft.manager.Manager`` ha
 torchtitan, so it serves any PyTorch training loop.
 """
 
+from titan_ext.semi_sync.commit_log import Commit, CommitLog
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.engine import SemiSync
 from titan_ext.semi_sync.ledger import Ledger, RoundRecord
@@ -15,6 +16,8 @@ from titan_ext.semi_sync.site import SiteRanks
 
 __all__ = [
     "PARAMETERS",
+    "Commit",
+    "CommitLog",
     "Ledger",
     "ReplicaManager",
     "RoundRecord",

@@ -48,6 +48,22 @@ class Codec(ABC):
             self.accumulate(message, values)
 
 
+class Float32(Codec):
+    """Four bytes an element; loses nothing."""
+
+    def wire_bytes(self, numel: int) -> int:
+        return 4 * numel
+
+    def encode(self, values: torch.Tensor, message: torch.Tensor) -> None:
+        message.view(torch.float32).copy_(values)
+
+    def decode(self, message: torch.Tensor, values: torch.Tensor) -> None:
+        values.copy_(message.view(torch.float32))
+
+    def accumulate(self, message: torch.Tensor, values: torch.Tensor) -> None:
+        values.add_(message.view(torch.float32))
+
+
 class BFloat16(Codec):
     """Two bytes an element; relative error at most 2**-8."""
 

@@ -8,6 +8,8 @@ from titan_ext.semi_sync.codec import CODECS, Codec, build_codec
 from titan_ext.semi_sync.methods import build_plan, method_defaults, method_fixed, method_names
 from titan_ext.semi_sync.outer_optimizer import OuterSettings, outer_optimizer_names
 from titan_ext.semi_sync.plan import SyncPlan
+from titan_ext.semi_sync.reduction import AllReduce, CodedReduction, Reduction
+from titan_ext.semi_sync.robust import RobustReduction
 
 
 @dataclass(kw_only=True)
@@ -93,6 +95,14 @@ class SemiSyncConfig:
     outlier_action: Literal["clip", "drop"] = "clip"
     """What becomes of an outlier: shrunk to the threshold, or the site's whole contribution left out of the round."""
 
+    aggregation: Literal["mean", "median", "trimmed_mean"] = "mean"
+    """How the sites' contributions become one: their weighted mean, or, coordinate by coordinate, their median or
+    the mean without the ``trimmed_sites`` largest and smallest (arXiv 1803.01498). The last two send each
+    site's values to every other one."""
+
+    trimmed_sites: int = 1
+    """Contributions that "trimmed_mean" cuts off at either end."""
+
     codec: Literal["fp32", "bf16", "int8", "int4", "topk"] = "fp32"
     """How values travel; all but fp32 lose something and send differences instead of values."""
 
@@ -150,6 +160,13 @@ class SemiSyncConfig:
             betas=tuple(self.outer_betas),
             eps=self.outer_eps,
         )
+
+    def build_reduction(self) -> Reduction:
+        """How a row is summed that has no way of its own."""
+        codec, elements = self.build_codec(), max(1, int(self.bucket_mib * 2**18))
+        if self.aggregation != "mean":
+            return RobustReduction(codec, elements, self.trimmed_sites if self.aggregation == "trimmed_mean" else None)
+        return AllReduce(elements) if codec is None else CodedReduction(codec, elements)
 
     def build_codec(self) -> Codec | None:
         """The codec; None is fp32."""
@@ -231,6 +248,7 @@ class SemiSyncConfig:
         )
         if self.outlier_action not in ("clip", "drop"):
             raise ValueError(_unknown("outlier_action", self.outlier_action, ["clip", "drop"]))
+        self._check_aggregation()
         if self.codec not in CODECS:
             raise ValueError(_unknown("codec", self.codec, list(CODECS)))
         _require(0 < self.topk_density <= 1, "topk_density", self.topk_density, "above 0 and at most 1")
@@ -243,6 +261,21 @@ class SemiSyncConfig:
         if self.pairing not in ("auto", "rank", "leader"):
             raise ValueError(_unknown("pairing", self.pairing, ["auto", "rank", "leader"]))
         _require(self.bucket_mib > 0, "bucket_mib", self.bucket_mib, "above 0")
+
+    def _check_aggregation(self) -> None:
+        if self.aggregation not in ("mean", "median", "trimmed_mean"):
+            raise ValueError(_unknown("aggregation", self.aggregation, ["mean", "median", "trimmed_mean"]))
+        _require(self.trimmed_sites >= 1, "trimmed_sites", self.trimmed_sites, "at least 1")
+        robust = self.aggregation != "mean"
+        _require(
+            not robust or self.weighting == "uniform",
+            "aggregation",
+            self.aggregation,
+            f'"mean" with weighting = "{self.weighting}"',
+        )
+        _require(
+            not robust or self.codec != "topk", "aggregation", self.aggregation, 'other than with codec = "topk": "mean"'
+        )
 
 
 _OF_ONE_METHOD = (

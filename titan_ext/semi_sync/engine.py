@@ -24,10 +24,10 @@ from titan_ext.semi_sync.manager import ReplicaManager
 from titan_ext.semi_sync.methods.des_loc import with_half_lives
 from titan_ext.semi_sync.pairing import ByLeader, ByRank, LedManager, Pairing, SiteShards
 from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
-from titan_ext.semi_sync.reduction import build_reduction
 from titan_ext.semi_sync.round import Round
 from titan_ext.semi_sync.schedule import Schedule
 from titan_ext.semi_sync.site import SiteRanks, tensors_sha256
+from titan_ext.semi_sync.standing import MOST_ROWS, NAME_BYTES
 from titan_ext.semi_sync.synced import Landing
 from titan_ext.semi_sync.views import ModelView, as_optimizers, like
 
@@ -96,6 +96,10 @@ class SemiSync:
         if self.config.half_life_periods:
             self.config = with_half_lives(self.config, as_optimizers(optimizers)[0].param_groups[0]["betas"])
         self.plan: SyncPlan = self.config.plan()
+        if len(self.plan.rows) > MOST_ROWS:
+            raise ValueError(f"{len(self.plan.rows)} rows in the plan: must be at most {MOST_ROWS} (fewer fragments)")
+        if len(site_name.encode()) > NAME_BYTES:
+            raise ValueError(f"site name {site_name!r}: must be at most {NAME_BYTES} bytes")
         self.clock = 0
         self.ledger = Ledger()
         self.healed = False
@@ -113,7 +117,7 @@ class SemiSync:
             self._rows,
             fingerprint=fingerprint_number(self._fingerprint),
             lineage=self._lineage,
-            reduction=build_reduction(self.config.build_codec(), int(self.config.bucket_mib * 2**20)),
+            reduction=self.config.build_reduction(),
             pairing=self._pairing,
             gather=self._site.gather,
             guard=(self.config.outlier_threshold, self.config.outlier_action),
@@ -285,7 +289,9 @@ class SemiSync:
     def _begin(self, intent: list[int] | None, weight: float) -> Round:
         self._launch_clock = self.clock
         self._counters = self._manager.state_dict()
-        self._current = Round(intent=intent, clock=self.clock, weight=weight, tokens=self._tokens)
+        self._current = Round(
+            intent=intent, clock=self.clock, weight=weight, launched=list(intent or []), tokens=self._tokens
+        )
         return self._current
 
     def _land_flight(self) -> None:
@@ -304,10 +310,10 @@ class SemiSync:
                 self._lineage.open(self._manager, *round_.opening)
             self._apply(round_)
         elif not self._keep_local_work:
-            for index in round_.intent or round_.rows:
+            for index in round_.launched or round_.rows:
                 self._rows[index].reset_local_to_global()
-        elif round_.intent is not None:
-            self._schedule.again(round_.intent)
+        elif not self.healed:
+            self._schedule.again(round_.launched)
         self._current = None
         if not committed:
             self._stand_back(round_)

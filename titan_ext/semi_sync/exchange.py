@@ -221,7 +221,7 @@ class Exchange:
         outcome = self._agreed(round_)
         round_.seconds_quorum = time.perf_counter() - started
         if not all_ready(round_) or self._manager.errored() is not None:
-            round_.rows = round_.rows or list(round_.intent or [])
+            round_.rows = round_.rows or list(round_.launched)
             return round_
         rows = outcome.rows
         if outcome.newcomers and rows:

@@ -99,16 +99,17 @@ class CodedReduction(Reduction):
 
     A dense codec: each site is the owner of one shard of every bucket, gets the others' messages
     for it (all-to-all), sums them in fp32 and sends the coded sum to all (all-gather). The owner
-    too takes the decoded message, so all sites hold the same bits. A sparse codec: every site gets
-    every message and sums them in the order of the sites.
+    too takes the decoded message, so all sites hold the same bits. A sparse codec, or ``to_all``: every
+    site gets every message and sums them in the order of the sites.
     """
 
-    def __init__(self, codec: Codec, bucket_elements: int) -> None:
+    def __init__(self, codec: Codec, bucket_elements: int, *, to_all: bool = False) -> None:
         self._codec = codec
         self._bucket_elements = bucket_elements
+        self._to_all = to_all or codec.sparse
 
     def wire_bytes(self, numel: int, sites: int) -> int:
-        passes = 1 if self._codec.sparse else 2
+        passes = 1 if self._to_all else 2
         bucket = self._bucket(sites)
         sizes = [min(bucket, numel - start) for start in range(0, numel, bucket)]
         return sum(passes * (sites - 1) * self._codec.wire_bytes(self._shard(size, sites)) for size in sizes)
@@ -127,7 +128,7 @@ class CodedReduction(Reduction):
         weights: Sequence[float],
         lost: torch.Tensor | None = None,
     ) -> bool:
-        wire = _Wire(manager)
+        wire = _Wire(manager, weights)
         bucket_elements = self._bucket(wire.sites)
         scattered: deque[_Bucket] = deque()
         gathered: deque[_Bucket] = deque()
@@ -147,17 +148,17 @@ class CodedReduction(Reduction):
 
     def _bucket(self, sites: int) -> int:
         """Whole shards, so that nothing but the last bucket needs padding."""
-        unit = self._codec.granularity * (1 if self._codec.sparse else sites)
+        unit = self._codec.granularity * (1 if self._to_all else sites)
         return -(-self._bucket_elements // unit) * unit
 
     def _shard(self, numel: int, sites: int) -> int:
         """Elements a message carries for a bucket of ``numel``."""
-        whole = numel if self._codec.sparse else -(-numel // sites)
+        whole = numel if self._to_all else -(-numel // sites)
         return -(-whole // self._codec.granularity) * self._codec.granularity
 
     def _send(self, wire: "_Wire", values: torch.Tensor, lost: torch.Tensor | None) -> "_Bucket":
         """Code a bucket and hand it to the wire."""
-        copies = 1 if self._codec.sparse else wire.sites
+        copies = 1 if self._to_all else wire.sites
         shard = self._shard(values.numel(), wire.sites)
         padded = values
         if values.numel() != copies * shard:
@@ -171,12 +172,12 @@ class CodedReduction(Reduction):
             for part, row in zip(decoded, message):
                 self._codec.decode(row, part)
             torch.sub(values, decoded.view(-1)[: values.numel()], out=lost)
-        received, work = wire.gather(message[0]) if self._codec.sparse else wire.exchange(message)
+        received, work = wire.gather(message[0]) if self._to_all else wire.exchange(message)
         return _Bucket(values, shard, received, work)
 
     def _pass_on(self, wire: "_Wire", bucket: "_Bucket") -> "_Bucket":
         """Sum the shard that this site owns, and hand the sum to the wire."""
-        if self._codec.sparse:
+        if self._to_all:
             return bucket
         wire.wait(bucket.work)
         total = torch.empty(bucket.shard, dtype=torch.float32, device=bucket.values.device)
@@ -189,16 +190,20 @@ class CodedReduction(Reduction):
         """Write the sum into the values."""
         wire.wait(bucket.work)
         values, received = bucket.values, bucket.received.to(bucket.values.device)
-        copies = 1 if self._codec.sparse else wire.sites
+        copies = 1 if self._to_all else wire.sites
         whole = values.numel() == copies * bucket.shard
         out = values if whole else values.new_empty(copies * bucket.shard)
-        if self._codec.sparse:
-            self._codec.combine(received, out)
+        if self._to_all:
+            self._combine(received, wire.weights, out)
         else:
             for part, row in zip(out.view(copies, bucket.shard), received):
                 self._codec.decode(row, part)
         if not whole:
             values.copy_(out[: values.numel()])
+
+    def _combine(self, messages: torch.Tensor, weights: Sequence[float], out: torch.Tensor) -> None:
+        """Overwrite ``out`` with what all sites' messages come to, where every site gets them all."""
+        self._codec.combine(messages, out)
 
 
 class _Bucket:
@@ -213,8 +218,9 @@ class _Bucket:
 class _Wire:
     """Collectives of bytes between the sites; an error is reported to the manager and zeros arrive."""
 
-    def __init__(self, manager: ReplicaManager) -> None:
+    def __init__(self, manager: ReplicaManager, weights: Sequence[float]) -> None:
         self._manager = manager
+        self.weights = weights
         self._device = wire_device(manager)
         self.sites = manager.num_participants()
 
@@ -257,9 +263,3 @@ class _Wire:
                 self._manager.report_error(error)
         received.zero_()
         return None
-
-
-def build_reduction(codec: Codec | None, bucket_bytes: int) -> Reduction:
-    """The reduction of a codec; None is fp32."""
-    elements = max(1, bucket_bytes // 4)
-    return AllReduce(elements) if codec is None else CodedReduction(codec, elements)

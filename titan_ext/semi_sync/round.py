@@ -18,6 +18,8 @@ class Round:
     """Inner step of the launch."""
     weight: float
     """This site's weight in the mean; 0 contributes nothing."""
+    launched: list[int] = field(default_factory=list)
+    """What it meant to exchange before it learned that it is behind."""
     tokens: int = 0
     """What this site has trained on since its last commit."""
     rows: list[int] = field(default_factory=list)

@@ -174,7 +174,7 @@ class SignRow(SyncedRow):
 
 @register_method(
     "demo",
-    fixed={"outer_optimizer": "average", "codec": "fp32", "weighting": "uniform", "sync_every": 1},
+    fixed={"outer_optimizer": "average", "codec": "fp32", "weighting": "uniform", "sync_every": 1, "aggregation": "mean"},
     sync_every=1,
     outer_optimizer="average",
     demo_chunk=64,

@@ -66,7 +66,7 @@ class EagerRow(GlobalRow):
 
 @register_method(
     "eager_diloco",
-    fixed={"fragment_sync_delay": 0, "fragment_update_alpha": 0.0},  # the delay is the whole phase
+    fixed={"fragment_sync_delay": 0, "fragment_update_alpha": 0.0, "aggregation": "mean"},  # the delay is the whole phase
     sync_every=30,
     outer_optimizer="sgd",
     outer_lr=0.7,

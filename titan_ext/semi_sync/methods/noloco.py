@@ -77,7 +77,13 @@ class GossipRow(SyncedRow):
 
 @register_method(
     "noloco",
-    fixed={"fragment_sync_delay": 0, "fragment_update_alpha": 0.0, "outer_optimizer": "average", "codec": "fp32"},
+    fixed={
+        "fragment_sync_delay": 0,
+        "fragment_update_alpha": 0.0,
+        "outer_optimizer": "average",
+        "codec": "fp32",
+        "aggregation": "mean",
+    },
     sync_every=50,
     outer_optimizer="average",
     outer_lr=0.7,

@@ -73,7 +73,7 @@ class SampledRow(SyncedRow):
 
 @register_method(
     "sparta",
-    fixed={"fragment_sync_delay": 0, "fragment_update_alpha": 0.0},
+    fixed={"fragment_sync_delay": 0, "fragment_update_alpha": 0.0, "aggregation": "mean"},
     sync_every=100,
     outer_optimizer="average",
     sparta_share=0.005,
