@@ -1,14 +1,47 @@
 """A checksum of the shared state, cheap enough for every commit, that does not depend on how a site cuts tensors."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from titan_ext.semi_sync.site import SiteRanks
+from titan_ext.semi_sync.synced import SyncedRow
+
 _MASK = 2**64 - 1
 _PIECE = 2**17  # elements worked on at a time, so that they stay in a processor's cache
 _BY_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class SharedChecksum:
+    """The checksum of all shared state that is equal at all sites; what has not changed is not read again.
+
+    Args:
+        rows: the plan's rows bound to this rank.
+        site: the ranks of the site.
+        speaks_for: whether this rank counts a parameter's shard; of equal shards one rank does.
+    """
+
+    def __init__(self, rows: Sequence[SyncedRow], site: SiteRanks, speaks_for: Callable[[str], bool]) -> None:
+        self._rows = [row for row in rows if row.agrees]
+        self._site = site
+        self._speaks_for = speaks_for
+        self._parts: dict[str, int] = {}
+
+    def forget(self) -> None:
+        """Everything has changed."""
+        self._parts.clear()
+
+    def after(self, changed: Collection[str]) -> int:
+        """Below 2**62, once the rows of these keys have changed; 0 if nothing is equal at all sites. A collective."""
+        for row in self._rows:
+            if row.row.key in changed or row.row.key not in self._parts:
+                self._parts[row.row.key] = state_checksum(row.shared_state(), self._speaks_for)
+        if not self._rows:
+            return 0
+        total = sum(self._site.gather(sum(self._parts.values()))) & _MASK
+        return _hash(f"{total:x}") >> 2 or 1
 
 
 def state_checksum(state: Mapping[str, Mapping[str, Any]], speaks_for: Callable[[str], bool]) -> int:
@@ -20,7 +53,7 @@ def state_checksum(state: Mapping[str, Mapping[str, Any]], speaks_for: Callable[
 
     Args:
         state: tensors and plain values by parameter and key.
-        speaks_for: whether this rank counts a parameter's shard; of equal shards one rank does.
+        speaks_for: whether this rank counts a parameter's shard.
     """
     total = 0
     for name, values in state.items():
@@ -33,11 +66,6 @@ def state_checksum(state: Mapping[str, Mapping[str, Any]], speaks_for: Callable[
                 continue
             total += _hash(label) * _sums(value)
     return total & _MASK
-
-
-def as_number(total: int) -> int:
-    """The whole checksum as a positive number of 62 bits."""
-    return _hash(f"{total & _MASK:x}") >> 2 or 1
 
 
 @torch.no_grad()

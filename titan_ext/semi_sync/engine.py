@@ -12,19 +12,20 @@ from torch.distributed import ReduceOp
 from torch.optim import Optimizer
 
 from titan_ext.errors import UserError
-from titan_ext.semi_sync.binding import bind_rows, differences, fingerprint_number, fingerprint_of
-from titan_ext.semi_sync.checksum import as_number, state_checksum
+from titan_ext.semi_sync.binding import bind_rows, fingerprint_number, fingerprint_of
+from titan_ext.semi_sync.checksum import SharedChecksum
 from titan_ext.semi_sync.commit_log import CommitLog
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.exchange import Exchange
 from titan_ext.semi_sync.flight import Flight
+from titan_ext.semi_sync.healing import Healing
 from titan_ext.semi_sync.ledger import Ledger, RoundRecord
 from titan_ext.semi_sync.lineage import Lineage
 from titan_ext.semi_sync.manager import ReplicaManager
 from titan_ext.semi_sync.methods.des_loc import with_half_lives
 from titan_ext.semi_sync.pairing import ByLeader, ByRank, LedManager, Pairing, SiteShards
 from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
-from titan_ext.semi_sync.round import Round
+from titan_ext.semi_sync.round import Round, flight_state
 from titan_ext.semi_sync.schedule import Schedule
 from titan_ext.semi_sync.site import SiteRanks, tensors_sha256
 from titan_ext.semi_sync.standing import MOST_ROWS, NAME_BYTES
@@ -111,11 +112,13 @@ class SemiSync:
         self._keep_local_work = keep_local_work
         self._rows = bind_rows(self.plan, self.config, self._view, self._site, outer_optimizers)
         self._pairing, self._manager = self._paired(manager)
-        self._fingerprint = fingerprint_of(self.config, self._pairing.fingerprint(self._rows))
+        fingerprint = fingerprint_of(self.config, self._pairing.fingerprint(self._rows))
+        self._healing = Healing(self._rows, self._lineage, self._manager, self._site, fingerprint)
+        self._checksum = SharedChecksum(self._rows, self._site, self._pairing.speaks_for)
         self._exchange = Exchange(
             self._manager,
             self._rows,
-            fingerprint=fingerprint_number(self._fingerprint),
+            fingerprint=fingerprint_number(fingerprint),
             lineage=self._lineage,
             reduction=self.config.build_reduction(),
             pairing=self._pairing,
@@ -129,9 +132,6 @@ class SemiSync:
         self._current: Round | None = None
         self._flight = Flight()
         self._launch_clock = 0
-        self._received: Mapping[str, Any] | None = None
-        self._counters: dict[str, int] = {}
-        self._checksums: dict[str, int] = {}
         if register:
             self._manager.register_state_dict_fn("titan_ext", self.receive_shared_state, self.shared_state)
 
@@ -171,7 +171,7 @@ class SemiSync:
                 self.clock = round_.clock
                 self._flight.hold(round_, self.clock + delay)
                 return
-            refusal = self._mismatch(round_.problem) if round_.refused else None
+            refusal = self._healing.mismatch(round_.problem) if round_.refused else None
             if self._land(round_):
                 self.clock = round_.clock
                 return
@@ -241,14 +241,14 @@ class SemiSync:
             "lineage": self._lineage.state_dict(),
             "tokens": self._tokens,
             "pending": self._schedule.keys(self._schedule.pending if flight else self._unsettled()),
-            "flight": None if flight is None else {"land_at": self._flight.land_at, **self._exchange.describe(flight)},
+            "flight": None if flight is None else {"land_at": self._flight.land_at, **flight.describe(self._rows)},
             "manager": self._manager.state_dict(),
         }
         return {
             "counters": json.dumps(counters),
             "rows": {row.row.key: row.checkpoint_state() for row in self._rows},
-            "flight": self._exchange.checkpoint_state(flight),
-            "residuals": self._exchange.residual_state(flight),
+            "flight": flight_state(flight, self._rows),
+            "residuals": self._exchange.residuals.checkpoint_state(flight),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -260,10 +260,10 @@ class SemiSync:
         self._manager.load_state_dict(counters["manager"])
         for row in self._rows:
             row.load_checkpoint_state(state_dict["rows"].get(row.row.key, {}))
-        self._exchange.load_residual_state(state_dict.get("residuals", {}))
+        self._exchange.residuals.load_checkpoint_state(state_dict.get("residuals", {}))
         flight = counters["flight"]
         if flight is not None:
-            round_ = self._exchange.restore(flight, state_dict["flight"])
+            round_ = Round.restored(flight, state_dict["flight"], self._rows, self._device())
             self._launch_clock = round_.clock
             self._flight.hold(round_, flight["land_at"])
 
@@ -288,7 +288,7 @@ class SemiSync:
 
     def _begin(self, intent: list[int] | None, weight: float) -> Round:
         self._launch_clock = self.clock
-        self._counters = self._manager.state_dict()
+        self._healing.begin()
         self._current = Round(
             intent=intent, clock=self.clock, weight=weight, launched=list(intent or []), tokens=self._tokens
         )
@@ -316,7 +316,7 @@ class SemiSync:
             self._schedule.again(round_.launched)
         self._current = None
         if not committed:
-            self._stand_back(round_)
+            self._healing.give_up(round_)
         if round_.rows:
             self._record(round_, committed, failure, time.perf_counter() - started)
         self.healed = False
@@ -326,9 +326,9 @@ class SemiSync:
         if not round_.rows or not round_.contributors:
             return
         landing = Landing(clock=round_.clock, weight=round_.weight, total_weight=round_.total_weight)
-        for index, part in self._exchange.parts(round_):
+        for index, part in round_.parts(self._rows):
             self._rows[index].apply(part, landing)
-        self._exchange.settle(round_)
+        self._exchange.residuals.settle(round_)
         if round_.intent is None and any(self.plan.rows[index].state != PARAMETERS for index in round_.rows):
             # Moments that came from the members are as old as theirs.
             self._view.set_optimizer_step(round_.clock)
@@ -336,79 +336,32 @@ class SemiSync:
         self._tokens = 0 if round_.intent is None else self._tokens - round_.tokens
         self._schedule.settle(round_.rows)
         self._lineage.advance()
-        self._lineage.record(round_.table, round_.contributors, round_.clock, self._checksum(round_.rows))
-
-    def _checksum(self, changed: Iterable[int]) -> int:
-        """Of the shared state that is equal at all sites, after ``changed`` rows moved; a collective over the site."""
-        stale = {self._rows[index].row.key for index in changed}
-        for row in self._rows:
-            if row.agrees and (row.row.key in stale or row.row.key not in self._checksums):
-                self._checksums[row.row.key] = state_checksum(row.shared_state(), self._pairing.speaks_for)
-        return as_number(sum(self._site.gather(sum(self._checksums.values())))) if self._checksums else 0
+        checksum = self._checksum.after({self._rows[index].row.key for index in round_.rows})
+        self._lineage.record(round_.table, round_.contributors, round_.clock, checksum)
 
     # -- membership --------------------------------------------------------------------------
 
     def shared_state(self) -> dict[str, Any]:
         """What a joining site takes over; its tensors are the live ones, unchanged until the round's commit."""
         clock = self._current.clock if self._current is not None else self.clock
-        return {
-            "fingerprint": self._fingerprint,
-            "clock": clock,
-            **self._lineage.state_dict(),
-            "pending": self._unsettled(),
-            "rows": {row.row.key: row.shared_state() for row in self._rows},
-        }
+        return self._healing.offer(clock, self._unsettled())
 
     def receive_shared_state(self, state: Mapping[str, Any]) -> None:
         """Keep a peer's ``shared_state`` until the round under way can take it in."""
-        self._received = state
+        self._healing.receive(state)
         if self._current is not None:
             self._current.intent = None
 
     def _all_ready(self, round_: Round) -> bool:
-        """Whether all ranks of the site know the round; they then take in a peer's state if one came.
-
-        All do or none: a site of which one part is healed would hold two models. A collective.
-        """
-        fault = self._manager.errored()
-        if fault is None and self._received is not None:
-            fault = self._lineage.accepts(self._received)
-        told = self._site.gather((fault is None, self._received is not None))
-        if len({arrived for _, arrived in told}) > 1 or not all(sound for sound, _ in told):
-            if self._manager.errored() is None:
-                self._manager.report_error(RuntimeError(str(fault or "another rank of the site failed")))
-            return False
-        if self._received is not None:
-            self._take_in(self._received)
-        return True
-
-    def _take_in(self, state: Mapping[str, Any]) -> None:
-        for row in self._rows:
-            row.load_shared_state(state["rows"].get(row.row.key, {}))
-        # A round in flight was launched some inner steps ago; those count at the peer's place too.
-        self.clock = state["clock"] + self.clock - self._launch_clock
-        self._lineage.adopt(state)
-        self._checksums.clear()
-        self._schedule.pending = list(state["pending"])
-        self._received, self.healed = None, True
-        logger.info("took the shared state of a peer at inner step %d, round %d", state["clock"], self.rounds)
-
-    def _stand_back(self, round_: Round) -> None:
-        """After a round that failed: count as behind, so as to be healed, if this site is."""
-        counters = self._manager.state_dict()
-        if self._received is not None:
-            # It came, and could not be taken in; the manager already counts as healed.
-            self._received, counters = None, self._counters
-        elif round_.diverged:
-            logger.error("this site's shared state is not that of the others; taking theirs")
-            counters["step"] = max(0, counters["step"] - 1)
-        else:
-            return
-        self._manager.load_state_dict(counters)
-
-    def _mismatch(self, problem: str) -> str:
-        theirs = (self._received or {}).get("fingerprint")
-        return problem if theirs is None else f"{problem}: {differences(self._fingerprint, theirs)}"
+        """Whether all ranks of the site know the round; a peer's state is taken in if one came."""
+        ready, state = self._healing.take_in()
+        if state is not None:
+            # A round in flight was launched some inner steps ago; those count at the peer's place too.
+            self.clock = state["clock"] + self.clock - self._launch_clock
+            self._schedule.pending = list(state["pending"])
+            self._checksum.forget()
+            self.healed = True
+        return ready
 
     # -- set-up and bookkeeping ----------------------------------------------------------------
 

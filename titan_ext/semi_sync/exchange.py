@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from titan_ext.semi_sync.manager import ReplicaManager, wire_device
 from titan_ext.semi_sync.pairing import Pairing
 from titan_ext.semi_sync.plan import PARAMETERS
 from titan_ext.semi_sync.reduction import Reduction
+from titan_ext.semi_sync.residuals import Residuals
 from titan_ext.semi_sync.round import Round
 from titan_ext.semi_sync.standing import Standing
 from titan_ext.semi_sync.synced import SyncedRow
@@ -63,11 +64,7 @@ class Exchange:
         self._gather = gather
         self._guard = guard
         self._device = device
-        self._residuals = {
-            index: torch.zeros(row.numel, device=device)
-            for index, row in enumerate(rows)
-            if error_feedback and row.reduction is None
-        }
+        self.residuals = Residuals(rows, device, enabled=error_feedback)
 
     def fill(self, round_: Round) -> None:
         """Write this site's weighted contribution for ``round_.rows`` into a fresh buffer."""
@@ -78,14 +75,13 @@ class Exchange:
             return
         round_.buffer = torch.empty(numel, dtype=torch.float32, device=self._device)
         squares = []
-        for index, part in self.parts(round_):
+        for index, part in round_.parts(self._rows):
             self._rows[index].write(part, round_.clock)
             if index in self._guarded(round_.rows):
                 squares.append(self._rows[index].update_norm(part) ** 2)
             if round_.weight != 1.0:
                 part.mul_(round_.weight)
-            if index in self._residuals:
-                part.add_(self._residuals[index])
+            self.residuals.add(index, part)
         told = self._gather((_is_finite(round_.buffer), squares))
         round_.norms = [math.sqrt(sum(ranks)) for ranks in zip(*(each for _, each in told))]
         if not all(finite for finite, _ in told):
@@ -94,14 +90,6 @@ class Exchange:
                 "this site's contribution after inner step %d is not finite; it is left out of the round", round_.clock
             )
             self._silence(round_)
-
-    def settle(self, round_: Round) -> None:
-        """Call when a round is committed: what the reduction lost of it belongs to the next one."""
-        for index, lost in round_.lost.items():
-            if self._rows[index].takes_lost:
-                self._rows[index].take_lost(lost)
-            else:
-                self._residuals[index] = lost
 
     def record(
         self, round_: Round, *, committed: bool, failure: object | None, **measured: Any
@@ -114,17 +102,12 @@ class Exchange:
             failure: the manager's error, if any.
             **measured: the fields of the record that are not the round's own.
         """
-        wire = 0
-        if round_.seconds_reduce:
-            travelled = [index for index in round_.rows if index not in round_.silent]
-            for run in self._together(travelled):
-                wire += self._pairing.wire_bytes(self._reductions[run[0]], run, round_.sites)
         return RoundRecord(
             rows=[self._rows[index].row.key for index in round_.rows],
             participants=len(round_.contributors) if committed else 0,
-            contributors=[self._name(round_, rank) for rank in round_.contributors] if committed else [],
+            contributors=[round_.name(rank) for rank in round_.contributors] if committed else [],
             sites=round_.sites,
-            bytes_sent=wire,
+            bytes_sent=(wire := self._wire_bytes(round_)),
             bytes_received=wire,
             seconds_quorum=round_.seconds_quorum,
             seconds_reduce=round_.seconds_reduce,
@@ -132,79 +115,6 @@ class Exchange:
             error=None if committed else str(round_.problem or failure or "a rank or site of the round failed"),
             **measured,
         )
-
-    def parts(self, round_: Round) -> list[tuple[int, torch.Tensor]]:
-        """Row index and its slice of the buffer, for every row of the round."""
-        parts, start = [], 0
-        for index in round_.rows:
-            end = start + self._rows[index].numel
-            parts.append((index, round_.buffer[start:end]))
-            start = end
-        return parts
-
-    def describe(self, round_: Round) -> dict[str, Any]:
-        """A reduced round without its tensors, as JSON values."""
-        return {
-            "rows": [self._rows[index].row.key for index in round_.rows],
-            "clock": round_.clock,
-            "weight": round_.weight,
-            "tokens": round_.tokens,
-            "sites": round_.sites,
-            "weights": round_.contributions.weights,
-            "table": [(site.name, site.tokens) for site in round_.table],
-        }
-
-    def residual_state(self, flight: Round | None) -> dict[str, dict[str, torch.Tensor]]:
-        """What the codec has lost so far, by row and parameter. It is this site's alone.
-
-        Args:
-            flight: a reduced round that has not landed; what it lost counts as settled.
-        """
-        lost = flight.lost if flight is not None else {}
-        return {
-            self._rows[index].row.key: self._rows[index].named_parts(lost.get(index, flat))
-            for index, flat in self._residuals.items()
-        }
-
-    def load_residual_state(self, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Restore what ``residual_state`` returned."""
-        for index, flat in self._residuals.items():
-            self._rows[index].fill_from_parts(flat, state[self._rows[index].row.key])
-
-    def checkpoint_state(self, round_: Round | None) -> dict[str, dict[str, torch.Tensor]]:
-        """Reduced values of every row that can be in flight, zeros where nothing is.
-
-        A checkpoint is loaded into the tensors of a fresh object, so the keys may not depend on the moment.
-        """
-        parts = dict(self.parts(round_)) if round_ is not None else {}
-        return {
-            row.row.key: row.named_parts(parts.get(index, torch.zeros(row.numel, device=row.device)))
-            for index, row in enumerate(self._rows)
-            if row.row.delay
-        }
-
-    def restore(self, description: Mapping[str, Any], state: Mapping[str, Any]) -> Round:
-        """The reduced round that ``describe`` and ``checkpoint_state`` told of."""
-        keys = [row.row.key for row in self._rows]
-        rows = [keys.index(key) for key in description["rows"]]
-        round_ = Round(
-            intent=rows,
-            clock=description["clock"],
-            weight=0.0,
-            tokens=description["tokens"],
-            rows=rows,
-            sites=description["sites"],
-        )
-        self.fill(round_)
-        for index, part in self.parts(round_):
-            self._rows[index].fill_from_parts(part, state[keys[index]])
-        round_.contributions = Contributions(description["weights"], [[]] * len(description["weights"]))
-        round_.table = [
-            Standing(name=name, tokens=tokens, fingerprint=self._fingerprint, clock=round_.clock, rows=rows)
-            for name, tokens in description["table"]
-        ]
-        round_.weight = description["weight"]
-        return round_
 
     def run(self, round_: Round, all_ready: Callable[[Round], bool]) -> Round:
         """Quorum, agreement and reduction; errors end up in ``round_.problem`` or at the manager, never as
@@ -274,10 +184,10 @@ class Exchange:
     def _reduce(self, round_: Round) -> None:
         started = time.perf_counter()
         self._weigh(round_)
-        parts = dict(self.parts(round_))
+        parts = dict(round_.parts(self._rows))
         for rows in self._together(round_.rows):
             values = self._joined(round_.buffer, [parts[index] for index in rows])
-            wanted = [index for index in rows if index in self._residuals or self._rows[index].takes_lost]
+            wanted = [index for index in rows if self.residuals.takes(index)]
             lost = torch.empty_like(values) if wanted and round_.weight > 0 else None
             travelled = self._pairing.reduce(
                 self._reductions[rows[0]],
@@ -305,7 +215,7 @@ class Exchange:
         for site, factors in outliers.items():
             logger.warning(
                 "site %s: its update after inner step %d is %.3g times the largest that its peers' median allows; %s",
-                self._name(round_, site),
+                round_.name(site),
                 round_.clock,
                 1 / min(factors),
                 "left out" if action == "drop" else "clipped",
@@ -315,7 +225,7 @@ class Exchange:
         if action == "drop":
             self._silence(round_)
             return
-        parts = dict(self.parts(round_))
+        parts = dict(round_.parts(self._rows))
         for index, factor in zip(self._guarded(round_.rows), outliers[rank]):
             self._rows[index].damp(parts[index], factor, round_.weight)
 
@@ -327,8 +237,13 @@ class Exchange:
         round_.weight = 0.0
         round_.buffer.zero_()
 
-    def _name(self, round_: Round, rank: int) -> str:
-        return (round_.table[rank].name if rank < len(round_.table) else "") or f"#{rank}"
+    def _wire_bytes(self, round_: Round) -> int:
+        if not round_.seconds_reduce:
+            return 0
+        travelled = [index for index in round_.rows if index not in round_.silent]
+        return sum(
+            self._pairing.wire_bytes(self._reductions[run[0]], run, round_.sites) for run in self._together(travelled)
+        )
 
     def _together(self, rows: Sequence[int]) -> list[list[int]]:
         """Neighbouring rows that are summed alike travel as one: fewer and fuller buckets."""

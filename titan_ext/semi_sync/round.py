@@ -1,11 +1,14 @@
 """A round from launch to landing, as far as this rank knows it."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from titan_ext.semi_sync.contributions import Contributions
 from titan_ext.semi_sync.standing import Position, Standing
+from titan_ext.semi_sync.synced import SyncedRow
 
 
 @dataclass(slots=True)
@@ -57,3 +60,69 @@ class Round:
     def contributors(self) -> list[int]:
         """Ranks of the sites that contributed."""
         return self.contributions.contributors if self.contributions is not None else []
+
+    def name(self, rank: int) -> str:
+        """Of the site with this rank in the quorum."""
+        return (self.table[rank].name if rank < len(self.table) else "") or f"#{rank}"
+
+    def parts(self, rows: Sequence[SyncedRow]) -> list[tuple[int, torch.Tensor]]:
+        """Row index and its slice of the buffer, for every row of the round."""
+        parts, start = [], 0
+        for index in self.rows:
+            end = start + rows[index].numel
+            parts.append((index, self.buffer[start:end]))
+            start = end
+        return parts
+
+    # -- a reduced round in a checkpoint -----------------------------------------------------------
+
+    def describe(self, rows: Sequence[SyncedRow]) -> dict[str, Any]:
+        """Without its tensors, as JSON values."""
+        return {
+            "rows": [rows[index].row.key for index in self.rows],
+            "clock": self.clock,
+            "weight": self.weight,
+            "tokens": self.tokens,
+            "sites": self.sites,
+            "weights": self.contributions.weights,
+            "table": [(site.name, site.tokens) for site in self.table],
+        }
+
+    @classmethod
+    def restored(
+        cls, description: Mapping[str, Any], state: Mapping[str, Any], rows: Sequence[SyncedRow], device: torch.device
+    ) -> "Round":
+        """The round that ``describe`` and ``flight_state`` told of."""
+        keys = [row.row.key for row in rows]
+        indices = [keys.index(key) for key in description["rows"]]
+        clock = description["clock"]
+        round_ = cls(
+            intent=indices,
+            clock=clock,
+            weight=description["weight"],
+            tokens=description["tokens"],
+            rows=indices,
+            sites=description["sites"],
+            buffer=torch.empty(sum(rows[index].numel for index in indices), device=device),
+            contributions=Contributions(description["weights"], [[] for _ in description["weights"]]),
+            table=[
+                Standing(name=name, tokens=tokens, fingerprint=0, clock=clock, rows=indices)
+                for name, tokens in description["table"]
+            ],
+        )
+        for index, part in round_.parts(rows):
+            rows[index].fill_from_parts(part, state[keys[index]])
+        return round_
+
+
+def flight_state(round_: Round | None, rows: Sequence[SyncedRow]) -> dict[str, dict[str, torch.Tensor]]:
+    """Reduced values of every row that can be in flight, zeros where nothing is, for a checkpoint.
+
+    It is loaded into the tensors of a fresh object, so the keys may not depend on the moment.
+    """
+    parts = dict(round_.parts(rows)) if round_ is not None else {}
+    return {
+        row.row.key: row.named_parts(parts.get(index, torch.zeros(row.numel, device=row.device)))
+        for index, row in enumerate(rows)
+        if row.row.delay
+    }
