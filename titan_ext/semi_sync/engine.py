@@ -160,7 +160,7 @@ class SemiSync:
         Raises:
             UserError: the other sites run another plan or model; names what differs.
         """
-        said = None
+        said = ""
         while True:
             round_ = self._begin(None, weight=0.0)
             self._exchange.run(round_, self._all_ready)
@@ -177,9 +177,10 @@ class SemiSync:
                 return
             if refusal is not None:
                 raise UserError(refusal)
-            if round_.problem != said:
-                logger.warning("not joining yet: %s", round_.problem or "the quorum or its exchange failed")
-                said = round_.problem
+            problem = round_.problem or "the exchange with another site failed"
+            if problem != said:
+                logger.warning("not joining yet: %s", problem)
+                said = problem
             time.sleep(_PAUSE_SECONDS)
 
     def step(self, tokens: int = 1) -> None:
