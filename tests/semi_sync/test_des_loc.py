@@ -152,3 +152,41 @@ def test_newcomer_gets_the_mean_of_the_moments_and_the_step_count():
     assert len({clock for _, _, _, clock in results}) == 1
     assert {step for _, _, step, _ in results} == {float(results[0][3])}
     assert PARAMETERS == "params"
+
+
+def test_t19_a_site_that_dies_between_syncs_is_missing_in_the_next_mean_and_nowhere_else():
+    """All three states of the survivors are the mean over the survivors; their local steps all count."""
+
+    def body(index, own):
+        model = torch.nn.Module()
+        model.weight = torch.nn.Parameter(torch.tensor([0.5, -1.0, 2.0]))
+        optimizer = torch.optim.Adam([model.weight], lr=LR, betas=(BETA1, BETA2), eps=EPS)
+        outer = outer_loop(
+            model, optimizer, own, method="des_loc", sync_every=2, first_moment_sync_every=2, second_moment_sync_every=2
+        )
+        outer.join()
+        state = optimizer.state[model.weight]
+
+        def values():
+            return [each.detach().clone() for each in (model.weight, state["exp_avg"], state["exp_avg_sq"])]
+
+        seen = []
+        while outer.clock < 6:
+            if index == 2 and outer.clock == 5:
+                own.shutdown(wait=False)  # its heartbeats end
+                return None
+            model.weight.grad = torch.tensor(gradient(index, outer.clock + 1, model.weight.tolist()))
+            optimizer.step()
+            mine = values()
+            outer.step()
+            seen.append((mine, values(), outer.ledger.last.participants if outer.ledger.last else 0))
+        return seen
+
+    *survivors, dead = run_sites(3, body, min_sites=2)
+    assert dead is None
+    assert [each[5][2] for each in survivors] == [2, 2] and survivors[0][3][2] == 3
+    for key in range(3):
+        mean = (survivors[0][5][0][key] + survivors[1][5][0][key]) / 2
+        for survivor in survivors:
+            assert torch.equal(survivor[5][1][key], survivors[0][5][1][key])
+            torch.testing.assert_close(survivor[5][1][key], mean)
