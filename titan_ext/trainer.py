@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -19,7 +20,7 @@ from titan_ext.observe import MetricsProcessor  # noqa: E402
 from titan_ext.optim.switch import Switch, SwitchConfig  # noqa: E402
 from titan_ext.optimizers import OptimizersContainer  # noqa: E402
 from titan_ext.replica import Replica, ReplicaConfig  # noqa: E402
-from titan_ext.semi_sync import SemiSync, SemiSyncConfig  # noqa: E402
+from titan_ext.semi_sync import CommitLog, SemiSync, SemiSyncConfig  # noqa: E402
 
 
 class Trainer(torchtitan_trainer.Trainer):
@@ -61,6 +62,9 @@ class Trainer(torchtitan_trainer.Trainer):
         """One inner step, then whatever the outer loop has due."""
         # torchtitan has counted the step that is about to be taken.
         self._switch.before_step(self.step - 1)
+        for part in self.model_parts:
+            if hasattr(part, "set_step"):
+                part.set_step(self.step)
         super().train_step(data_iterator)
         if self.outer is not None:
             if self.config.semi_sync.order == "after_step":
@@ -109,6 +113,9 @@ class Trainer(torchtitan_trainer.Trainer):
             optimizers=self.optimizers,
             manager=self.replica,
             site_weight=config.site.weight,
+            site_name=config.site.name,
+            commit_log=CommitLog(Path(config.dump_folder) / "commits.jsonl"),
+            roll_back=config.replica.roll_back,
             on_round=self.metrics_processor.log_round,
         )
         if config.semi_sync.order == "paper":

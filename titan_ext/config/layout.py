@@ -142,6 +142,9 @@ def pipeline_stages(settings: Settings, config: Any) -> list[list[str]]:
         names = [name for name in vars(schedules) if name.startswith("Schedule")]
         problem = f"unknown schedule; {hint(schedule, [name.removeprefix('Schedule') for name in names])}"
         raise settings.error("parallelism.pipeline_parallel_schedule", problem, schedule) from None
+    if hasattr(model, "pipeline_stages") and not model.enable_weight_tying:
+        # A model whose parts cannot be cut apart anywhere says where.
+        return model.pipeline_stages(parallelism, _PipelineOnly(parallelism.pipeline_parallel_degree))
     if parallelism.module_fqns_per_model_part is not None:
         return parallelism.module_fqns_per_model_part
     if getattr(model, "enable_weight_tying", False):

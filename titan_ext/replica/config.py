@@ -15,8 +15,25 @@ class ReplicaConfig:
     min_sites: int = 1
     """Sites that a round needs; fewer wait instead of committing alone."""
 
+    roll_back: bool = False
+    """Go on from a checkpoint older than the run's last commit although a site that took part in that commit is
+    missing; without it a site waits for the others."""
+
     hostname: str | None = None
-    """Name or address under which the other sites reach this one; unset: that of the interface towards the lighthouse."""
+    """Name or address under which the other sites reach this one; unset: that of the interface towards the lighthouse.
+    It must be one of this machine's own, since Gloo announces what it listens on: behind a NAT that translates
+    addresses sites need a VPN, and name the address inside it."""
+
+    interface: str | None = None
+    """Instead of ``hostname``: the network interface, such as ``eth1`` or ``wg0``, whose address the others are told."""
+
+    secret_file: str | None = None
+    """File of at least 16 bytes, open to its owner alone, that is the same at all sites and there on every machine of a
+    site: only who proves to hold it takes part in a round or is given the shared state; unset: everybody who reaches
+    the lighthouse."""
+
+    admission_timeout_seconds: float = 15.0
+    """How long the sites of a new quorum wait for those among them that prove nothing."""
 
     manager_port: int = 0
     """Port of this site's manager server; 0 takes a free one."""
@@ -64,6 +81,8 @@ class ReplicaConfig:
         for key in ("manager_port", "state_port"):
             if not 0 <= getattr(self, key) < 65536:
                 raise ValueError(f"{key} = {getattr(self, key)}: must be 0 or a port below 65536")
+        if self.hostname is not None and self.interface is not None:
+            raise ValueError(f'interface = "{self.interface}": must be unset where hostname ("{self.hostname}") is set')
         for key in (
             "quorum_timeout_seconds",
             "timeout_seconds",
@@ -71,6 +90,7 @@ class ReplicaConfig:
             "heartbeat_interval_seconds",
             "heartbeat_timeout_seconds",
             "join_timeout_seconds",
+            "admission_timeout_seconds",
         ):
             if not getattr(self, key) > 0:
                 raise ValueError(f"{key} = {getattr(self, key)}: must be above 0 seconds")
