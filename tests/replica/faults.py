@@ -4,9 +4,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from urllib.parse import urlsplit
 
-from titan_ext.replica.chunks import Announcement, digest
+from titan_ext.replica.chunks import DIGEST_BYTES, Announcement
 
 TAG = f'"{"0" * 32}"'
 
@@ -54,6 +55,7 @@ class Line:
         self._tamper = tamper
         self.connections = 0
         self.bytes = 0
+        self.requests = bytearray()
 
     def serve(self, client: socket.socket, number: int) -> None:
         self.connections += 1
@@ -72,6 +74,7 @@ class Line:
     def _ask(self, client: socket.socket, member: socket.socket) -> None:
         try:
             while data := client.recv(4096):
+                self.requests += data
                 member.sendall(data)
             member.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -81,10 +84,10 @@ class Line:
 def answer(body: bytes, **changes: str) -> bytes:
     """What a member would answer whose message is ``body`` in one chunk, with other values of some headers."""
     headers = Announcement(TAG, len(body), max(1, len(body))).headers()
-    headers["Content-Length"] = str(len(body) + len(digest(body).digest()))
+    headers["Content-Length"] = str(len(body) + DIGEST_BYTES)
     headers |= {name.replace("_", "-"): value for name, value in changes.items()}
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"HTTP/1.1 200 OK\r\n{lines}\r\n".encode() + body + digest(body).digest()
+    return f"HTTP/1.1 200 OK\r\n{lines}\r\n".encode() + body + sha256(body).digest()
 
 
 def always(data: bytes) -> Callable[[socket.socket, int], None]:

@@ -16,6 +16,7 @@ import torch
 from tests.replica.states import STATE, assert_same
 from titan_ext.errors import UserError
 from titan_ext.replica import ReplicaConfig
+from titan_ext.replica.admission import Secret
 from titan_ext.replica.fetch import fetch_state
 from titan_ext.replica.tls import load_tls
 from titan_ext.replica.transport import StateTransport
@@ -87,8 +88,8 @@ def sites(tmp_path_factory) -> Sites:
 
 
 @contextmanager
-def serving(files: tuple[str, str, str], hostname: str = "localhost"):
-    donor = StateTransport(hostname, 0, TIMEOUT, tls=load_tls(*files), chunk_bytes=100)
+def serving(files: tuple[str, str, str], hostname: str = "localhost", secret: Secret | None = None):
+    donor = StateTransport(hostname, 0, TIMEOUT, tls=load_tls(*files), secret=secret, chunk_bytes=100)
     try:
         donor.send_checkpoint([1], step=7, state_dict=STATE, timeout=TIMEOUT)
         yield donor.metadata()
@@ -114,6 +115,15 @@ def test_sites_of_one_authority(sites):
             assert_same(receiver.recv_checkpoint(0, url, step=7, timeout=TIMEOUT), STATE)
         finally:
             receiver.shutdown()
+
+
+@needs_openssl
+def test_with_a_secret_too(sites):
+    secret, context = Secret(b"the secret of this run"), load_tls(*sites.ours).client
+    with serving(sites.ours, secret=secret) as url:
+        assert_same(fetch_state(url, 7, timeout=20, streams=3, context=context, secret=secret), STATE)
+        with pytest.raises(OSError, match="403"):
+            fetch_state(url, 7, timeout=20, context=context)
 
 
 @needs_openssl

@@ -1,7 +1,11 @@
 """Addresses: where the lighthouse is and under which address the other sites reach this one."""
 
+import fcntl
+import ipaddress
 import os
 import socket
+import struct
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from titan_ext.errors import UserError
@@ -47,6 +51,82 @@ def reachable_address(lighthouse: str) -> str:
             return probe.getsockname()[0]
     except OSError as error:
         raise UserError(f"replica.lighthouse = {lighthouse}: no way to {parts.hostname} ({error})") from error
+
+
+def own_address(hostname: str) -> str:
+    """``hostname`` itself, once it is known to be a name or address of this machine.
+
+    Raises:
+        UserError: it does not resolve, or this machine cannot listen there.
+    """
+    setting = f'replica.hostname = "{hostname}"'
+    try:
+        found = socket.getaddrinfo(hostname, 0, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{setting}: cannot be resolved ({error})") from error
+    if not any(_is_own(*each) for each in found):
+        addresses = ", ".join(sorted({address[0] for *_, address in found}))
+        raise UserError(
+            f"{setting}: {addresses} is no address of this machine: give one that the other sites reach, "
+            "or the interface that has it (replica.interface)"
+        )
+    return hostname
+
+
+def _is_own(family: int, kind: int, protocol: int, _: str, address: tuple) -> bool:
+    if ipaddress.ip_address(address[0].split("%")[0]).is_unspecified:
+        return False  # every machine listens there
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except OSError:
+        return False
+    return True
+
+
+_SIOCGIFADDR = 0x8915
+
+
+def interface_address(name: str) -> str:
+    """The numeric address of a network interface: IPv4, or IPv6 where it has no other.
+
+    Raises:
+        UserError: there is no such interface, or it has no address that other machines could use.
+    """
+    setting = f'replica.interface = "{name}"'
+    names = [each for _, each in socket.if_nameindex()]
+    if name not in names:
+        raise UserError(f"{setting}: no such interface; this machine has {', '.join(names)}")
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+            return socket.inet_ntoa(answer[20:24])
+    except OSError:
+        pass  # no IPv4
+    table = Path("/proc/net/if_inet6")
+    for line in table.read_text().splitlines() if table.exists() else []:
+        address, _, _, scope, _, device = line.split()
+        if device == name and scope in ("00", "10"):  # not those of the link alone
+            return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(address))
+    raise UserError(f"{setting}: it has no address that other machines could reach")
+
+
+def check_port(setting: str, port: int) -> None:
+    """Refuse a port that cannot be listened on; 0 stands for a free one.
+
+    Raises:
+        UserError: naming ``setting``.
+    """
+    if not port:
+        return
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do it
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind(("::", port))
+            probe.listen()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"{setting}: cannot listen on port {port} ({error})") from error
 
 
 def url_host(host: str) -> str:

@@ -4,18 +4,21 @@
 its SHA-256. Digests that travel with the bytes are computed while these are read: neither end holds
 the message or a list of digests. Every answer announces the whole message in its headers; its
 ``ETag`` names one offer of one member and goes back as ``If-Match``, so that a transfer never mixes
-two offers of one step.
+two offers of one step. Between sites with a secret a digest is an HMAC with the connection's key.
 """
 
 import hashlib
+import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 CHUNK_BYTES = 8 * 2**20
 ROOT = "/state/"
-digest = hashlib.sha256
-DIGEST_BYTES = digest().digest_size
+LATEST = 10**18 - 1
+"""In place of a step: a copy of the member's state of the moment, which says itself of which step it is."""
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 _MAX_CHUNK_BYTES = 64 * 2**20
 _MAX_BYTES = 2**50
@@ -64,6 +67,14 @@ class Announcement:
     def answer_bytes(self, first: int, last: int) -> int:
         """Size of an answer: the chunks ``first`` to ``last`` with their digests."""
         return self.span(last)[1] - self.span(first)[0] + (last - first + 1) * DIGEST_BYTES
+
+
+def chunk_digest(key: bytes | None, step: int, announcement: Announcement, chunk: int) -> Any:
+    """A hashlib object for the bytes of one chunk; with a key it also stands for where they belong."""
+    if key is None:
+        return hashlib.sha256()
+    place = f"{step} {announcement.tag} {announcement.num_bytes} {announcement.chunk_bytes} {chunk} "
+    return hmac.new(key, place.encode(), hashlib.sha256)
 
 
 def request_path(step: int, first: int, last: int) -> str:

@@ -19,6 +19,10 @@ class ReplicaConfig:
     """Go on from a checkpoint older than the run's last commit although a site that took part in that commit is
     missing; without it a site waits for the others."""
 
+    fetch_ahead: bool = True
+    """A site that starts while others train fetches a copy of their shared state before it is heard of, so that they
+    need not wait for the transfer; the member that gives it keeps the copy in memory until its next round."""
+
     hostname: str | None = None
     """Name or address under which the other sites reach this one; unset: that of the interface towards the lighthouse.
     It must be one of this machine's own, since Gloo announces what it listens on: behind a NAT that translates

@@ -1,26 +1,38 @@
 """A rank's membership in the run: torchft's manager with a site's addresses, patience and words."""
 
 import logging
+import math
 import os
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
 from torchft.manager import Manager
 
-from titan_ext.errors import RunError
-from titan_ext.replica.address import is_listening, lighthouse_url, reachable_address
+from titan_ext.errors import RunError, UserError
+from titan_ext.replica.address import (
+    check_port,
+    interface_address,
+    is_listening,
+    lighthouse_url,
+    own_address,
+    reachable_address,
+)
+from titan_ext.replica.admission import Secret, load_secret
+from titan_ext.replica.ahead import fetch_ahead
 from titan_ext.replica.config import ReplicaConfig
+from titan_ext.replica.doorkeeper import Doorkeeper
 from titan_ext.replica.process_group import SiteProcessGroup
+from titan_ext.replica.quorum import AdmittedQuorums
 from titan_ext.replica.tls import load_tls
 from titan_ext.replica.transport import StateTransport
+from titan_ext.replica.watch import QuorumWatch
 
 logger = logging.getLogger(__name__)
 
-_REMINDER_SECONDS = 30.0
+# Between attempts to reach a lighthouse that has gone.
+_RETRY_SECONDS = 1.0
 
 
 class Replica(Manager):
@@ -35,7 +47,8 @@ class Replica(Manager):
         world_size: ranks of the site.
 
     Raises:
-        UserError: no lighthouse is named, its name does not resolve, or the TLS files are not what they should be.
+        UserError: no lighthouse is named or its name does not resolve; the address is not this machine's or a port is
+            taken; the files of TLS or of the secret are not what they should be.
         RunError: the lighthouse cannot be reached.
     """
 
@@ -45,56 +58,91 @@ class Replica(Manager):
         config.validate()
         self._config = config
         self.lighthouse = lighthouse_url(config.lighthouse)
-        hostname = config.hostname or reachable_address(self.lighthouse)
-        timeout = timedelta(seconds=config.timeout_seconds)
-        tls = None
-        if config.tls_certificate is not None:
-            tls = load_tls(config.tls_certificate, config.tls_key, config.tls_authority)
+        hostname = _advertised(config, self.lighthouse)
+        _check_ports(config, rank, world_size)
+        secret = load_secret(config.secret_file)
+        # The other sites rendezvous at this site's store, so it is named as they know it.
+        store_host, store_port = hostname if rank == 0 else os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        transport = _transport(config, hostname, rank, secret)
         if rank == 0:
             self._find_lighthouse()
+        if config.fetch_ahead:
+            # Before the lighthouse hears of this site: from then on the others' rounds wait for it.
+            fetch_ahead(self.lighthouse, site=site, rank=rank, fetch=transport.fetch_ahead)
         try:
             super().__init__(
-                pg=SiteProcessGroup(hostname, timeout),
+                pg=SiteProcessGroup(hostname, timedelta(seconds=config.timeout_seconds)),
                 load_state_dict=None,
                 state_dict=None,
                 min_replica_size=config.min_sites,
                 use_async_quorum=False,
-                timeout=timeout,
+                timeout=timedelta(seconds=config.timeout_seconds),
                 quorum_timeout=timedelta(seconds=config.quorum_timeout_seconds),
                 connect_timeout=timedelta(seconds=config.connect_timeout_seconds),
                 rank=rank,
                 world_size=world_size,
-                # The other sites rendezvous at this site's store, so it is named as they know it.
-                store_addr=hostname if rank == 0 else os.environ["MASTER_ADDR"],
-                store_port=int(os.environ["MASTER_PORT"]),
+                store_addr=store_host,
+                store_port=store_port,
                 lighthouse_addr=self.lighthouse,
                 replica_id=site,
                 port=config.manager_port,
                 hostname=hostname,
                 heartbeat_interval=timedelta(seconds=config.heartbeat_interval_seconds),
-                checkpoint_transport=StateTransport(
-                    hostname, config.state_port and config.state_port + rank, timeout, tls=tls
-                ),
+                checkpoint_transport=transport,
+                # torchft's server asks the lighthouse again for all ranks; it spreads this number over the timeout.
+                quorum_retries=math.ceil(config.quorum_timeout_seconds / _RETRY_SECONDS),
             )
         except RuntimeError as error:
             raise RunError(f"cannot join through the lighthouse at {self.lighthouse}: {error}") from error
+        self._client = self._quorums = AdmittedQuorums(
+            self._client,
+            rank=rank,
+            ranks=world_size,
+            store=self._store,
+            doorkeeper=self._doorkeeper(f"{store_host}:{store_port}", secret) if rank == 0 else None,
+            min_sites=config.min_sites,
+            leave=lambda: self._pg.abort(errored=False),
+        )
 
     def start_quorum(self, **options: Any) -> None:
         """Wait for the other sites and agree on who takes part.
 
+        A quorum of sites that could not meet makes the next vote a no.
+
         Raises:
-            RunError: no quorum came about within ``quorum_timeout_seconds``.
+            RunError: no quorum of enough sites came about within ``quorum_timeout_seconds``.
+            UserError: the sites that are running do not admit this one.
         """
         try:
-            with self._reminding():
+            with QuorumWatch(self.lighthouse, self._waiting_for) if self._group_rank == 0 else nullcontext():
                 super().start_quorum(**options)
+        except UserError:
+            self._quorum_future = None
+            raise
         except (TimeoutError, RuntimeError) as error:
             # torchft would raise the old failure again at the next quorum.
             self._quorum_future = None
+            waiting = self._waiting_for() if is_listening(self.lighthouse) else "the lighthouse does not answer"
             raise RunError(
                 f"no quorum within replica.quorum_timeout_seconds = {self._config.quorum_timeout_seconds:g} "
-                f"at {self.lighthouse} ({self._waiting_for()}): {error}"
+                f"at {self.lighthouse} ({waiting}): {error}"
             ) from error
+        if self._quorums.problem is not None:
+            self.report_error(RuntimeError(self._quorums.problem))
+
+    def tend(self) -> None:
+        """Call between inner steps: a site that is about to join may want a copy of the shared state."""
+        self._checkpoint_transport.tend(self.current_step(), self._manager_state_dict)
+
+    def _doorkeeper(self, store_address: str, secret: Secret | None) -> Doorkeeper:
+        return Doorkeeper(
+            self._store,
+            store_address=store_address,
+            manager_address=self._manager.address(),
+            secret=secret,
+            min_sites=self._config.min_sites,
+            seconds=self._config.admission_timeout_seconds,
+        )
 
     def _find_lighthouse(self) -> None:
         for attempt in range(self._config.lighthouse_retries + 1):
@@ -114,23 +162,32 @@ class Replica(Manager):
         )
 
     def _waiting_for(self) -> str:
-        if not is_listening(self.lighthouse):
-            return "the lighthouse does not answer"
-        return f"waiting for {self._config.min_sites} site(s) at least, and for those alive but busy"
+        here, least = self._quorums.here, self._config.min_sites
+        if here is not None:
+            return f"{here} of at least {least} sites here (replica.min_sites)"
+        return f"waiting for {least} site(s) at least (replica.min_sites), and for those alive but busy"
 
-    @contextmanager
-    def _reminding(self) -> Iterator[None]:
-        """Say now and then why nothing happens while the quorum is awaited."""
-        done = threading.Event()
 
-        def remind() -> None:
-            started = time.monotonic()
-            while not done.wait(_REMINDER_SECONDS):
-                logger.info("%.0f s in the quorum: %s", time.monotonic() - started, self._waiting_for())
+def _advertised(config: ReplicaConfig, lighthouse: str) -> str:
+    if config.interface is not None:
+        return interface_address(config.interface)
+    return own_address(config.hostname) if config.hostname is not None else reachable_address(lighthouse)
 
-        if self._group_rank == 0:
-            threading.Thread(target=remind, daemon=True, name="titan_ext-reminder").start()
-        try:
-            yield
-        finally:
-            done.set()
+
+def _check_ports(config: ReplicaConfig, rank: int, world_size: int) -> None:
+    if rank == 0:
+        check_port(f"replica.manager_port = {config.manager_port}", config.manager_port)
+    if config.state_port:
+        setting = f"replica.state_port = {config.state_port}, of rank {rank}"
+        if rank == 0 and config.manager_port - config.state_port in range(world_size):
+            raise UserError(f"{setting}: replica.manager_port = {config.manager_port} lies among the ports of the ranks")
+        check_port(setting, config.state_port + rank)
+
+
+def _transport(config: ReplicaConfig, hostname: str, rank: int, secret: Secret | None) -> StateTransport:
+    tls = None
+    if config.tls_certificate is not None:
+        tls = load_tls(config.tls_certificate, config.tls_key, config.tls_authority)
+    timeout = timedelta(seconds=config.timeout_seconds)
+    port = config.state_port and config.state_port + rank
+    return StateTransport(hostname, port, timeout, tls=tls, secret=secret)

@@ -3,29 +3,32 @@
 import logging
 import secrets
 import socket
-import ssl
-import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 from torchft.checkpointing import CheckpointTransport
 
 from titan_ext.replica.address import url_host
-from titan_ext.replica.chunks import CHUNK_BYTES, ROOT, Announcement, digest, parse_path
+from titan_ext.replica.admission import Secret
+from titan_ext.replica.chunks import CHUNK_BYTES, LATEST, ROOT, Announcement, chunk_digest, parse_path
 from titan_ext.replica.fetch import fetch_state
-from titan_ext.replica.sockets import OpenSockets, cut
+from titan_ext.replica.introduction import Server
+from titan_ext.replica.server import StateServer
+from titan_ext.replica.sockets import cut
 from titan_ext.replica.state_format import Message
 from titan_ext.replica.tls import Tls
 
 logger = logging.getLogger(__name__)
 
-_MAX_CONNECTIONS = 256
 _POLL_SECONDS = 0.1
+_COPY_SECONDS = 60.0  # that a newcomer waits for the end of an inner step, between two of which a copy is made
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class StateTransport(CheckpointTransport[Any]):
         timeout: how long a request waits for the state, how long it may then take, and how long
             ``disallow_checkpoint`` bears with it.
         tls: certificates for both directions; None: plain HTTP.
+        secret: what both ends prove to hold; None: everybody is served.
         streams: connections over which a state is fetched.
         chunk_bytes: size of the pieces that are checked and, after a failure, fetched again.
     """
@@ -55,19 +59,24 @@ class StateTransport(CheckpointTransport[Any]):
         timeout: timedelta,
         *,
         tls: Tls | None = None,
+        secret: Secret | None = None,
         streams: int = 2,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self._hostname = hostname
         self._timeout = timeout.total_seconds()
         self._tls = tls
+        self._secret = secret
         self._streams = streams
         self._chunk_bytes = chunk_bytes
         self._changed = threading.Condition()
         self._offer: _Offer | None = None
+        self._copy: tuple[int, _Offer] | None = None
+        self._copies_made = self._copy_wanted = False
+        self._ahead: Any = None
         self._readers: set[socket.socket] = set()
         self._stopping = False
-        self._server = _Server(("::", port), self._handler(), self._timeout, tls and tls.server)
+        self._server = StateServer(("::", port), self._handler(), self._timeout, tls and tls.server)
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=[_POLL_SECONDS], daemon=True, name="titan_ext-state"
         )
@@ -83,11 +92,48 @@ class StateTransport(CheckpointTransport[Any]):
         if torch.accelerator.is_available():
             # Connections read the tensors from threads that know nothing of the streams that write them.
             torch.accelerator.synchronize()
-        message = Message(state_dict)
-        tag = f'"{secrets.token_hex(16)}"'
+        offer = self._offer_of(step, state_dict)
         with self._changed:
-            self._offer = _Offer(step, message, Announcement(tag, message.num_bytes, self._chunk_bytes))
+            self._offer = offer
             self._changed.notify_all()
+
+    def tend(self, step: int, make: Callable[[], Any]) -> None:
+        """Call between inner steps: makes the copy that a newcomer has asked for, and forgets one that is outdated.
+
+        Args:
+            step: of the manager.
+            make: the state, whose tensors may change after this returns.
+        """
+        with self._changed:
+            self._copies_made = True
+            if self._copy is not None and self._copy[0] != step:
+                self._copy = None
+            if not self._copy_wanted or self._copy is not None:
+                return
+        state = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), make())
+        offer = self._offer_of(LATEST, state)
+        with self._changed:
+            self._copy, self._copy_wanted = (step, offer), False
+            self._changed.notify_all()
+
+    def fetch_ahead(self, metadata: str) -> None:
+        """Fetch a copy of a member's state, for ``recv_checkpoint`` to return if the member has not moved on.
+
+        Raises:
+            ValueError, OSError: as ``recv_checkpoint``.
+        """
+        self._ahead = self._fetch(metadata, LATEST, self._timeout)
+
+    def _offer_of(self, step: int, state: Any) -> _Offer:
+        message = Message(state)
+        tag = f'"{secrets.token_hex(16)}"'
+        return _Offer(step, message, Announcement(tag, message.num_bytes, self._chunk_bytes))
+
+    def _fetch(self, metadata: str, step: int, seconds: float) -> Any:
+        context = self._tls and self._tls.client
+        return fetch_state(
+            metadata, step, timeout=seconds, streams=self._streams, context=context, secret=self._secret
+        )
 
     def disallow_checkpoint(self) -> None:
         """Stop serving; returns once no connection reads the tensors, and cuts those that do for too long."""
@@ -108,8 +154,10 @@ class StateTransport(CheckpointTransport[Any]):
             ValueError: what it sent is malformed or damaged again and again.
             OSError: it cannot be reached, refuses or stopped answering; TimeoutError after ``timeout``.
         """
-        context = self._tls and self._tls.client
-        return fetch_state(metadata, step, timeout=timeout.total_seconds(), streams=self._streams, context=context)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead["torchft"]["step"] == step:
+            return ahead
+        return self._fetch(metadata, step, timeout.total_seconds())
 
     def shutdown(self, wait: bool = True) -> None:
         """Stop the server and cut its connections."""
@@ -131,15 +179,20 @@ class StateTransport(CheckpointTransport[Any]):
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
 
+            def setup(self) -> None:
+                super().setup()
+                self.introduction = transport._secret and Server(transport._secret)
+
             def do_GET(self) -> None:
-                transport._answer(self)
+                if self.introduction is None or _is_admitted(self, self.introduction):
+                    transport._answer(self, self.introduction)
 
             def log_message(self, format: str, *args: object) -> None:
                 logger.debug("state transport: " + format, *args)
 
         return Handler
 
-    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+    def _answer(self, request: BaseHTTPRequestHandler, introduction: Server | None) -> None:
         asked = parse_path(request.path)
         if asked is None:
             request.send_error(404, f"only {ROOT}<step>/<first>-<last> is served")
@@ -156,19 +209,22 @@ class StateTransport(CheckpointTransport[Any]):
                 refusal = None if first <= last < offer.announcement.num_chunks else (416, "no such chunks")
             elif "If-Match" in request.headers:
                 refusal = 412, "this state is no longer offered"
-            if refusal is None:
+            if refusal is None and step != LATEST:
                 self._readers.add(connection)
         if refusal is not None:
             request.send_error(*refusal)
             return
         try:
-            _send(request, offer, first, last)
+            _send(request, introduction, offer, first, last)
         finally:
             with self._changed:
                 self._readers.discard(connection)
                 self._changed.notify_all()
 
     def _offered(self, step: int, tag: str | None) -> _Offer | None:
+        if step == LATEST:
+            return self._copied(tag)
+
         def fits() -> bool:
             return self._offer is not None and self._offer.step == step
 
@@ -177,72 +233,45 @@ class StateTransport(CheckpointTransport[Any]):
             self._changed.wait_for(lambda: fits() or self._stopping, timeout=self._timeout)
         return self._offer if fits() and tag in (None, self._offer.announcement.tag) else None
 
+    def _copied(self, tag: str | None) -> _Offer | None:
+        if tag is None and self._copies_made:
+            self._copy_wanted = self._copy is None
+            self._changed.wait_for(lambda: self._copy is not None or self._stopping, timeout=_COPY_SECONDS)
+        offer = self._copy[1] if self._copy is not None else None
+        return offer if offer is not None and tag in (None, offer.announcement.tag) else None
 
-def _send(request: BaseHTTPRequestHandler, offer: _Offer, first: int, last: int) -> None:
+
+def _is_admitted(request: BaseHTTPRequestHandler, introduction: Server) -> bool:
+    """Whether the client has proven to hold the secret; otherwise the request has been answered."""
+    status = introduction.listen(request.headers)
+    if status == 401:
+        request.send_response(status)
+        for name, value in {**introduction.headers(), "Content-Length": "0"}.items():
+            request.send_header(name, value)
+        request.end_headers()
+    elif status == 403:
+        logger.warning(
+            "state transport: %s is refused: it does not hold this site's secret (replica.secret_file)",
+            request.client_address[0],
+        )
+        request.send_error(status, "not the secret of this site")
+    return status == 200
+
+
+def _send(
+    request: BaseHTTPRequestHandler, introduction: Server | None, offer: _Offer, first: int, last: int
+) -> None:
+    announcement = offer.announcement
     request.send_response(200)
     request.send_header("Content-Type", "application/octet-stream")
-    request.send_header("Content-Length", str(offer.announcement.answer_bytes(first, last)))
-    for name, value in offer.announcement.headers().items():
+    request.send_header("Content-Length", str(announcement.answer_bytes(first, last)))
+    for name, value in (announcement.headers() | (introduction.headers() if introduction else {})).items():
         request.send_header(name, value)
     request.end_headers()
+    key = introduction and introduction.key
     for chunk in range(first, last + 1):
-        seen = digest()
-        for piece in offer.message.pieces(*offer.announcement.span(chunk)):
+        seen = chunk_digest(key, offer.step, announcement, chunk)
+        for piece in offer.message.pieces(*announcement.span(chunk)):
             seen.update(piece)
             request.wfile.write(piece)
         request.wfile.write(seen.digest())
-
-
-class _Server(ThreadingHTTPServer):
-    """An HTTP server that cuts a connection ``timeout`` seconds after its last request, whatever its peer does."""
-
-    address_family = socket.AF_INET6
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(
-        self,
-        address: tuple[str, int],
-        handler: type[BaseHTTPRequestHandler],
-        timeout: float,
-        context: ssl.SSLContext | None,
-    ) -> None:
-        self.open = OpenSockets()
-        self._seconds = timeout
-        self._context = context
-        super().__init__(address, handler)
-
-    def server_bind(self) -> None:
-        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        super().server_bind()
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        connection, address = super().get_request()
-        if self._context is not None:
-            # Not the handshake yet: a peer that is slow at it must not keep the others waiting.
-            connection = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-        connection.settimeout(self._seconds)
-        self.open.add(connection, time.monotonic() + self._seconds)
-        return connection, address
-
-    def verify_request(self, request: socket.socket, client_address: Any) -> bool:
-        return len(self.open) <= _MAX_CONNECTIONS
-
-    def finish_request(self, request: socket.socket, client_address: Any) -> None:
-        if self._context is not None:
-            request.do_handshake()
-        super().finish_request(request, client_address)
-
-    def close_request(self, request: socket.socket) -> None:
-        self.open.discard(request)
-        super().close_request(request)
-
-    def service_actions(self) -> None:
-        self.open.cut_expired()
-
-    def handle_error(self, request: socket.socket, client_address: Any) -> None:
-        error = sys.exc_info()[1]
-        # Peers that leave or lack a certificate are no faults of this program; anything else is.
-        logger.warning(
-            "state transport: lost %s (%r)", client_address[0], error, exc_info=not isinstance(error, OSError)
-        )

@@ -1,0 +1,260 @@
+"""Sites as real processes with the outer loop on a ``Replica``, and a lighthouse that can be killed."""
+
+import logging
+import multiprocessing
+import os
+import queue
+import re
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore
+from torchft._torchft import LighthouseServer
+
+from titan_ext.errors import RunError, UserError
+from titan_ext.replica import Replica, ReplicaConfig
+from titan_ext.semi_sync import SemiSync, SiteRanks
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.replica.sites"])
+
+SYNC_EVERY = 2
+
+
+@dataclass
+class Site:
+    """What a site is to do.
+
+    Args:
+        name: its name.
+        rate: what an inner step adds to each parameter.
+        ranks: processes.
+        steps: inner steps.
+        replica: settings of ``[replica]``.
+        torchft_step: where torchft's counter begins.
+        hold_at: inner step before which it waits until it is let go.
+        pause: seconds that an inner step takes.
+    """
+
+    name: str
+    rate: float = 1.0
+    ranks: int = 1
+    steps: int = 12
+    replica: dict[str, Any] = field(default_factory=dict)
+    torchft_step: int | None = None
+    hold_at: int | None = None
+    pause: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """What became of one rank of a site."""
+
+    site: str
+    rank: int
+    error: str | None = None
+    """Type and words of what ended it."""
+    values: list[float] = field(default_factory=list)
+    sha256: str = ""
+    rounds: list[tuple[int, int, bool]] = field(default_factory=list)
+    """Of each: inner step, sites, whether it was committed."""
+    keys: int = 0
+    """Keys of meetings and groups in the site's store at the end."""
+    log: str = ""
+
+
+class Lighthouse:
+    """A lighthouse in a process of its own, on a port that stays the same."""
+
+    def __init__(self, min_sites: int) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self._port = server.getsockname()[1]
+        self._min_sites = min_sites
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.start()
+
+    def start(self) -> None:
+        self._process = context.Process(target=_serve, args=(self._port, self._min_sites), daemon=True)
+        self._process.start()
+        _until(self._answers)
+
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self._process.kill()
+        self._process.join()
+
+    def wait_for_requests(self, count: int) -> None:
+        """Until ``count`` sites wait in the quorum."""
+        pattern = re.compile(rf"\[{count}/\d+ participants healthy\]")
+        _until(lambda: pattern.search(self._page()))
+
+    def wait_for_quorum(self, site: str, *, alone: bool = False) -> None:
+        """Until the last quorum was one with the site, or of it alone."""
+
+        def found() -> bool:
+            members = re.findall(r"<b>(\w+):[0-9a-f-]{36}</b>", self._page())
+            return members == [site] if alone else site in members
+
+        _until(found)
+
+    def _page(self) -> str:
+        return urllib.request.urlopen(f"{self.url}/status", timeout=5).read().decode()
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self._page())
+        except OSError:
+            return False
+
+
+def _serve(port: int, min_sites: int) -> None:
+    server = LighthouseServer(
+        bind=f"127.0.0.1:{port}",
+        min_replicas=min_sites,
+        join_timeout_ms=30_000,
+        quorum_tick_ms=20,
+        heartbeat_timeout_ms=1000,
+    )
+    assert server is not None
+    time.sleep(3600)
+
+
+def _until(condition: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+@contextmanager
+def running(sites: Sequence[Site], lighthouse: Lighthouse, folder: Path) -> Iterator["Run"]:
+    """Start all sites; they are killed at the end."""
+    run = Run(lighthouse, folder)
+    try:
+        for site in sites:
+            run.start(site)
+        yield run
+    finally:
+        for process in run.processes:
+            process.kill()
+            process.join()
+        lighthouse.kill()
+
+
+class Run:
+    """Sites under way."""
+
+    def __init__(self, lighthouse: Lighthouse, folder: Path) -> None:
+        self.lighthouse = lighthouse
+        self.processes: list[Any] = []
+        self._folder = folder
+        self._outcomes = context.Queue()
+        self._go = {}
+        self._held = {}
+        self._seen: dict[tuple[str, str], int] = {}
+
+    def start(self, site: Site) -> None:
+        """Start the ranks of a site."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        self._go[site.name] = context.Event()
+        self._held[site.name] = context.Semaphore(0)
+        for rank in range(site.ranks):
+            log = self._folder / f"{site.name}.{rank}.log"
+            signals = self._held[site.name], self._go[site.name]
+            process = context.Process(
+                target=_rank, args=(site, rank, port, self.lighthouse.url, str(log), signals, self._outcomes)
+            )
+            process.start()
+            self.processes.append(process)
+
+    def wait_until_held(self, *sites: Site) -> None:
+        """Until every rank of the sites waits at ``hold_at``."""
+        for site in sites:
+            for _ in range(site.ranks):
+                assert self._held[site.name].acquire(timeout=120), f"{site.name} never came"
+
+    def wait_for_log(self, site: Site, words: str) -> None:
+        """Until rank 0 of the site has logged ``words`` since they were last waited for."""
+        path = self._folder / f"{site.name}.0.log"
+        seen = self._seen.get((site.name, words), 0)
+        _until(lambda: words in path.read_text()[seen:])
+        self._seen[site.name, words] = path.read_text().index(words, seen) + len(words)
+
+    def let_go(self, *sites: Site) -> None:
+        for site in sites:
+            self._go[site.name].set()
+
+    def outcomes(self, count: int) -> dict[tuple[str, int], Outcome]:
+        """What became of the first ``count`` ranks to end, by site and rank."""
+        found = {}
+        for _ in range(count):
+            try:
+                outcome = self._outcomes.get(timeout=120)
+            except queue.Empty:
+                logs = "\n".join(f"{path}:\n{path.read_text()}" for path in sorted(self._folder.glob("*.log")))
+                raise AssertionError(f"only {sorted(found)} ended\n{logs}") from None
+            found[outcome.site, outcome.rank] = outcome
+        return found
+
+
+def _rank(site: Site, rank: int, port: int, lighthouse: str, log: str, signals: Any, outcomes: Any) -> None:
+    torch.set_num_threads(1)
+    logging.basicConfig(filename=log, level=logging.INFO, force=True)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    store = TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=site.ranks)
+    outcome = Outcome(site.name, rank)
+    try:
+        _train(site, rank, lighthouse, signals, outcome)
+    except (UserError, RunError) as error:
+        outcome.error = f"{type(error).__name__}: {error}"
+    outcome.keys = sum(key.startswith(("torchft/", "titan_ext/")) for key in store.list_keys())
+    outcome.log = Path(log).read_text()
+    outcomes.put(outcome)
+    outcomes.close()
+    outcomes.join_thread()
+    dist.barrier()  # rank 0 has the store
+    os._exit(0)
+
+
+def _train(site: Site, rank: int, lighthouse: str, signals: Any, outcome: Outcome) -> None:
+    held, go = signals
+    settings = {"hostname": "127.0.0.1", "heartbeat_interval_seconds": 0.2, "timeout_seconds": 20.0}
+    config = ReplicaConfig(lighthouse=lighthouse, **settings | site.replica)
+    replica = Replica(config, site=site.name, rank=rank, world_size=site.ranks)
+    if site.torchft_step is not None:
+        replica.load_state_dict({"step": site.torchft_step, "batches_committed": 0})
+    model = torch.nn.Linear(7, 5, bias=False)
+    model.weight.data.zero_()
+    records: list[Any] = []
+    outer = SemiSync.Config(method="local_sgd", sync_every=SYNC_EVERY).build(
+        model_parts=[model],
+        optimizers=[],
+        manager=replica,
+        site_ranks=SiteRanks(),
+        site_name=site.name,
+        on_round=records.append,
+    )
+    try:
+        outer.join()
+        while outer.clock < site.steps:
+            if outer.clock == site.hold_at:
+                held.release()
+                assert go.wait(120)
+            model.weight.data += site.rate
+            outer.step()
+            time.sleep(site.pause)
+        outer.finish()
+        outcome.sha256 = outer.shared_state_sha256()
+    finally:
+        outcome.values = sorted(set(model.weight.detach().flatten().tolist()))
+        outcome.rounds = [(each.step, each.sites, each.committed) for each in records]

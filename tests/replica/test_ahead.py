@@ -1,0 +1,165 @@
+"""A newcomer that fetches the shared state before its first quorum."""
+
+import re
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+import torch
+from torch.distributed import TCPStore
+from torchft.manager import Manager
+
+from tests.semi_sync.sites import lighthouse
+from titan_ext.replica.ahead import fetch_ahead
+from titan_ext.replica.chunks import LATEST
+from titan_ext.replica.process_group import SiteProcessGroup
+from titan_ext.replica.transport import StateTransport
+from titan_ext.semi_sync import SemiSync, SiteRanks
+
+SECONDS = timedelta(seconds=20)
+
+
+class Counting(StateTransport):
+    """Counts what is fetched in quorums."""
+
+    fetched = 0
+
+    def _fetch(self, metadata, step, seconds):
+        self.fetched += step != LATEST
+        return super()._fetch(metadata, step, seconds)
+
+
+@contextmanager
+def site(url, name, transport=None):
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    own = Manager(
+        pg=SiteProcessGroup("127.0.0.1", SECONDS),
+        load_state_dict=None,
+        state_dict=None,
+        min_replica_size=1,
+        use_async_quorum=False,
+        timeout=SECONDS,
+        quorum_timeout=SECONDS,
+        rank=0,
+        world_size=1,
+        store_addr="127.0.0.1",
+        store_port=store.port,
+        lighthouse_addr=url,
+        replica_id=name,
+        hostname="127.0.0.1",
+        checkpoint_transport=transport or Counting("127.0.0.1", 0, SECONDS),
+    )
+    own.lighthouse = url
+    try:
+        yield own
+    finally:
+        own.shutdown(wait=False)
+
+
+def outer_loop(own, value, name):
+    model = torch.nn.Linear(3, 2)
+    torch.nn.init.constant_(model.weight, value)
+    outer = SemiSync.Config(method="diloco", sync_every=4).build(
+        model_parts=[model], optimizers=[], manager=own, site_ranks=SiteRanks(alone=True), site_name=name
+    )
+    return model, outer
+
+
+def step(own, model, outer):
+    model.weight.data += 0.5
+    outer.step()
+    own._checkpoint_transport.tend(own.current_step(), own._manager_state_dict)
+
+
+def wait_until_it_asks(url):
+    """Until the lighthouse has the request of one site: members that are all there wait for nobody else."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        page = urllib.request.urlopen(f"{url}/status", timeout=5).read().decode()
+        if re.search(r"\[1/\d+ participants healthy\]", page):
+            return
+        time.sleep(0.02)
+    raise AssertionError("the newcomer never asked")
+
+
+@pytest.mark.parametrize("outdated", [False, True], ids=["still the latest", "outdated"])
+def test_a_newcomer_needs_no_transfer_in_its_quorum_unless_the_member_moved_on(outdated):
+    with lighthouse(1) as url, site(url, "site0") as member:
+        model, outer = outer_loop(member, 1.0, "site0")
+        outer.join()
+        for _ in range(4):
+            step(member, model, outer)
+        transport = Counting("127.0.0.1", 0, SECONDS)
+        found = []
+        asking = threading.Thread(
+            target=lambda: found.append(fetch_ahead(url, site="site1", rank=0, fetch=transport.fetch_ahead))
+        )
+        asking.start()
+        while asking.is_alive():
+            # The member is between two inner steps again and again; no round is due meanwhile.
+            member._checkpoint_transport.tend(member.current_step(), member._manager_state_dict)
+        assert found == [True]
+        if outdated:
+            for _ in range(4):
+                step(member, model, outer)
+        with site(url, "site1", transport) as newcomer:
+            results = {}
+
+            def train(name, own, value):
+                mine = (model, outer) if name == "site0" else outer_loop(own, value, name)
+                if name == "site1":
+                    mine[1].join()
+                    results["clock"] = mine[1].clock
+                while mine[1].clock < 12:
+                    step(own, *mine)
+                results[name] = mine[1].shared_state_sha256()
+
+            joining = threading.Thread(target=train, args=("site1", newcomer, 9.0))
+            joining.start()
+            wait_until_it_asks(url)
+            train("site0", member, 0.0)
+            joining.join(60)
+    assert results["site0"] == results["site1"]
+    assert results["clock"] == (12 if outdated else 8)
+    assert transport.fetched == outdated
+
+
+def test_a_copy_is_not_what_the_member_goes_on_changing():
+    with lighthouse(1) as url, site(url, "site0") as member:
+        model, outer = outer_loop(member, 1.0, "site0")
+        outer.join()
+        step(member, model, outer)
+        transport = Counting("127.0.0.1", 0, SECONDS)
+        asking = threading.Thread(target=transport.fetch_ahead, args=(member._checkpoint_transport.metadata(),))
+        asking.start()
+        while asking.is_alive():
+            member._checkpoint_transport.tend(member.current_step(), member._manager_state_dict)
+        before = transport._ahead["user"]["titan_ext"]["rows"]["params/0"]["weight"]["global"].clone()
+        for _ in range(3):
+            step(member, model, outer)
+        after = outer.global_parameters()["weight"]
+        assert torch.equal(transport._ahead["user"]["titan_ext"]["rows"]["params/0"]["weight"]["global"], before)
+        assert not torch.equal(after, before)
+        assert member._checkpoint_transport._copy is None  # forgotten at the commit
+        transport.shutdown()
+
+
+def test_without_anybody_who_trains_a_site_just_starts(caplog):
+    def never(_):
+        raise AssertionError("nobody to fetch from")
+
+    with lighthouse(1) as url:
+        assert not fetch_ahead(url, site="site0", rank=0, fetch=never)
+        with site(url, "site0") as member:
+            _, outer = outer_loop(member, 1.0, "site0")
+            outer.join()
+            assert not fetch_ahead(url, site="site0", rank=0, fetch=never)  # that was this site itself
+            transport = Counting("127.0.0.1", 0, SECONDS)
+            caplog.set_level("INFO")
+            # A member that never stands between two inner steps, such as one that leads others, refuses at once.
+            assert not fetch_ahead(url, site="site1", rank=0, fetch=transport.fetch_ahead)
+            assert "no copy of the shared state from site site0" in caplog.text
+            transport.shutdown()

@@ -1,0 +1,72 @@
+"""Admission by a shared secret: what sites prove to each other before one takes part or is given anything.
+
+A proof is an HMAC-SHA256 over the fresh nonces of both ends and what is to be believed, so that it
+says something about this moment only; the secret itself never travels.
+"""
+
+import hmac
+import secrets
+import stat
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from titan_ext.errors import UserError
+
+_LEAST_BYTES = 16
+
+
+class Secret:
+    """What the sites of a run know and others do not."""
+
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+
+    def key(self, purpose: str, *words: str) -> bytes:
+        """32 bytes that only a holder can derive from ``words``; other for every purpose."""
+        seen = hmac.new(self._value, digestmod=sha256)
+        for word in (purpose, *words):
+            encoded = word.encode(errors="surrogatepass")  # words of peers may hold anything
+            # With their lengths, or ("ab", "c") would be the same as ("a", "bc").
+            seen.update(len(encoded).to_bytes(8, "big") + encoded)
+        return seen.digest()
+
+    def proof(self, purpose: str, *words: str) -> str:
+        """A proof of holding the secret, as hexadecimal digits."""
+        return self.key(purpose, *words).hex()
+
+    def proves(self, proof: Any, purpose: str, *words: str) -> bool:
+        """Whether ``proof``, anything a peer may have sent, is that of a holder."""
+        if not isinstance(proof, str):
+            return False
+        return hmac.compare_digest(proof.encode(errors="replace"), self.proof(purpose, *words).encode())
+
+
+NO_SECRET = Secret(b"")
+"""Where none is set: everybody holds it."""
+
+
+def fresh_nonce() -> str:
+    """128 random bits as hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+def load_secret(path: str | None) -> Secret | None:
+    """The secret in a file, without the white space around it; None if there is no path.
+
+    Raises:
+        UserError: the file cannot be read, holds too little, or is open to others on this machine.
+    """
+    if path is None:
+        return None
+    setting = f'replica.secret_file = "{path}"'
+    try:
+        mode = stat.S_IMODE(Path(path).stat().st_mode)
+        value = Path(path).read_bytes().strip()
+    except OSError as error:
+        raise UserError(f"{setting}: cannot be read ({error.strerror})") from error
+    if mode & 0o077:
+        raise UserError(f"{setting}: other users of this machine may open it (mode {mode:o}): chmod 600 it")
+    if len(value) < _LEAST_BYTES:
+        raise UserError(f"{setting}: holds {len(value)} bytes, must hold {_LEAST_BYTES} at least (openssl rand -hex 32)")
+    return Secret(value)
