@@ -96,6 +96,10 @@ class Lighthouse:
         pattern = re.compile(rf"\[{count}/\d+ participants healthy\]")
         _until(lambda: pattern.search(self._page()))
 
+    def wait_for_heartbeats(self, count: int) -> None:
+        """Until it hears from ``count`` sites; after a restart they come back one by one."""
+        _until(lambda: f"[{count} heartbeating]" in self._page())
+
     def wait_for_quorum(self, site: str, *, alone: bool = False) -> None:
         """Until the last quorum was one with the site, or of it alone."""
 
@@ -159,6 +163,7 @@ class Run:
         self._outcomes = context.Queue()
         self._go = {}
         self._held = {}
+        self._of: dict[str, list[Any]] = {}
         self._seen: dict[tuple[str, str], int] = {}
 
     def start(self, site: Site) -> None:
@@ -175,6 +180,13 @@ class Run:
             )
             process.start()
             self.processes.append(process)
+            self._of.setdefault(site.name, []).append(process)
+
+    def kill(self, site: Site) -> None:
+        """End the ranks of a site with SIGKILL."""
+        for process in self._of.pop(site.name):
+            process.kill()
+            process.join()
 
     def wait_until_held(self, *sites: Site) -> None:
         """Until every rank of the sites waits at ``hold_at``."""

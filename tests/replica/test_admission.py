@@ -74,6 +74,23 @@ def test_a_stranger_that_comes_later_gives_way(secrets, tmp_path):
     assert found["aaa", 0].error.startswith("UserError: replica.secret_file: not admitted by east")
 
 
+def test_two_that_begin_and_differ_wait_and_name_the_key(secrets, tmp_path):
+    """Neither can know which of them is wrong: a third may come."""
+    sites = [
+        Site(name, replica={"secret_file": path, "min_sites": 2, "quorum_timeout_seconds": 5.0})
+        for name, path in secrets.items()
+    ]
+    with running(sites, Lighthouse(2), tmp_path) as run:
+        found = run.outcomes(1)  # the other waits on by itself
+    for (own, _), outcome in found.items():
+        other = {"ours": "theirs", "theirs": "ours"}[own]
+        assert outcome.error.startswith("RunError: no quorum within replica.quorum_timeout_seconds = 5")
+        assert (
+            f"1 of at least 2 site(s) (replica.min_sites) here, not counting {other}: another secret "
+            "(replica.secret_file)" in outcome.error
+        )
+
+
 def test_sites_of_two_ranks_decide_alike(secrets, tmp_path):
     sites = honest(secrets, ranks=2)
     stranger = Site("aaa", INTRUDER, ranks=2, replica={"secret_file": secrets["theirs"], "min_sites": 2})
@@ -138,3 +155,18 @@ def test_a_new_member_gets_the_state(secrets, tmp_path):
     assert found["west", 0].rounds[-1][1:] == (2, True)
     # Six steps alone, and from then on the mean of both.
     assert found["east", 0].values == found["west", 0].values == [6.0 + 2.0 * 10]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_member_that_is_killed_and_comes_back(secrets, tmp_path, ranks):
+    east, west = honest(secrets, ranks=ranks, steps=20)
+    north = Site("north", 5.0, ranks, replica=east.replica, steps=20, hold_at=5)
+    with running([east, west, north], Lighthouse(3), tmp_path) as run:
+        run.wait_until_held(north)
+        run.kill(north)
+        north.hold_at = None
+        run.start(north)
+        found = run.outcomes(3 * ranks)
+    assert [outcome.error for outcome in found.values()] == [None] * 3 * ranks
+    assert len({outcome.sha256 for outcome in found.values()}) == 1
+    assert [sites for _, sites, committed in found["east", 0].rounds if committed][-1] == 3

@@ -61,6 +61,7 @@ def test_another_quorum_with_the_number_of_the_last(tmp_path):
         run.lighthouse.start()
         run.start(sites[2])
         run.lighthouse.wait_for_requests(1)
+        run.lighthouse.wait_for_heartbeats(3)
         run.let_go(*sites)
         found = run.outcomes(3)
     assert [outcome.error for outcome in found.values()] == [None] * 3

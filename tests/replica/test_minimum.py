@@ -26,7 +26,7 @@ def test_a_site_that_stays_alone_ends_by_naming_the_keys(ranks, tmp_path):
         found = run.outcomes(ranks)
     for outcome in found.values():
         assert outcome.error.startswith("RunError: no quorum within replica.quorum_timeout_seconds = 3 at http://")
-        assert "1 of at least 2 sites here (replica.min_sites)" in outcome.error
+        assert "1 of at least 2 site(s) (replica.min_sites) here" in outcome.error
         assert outcome.rounds == []
 
 

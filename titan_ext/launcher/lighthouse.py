@@ -12,8 +12,9 @@ from titan_ext.errors import UserError
 
 _DESCRIPTION = """\
 Run a torchft lighthouse until Ctrl-C or SIGTERM. It decides which sites take part in a round; parameters
-never pass through it. Every site must reach it, and the sites must reach each other. Whoever reaches it
-can join the run: keep it inside a private network.
+never pass through it. Every site must reach it, and the sites must reach each other. Without
+replica.secret_file whoever reaches it can join the run, and in any case can hold it up: keep it inside a
+private network.
 """
 
 

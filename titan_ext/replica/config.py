@@ -29,7 +29,7 @@ class ReplicaConfig:
     addresses sites need a VPN, and name the address inside it."""
 
     interface: str | None = None
-    """Instead of ``hostname``: the network interface, such as ``eth1`` or ``wg0``, whose address the others are told."""
+    """Instead of ``hostname``: the network interface, such as ``eth1`` or ``wg0``, whose address others are told."""
 
     secret_file: str | None = None
     """File of at least 16 bytes, open to its owner alone, that is the same at all sites and there on every machine of a

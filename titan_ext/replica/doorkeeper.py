@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from hashlib import sha256
@@ -29,6 +30,8 @@ class Decision:
     """Number of their group, never used before."""
     own: int = 0
     """This site's rank among them."""
+    strangers: list[str] = field(default_factory=list)
+    """Names of the sites that hold another secret."""
     problem: str | None = None
     """Why there is no group this time."""
     final: bool = False
@@ -106,8 +109,12 @@ class Doorkeeper:
             if turned_away is not None:
                 return turned_away
         self._met |= len(verdict.cards) >= self._min_sites
-        own_rank = list(verdict.cards).index(quorum.replica_rank)
-        return Decision(cards=list(verdict.cards.values()), group=verdict.group, own=own_rank)
+        return Decision(
+            cards=list(verdict.cards.values()),
+            group=verdict.group,
+            own=list(verdict.cards).index(quorum.replica_rank),
+            strangers=_names(meeting.strangers.values()),
+        )
 
     def _meeting_place(self, quorum: QuorumResult) -> Store:
         # Ids of quorums begin again with a lighthouse that was restarted.
@@ -128,7 +135,7 @@ class Doorkeeper:
         if not running and self._turned_away:
             return None
         self._turned_away = True
-        names = ", ".join(sorted(_name(card.replica_id) for card in strangers))
+        names = ", ".join(_names(strangers))
         held = "this site holds none" if self._secret is NO_SECRET else "they do not hold this site's secret"
         return Decision(problem=f"replica.secret_file: not admitted by {names}: {held}", final=running)
 
@@ -141,6 +148,10 @@ class Doorkeeper:
         else:
             reason = "it does not hold this site's secret (replica.secret_file)"
         logger.warning("site %s is refused: %s; its replica id is %r", _name(replica_id), reason, replica_id[:200])
+
+
+def _names(cards: Iterable[Card]) -> list[str]:
+    return sorted(_name(card.replica_id) for card in cards)
 
 
 def _name(replica_id: str) -> str:

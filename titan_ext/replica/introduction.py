@@ -6,9 +6,13 @@ drops the connection where that of the other is missing or wrong. From then on t
 key of its own, with which each chunk's digest is made.
 """
 
+import logging
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler
 
 from titan_ext.replica.admission import Secret, fresh_nonce
+
+logger = logging.getLogger(__name__)
 
 _NONCE, _PROOF = "X-Nonce", "X-Proof"
 _CLIENT, _SERVER, _CHUNKS = "client of state", "server of state", "chunks of state"
@@ -47,7 +51,7 @@ class Server:
         """Set once the client has proven itself."""
 
     def listen(self, headers: Mapping[str, str]) -> int:
-        """Take in a request: 200 if the client is or has been admitted, 401 if it has to prove itself, 403 if it failed."""
+        """Take in a request: 200 for a client that is admitted, 401 for one that has to prove itself, else 403."""
         if self.key is not None:
             return 200
         if self._words is None:
@@ -65,3 +69,20 @@ class Server:
         if self.key is None:
             return {_NONCE: self._words[1]}
         return {_PROOF: self._secret.proof(_SERVER, *self._words)}
+
+
+def admit(request: BaseHTTPRequestHandler, introduction: Server) -> bool:
+    """Whether the client of a request has proven to hold the secret; otherwise the request has been answered."""
+    status = introduction.listen(request.headers)
+    if status == 401:
+        request.send_response(status)
+        for name, value in {**introduction.headers(), "Content-Length": "0"}.items():
+            request.send_header(name, value)
+        request.end_headers()
+    elif status == 403:
+        logger.warning(
+            "state transport: %s is refused: it does not hold this site's secret (replica.secret_file)",
+            request.client_address[0],
+        )
+        request.send_error(status, "not the secret of this site")
+    return status == 200

@@ -94,15 +94,7 @@ class Replica(Manager):
             )
         except RuntimeError as error:
             raise RunError(f"cannot join through the lighthouse at {self.lighthouse}: {error}") from error
-        self._client = self._quorums = AdmittedQuorums(
-            self._client,
-            rank=rank,
-            ranks=world_size,
-            store=self._store,
-            doorkeeper=self._doorkeeper(f"{store_host}:{store_port}", secret) if rank == 0 else None,
-            min_sites=config.min_sites,
-            leave=lambda: self._pg.abort(errored=False),
-        )
+        self._client = self._quorums = self._admitted(f"{store_host}:{store_port}", secret)
 
     def start_quorum(self, **options: Any) -> None:
         """Wait for the other sites and agree on who takes part.
@@ -114,7 +106,7 @@ class Replica(Manager):
             UserError: the sites that are running do not admit this one.
         """
         try:
-            with QuorumWatch(self.lighthouse, self._waiting_for) if self._group_rank == 0 else nullcontext():
+            with QuorumWatch(self.lighthouse, self._quorums.waiting_for) if self._group_rank == 0 else nullcontext():
                 super().start_quorum(**options)
         except UserError:
             self._quorum_future = None
@@ -122,7 +114,7 @@ class Replica(Manager):
         except (TimeoutError, RuntimeError) as error:
             # torchft would raise the old failure again at the next quorum.
             self._quorum_future = None
-            waiting = self._waiting_for() if is_listening(self.lighthouse) else "the lighthouse does not answer"
+            waiting = self._quorums.waiting_for() if is_listening(self.lighthouse) else "the lighthouse does not answer"
             raise RunError(
                 f"no quorum within replica.quorum_timeout_seconds = {self._config.quorum_timeout_seconds:g} "
                 f"at {self.lighthouse} ({waiting}): {error}"
@@ -134,14 +126,24 @@ class Replica(Manager):
         """Call between inner steps: a site that is about to join may want a copy of the shared state."""
         self._checkpoint_transport.tend(self.current_step(), self._manager_state_dict)
 
-    def _doorkeeper(self, store_address: str, secret: Secret | None) -> Doorkeeper:
-        return Doorkeeper(
-            self._store,
-            store_address=store_address,
-            manager_address=self._manager.address(),
-            secret=secret,
+    def _admitted(self, store_address: str, secret: Secret | None) -> AdmittedQuorums:
+        doorkeeper = None
+        if self._group_rank == 0:
+            doorkeeper = Doorkeeper(
+                self._store,
+                store_address=store_address,
+                manager_address=self._manager.address(),
+                secret=secret,
+                min_sites=self._config.min_sites,
+                seconds=self._config.admission_timeout_seconds,
+            )
+        return AdmittedQuorums(
+            self._client,
+            ranks=self._group_world_size,
+            store=self._store,
+            doorkeeper=doorkeeper,
             min_sites=self._config.min_sites,
-            seconds=self._config.admission_timeout_seconds,
+            leave=lambda: self._pg.abort(errored=False),
         )
 
     def _find_lighthouse(self) -> None:
@@ -161,13 +163,6 @@ class Replica(Manager):
             "(replica.lighthouse_retries): start one with `titan-ext lighthouse` or correct replica.lighthouse"
         )
 
-    def _waiting_for(self) -> str:
-        here, least = self._quorums.here, self._config.min_sites
-        if here is not None:
-            return f"{here} of at least {least} sites here (replica.min_sites)"
-        return f"waiting for {least} site(s) at least (replica.min_sites), and for those alive but busy"
-
-
 def _advertised(config: ReplicaConfig, lighthouse: str) -> str:
     if config.interface is not None:
         return interface_address(config.interface)
@@ -175,13 +170,14 @@ def _advertised(config: ReplicaConfig, lighthouse: str) -> str:
 
 
 def _check_ports(config: ReplicaConfig, rank: int, world_size: int) -> None:
+    manager = f"replica.manager_port = {config.manager_port}"
+    state = f"replica.state_port = {config.state_port}"
     if rank == 0:
-        check_port(f"replica.manager_port = {config.manager_port}", config.manager_port)
+        check_port(manager, config.manager_port)
     if config.state_port:
-        setting = f"replica.state_port = {config.state_port}, of rank {rank}"
-        if rank == 0 and config.manager_port - config.state_port in range(world_size):
-            raise UserError(f"{setting}: replica.manager_port = {config.manager_port} lies among the ports of the ranks")
-        check_port(setting, config.state_port + rank)
+        if config.manager_port - config.state_port in range(world_size):
+            raise UserError(f"{manager}: lies among the {world_size} ports of the ranks from {state} on")
+        check_port(f"{state}, of rank {rank}", config.state_port + rank)
 
 
 def _transport(config: ReplicaConfig, hostname: str, rank: int, secret: Secret | None) -> StateTransport:

@@ -23,8 +23,7 @@ class AdmittedQuorums:
 
     Args:
         client: torchft's.
-        rank: this rank within the site.
-        ranks: how many those are.
+        ranks: of the site.
         store: the site's own store.
         doorkeeper: rank 0 has it, the others None.
         min_sites: fewer admitted sites wait for more.
@@ -35,7 +34,6 @@ class AdmittedQuorums:
         self,
         client: ManagerClient,
         *,
-        rank: int,
         ranks: int,
         store: TCPStore,
         doorkeeper: Doorkeeper | None,
@@ -43,7 +41,6 @@ class AdmittedQuorums:
         leave: Callable[[], None],
     ) -> None:
         self._client = client
-        self._rank = rank
         self._ranks = ranks
         self._store = store
         self._doorkeeper = doorkeeper
@@ -53,15 +50,25 @@ class AdmittedQuorums:
         self._decision = Decision()
         self._decisions = 0
         self._group = -1
-        self.here: int | None = None
-        """Sites of the last quorum if they were too few."""
+        self._too_few = False
 
     @property
     def problem(self) -> str | None:
         """Why the last quorum came to nothing."""
         return self._decision.problem
 
-    def _quorum(self, *, group_rank: int, step: int, timeout: timedelta, init_sync: bool, **request: Any) -> QuorumResult:
+    def waiting_for(self) -> str:
+        """What keeps a quorum from coming about, for people."""
+        if not self._too_few:
+            return f"waiting for {self._min_sites} site(s) at least (replica.min_sites), and for those alive but busy"
+        strangers = ", ".join(self._decision.strangers)
+        uncounted = f", not counting {strangers}: another secret (replica.secret_file)" if strangers else ""
+        here = len(self._decision.cards)
+        return f"{here} of at least {self._min_sites} site(s) (replica.min_sites) here{uncounted}"
+
+    def _quorum(
+        self, *, group_rank: int, step: int, timeout: timedelta, init_sync: bool, **request: Any
+    ) -> QuorumResult:
         """One quorum of admitted sites, or of this site alone if ``problem`` says so.
 
         Raises:
@@ -69,6 +76,7 @@ class AdmittedQuorums:
             TimeoutError: they were not enough in time.
         """
         deadline = time.monotonic() + timeout.total_seconds()
+        self._too_few = False
         while True:
             left = timedelta(seconds=max(0.001, deadline - time.monotonic()))
             quorum = self._client._quorum(
@@ -85,7 +93,6 @@ class AdmittedQuorums:
             if decision.problem is not None:
                 return self._alone()
             if len(decision.cards) >= self._min_sites:
-                self.here = None
                 return self._of_group(quorum, group_rank, init_sync, known)
             self._wait_for_more(deadline)
 
@@ -131,9 +138,9 @@ class AdmittedQuorums:
         return quorum
 
     def _wait_for_more(self, deadline: float) -> None:
-        self.here = len(self._decision.cards)
+        self._too_few = True
         if time.monotonic() + _PAUSE_SECONDS > deadline:
-            raise TimeoutError(f"{self.here} site(s) here")
+            raise TimeoutError("too few sites")
         time.sleep(_PAUSE_SECONDS)
 
 

@@ -19,7 +19,7 @@ from titan_ext.replica.address import url_host
 from titan_ext.replica.admission import Secret
 from titan_ext.replica.chunks import CHUNK_BYTES, LATEST, ROOT, Announcement, chunk_digest, parse_path
 from titan_ext.replica.fetch import fetch_state
-from titan_ext.replica.introduction import Server
+from titan_ext.replica.introduction import Server, admit
 from titan_ext.replica.server import StateServer
 from titan_ext.replica.sockets import cut
 from titan_ext.replica.state_format import Message
@@ -184,7 +184,7 @@ class StateTransport(CheckpointTransport[Any]):
                 self.introduction = transport._secret and Server(transport._secret)
 
             def do_GET(self) -> None:
-                if self.introduction is None or _is_admitted(self, self.introduction):
+                if self.introduction is None or admit(self, self.introduction):
                     transport._answer(self, self.introduction)
 
             def log_message(self, format: str, *args: object) -> None:
@@ -239,23 +239,6 @@ class StateTransport(CheckpointTransport[Any]):
             self._changed.wait_for(lambda: self._copy is not None or self._stopping, timeout=_COPY_SECONDS)
         offer = self._copy[1] if self._copy is not None else None
         return offer if offer is not None and tag in (None, offer.announcement.tag) else None
-
-
-def _is_admitted(request: BaseHTTPRequestHandler, introduction: Server) -> bool:
-    """Whether the client has proven to hold the secret; otherwise the request has been answered."""
-    status = introduction.listen(request.headers)
-    if status == 401:
-        request.send_response(status)
-        for name, value in {**introduction.headers(), "Content-Length": "0"}.items():
-            request.send_header(name, value)
-        request.end_headers()
-    elif status == 403:
-        logger.warning(
-            "state transport: %s is refused: it does not hold this site's secret (replica.secret_file)",
-            request.client_address[0],
-        )
-        request.send_error(status, "not the secret of this site")
-    return status == 200
 
 
 def _send(

@@ -7,6 +7,7 @@ import torch
 from torch.distributed import ReduceOp, Work
 from torch.futures import Future
 
+from titan_ext.errors import RunError
 from titan_ext.semi_sync.manager import ReplicaManager, wire_device
 from titan_ext.semi_sync.pairing.shards import SiteShards
 
@@ -122,7 +123,7 @@ class LedManager:
             elif "give" in order:
                 self._take(order["give"], order["plain"])
             elif "failed" in order:
-                raise RuntimeError(f"the site's leader found no quorum: {order['failed']}")
+                raise RunError(f"the site's leader found no quorum: {order['failed']}")
             else:
                 self._learn(order["done"])
                 return
