@@ -38,6 +38,8 @@ _COMMANDS = (
     _Command("lighthouse", "titan_ext.launcher.lighthouse", "run the lighthouse at which sites find each other"),
     _Command("check", "titan_ext.config.check", "print the resolved settings of each site and their cost", True),
     _Command("data", "titan_ext.data.command", "look into a corpus, or train a tokenizer on one"),
+    _Command("eval", "titan_ext.evaluate.command", "perplexity and tasks of a checkpoint", True),
+    _Command("generate", "titan_ext.generate.command", "continue a text with a checkpoint", True),
     _Command("bench", "titan_ext.bench.command", "measure speed"),
 )
 
