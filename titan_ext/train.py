@@ -1,11 +1,18 @@
 """What torchrun starts at a site: ``torchrun … -m titan_ext.train --config FILE.toml --site NAME [--section.key value]``."""
 
 import argparse
+import contextlib
+import errno
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from titan_ext.errors import RunError, UserError
+from titan_ext.leaving.process import Left, exit_at_once
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _USAGE = """\
 Train one site of a run. Start it with torchrun, or let `titan-ext launch FILE.toml` start every site.
@@ -29,9 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _train(options.config, options.site, overrides)
     except (UserError, RunError) as error:
-        _fail(error, error.exit_code)
+        # All ranks come to the same end.
+        _fail(str(error), error.exit_code, told=os.environ.get("RANK", "0") == "0")
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _fail(f"a file of the run cannot be written: {error.strerror}", RunError.exit_code)
+    except Left as left:
+        exit_at_once(left.code)
     except KeyboardInterrupt:
-        _exit(130)
+        exit_at_once(130)
 
 
 def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
@@ -45,6 +59,7 @@ def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
     from titan_ext.config import check_dump_folder, check_world_size, load_site, save_resolved
 
     init_logger()
+    logging.raiseExceptions = False  # where no log can be written, the last line says why
     site = load_site(path, site_name, overrides)
     _check_launch(site)
     check_world_size(site.config, int(os.environ["WORLD_SIZE"]))
@@ -72,17 +87,11 @@ def _check_launch(site) -> None:
         )
 
 
-def _fail(error: Exception, code: int) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(f"titan-ext: error: {error}", file=sys.stderr, flush=True)
-    _exit(code)
-
-
-def _exit(code: int) -> None:
-    # Other ranks may be in a collective and torchft's threads are not ours to join: leave at once.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def _fail(message: str, code: int, told: bool = True) -> NoReturn:
+    if told:
+        with contextlib.suppress(OSError):
+            print(f"titan-ext: error: {message}", file=sys.stderr, flush=True)
+    exit_at_once(code)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -14,13 +15,20 @@ prepare()
 from torchtitan import trainer as torchtitan_trainer  # noqa: E402
 from torchtitan.tools.logging import logger  # noqa: E402
 
+from titan_ext.checkpoints import CheckpointManager  # noqa: E402
 from titan_ext.config.sections import SiteConfig  # noqa: E402
 from titan_ext.errors import UserError  # noqa: E402
+from titan_ext.leaving.departure import Departure  # noqa: E402
+from titan_ext.leaving.process import Left  # noqa: E402
+from titan_ext.leaving.replica import LeavingReplica  # noqa: E402
 from titan_ext.observe import MetricsProcessor  # noqa: E402
 from titan_ext.optim.switch import Switch, SwitchConfig  # noqa: E402
 from titan_ext.optimizers import OptimizersContainer  # noqa: E402
-from titan_ext.replica import Replica, ReplicaConfig  # noqa: E402
+from titan_ext.replica import ReplicaConfig  # noqa: E402
 from titan_ext.semi_sync import CommitLog, SemiSync, SemiSyncConfig  # noqa: E402
+
+# On top of the lighthouse's patience: what a heartbeat may take to arrive.
+_HEARTBEAT_MARGIN_SECONDS = 1.0
 
 
 class Trainer(torchtitan_trainer.Trainer):
@@ -35,15 +43,18 @@ class Trainer(torchtitan_trainer.Trainer):
         semi_sync: SemiSyncConfig = field(default_factory=SemiSyncConfig)
         replica: ReplicaConfig = field(default_factory=ReplicaConfig)
         metrics: MetricsProcessor.Config = field(default_factory=MetricsProcessor.Config)
+        checkpoint: CheckpointManager.Config = field(default_factory=CheckpointManager.Config)
         optimizer: OptimizersContainer.Config = field(default_factory=OptimizersContainer.Config)
         optimizer_switch: SwitchConfig = field(default_factory=SwitchConfig)
 
     def __init__(self, config: Config) -> None:
         self.outer: SemiSync | None = None
-        self.replica: Replica | None = None
+        self.replica: LeavingReplica | None = None
         self._joined = False
         self._tokens_told = 0
         super().__init__(config)
+        rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self._departure = Departure(config.site.name, rank, ranks)
         finish(self.model_parts)
         try:
             self._switch = Switch(config.optimizer_switch, self.optimizers.optimizers, self.lr_schedulers.schedulers)
@@ -56,7 +67,10 @@ class Trainer(torchtitan_trainer.Trainer):
         """torchtitan asks before each step; the first time, after any checkpoint is loaded, the site joins."""
         if self.outer is not None and not self._joined:
             self._join()
-        return super().should_continue_training()
+        going_on = super().should_continue_training()
+        if going_on and not self._departure.steps.advance():
+            self._leave()
+        return going_on
 
     def train_step(self, data_iterator: Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]) -> None:
         """One inner step, then whatever the outer loop has due."""
@@ -84,7 +98,12 @@ class Trainer(torchtitan_trainer.Trainer):
 
     def train(self) -> None:
         """Train to the last step, settle what is in flight, and write the summary."""
+        self._departure.start(
+            fall_silent=self.replica.fall_silent if self.replica is not None else lambda: None,
+            silence_seconds=self.config.replica.heartbeat_timeout_seconds + _HEARTBEAT_MARGIN_SECONDS,
+        )
         super().train()
+        self._departure.finish()
         digest = ""
         if self.outer is not None:
             self.outer.finish()
@@ -99,17 +118,36 @@ class Trainer(torchtitan_trainer.Trainer):
     def close(self) -> None:
         """Leave the run and release everything."""
         super().close()
+        self._departure.stop()
         if self.replica is not None:
             self.replica.shutdown(wait=False)
+
+    def _leave(self) -> NoReturn:
+        """Save what was done since the last checkpoint, and go; the others do not wait for that."""
+        if self.outer is not None:
+            self.outer.state_dict()  # waits for a round in flight, in which the others need this site
+        torch.distributed.barrier()
+        if self.replica is not None:
+            self.replica.fall_silent()
+        saved = self.checkpointer.save_now(self.step)
+        self.metrics_processor.journal.add("left", {"step": self.step, "saved": saved})
+        # torchrun ends all ranks when the first has ended.
+        torch.distributed.barrier()
+        if torch.distributed.get_rank() == 0:
+            what = f"saved step {self.step}" if saved else f"step {self.step} is not saved (checkpoint.enable is off)"
+            logger.info("site %s: asked to leave: %s, leaving", self.config.site.name, what)
+        raise Left(self._departure.code)
 
     def _build_outer_loop(self, config: Config) -> None:
         _quiet_torchft()
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         if config.semi_sync.pairing == "leader":
             # The other ranks have no replica group: their leader speaks for them.
-            self.replica = Replica(config.replica, site=config.site.name, rank=0, world_size=1) if rank == 0 else None
-        else:
-            self.replica = Replica(config.replica, site=config.site.name, rank=rank, world_size=ranks)
+            ranks = 1
+        if rank < ranks:
+            self.replica = LeavingReplica(
+                config.replica, site=config.site.name, rank=rank, world_size=ranks, departure=self._departure
+            )
         self.outer = config.semi_sync.build(
             model_parts=self.model_parts,
             optimizers=self.optimizers,

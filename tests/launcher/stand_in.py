@@ -70,6 +70,41 @@ def ignore_sigterm(folder: Path) -> None:
     stay(folder)
 
 
+def leave(folder: Path) -> None:
+    """As torchrun: tell the ranks, here one, which save and leave when they are told once."""
+    told = []
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    child = subprocess.Popen([sys.executable, __file__, str(folder / "rank"), "leave_alone"], start_new_session=True)
+    while not (folder / "rank" / "ready").exists():
+        time.sleep(0.02)
+    (folder / "ready").touch()
+    while not told:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    child.wait()
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"kind": "left", "step": 7, "saved": True}) + "\n")
+    sys.exit(128 + signal.SIGTERM)
+
+
+def leave_alone(folder: Path) -> None:
+    told = []
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    (folder / "ready").touch()
+    while not told:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    (folder / "told").write_text(str(len(told)))
+
+
+def leave_once(folder: Path) -> None:
+    """Leave by itself at the first attempt, train at the second."""
+    if (folder / "left").exists():
+        return train(folder)
+    (folder / "left").touch()
+    sys.exit(128 + signal.SIGTERM)
+
+
 def have_children(folder: Path) -> None:
     """As torchrun: children in sessions of their own; here one that also ignores SIGTERM."""
     for behaviour in ("stay", "ignore_sigterm"):
@@ -91,7 +126,8 @@ def leave_children(folder: Path) -> None:
 _BEHAVIOURS = {
     each.__name__: each
     for each in (
-        train, train_otherwise, die_once, die, refuse, stay, ignore_sigterm, have_children, leave_children
+        train, train_otherwise, die_once, die, refuse, stay, ignore_sigterm, have_children, leave_children,
+        leave, leave_alone, leave_once,
     )
 }  # fmt: skip
 

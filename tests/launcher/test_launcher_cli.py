@@ -94,6 +94,13 @@ def test_a_lighthouse_that_cannot_be(arguments: list[str], said: str) -> None:
     assert found.stderr.startswith(f"titan-ext: error: {said}") and found.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
+def test_a_grace_that_cannot_be(seconds: str) -> None:
+    found = titan_ext("launch", "missing.toml", f"--grace-seconds={seconds}")
+    assert found.returncode == 2
+    assert found.stderr.startswith("titan-ext: error: --grace-seconds") and "must be above 0 seconds" in found.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_lighthouse_says_where_it_is_and_ends_when_told(number: signal.Signals) -> None:
     port = free_port()

@@ -47,6 +47,26 @@ def test_a_restart_is_announced(tmp_path: Path) -> None:
     assert f"east: died with exit code 137; restart 1 of 1 in 0.05 s, log: {tmp_path}/east/log.txt" in out
 
 
+def test_a_site_that_left_when_told_to_is_started_again(tmp_path: Path) -> None:
+    code, out, _ = launch(tmp_path, east="leave_once")
+    assert code == 0
+    assert "east: left, as it was asked to; restart 1 of 1 in 0.05 s" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_sites_have_time_to_save_and_are_told_once(tmp_path: Path, number: signal.Signals) -> None:
+    process = start_launch(tmp_path, east="leave", west="leave")
+    wait_for(ready(tmp_path, 4), "the sites")
+    process.send_signal(number)
+    out, err = end(process)
+    assert process.returncode == 130
+    assert "the sites save and leave … (Ctrl-C again kills them at once)" in out and err == "stopped\n"
+    for site in ("east", "west"):
+        assert f"{site}  left after step 7, which is saved" in out
+        assert (tmp_path / site / "rank" / "told").read_text() == "1"
+    assert not alive(tmp_path)
+
+
 def test_a_failed_site_shows_the_end_of_its_last_attempt(tmp_path: Path) -> None:
     code, out, err = launch(tmp_path, east="die", west="stay")
     assert code == 1
@@ -70,7 +90,7 @@ def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals) -> No
     process.send_signal(number)
     out, err = end(process)
     assert process.returncode == 130
-    assert "stopping the sites" in out and "Traceback" not in err
+    assert "save and leave" in out and "Traceback" not in err
     assert len(recorded(tmp_path)) == 4 and not alive(tmp_path)
 
 

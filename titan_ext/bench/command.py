@@ -2,13 +2,19 @@
 
 import argparse
 import json
+import signal
+import sys
 from importlib import import_module
 
 # Name on the command line -> module with HELP, add_arguments(parser) and run(options) -> figures.
 _BENCHMARKS = {
+    "abbie": "titan_ext.bench.abbie",
     "bytes": "titan_ext.bench.bytes",
+    "chaos": "titan_ext.bench.chaos.command",
+    "convergence": "titan_ext.bench.convergence",
     "optim": "titan_ext.bench.optim",
     "overhead": "titan_ext.bench.overhead",
+    "rejoin": "titan_ext.bench.rejoin",
     "sync": "titan_ext.bench.sync",
     "wan": "titan_ext.bench.wan",
 }
@@ -26,6 +32,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(options: argparse.Namespace) -> int:
     """Run one benchmark and print its figures as the last line."""
+    # As an exception, on which its workers are ended; Python would just be gone.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     figures = import_module(_BENCHMARKS[options.benchmark]).run(options)
     print(json.dumps({"benchmark": options.benchmark, **figures}), flush=True)
     return 0

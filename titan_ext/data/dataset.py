@@ -1,6 +1,7 @@
 """A site's documents as an endless or finite stream of packed sequences."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from titan_ext.data.feed import Feed
 from titan_ext.data.packing import Cursor, Sample, pack
+from titan_ext.data.progress import Progress
 from titan_ext.errors import UserError
 from titan_ext.platform import prepare
 
@@ -50,13 +52,14 @@ class PackedTextDataset(IterableDataset, Stateful):
         self._dp_world_size = dp_world_size
         self._infinite = infinite
         self._cursor = Cursor()
+        self._start: Progress | None = None
 
     def __iter__(self) -> Iterator[Sample]:
         """Sequences from the cursor on; a finite pass that has ended starts anew."""
-        worker = get_worker_info()
-        shard, shards = self._shard(worker.id if worker else 0, worker.num_workers if worker else 1)
+        shard, shards = self._own_shard()
         turns, mine = (1, 0) if self._infinite else (self._dp_world_size, self._dp_rank)
         turn: list[Sample] = []
+        self._begin()
         for cursor, sample in pack(self._documents(shard, shards), self._seq_len, self._cursor.offset):
             turn.append(sample)
             if len(turn) == turns:
@@ -89,12 +92,27 @@ class PackedTextDataset(IterableDataset, Stateful):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor: a few numbers, whatever the corpus."""
-        return {"epoch": self._cursor.epoch, "place": self._cursor.place, "offset": self._cursor.offset}
+        """The cursor and whose it is: a few numbers, whatever the corpus."""
+        self._begin()
+        shard, shards = self._own_shard()
+        return asdict(self._cursor) | {"shard": shard, "shards": shards}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up where a dataset of the same settings had come to."""
-        self._cursor = Cursor(**state_dict)
+        """Takes up where a dataset of the same settings and the same part of the documents had come to."""
+        self._cursor = Cursor(state_dict["epoch"], state_dict["place"], state_dict["offset"])
+
+    def start_from(self, progress: Progress) -> None:
+        """Takes up where the site's readers had come to, however many they were."""
+        self._start = progress
+
+    def _begin(self) -> None:
+        # Not before: only the worker that reads knows which reader it is.
+        if self._start is not None:
+            self._cursor, self._start = self._start.cursor(*self._own_shard()), None
+
+    def _own_shard(self) -> tuple[int, int]:
+        worker = get_worker_info()
+        return self._shard(worker.id if worker else 0, worker.num_workers if worker else 1)
 
     def _shard(self, worker: int, workers: int) -> tuple[int, int]:
         if self._infinite:

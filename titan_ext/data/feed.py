@@ -78,7 +78,8 @@ class CorpusFeed:
             "shuffle_buffer": chosen.shuffle_buffer if chosen.shuffle and self._units is not None else None,
             "split": chosen.split,
             "holdout_fraction": chosen.holdout_fraction,
-            "share": f"{chosen.share_index} of {chosen.share_count}",
+            "share_index": chosen.share_index,
+            "share_count": chosen.share_count,
         }
 
     def check(self, shards: int) -> None:

@@ -1,6 +1,8 @@
 """The data loader that torchtitan builds for a site."""
 
 import json
+import pickle
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,16 +12,23 @@ from titan_ext.data.dataset import PackedTextDataset
 from titan_ext.data.feed import CorpusFeed, Feed, Selection
 from titan_ext.data.order import Split
 from titan_ext.data.packing import Sample
+from titan_ext.data.progress import Progress, reader_states
 from titan_ext.data.stream import PREFIX, StreamFeed
 from titan_ext.errors import UserError
+from titan_ext.launcher.processes import die_with_parent
 from titan_ext.platform import prepare
+from titan_ext.semi_sync.site import SiteRanks
 
 prepare()
 
 from torchtitan.components.dataloader import ParallelAwareDataloader  # noqa: E402
 from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
+from torchtitan.tools.logging import logger  # noqa: E402
 
 _SPLITS = ("all", "train", "validation")
+# Settings that say who reads which documents, not which documents there are and in what order.
+_RANKS = {"dp_world_size", "num_workers"}
+_DEALING = _RANKS | {"share_index", "share_count"}
 
 
 class TextDataLoader(ParallelAwareDataloader):
@@ -132,6 +141,7 @@ class TextDataLoader(ParallelAwareDataloader):
             pin_memory=config.pin_memory,
             prefetch_factor=config.prefetch_factor,
             snapshot_every_n_steps=snapshot_every_n_steps,
+            worker_init_fn=_end_with_the_rank if config.num_workers else None,
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -144,24 +154,43 @@ class TextDataLoader(ParallelAwareDataloader):
         return batches if self.num_workers == 0 else _with_short_errors(batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position of this rank, and the settings without which it means nothing."""
-        return super().state_dict() | {"settings": json.dumps(self._settings)}
+        """The positions of all ranks, and the settings without which they mean nothing. A collective over the site."""
+        ranks: dict[str, Any] = {}
+        for each in SiteRanks().gather(super().state_dict()):
+            ranks |= each
+        return {"ranks": pickle.dumps(ranks), "settings": json.dumps(self._settings)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the loader of the state stood.
+        """Goes on where the loaders of the state stood.
+
+        With other ranks or workers the site goes on at its first unfinished document. If the corpus is
+        dealt to another number of sites, it goes on at the same part of the epoch.
 
         Raises:
-            UserError: that loader read another corpus, or in another order.
+            UserError: those loaders read another corpus, or in another order.
         """
-        saved = json.loads(state_dict.get("settings", "{}"))
-        changed = [f"{key} was {saved[key]!r}, is {now!r}" for key, now in self._settings.items()
-                   if key in saved and saved[key] != now]
-        if changed:
+        if not state_dict:
+            return
+        saved = json.loads(state_dict["settings"])
+        changed = {key: f"{key} was {saved[key]!r}, is {now!r}" for key, now in self._settings.items()
+                   if key in saved and saved[key] != now}
+        ranks = pickle.loads(state_dict["ranks"])
+        if not changed:
+            super().load_state_dict(ranks)
+            return
+        states = [pickle.loads(state) for state in ranks.values() if isinstance(state, bytes)]
+        progress = Progress.of(reader_states(states))
+        if progress is None or not changed.keys() <= _DEALING:
             raise UserError(
-                f"data: the checkpoint's place in the corpus is of other settings ({'; '.join(changed)}); restore "
+                f"data: the checkpoint's place in the corpus is of other settings ({'; '.join(changed.values())}); restore "
                 "them, or start the corpus anew with checkpoint.exclude_from_loading = ['dataloader']"
             )
-        super().load_state_dict(state_dict)
+        if not changed.keys() <= _RANKS:
+            progress = progress.shared_among(saved["share_count"], self._settings["share_count"])
+        if self.dp_rank == 0:
+            what = "; ".join(changed.values())
+            logger.info("data: %s: going on at document %d of epoch %d", what, progress.document, progress.epoch)
+        self.dataset.start_from(progress)
 
 
 def open_feed(config: TextDataLoader.Config) -> Feed:
@@ -182,6 +211,13 @@ def open_feed(config: TextDataLoader.Config) -> Feed:
     if config.dataset.startswith(PREFIX):
         return StreamFeed(config.dataset, config.text_key, selection)
     return CorpusFeed(open_corpus(config.dataset, config.text_key, 2 * config.shuffle_buffer), selection)
+
+
+def _end_with_the_rank(worker: int) -> None:
+    """What tells the rank to leave tells its loader workers too; they read on until it has left."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)
 
 
 def _with_short_errors(batches: Iterator[Sample]) -> Iterator[Sample]:

@@ -86,7 +86,8 @@ class StreamFeed:
             "shuffle_buffer": chosen.shuffle_buffer,
             "split": chosen.split,
             "holdout_fraction": chosen.holdout_fraction,
-            "share": f"{chosen.share_index} of {chosen.share_count}",
+            "share_index": chosen.share_index,
+            "share_count": chosen.share_count,
         }
 
     def check(self, shards: int) -> None:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Train: start a lighthouse and every site of the file on this machine, show their progress, restart a site
-that dies, and compare the sites' shared state at the end. Ctrl-C stops everything.
+that dies, and compare the sites' shared state at the end. Ctrl-C lets the sites save (with
+--checkpoint.enable) and stops everything; Ctrl-C again does so at once.
 
 Any setting can be overridden for all sites: --training.steps 20, --semi_sync.sync_every=16 …
 Give the file before them.
@@ -53,6 +54,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--lighthouse", metavar="URL", help="use the lighthouse at this address instead of starting one")
     parser.add_argument("--lighthouse-port", type=int, metavar="PORT", help="port of the one started; default: a free one")
     parser.add_argument("--max-restarts", type=int, default=3, metavar="N", help="restarts of a site (default %(default)s)")
+    parser.add_argument(
+        "--grace-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="what a site that is stopped may take to save and leave (default %(default)s)",
+    )
     parser.add_argument("--plain", action="store_true", help="lines instead of a live table in a terminal")
 
 
@@ -64,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.max_restarts < 0:
         raise UserError(f"--max-restarts {args.max_restarts}: must be at least 0")
+    if not args.grace_seconds > 0:
+        raise UserError(f"--grace-seconds {args.grace_seconds:g}: must be above 0 seconds")
     if not 0 <= (args.lighthouse_port or 0) < 65536:
         raise UserError(f"--lighthouse-port {args.lighthouse_port}: must be a port below 65536, or 0 for a free one")
     overrides = [*args.overrides, *(["--replica.lighthouse", args.lighthouse] if args.lighthouse else [])]
@@ -77,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         [Watched(site.name, Path(site.config.dump_folder), site.config.training.steps) for site in sites],
         max_restarts=args.max_restarts,
         plain=args.plain,
+        grace_seconds=args.grace_seconds,
         complete=len(sites) == sites[0].count,
     )
 
@@ -176,7 +187,8 @@ def _plan(args: argparse.Namespace, sites: Sequence["Site"], overrides: Sequence
             environment["TORCHFT_LIGHTHOUSE"] = f"http://127.0.0.1:{port}"
         print(f"lighthouse at http://127.0.0.1:{port}")
     for site in sites:
-        command = torchrun_command(site.nproc, "--config", args.file, "--site", site.name, *overrides)
+        arguments = ("--config", args.file, "--site", site.name, *overrides)
+        command = torchrun_command(site.nproc, args.grace_seconds, *arguments)
         log = Path(site.config.dump_folder) / "log.txt"
         jobs.append(Job(name=site.name, command=command, environment=dealt[site.name], log=log))
     return jobs

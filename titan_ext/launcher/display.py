@@ -8,6 +8,7 @@ from typing import Any, Protocol, TextIO
 from titan_ext.launcher.text import (
     bytes_text,
     columns,
+    left_text,
     loss_text,
     number_text,
     round_seconds,
@@ -56,6 +57,8 @@ class LineDisplay:
             print(f"{site:<{self._width}}  {step_text(record, self._totals[site])}", file=self._out)
         elif record.get("kind") == "round":
             print(f"{site:<{self._width}}  {round_text(record)}", file=self._out)
+        elif record.get("kind") == "left":
+            print(f"{site:<{self._width}}  {left_text(record)}", file=self._out)
 
     def refresh(self) -> None:
         self._out.flush()
@@ -99,6 +102,9 @@ class TableDisplay:
             row.sent += record.get("bytes_sent") or 0
         elif record.get("kind") == "round":
             self.note(f"{site}: {round_text(record)}")
+        elif record.get("kind") == "left":
+            row.state = "left"
+            self.note(f"{site}: {left_text(record)}")
 
     def refresh(self) -> None:
         size = shutil.get_terminal_size()

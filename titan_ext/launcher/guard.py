@@ -1,9 +1,9 @@
 """A process between the launcher and a site that ends with the site, and takes all of the site along.
 
 torchrun starts each rank in a session of its own, so no signal to a process group reaches them, and
-they outlive a torchrun that is killed. The guard adopts whatever loses its parent; when the command
-ends, when it is told to stop, or when the launcher is gone (even by SIGKILL), it ends everything
-below itself.
+they outlive a torchrun that is killed. The guard adopts whatever loses its parent and ends everything
+below itself when the command ends. When it is told to stop, or when the launcher is gone (even by
+SIGKILL), it tells the command first, and only that: torchrun tells the ranks, which save and leave.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from titan_ext.launcher.processes import adopt_orphans, die_with_parent, end_descendants
+from titan_ext.launcher.processes import adopt_orphans, die_with_parent, end_descendants, send
 
 _POLL_SECONDS = 0.1
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command under guard; returns its exit code, 128 plus the number of a signal that ended it."""
     parser = argparse.ArgumentParser(prog="python -m titan_ext.launcher.guard", description=__doc__)
     parser.add_argument("--parent", type=int, required=True, help="process id of the launcher")
-    parser.add_argument("--grace-seconds", type=float, required=True, help="patience between SIGTERM and SIGKILL")
+    parser.add_argument("--grace-seconds", type=float, required=True, help="patience from SIGTERM to SIGKILL")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(arguments)
 
@@ -44,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     while child.poll() is None and not stops:
         time.sleep(_POLL_SECONDS)
     code = child.returncode
-    end_descendants(os.getpid(), options.grace_seconds)
+    deadline = time.monotonic() + options.grace_seconds
+    if code is None:
+        send(child.pid, signal.SIGTERM)
+    while child.poll() is None and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    end_descendants(os.getpid(), deadline - time.monotonic())
     if code is None:
         return 128 + stops[0]
     return 128 - code if code < 0 else code

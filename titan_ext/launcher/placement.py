@@ -1,5 +1,6 @@
 """Dealing this machine's cores, GPUs and ports to the sites."""
 
+import math
 import os
 import random
 import socket
@@ -9,11 +10,18 @@ from collections.abc import Mapping, Sequence
 from titan_ext.errors import UserError
 
 
-def torchrun_command(nproc: int, *arguments: str) -> list[str]:
-    """The command line of one site's torchrun on this machine; it takes a free port by itself."""
+def torchrun_command(nproc: int, grace_seconds: float, *arguments: str) -> list[str]:
+    """The command line of one site's torchrun on this machine; it takes a free port by itself.
+
+    Args:
+        nproc: ranks to start.
+        grace_seconds: how long ranks that are told to leave may take.
+        *arguments: of the ranks' program.
+    """
     return [
         *(sys.executable, "-m", "titan_ext.launcher.torchrun", "--standalone"),
         *("--local-addr", "127.0.0.1", "--nproc-per-node", str(nproc)),
+        *("--shutdown-timeout", str(math.ceil(grace_seconds))),
         *("-m", "titan_ext.train", *arguments),
     ]
 

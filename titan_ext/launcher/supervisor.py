@@ -65,7 +65,7 @@ class Supervisor:
         jobs: services first: they are started in this order, and ended after the others.
         max_restarts: how often a job that dies is started again. Bad input (exit code 2) never is.
         backoff_seconds: wait before the first restart; doubles with each.
-        grace_seconds: patience between SIGTERM and SIGKILL.
+        grace_seconds: patience between SIGTERM and SIGKILL: what a site may take to save and leave.
         stop_requests: how often the user asked to stop: once ends all in order, twice kills.
         on_event: called at each change of phase.
         on_tick: called some times a second.
@@ -77,7 +77,7 @@ class Supervisor:
         *,
         max_restarts: int = 3,
         backoff_seconds: float = 1.0,
-        grace_seconds: float = 5.0,
+        grace_seconds: float = 60.0,
         poll_seconds: float = 0.1,
         stop_requests: Callable[[], int] = lambda: 0,
         on_event: Callable[[Event], None] = lambda event: None,

@@ -50,6 +50,11 @@ def round_text(record: Mapping[str, Any]) -> str:
     )
 
 
+def left_text(record: Mapping[str, Any]) -> str:
+    """``left after step 21, which is saved``."""
+    return f"left after step {record.get('step')}, which is {'saved' if record.get('saved') else 'NOT saved'}"
+
+
 def round_seconds(record: Mapping[str, Any]) -> float:
     """Seconds a round took: waiting, reducing and applying."""
     return sum(record.get(f"seconds_{part}") or 0.0 for part in ("quorum", "reduce", "apply"))

@@ -1,5 +1,6 @@
 """From what happens to the sites to what is shown of it."""
 
+import signal
 from collections.abc import Mapping
 
 from titan_ext.launcher.display import Display
@@ -40,7 +41,7 @@ class RunWatch:
         self.show_metrics()
         name, log = event.job.name, event.log.path
         if event.phase is Phase.WAITING:
-            reason = event.log.error_line() or f"died with exit code {event.code}"
+            reason = event.log.error_line() or _fate(event)
             self._display.note(
                 f"{name}: {reason}; restart {event.restarts} of {self._max_restarts} in {event.delay:g} s, log: {log}"
             )
@@ -62,7 +63,7 @@ class RunWatch:
         """How often the user asked to stop; the first time is acknowledged."""
         if self._stops.count and not self._stop_is_noted:
             self._stop_is_noted = True
-            self._display.note("stopping the sites … (Ctrl-C again kills them at once)")
+            self._display.note("the sites save and leave … (Ctrl-C again kills them at once)")
             self._display.refresh()
         return self._stops.count
 
@@ -77,6 +78,11 @@ def _describe(event: Event) -> tuple[str, str]:
             return "failed", f"failed with exit code {event.code}, log: {event.log.path}"
         case _:
             return str(event.phase), str(event.phase)
+
+
+def _fate(event: Event) -> str:
+    left = event.code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    return "left, as it was asked to" if left else f"died with exit code {event.code}"
 
 
 def _obituary(event: Event) -> str:

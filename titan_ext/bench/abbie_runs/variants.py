@@ -1,0 +1,48 @@
+"""The models that are compared: two baselines, variant C, and every reading of variant D."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """A model of the comparison, equal to the others in its sizes."""
+
+    label: str
+    """Its name for people."""
+    suffix: str = ""
+    """Ending of its flavor's name."""
+    recurrence: Mapping[str, object] = field(default_factory=dict)
+    """Keys of ``[model]`` that make it this variant."""
+    trained_as: str | None = None
+    """The variant whose training is the same, so that they differ in evaluation alone; None: it has its own."""
+
+
+VARIANTS: dict[str, Variant] = {
+    # Iterated more than once it is what variant C is.
+    "standard": Variant(label="standard decoder", suffix="-standard", recurrence={"skip": "none"}),
+    "depth": Variant(label="depth recurrence", suffix="-depth"),
+    "c": Variant(label="C", suffix="-C"),
+    "d_prev": Variant(label="D, prev", recurrence={"skip": "prev"}),
+    # With 2 iterations the state before the only skip is the head's output.
+    "d_input": Variant(label="D, input", recurrence={"skip": "input"}, trained_as="d_prev"),
+    "d_prev_final": Variant(label="D, prev, final skip", recurrence={"skip": "prev", "final_skip": True}),
+    "d_input_final": Variant(label="D, input, final skip", recurrence={"skip": "input", "final_skip": True}),
+    "d_mean": Variant(label="D, prev, mean", recurrence={"skip": "prev", "between": "mean"}),
+    "d_norm": Variant(label="D, prev, norm", recurrence={"skip": "prev", "between": "norm"}),
+}
+
+
+def training_of(variant: str) -> str:
+    """The variant that is trained for this one."""
+    return VARIANTS[variant].trained_as or variant
+
+
+def read_from(training: str) -> list[str]:
+    """The variants that one training serves."""
+    return [variant for variant in VARIANTS if training_of(variant) == training]
+
+
+def describe(training: str) -> dict[str, object]:
+    """What a training and its evaluations depend on besides sizes, as JSON values."""
+    return {variant: [VARIANTS[variant].suffix, VARIANTS[variant].recurrence] for variant in read_from(training)}

@@ -1,0 +1,185 @@
+"""Trains a small model at several sites while sites, links and the lighthouse fail, and checks what must hold.
+
+Each site is a real process that trains on real text, under the launcher's own supervisor; the lighthouse is one
+of its own. Faults are drawn from a seed: SIGKILL and SIGSTOP of a site's ranks, SIGTERM of a whole site, SIGKILL
+of the lighthouse and, as root on Linux, where each site gets a network namespace, cuts of its link. Near the end
+nothing strikes any more, so that all sites can come back. Then the same is trained undisturbed, for as many
+tokens as were contributed, and compared.
+
+Live is a site from the first inner step that it finishes after a fault of its own, to the next such fault.
+A check that fails makes the exit code 1; then the logs stay.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from titan_ext.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from titan_ext.bench.chaos.checks import Check
+    from titan_ext.bench.chaos.conduct import Outcome
+    from titan_ext.bench.chaos.schedule import Fault
+    from titan_ext.bench.chaos.setting import Setting
+    from titan_ext.bench.namespaces import Wan
+
+HELP = "a run under random faults, and whether all that must hold does"
+
+_SIZES: dict[str, tuple[int, int, str]] = {
+    # default, least, help
+    "seed": (0, 0, "of the faults and of the sites' data"),
+    "rounds": (200, 15, "committed rounds of the run"),
+    "sites": (4, 3, "number of sites"),
+    "keep_live": (0, 0, "a fault waits while it would leave fewer sites than that training"),
+    "sync_every": (20, 1, "inner steps between rounds"),
+    "seq_len": (64, 8, "tokens a sequence"),
+    "batch": (4, 1, "sequences of a site and step"),
+}
+# At the end: whoever was struck last has to be back before the others are through.
+_CALM_SHARE = 0.1
+_CALM_ROUNDS = 10
+_LINK_MBIT = 1000.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Size of the run, and how often faults strike."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    for key, (default, _, text) in _SIZES.items():
+        flag = f"--{key.replace('_', '-')}"
+        parser.add_argument(flag, type=int, default=default, help=f"{text} (default: {default})")
+    parser.add_argument("--faults-per-hour", type=float, default=100.0, help="on average (default: 100)")
+    parser.add_argument(
+        "--compare", action=argparse.BooleanOptionalAction, default=True, help="with an undisturbed run (default: yes)"
+    )
+    parser.add_argument("--minutes", type=float, default=40.0, help="limit of each of the two runs (default: 40)")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Run under faults and without, print a line a check, and return the figures.
+
+    Raises:
+        UserError: an option is out of range.
+        RunError: a check failed; the figures are printed before.
+    """
+    _check(options)
+    from titan_ext.bench.chaos.setting import Setting
+
+    setting = Setting(**{key: getattr(options, key) for key in ("sites", "seq_len", "batch", "sync_every", "seed")})
+    folder = Path(tempfile.mkdtemp(prefix="titan-ext-chaos-"))
+    with ExitStack() as stack:
+        wan = _network(stack, options.sites)
+        disturbed = _disturbed(options, setting, folder / "disturbed", wan)
+        calm = _undisturbed(options, setting, folder / "undisturbed", wan, disturbed) if options.compare else None
+    checks = _judge(disturbed, calm, setting)
+    figures = {
+        "faults": Counter(fault.kind for fault in disturbed.struck),
+        "faults_per_hour": round(3600 * len(disturbed.struck) / disturbed.seconds, 1),
+        "seconds": round(disturbed.seconds, 1),
+        "checks": {check.name: {"passed": check.passed, "figure": check.figure} for check in checks},
+    }
+    failed = [check.name for check in checks if not check.passed]
+    if failed:
+        _keep_samples(disturbed, folder / "samples.json")
+        print(json.dumps({"benchmark": "chaos", **figures}), flush=True)
+        raise RunError(f"{', '.join(failed)}: failed; the logs are in {folder}")
+    shutil.rmtree(folder)
+    return figures
+
+
+def _keep_samples(outcome: "Outcome", path: Path) -> None:
+    """What the processes held after each round, which no log has."""
+    samples = {name: [asdict(sample) for sample in site.samples] for name, site in outcome.sites.items()}
+    path.write_text(json.dumps(samples), encoding="utf-8")
+
+
+def _network(stack: ExitStack, sites: int) -> "Wan | None":
+    from titan_ext.bench.namespaces import Wan, missing
+
+    reason = missing()
+    if reason is None:
+        return stack.enter_context(Wan(sites, _LINK_MBIT))
+    print(f"no link cuts: {reason}")
+    return None
+
+
+def _disturbed(options: argparse.Namespace, setting: "Setting", folder: Path, wan: "Wan | None") -> "Outcome":
+    from titan_ext.bench.chaos.schedule import Kind, draw
+
+    kinds = [kind for kind in Kind if kind is not Kind.CUT or wan is not None]
+    faults = draw(
+        options.seed, sites=setting.names, kinds=kinds, per_hour=options.faults_per_hour, seconds=60 * options.minutes
+    )
+    print(f"{options.sites} sites, {options.rounds} rounds; faults by seed {options.seed}, from the first commit on:")
+    for fault in faults:
+        print(f"  {fault.at:8.1f} s  {fault}")
+    return _conduct(options, setting, folder, wan, options.rounds, faults)
+
+
+def _undisturbed(
+    options: argparse.Namespace, setting: "Setting", folder: Path, wan: "Wan | None", disturbed: "Outcome"
+) -> "Outcome":
+    from titan_ext.bench.chaos.checks import contributed_tokens
+
+    rounds = max(1, round(contributed_tokens(disturbed) / (setting.sites * setting.round_tokens)))
+    print(f"undisturbed: {rounds} rounds, as many tokens as were contributed")
+    return _conduct(options, setting, folder, wan, rounds, [])
+
+
+def _conduct(
+    options: argparse.Namespace,
+    setting: "Setting",
+    folder: Path,
+    wan: "Wan | None",
+    rounds: int,
+    faults: Sequence["Fault"],
+) -> "Outcome":
+    from titan_ext.bench.chaos.conduct import Conductor
+    from titan_ext.bench.chaos.setting import folders, jobs
+
+    networks = dict(zip(setting.names, wan.sites)) if wan is not None else {}
+    place = {"host": wan.hub_address, "hub": wan.hub} if wan is not None else {}
+    return Conductor(
+        folders(setting, folder),
+        jobs(setting, folder, rounds, networks=networks, **place),
+        faults,
+        networks=networks,
+        keep_live=options.keep_live,
+        calm_from=rounds - max(_CALM_ROUNDS, round(_CALM_SHARE * rounds)),
+        seconds=60 * options.minutes,
+        say=lambda line: print(line, flush=True),
+    ).run()
+
+
+def _judge(disturbed: "Outcome", calm: "Outcome | None", setting: "Setting") -> list["Check"]:
+    from titan_ext.bench.chaos import checks
+
+    found = [
+        checks.finished(disturbed),
+        checks.equal(disturbed),
+        checks.in_company(disturbed),
+        checks.participation(disturbed),
+        *([checks.loss(disturbed, calm, setting)] if calm is not None else []),
+        checks.orphans(disturbed),
+        checks.memory(disturbed, calm),
+        checks.descriptors(disturbed, calm),
+    ]
+    print(f"\n{len(disturbed.struck)} faults, {3600 * len(disturbed.struck) / disturbed.seconds:.0f} an hour")
+    for check in found:
+        print(f"{'PASS' if check.passed else 'FAIL'}  {check.name:<18} {check.figure}")
+    return found
+
+
+def _check(options: argparse.Namespace) -> None:
+    for key, (_, least, _) in _SIZES.items():
+        if getattr(options, key) < least:
+            raise UserError(f"--{key.replace('_', '-')} {getattr(options, key)}: must be at least {least}")
+    for key in ("faults_per_hour", "minutes"):
+        if not getattr(options, key) > 0:
+            raise UserError(f"--{key.replace('_', '-')} {getattr(options, key):g}: must be above 0")

@@ -1,0 +1,94 @@
+"""What each method came to at its best learning rate, over the seeds."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, isfinite
+from statistics import mean, stdev
+
+from titan_ext.bench.convergence_runs.methods import METHODS
+from titan_ext.bench.convergence_runs.settings import Result, Run
+from titan_ext.bench.convergence_runs.tuning import best_rate, tried
+from titan_ext.errors import RunError
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One method's runs at its best learning rate."""
+
+    method: str
+    lr: float
+    grid: Mapping[float, float]
+    """Validation loss of each learning rate that was tried."""
+    runs: Sequence[Result]
+    """One for each seed."""
+
+    @property
+    def label(self) -> str:
+        """The method's name for people."""
+        return METHODS[self.method].label
+
+    @property
+    def losses(self) -> list[float]:
+        """Last validation loss of each seed, in nats a token."""
+        return [run.loss for run in self.runs]
+
+    @property
+    def loss(self) -> float:
+        """Their mean."""
+        return mean(self.losses)
+
+    @property
+    def deviation(self) -> float | None:
+        """Their standard deviation; None for a single seed or where a run diverged."""
+        return stdev(self.losses) if len(self.runs) > 1 and isfinite(self.loss) else None
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(loss)``, of a token."""
+        return exp(self.loss)
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that a site sent in the run."""
+        return self.runs[0].bytes_sent[-1]
+
+    def curve(self) -> list[tuple[int, float, int]]:
+        """Step, mean loss and bytes of each measurement up to the first that diverged."""
+        steps, sent = self.runs[0].steps, self.runs[0].bytes_sent
+        together = zip(steps, zip(*(run.losses for run in self.runs)), sent)
+        return [(step, mean(losses), size) for step, losses, size in together if None not in losses]
+
+    def steps_to(self, target: float) -> float | None:
+        """Step at which the mean loss first is down at ``target``, between measurements in a straight line."""
+        before = None
+        for step, loss, _ in self.curve():
+            if loss <= target:
+                return step if before is None else step - (step - before[0]) * (target - loss) / (before[1] - loss)
+            before = step, loss
+        return None
+
+
+def outcomes(methods: Iterable[str], seeds: int, done: Mapping[Run, Result]) -> dict[str, Outcome]:
+    """The outcome of each method.
+
+    Raises:
+        RunError: two runs of one seed saw different tokens, which only results of another time can have.
+    """
+    _check_tokens(done)
+    found = {}
+    for method in methods:
+        lr = best_rate(method, done)
+        runs = [done[Run(method, lr, seed)] for seed in range(seeds)]
+        found[method] = Outcome(method, lr, tried(method, done), runs)
+    return found
+
+
+def _check_tokens(done: Mapping[Run, Result]) -> None:
+    by_seed: dict[int, str] = {}
+    for run, result in done.items():
+        whole = isfinite(result.loss)  # a run that diverged has seen the first of them only
+        if whole and by_seed.setdefault(run.seed, result.tokens_sha256) != result.tokens_sha256:
+            raise RunError(
+                f"{run.method}, seed {run.seed}: trained on other tokens than the runs before it; the corpus has "
+                "changed since results were kept in --out: use another folder"
+            )

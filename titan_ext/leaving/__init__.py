@@ -1,0 +1,1 @@
+"""A site that is told to leave stops its ranks together, saves, and goes."""
