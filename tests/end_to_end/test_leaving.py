@@ -1,6 +1,9 @@
 """Sites that are told to leave: what they save, how soon they go, and what the others do."""
 
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -150,3 +153,56 @@ def test_asked_again_a_site_leaves_without_its_round(tmp_path, text_corpus):
         wait_for(lambda: tell(second) or not second.ranks[0].is_alive())
         assert second.wait() == [LEFT], second.log()[-3000:]
     assert said(second) == ["asked again, leaving"]
+
+
+def launched(folder: Path, text_corpus: Path, *flags: str) -> tuple[subprocess.Popen, list[SiteRun]]:
+    """A launch of a site of one rank and of one with two, as from a terminal; the sites are known by their files alone."""
+    config = with_layouts(folder, text_corpus, ("plain", "fsdp2"))
+    command = [sys.executable, "-m", "titan_ext", "launch", str(config), f"--dump_folder={folder}", *flags]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return launcher, [SiteRun(name, folder, []) for name in ("a", "b")]
+
+
+def ranks_of(launcher: subprocess.Popen, name: str) -> list[int]:
+    found = []
+    for pid in descendants(launcher.pid):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        # torchrun and the guard are named by what they run, too.
+        if words[2:4] == [b"-m", b"titan_ext.train"] and words[words.index(b"--site") + 1] == name.encode():
+            found.append(pid)
+    return found
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_the_launcher_saves_every_site(tmp_path, text_corpus):
+    launcher, sites = launched(tmp_path, text_corpus, "--training.steps=100000", *FLAGS)
+    for site in sites:
+        wait_for(has_taken(site, 5))
+    launcher.send_signal(signal.SIGINT)
+    out, _ = launcher.communicate()
+    assert launcher.returncode == 130 and "Traceback" not in out
+    for site in sites:
+        step = site.lines("step")[-1]["step"]
+        assert [(line["step"], line["saved"]) for line in site.lines("left")] == [(step, True)]
+        assert f"{site.name}  left after step {step}, which is saved" in out
+        assert (tmp_path / site.name / "checkpoint" / f"step-{step}" / ".metadata").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_site_that_loses_a_rank_is_restarted_whole_and_rejoins(number, tmp_path, text_corpus):
+    flags = ["--training.steps=400", "--semi_sync.sync_every=20", "--replica.min_sites=1", *FLAGS]
+    launcher, sites = launched(tmp_path, text_corpus, *flags)
+    wait_for(lambda: any(line["participants"] == 2 for line in sites[0].lines("round")))
+    before = ranks_of(launcher, "b")
+    assert len(before) == 2
+    send(before[1], number)
+    wait_for(lambda: len(ranks_of(launcher, "b")) == 2 and not {*before} & {*ranks_of(launcher, "b")})
+    out, _ = launcher.communicate()
+    assert launcher.returncode == 0, out[-3000:]
+    fate = "left, as it was asked to" if number == signal.SIGTERM else f"died with exit code {128 + number}"
+    assert f"b: {fate}; restart 1 of 3" in out
+    assert "all 2 sites hold the same shared state" in out
+    assert sites[0].lines("round")[-1]["participants"] == 2
+    steps = [line["step"] for line in sites[0].lines("step")]
+    assert steps == list(range(steps[0], 401))

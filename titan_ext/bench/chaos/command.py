@@ -37,7 +37,7 @@ _SIZES: dict[str, tuple[int, int, str]] = {
     "seed": (0, 0, "of the faults and of the sites' data"),
     "rounds": (200, 15, "committed rounds of the run"),
     "sites": (4, 3, "number of sites"),
-    "keep_live": (0, 0, "a fault waits while it would leave fewer sites than that training"),
+    "keep_live": (0, 0, "a fault waits while it would leave fewer contributing sites than that"),
     "sync_every": (20, 1, "inner steps between rounds"),
     "seq_len": (64, 8, "tokens a sequence"),
     "batch": (4, 1, "sequences of a site and step"),

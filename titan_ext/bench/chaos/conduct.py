@@ -44,7 +44,7 @@ class Conductor:
         jobs: the lighthouse and the sites.
         faults: the schedule.
         networks: name of the site -> a process in its network namespace.
-        keep_live: a fault waits while it would leave fewer sites than that training.
+        keep_live: a fault waits while it would leave fewer than that of the sites whose work is in the last commit.
         calm_from: committed rounds after which nothing strikes any more, so that all sites can come back.
         seconds: limit of the run.
         say: takes a line for the user.
@@ -74,6 +74,7 @@ class Conductor:
         self._began = self._last_commit = time.monotonic()
         self._first_commit: float | None = None
         self._round = 0
+        self._contributors: list[str] = []
 
     def run(self) -> Outcome:
         """Until all sites have ended, or the limit is reached."""
@@ -137,7 +138,7 @@ class Conductor:
             last = site.commits[-1]
             if last["round"] // 10 > self._round // 10:
                 self._note(f"round {last['round']}: {len(last['contributors'])} site(s)")
-            self._round = max(self._round, last["round"])
+            self._round, self._contributors = max(self._round, last["round"]), last["contributors"]
             for pid in processes.ranks[name] if processes is not None else []:
                 if (found := held(pid)) is not None:
                     site.samples.append(Sample(time.time(), pid, last["round"], *found))
@@ -146,8 +147,8 @@ class Conductor:
         now = time.monotonic()
         for fault in [each for each in self._waiting if self._first_commit + each.at <= now]:
             site = self._outcome.sites.get(fault.site)
-            if site is not None and not self._may_strike(site):
-                continue  # its turn comes when enough of them are back
+            if site is not None and not self._may_strike(fault.site):
+                continue  # its turn comes when enough sites are back
             undo = strike(fault, processes, self._networks)
             if undo is None:
                 continue
@@ -159,8 +160,10 @@ class Conductor:
             if fault.kind in (Kind.STOP, Kind.CUT):
                 self._lasting.append((now + fault.seconds, fault, undo))
 
-    def _may_strike(self, site: SiteHistory) -> bool:
-        return site.is_live and sum(each.is_live for each in self._outcome.sites.values()) > self._keep_live
+    def _may_strike(self, name: str) -> bool:
+        sites = self._outcome.sites
+        others = [each for each in self._contributors if each != name and sites[each].is_live]
+        return sites[name].is_live and len(others) >= self._keep_live
 
     def _undo(self, is_due: Callable[[float], bool]) -> None:
         for entry in [each for each in self._lasting if is_due(each[0])]:
