@@ -33,7 +33,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(options: argparse.Namespace) -> int:
     """Run one benchmark and print its figures as the last line."""
     # As an exception, on which its workers are ended; Python would just be gone.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    figures = import_module(_BENCHMARKS[options.benchmark]).run(options)
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        figures = import_module(_BENCHMARKS[options.benchmark]).run(options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(json.dumps({"benchmark": options.benchmark, **figures}), flush=True)
     return 0
