@@ -153,9 +153,10 @@ class SemiSync:
     def join(self) -> None:
         """Take part in a quorum before the first inner step.
 
-        All sites starting together only agree on the starting point. A site that comes later takes
-        over the members' shared state and the round they are in, without contributing to it, so
-        that its very first contribution counts. Afterwards ``clock`` is the members' inner step.
+        All sites starting together only agree on the starting point; those that resume go on from their
+        own inner steps. A site that comes later takes over the members' shared state and the round they
+        are in, without contributing to it, so that its very first contribution counts. Afterwards
+        ``clock`` is the members' inner step.
 
         Raises:
             UserError: the other sites run another plan or model; names what differs.
@@ -172,8 +173,13 @@ class SemiSync:
                 self._flight.hold(round_, self.clock + delay)
                 return
             refusal = self._healing.mismatch(round_.problem) if round_.refused else None
+            resumed = not round_.rows and not self.healed
             if self._land(round_):
-                self.clock = round_.clock
+                if not resumed:
+                    self.clock = round_.clock
+                elif self._schedule.pending:
+                    # Stopped while the others were still on their way to this round, which they now come to.
+                    self._launch()
                 return
             if refusal is not None:
                 raise UserError(refusal)
