@@ -12,6 +12,8 @@ from titan_ext.semi_sync.manager import ReplicaManager
 from titan_ext.semi_sync.methods import method_names, register_method
 from titan_ext.semi_sync.outer_optimizer import outer_optimizer_names, register_outer_optimizer
 from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan, SyncRow
+from titan_ext.semi_sync.row_ids import RowIds
+from titan_ext.semi_sync.scopes import ScopeConfig
 from titan_ext.semi_sync.site import SiteRanks
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "Ledger",
     "ReplicaManager",
     "RoundRecord",
+    "RowIds",
+    "ScopeConfig",
     "SemiSync",
     "SemiSyncConfig",
     "SiteRanks",

@@ -9,9 +9,11 @@ import torch
 from torch.optim import Optimizer
 
 from titan_ext.semi_sync.config import SemiSyncConfig
-from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
 from titan_ext.semi_sync.global_row import GlobalRow
 from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan, SyncRow
+from titan_ext.semi_sync.row_ids import RowIds
+from titan_ext.semi_sync.row_kinds import reduce_by_row
+from titan_ext.semi_sync.scopes import deal, settings_by_scope
 from titan_ext.semi_sync.site import SiteRanks
 from titan_ext.semi_sync.synced import SyncedRow
 from titan_ext.semi_sync.views import ModelView
@@ -26,6 +28,7 @@ def bind_rows(
     view: ModelView,
     site: SiteRanks,
     outer_optimizers: Sequence[Optimizer] | None = None,
+    row_ids: RowIds | None = None,
 ) -> list[SyncedRow]:
     """Bind every row of the plan to the shards that this rank holds. A collective over the site.
 
@@ -38,17 +41,16 @@ def bind_rows(
         view: this rank's tensors.
         site: the ranks whose tensors make up the model.
         outer_optimizers: the user's own, one for each fragment.
+        row_ids: which rows of the run's tables this site holds, for scopes that are shared by row.
 
     Raises:
-        ValueError: fragments that do not fit the model, or a state that no optimizer keeps.
+        ValueError: fragments or scopes that do not fit the model, or a state that no optimizer keeps.
     """
     sizes: dict[str, int] = {}
     for rank_sizes in site.gather(view.sizes()):
         sizes.update(rank_sizes)
-    if config.fragments is not None:
-        home = deal_by_modules(sizes, config.fragments)
-    else:
-        home = deal_by_bytes(sizes, config.num_fragments)
+    home = deal(sizes, config)
+    settings = settings_by_scope(config)
     for row in plan.rows:
         view.check_state(row.state, row.required)
     device = torch.device("cpu") if config.global_device == "cpu" else None
@@ -57,10 +59,16 @@ def bind_rows(
         names = [
             name
             for name, parameter in view.parameters.items()
-            if home[name] == row.fragment and (row.state == PARAMETERS or _has_state(view, row, name, parameter))
+            if home.get(name) == (row.scope, row.fragment) and (row.state == PARAMETERS or _has_state(view, row, name, parameter))
         ]
-        own = {"own_outer": outer_optimizers[row.fragment]} if outer_optimizers else {}
-        rows.append(kind_of(row)(row, names, view, config, device, **own))
+        own = {"own_outer": outer_optimizers[row.fragment]} if outer_optimizers and not row.scope else {}
+        kind = kind_of(row)
+        if kind.by_row:
+            own = {"row_ids": row_ids or RowIds.all(0)}
+        rows.append(kind(row, names, view, settings[row.scope], device, **own))
+    for row in rows:
+        if row.by_row:
+            reduce_by_row(row, [name for name, place in home.items() if place[0] == row.row.scope], sizes)
     return rows
 
 

@@ -1,6 +1,6 @@
 """Settings of the outer loop: the ``[semi_sync]`` section."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -10,6 +10,8 @@ from titan_ext.semi_sync.outer_optimizer import OuterSettings, outer_optimizer_n
 from titan_ext.semi_sync.plan import SyncPlan
 from titan_ext.semi_sync.reduction import AllReduce, CodedReduction, Reduction
 from titan_ext.semi_sync.robust import RobustReduction
+from titan_ext.semi_sync.sampling import check_rounds
+from titan_ext.semi_sync.scopes import ScopeConfig, check_scopes, rows_of_scopes
 
 
 @dataclass(kw_only=True)
@@ -112,6 +114,18 @@ class SemiSyncConfig:
     error_feedback: bool | None = None
     """Add what the codec lost to the next contribution; by default for "int4" and "topk"."""
 
+    scopes: list[ScopeConfig] = field(default_factory=list)
+    """Parameters with settings of their own, or that stay at their site: ``[[semi_sync.scopes]]`` tables."""
+
+    sites_per_round: int | None = None
+    """How many of the run's sites train in a round, drawn anew for each; the others wait. None: all."""
+
+    sampling_seed: int = 0
+    """Seed of that draw."""
+
+    reset_inner_optimizer: bool = False
+    """Set the inner optimizer's states to zero after each round, as DEPT's authors do."""
+
     pairing: Literal["auto", "rank", "leader"] = "auto"
     """Who exchanges: rank r with rank r of the other sites, or one leader for all ranks of its site, so that
     sites may differ in GPUs and parallel layout. "auto" takes leaders if the sites' layouts differ."""
@@ -134,7 +148,7 @@ class SemiSyncConfig:
             return replace(self)
         self._check_belongs()
         filled = {"outer_lr": 1.0, "outer_momentum": 0.0, "nesterov": False} | method_defaults(self.method)
-        unset = {field.name for field in fields(self) if getattr(self, field.name) is None}
+        unset = {each.name for each in fields(self) if getattr(self, each.name) is None}
         result = replace(self, **{key: value for key, value in filled.items() if key in unset})
         if self.error_feedback is None:
             result.error_feedback = self.codec in ("int4", "topk")
@@ -149,7 +163,8 @@ class SemiSyncConfig:
 
     def plan(self) -> SyncPlan:
         """The method's sync plan."""
-        return build_plan(self.resolved())
+        config = self.resolved()
+        return SyncPlan((*build_plan(config).rows, *rows_of_scopes(config)))
 
     def outer_settings(self) -> OuterSettings:
         """Hyper-parameters of the outer optimizer; call it on a resolved configuration."""
@@ -261,6 +276,8 @@ class SemiSyncConfig:
         if self.pairing not in ("auto", "rank", "leader"):
             raise ValueError(_unknown("pairing", self.pairing, ["auto", "rank", "leader"]))
         _require(self.bucket_mib > 0, "bucket_mib", self.bucket_mib, "above 0")
+        check_scopes(self)
+        check_rounds(self)
 
     def _check_aggregation(self) -> None:
         if self.aggregation not in ("mean", "median", "trimmed_mean"):

@@ -25,8 +25,12 @@ from titan_ext.semi_sync.manager import ReplicaManager
 from titan_ext.semi_sync.methods.des_loc import with_half_lives
 from titan_ext.semi_sync.pairing import ByLeader, ByRank, LedManager, Pairing, SiteShards
 from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
+from titan_ext.semi_sync.reduction import Reduction
 from titan_ext.semi_sync.round import Round, flight_state
+from titan_ext.semi_sync.row_ids import RowIds
+from titan_ext.semi_sync.sampling import drawn
 from titan_ext.semi_sync.schedule import Schedule
+from titan_ext.semi_sync.scopes import settings_by_scope
 from titan_ext.semi_sync.site import SiteRanks, tensors_sha256
 from titan_ext.semi_sync.standing import MOST_ROWS, NAME_BYTES
 from titan_ext.semi_sync.synced import Landing
@@ -63,6 +67,7 @@ class SemiSync:
         on_round: called with the record of every round, committed or not.
         outer_optimizers: for each fragment an optimizer of the user's own over the fragment's parameters,
             instead of the configured one; it is made to work on the global copy.
+        row_ids: which rows of the run's tables this site holds, for scopes with ``shared = "rows"``.
         keep_local_work: after a round that was not committed, keep what was done since the last one
             and try again at the next step; False goes back to the global parameters and waits for the
             next round of the schedule.
@@ -88,6 +93,7 @@ class SemiSync:
         roll_back: bool = False,
         on_round: Callable[[RoundRecord], None] | None = None,
         outer_optimizers: Sequence[Optimizer] | None = None,
+        row_ids: RowIds | None = None,
         keep_local_work: bool = True,
         register: bool = True,
     ) -> None:
@@ -110,7 +116,7 @@ class SemiSync:
         self._on_round = on_round
         self._view = ModelView(model_parts, optimizers)
         self._keep_local_work = keep_local_work
-        self._rows = bind_rows(self.plan, self.config, self._view, self._site, outer_optimizers)
+        self._rows = bind_rows(self.plan, self.config, self._view, self._site, outer_optimizers, row_ids)
         self._pairing, self._manager = self._paired(manager)
         fingerprint = fingerprint_of(self.config, self._pairing.fingerprint(self._rows))
         self._healing = Healing(self._rows, self._lineage, self._manager, self._site, fingerprint)
@@ -120,11 +126,10 @@ class SemiSync:
             self._rows,
             fingerprint=fingerprint_number(fingerprint),
             lineage=self._lineage,
-            reduction=self.config.build_reduction(),
+            reductions=self._reductions(),
             pairing=self._pairing,
             gather=self._site.gather,
             guard=(self.config.outlier_threshold, self.config.outlier_action),
-            error_feedback=self.config.error_feedback,
             device=self._device(),
         )
         self._schedule = Schedule(self.plan)
@@ -132,6 +137,7 @@ class SemiSync:
         self._current: Round | None = None
         self._flight = Flight()
         self._launch_clock = 0
+        self._idle = False
         if register:
             self._manager.register_state_dict_fn("titan_ext", self.receive_shared_state, self.shared_state)
 
@@ -144,6 +150,11 @@ class SemiSync:
     def rounds(self) -> int:
         """Commits of the run that the shared state contains."""
         return self._lineage.position.round
+
+    @property
+    def idle(self) -> bool:
+        """Whether this site sits the current round out: count its inner steps without taking them."""
+        return self._idle
 
     @property
     def sites(self) -> int:
@@ -165,6 +176,7 @@ class SemiSync:
         while True:
             round_ = self._begin(None, weight=0.0)
             self._exchange.run(round_, self._all_ready)
+            self._adopt(round_)
             if round_.rows or self.healed:
                 self._flight.forget()  # a round in flight at the last checkpoint has long landed at the members
             delay = max((self._rows[index].row.delay for index in round_.rows), default=0)
@@ -234,7 +246,9 @@ class SemiSync:
 
     def shared_state_sha256(self) -> str:
         """Hash of the global parameters: equal at all sites after a commit. A collective over the site."""
-        return tensors_sha256(self.global_parameters().items(), self._site)
+        tables = {name for row in self._rows if row.by_row for name in row.names}
+        shared = [(name, value) for name, value in self.global_parameters().items() if name not in tables]
+        return tensors_sha256(shared, self._site)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the outer loop knows, with global shapes, for a distributed checkpoint.
@@ -286,6 +300,7 @@ class SemiSync:
         delay = max(self._rows[index].row.delay for index in intent)
         if delay == 0:
             self._exchange.run(round_, self._all_ready)
+            self._adopt(round_)
             self._land(round_)
             return
         round_.rows = intent
@@ -305,7 +320,14 @@ class SemiSync:
         round_ = self._flight.land()
         # The inner loop was running when a peer's state came in; only now may it be taken in.
         self._all_ready(round_)
+        self._adopt(round_)
         self._land(round_)
+
+    def _adopt(self, round_: Round) -> None:
+        """A newcomer takes over the rows that other sites know better; again in the next round if this one fails."""
+        if round_.intent is None and self._manager.errored() is None:
+            for index, messages in round_.adopted.items():
+                self._rows[index].adopt(messages)
 
     def _land(self, round_: Round) -> bool:
         """Vote, and apply the round if the vote is a yes; otherwise it is tried again."""
@@ -322,7 +344,9 @@ class SemiSync:
         elif not self.healed:
             self._schedule.again(round_.launched)
         self._current = None
-        if not committed:
+        if committed:
+            self._draw(round_)
+        else:
             self._healing.give_up(round_)
         if round_.rows:
             self._record(round_, committed, failure, time.perf_counter() - started)
@@ -339,12 +363,24 @@ class SemiSync:
         if round_.intent is None and any(self.plan.rows[index].state != PARAMETERS for index in round_.rows):
             # Moments that came from the members are as old as theirs.
             self._view.set_optimizer_step(round_.clock)
+        if self.config.reset_inner_optimizer:
+            self._view.reset_optimizers()
         # What was trained on during a flight counts in the next round.
         self._tokens = 0 if round_.intent is None else self._tokens - round_.tokens
         self._schedule.settle(round_.rows)
         self._lineage.advance()
         checksum = self._checksum.after({self._rows[index].row.key for index in round_.rows})
         self._lineage.record(round_.table, round_.contributors, round_.clock, checksum)
+
+    def _draw(self, round_: Round) -> None:
+        """Who trains until the next round; all sites of the quorum come to the same answer."""
+        count = self.config.sites_per_round
+        if count is not None:
+            own = round_.table[self._manager.participating_rank()].name
+            chosen = drawn(
+                [site.name for site in round_.table], count, self.config.sampling_seed, round_.clock // self.config.sync_every
+            )
+            self._idle = own not in chosen
 
     # -- membership --------------------------------------------------------------------------
 
@@ -378,12 +414,19 @@ class SemiSync:
         shards = SiteShards(self._view.parameters, self._site.group, alone=self._site.alone)
         return ByLeader(self._rows, shards, int(self.config.bucket_mib * 2**18)), LedManager(manager, shards)
 
+    def _reductions(self) -> list[Reduction]:
+        """For each row the one that its scope's settings name."""
+        by_scope = {name: settings.build_reduction() for name, settings in settings_by_scope(self.config).items()}
+        return [by_scope[row.row.scope] for row in self._rows]
+
     def _device(self) -> torch.device:
         if self.config.global_device == "cpu":
             return torch.device("cpu")
         return next((row.device for row in self._rows if row.numel), torch.device("cpu"))
 
     def _weight(self) -> float:
+        if self._idle:
+            return 0.0
         if self.config.weighting == "site":
             return self._site_weight
         return float(self._tokens) if self.config.weighting == "tokens" else 1.0

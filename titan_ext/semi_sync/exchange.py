@@ -33,11 +33,10 @@ class Exchange:
         rows: the plan's rows bound to this rank.
         fingerprint: equal at sites that may exchange.
         lineage: the run and how far it has come.
-        reduction: how a row is summed over the sites.
+        reductions: how each row is summed over the sites that has no way of its own.
         pairing: which ranks do so with which.
         gather: a value of every rank of the site, a collective.
         guard: above how many times the sites' median norm an update is an outlier (0: never), and what becomes of it.
-        error_feedback: add what the codec lost to the next contribution of the row.
         device: where buffers live.
     """
 
@@ -48,23 +47,22 @@ class Exchange:
         *,
         fingerprint: int,
         lineage: Lineage,
-        reduction: Reduction,
+        reductions: Sequence[Reduction],
         pairing: Pairing,
         gather: Callable[[Any], list[Any]],
         guard: tuple[float, Literal["clip", "drop"]],
-        error_feedback: bool,
         device: torch.device,
     ) -> None:
         self._manager = manager
         self._rows = rows
         self._fingerprint = fingerprint
-        self._reductions = [row.reduction or reduction for row in rows]
+        self._reductions = [row.reduction or each for row, each in zip(rows, reductions, strict=True)]
         self._pairing = pairing
         self._lineage = lineage
         self._gather = gather
         self._guard = guard
         self._device = device
-        self.residuals = Residuals(rows, device, enabled=error_feedback)
+        self.residuals = Residuals(rows, device)
 
     def fill(self, round_: Round) -> None:
         """Write this site's weighted contribution for ``round_.rows`` into a fresh buffer."""
@@ -134,6 +132,8 @@ class Exchange:
             round_.rows = round_.rows or list(round_.launched)
             return round_
         rows = outcome.rows
+        if outcome.newcomers:
+            self._bring_rows(round_)
         if outcome.newcomers and rows:
             rows = self._with_moments(rows)
         self._take(round_, rows, outcome.clock)
@@ -159,6 +159,20 @@ class Exchange:
         if round_.problem is not None:
             self._manager.report_error(RuntimeError(round_.problem))
         return outcome
+
+    def _bring_rows(self, round_: Round) -> None:
+        """Rows of tables, each from the site that is furthest of those that hold it, to the newcomers."""
+        sites = range(len(round_.table))
+        furthest = sorted(sites, key=lambda site: (round_.table[site].position, -site), reverse=True)
+        places = [float(furthest.index(site)) for site in sites]
+        for index, row in enumerate(self._rows):
+            if row.adopts:
+                messages = row.offered()
+                for message in messages:
+                    self._pairing.reduce(
+                        row.adoption, self._manager, [row], message, clock=round_.clock, weights=places, lost=None
+                    )
+                round_.adopted[index] = messages
 
     def _with_moments(self, rows: list[int]) -> list[int]:
         """The rows of a round that takes in a newcomer: all states without a global value come along.
@@ -241,9 +255,12 @@ class Exchange:
         if not round_.seconds_reduce:
             return 0
         travelled = [index for index in round_.rows if index not in round_.silent]
-        return sum(
-            self._pairing.wire_bytes(self._reductions[run[0]], run, round_.sites) for run in self._together(travelled)
-        )
+        total = 0
+        for run in self._together(travelled):
+            reduction = self._reductions[run[0]]
+            sent = reduction.take_sent()
+            total += self._pairing.wire_bytes(reduction, run, round_.sites) if sent is None else sent
+        return total + sum(row.adoption.take_sent() or 0 for row in self._rows if row.adopts)
 
     def _together(self, rows: Sequence[int]) -> list[list[int]]:
         """Neighbouring rows that are summed alike travel as one: fewer and fuller buckets."""

@@ -55,6 +55,9 @@ class SyncRow:
     """What the row sends and how it takes what comes back, where that is a method's own; by default the
     mean of a state, or the global copy's step for parameters."""
 
+    scope: str = ""
+    """Name of the scope whose parameters it covers; empty for those of no other scope."""
+
     name: str | None = None
     """Told apart by this from another row of the same state and fragment."""
 
@@ -75,7 +78,8 @@ class SyncRow:
     @property
     def key(self) -> str:
         """Name of the row in logs and checkpoints."""
-        return f"{self.name or self.state}/{self.fragment}"
+        scope = f"{self.scope}/" if self.scope else ""
+        return f"{scope}{self.name or self.state}/{self.fragment}"
 
     def due(self, clock: int) -> bool:
         """Whether the row is launched after inner step ``clock`` (1 for the first step)."""

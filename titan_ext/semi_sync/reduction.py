@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import torch
 from torch.distributed import ReduceOp, Work
-from torch.distributed.distributed_c10d import AllgatherOptions, AllToAllOptions
 
 from titan_ext.semi_sync.codec import Codec
 from titan_ext.semi_sync.ledger import ring_all_reduce_bytes
-from titan_ext.semi_sync.manager import ReplicaManager, wire_device
+from titan_ext.semi_sync.manager import ReplicaManager
+from titan_ext.semi_sync.wire import Wire
 
 UNDER_WAY = 2
 """Buckets handed to the wire before the first of them is waited for."""
@@ -54,6 +54,10 @@ class Reduction(ABC):
     def scratch_elements(self, numel: int, sites: int) -> int:
         """fp32 elements' worth of memory that ``reduce`` takes beside ``values``."""
         return 0
+
+    def take_sent(self) -> int | None:
+        """Bytes sent since the last call, where they do not follow from sizes alone."""
+        return None
 
 
 class AllReduce(Reduction):
@@ -128,7 +132,7 @@ class CodedReduction(Reduction):
         weights: Sequence[float],
         lost: torch.Tensor | None = None,
     ) -> bool:
-        wire = _Wire(manager, weights)
+        wire = Wire(manager, weights)
         bucket_elements = self._bucket(wire.sites)
         scattered: deque[_Bucket] = deque()
         gathered: deque[_Bucket] = deque()
@@ -156,7 +160,7 @@ class CodedReduction(Reduction):
         whole = numel if self._to_all else -(-numel // sites)
         return -(-whole // self._codec.granularity) * self._codec.granularity
 
-    def _send(self, wire: "_Wire", values: torch.Tensor, lost: torch.Tensor | None) -> "_Bucket":
+    def _send(self, wire: Wire, values: torch.Tensor, lost: torch.Tensor | None) -> "_Bucket":
         """Code a bucket and hand it to the wire."""
         copies = 1 if self._to_all else wire.sites
         shard = self._shard(values.numel(), wire.sites)
@@ -175,7 +179,7 @@ class CodedReduction(Reduction):
         received, work = wire.gather(message[0]) if self._to_all else wire.exchange(message)
         return _Bucket(values, shard, received, work)
 
-    def _pass_on(self, wire: "_Wire", bucket: "_Bucket") -> "_Bucket":
+    def _pass_on(self, wire: Wire, bucket: "_Bucket") -> "_Bucket":
         """Sum the shard that this site owns, and hand the sum to the wire."""
         if self._to_all:
             return bucket
@@ -186,7 +190,7 @@ class CodedReduction(Reduction):
         self._codec.encode(total, message)
         return _Bucket(bucket.values, bucket.shard, *wire.gather(message))
 
-    def _land(self, wire: "_Wire", bucket: "_Bucket") -> None:
+    def _land(self, wire: Wire, bucket: "_Bucket") -> None:
         """Write the sum into the values."""
         wire.wait(bucket.work)
         values, received = bucket.values, bucket.received.to(bucket.values.device)
@@ -213,53 +217,3 @@ class _Bucket:
 
     def __init__(self, values: torch.Tensor, shard: int, received: torch.Tensor, work: Work | None) -> None:
         self.values, self.shard, self.received, self.work = values, shard, received, work
-
-
-class _Wire:
-    """Collectives of bytes between the sites; an error is reported to the manager and zeros arrive."""
-
-    def __init__(self, manager: ReplicaManager, weights: Sequence[float]) -> None:
-        self._manager = manager
-        self.weights = weights
-        self._device = wire_device(manager)
-        self.sites = manager.num_participants()
-
-    def gather(self, message: torch.Tensor) -> tuple[torch.Tensor, Work | None]:
-        """Every site's ``message [bytes]`` as ``[sites, bytes]``."""
-        message = message.to(self._device)
-        received = message.new_empty(self.sites, message.numel())
-        if self.sites == 1:
-            received[0] = message
-            return received, None
-        return received, self._issue(
-            received,
-            lambda group: group.allgather([list(received.unbind())], [message], AllgatherOptions()),
-        )
-
-    def exchange(self, messages: torch.Tensor) -> tuple[torch.Tensor, Work | None]:
-        """Row i of ``messages [sites, bytes]`` goes to site i; the rows that come in return."""
-        messages = messages.to(self._device)
-        if self.sites == 1:
-            return messages, None
-        received = torch.empty_like(messages)
-        return received, self._issue(
-            received, lambda group: group.alltoall_base(received, messages, [], [], AllToAllOptions())
-        )
-
-    def wait(self, work: Work | None) -> None:
-        """Until the messages are there."""
-        if work is None:
-            return
-        try:
-            work.wait()
-        except RuntimeError as error:
-            self._manager.report_error(error)
-
-    def _issue(self, received: torch.Tensor, start) -> Work | None:
-        if self._manager.errored() is None:
-            try:
-                return start(self._manager._pg)  # torchft's manager offers all-reduce alone
-            except RuntimeError as error:
-                self._manager.report_error(error)
-        received.zero_()
-        return None

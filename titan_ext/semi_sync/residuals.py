@@ -14,15 +14,14 @@ class Residuals:
     Args:
         rows: the plan's rows bound to this rank.
         device: where the memory lies.
-        enabled: False keeps nothing; rows that take back their losses themselves still do.
     """
 
-    def __init__(self, rows: Sequence[SyncedRow], device: torch.device, *, enabled: bool) -> None:
+    def __init__(self, rows: Sequence[SyncedRow], device: torch.device) -> None:
         self._rows = rows
         self._kept = {
             index: torch.zeros(row.numel, device=device)
             for index, row in enumerate(rows)
-            if enabled and row.reduction is None
+            if row.feeds_back
         }
 
     def takes(self, index: int) -> bool:

@@ -37,6 +37,8 @@ class Round:
     """The standings of the sites of the quorum."""
     opening: tuple[int, Position] | None = None
     """Run and position from which sites go on that have all just joined."""
+    adopted: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    """By row: what newcomers take over from the sites that hold it."""
     lost: dict[int, torch.Tensor] = field(default_factory=dict)
     """By row: what the reduction took away from this site's contribution."""
     silent: set[int] = field(default_factory=set)

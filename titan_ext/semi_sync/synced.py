@@ -65,6 +65,15 @@ class SyncedRow:
     agrees = False
     """Whether its shared state is equal at all sites after each commit."""
 
+    by_row = False
+    """Whether only the sites that hold a row of a table share it."""
+
+    adopts = False
+    """Whether a newcomer takes its values in a round, from any site, instead of all of them from one member."""
+
+    adoption: Reduction
+    """How newcomers get them; if ``adopts``."""
+
     takes_lost = False
     """Whether ``take_lost`` is to be called with what the reduction took away."""
 
@@ -86,6 +95,12 @@ class SyncedRow:
         self.pinned = self.device.type == "cpu" and any(tensor.is_cuda for tensor in locals_)
         self.reduction: Reduction | None = None
         """How the row is summed where that is not the configured way."""
+        self._error_feedback = bool(config.error_feedback)
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether what the codec takes away goes into the next contribution."""
+        return self._error_feedback and self.reduction is None
 
     @property
     def numel(self) -> int:
@@ -187,6 +202,18 @@ class SyncedRow:
                     raise ValueError(f"the saved or received state lacks {name} ({key})")
                 if isinstance(value, torch.Tensor):
                     _copy_checked(f"{name} ({key})", value, local_tensor(state[name][key]))
+
+    def agreed_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """What sites must have in common of a tensor of this shape."""
+        return tuple(shape)
+
+    def offered(self) -> list[torch.Tensor]:
+        """Messages (fp32 ``[numel]``) with all that a newcomer adopts; if ``adopts``."""
+        raise NotImplementedError
+
+    def adopt(self, messages: Sequence[torch.Tensor]) -> None:
+        """Take over what ``offered`` came to among all sites; if ``adopts``."""
+        raise NotImplementedError
 
     def described(self) -> list[tuple[str, torch.Tensor]]:
         """Name and local tensor of everything the row covers on this rank."""

@@ -153,6 +153,16 @@ class ModelView:
                 elif "step" in state:
                     state["step"] = step
 
+    @torch.no_grad()
+    def reset_optimizers(self) -> None:
+        """Every state tensor to zero, as before the first step."""
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                for value in state.values():
+                    if isinstance(value, torch.Tensor):
+                        value.zero_()
+                _rewind_step(state)
+
     def _key(self, state: str, name: str) -> str | None:
         states = self._state_of(self.parameters[name])
         return next((key for key in state.split("|") if key in states), None)

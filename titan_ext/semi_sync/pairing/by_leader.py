@@ -42,7 +42,9 @@ class ByLeader:
     def fingerprint(self, rows: Sequence[SyncedRow]) -> dict[str, str]:
         """What sites that pair so must have in common beside their settings: every whole tensor."""
         shapes = [
-            (row.row.key, name, self._shards.shape(name)) for row, names in zip(rows, self._names) for name in names
+            (row.row.key, name, row.agreed_shape(self._shards.shape(name)))
+            for row, names in zip(rows, self._names)
+            for name in names
         ]
         return {"model": repr(shapes), "pairing": self.name}
 

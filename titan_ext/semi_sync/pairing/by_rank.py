@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from titan_ext.semi_sync.manager import ReplicaManager
 from titan_ext.semi_sync.reduction import Reduction
@@ -16,18 +17,28 @@ class ByRank:
     Args:
         rows: the plan's rows bound to this rank.
         site: the ranks of the site.
+
+    Raises:
+        ValueError: tables shared by row are cut over the ranks, which then hold other rows at every site.
     """
 
     name = "rank"
 
     def __init__(self, rows: Sequence[SyncedRow], site: SiteRanks) -> None:
+        for row in rows:
+            if row.by_row and any(isinstance(row.view.parameters[name], DTensor) for name in row.names):
+                raise ValueError(
+                    'pairing = "rank": tables shared by row are cut over the ranks of the site; set semi_sync.pairing = "leader"'
+                )
         # A row's own reduction may depend on a rank's shapes: each counts with its own.
         self._ranks = site.gather([(row.numel, row.reduction) for row in rows])
         self._layout = str(len(self._ranks))
 
     def fingerprint(self, rows: Sequence[SyncedRow]) -> dict[str, str]:
         """What sites that pair so must have in common beside their settings: every shard."""
-        shards = [(row.row.key, name, tuple(tensor.shape)) for row in rows for name, tensor in row.described()]
+        shards = [
+            (row.row.key, name, row.agreed_shape(tensor.shape)) for row in rows for name, tensor in row.described()
+        ]
         return {"model and layout": repr(shards), "ranks": self._layout}
 
     def speaks_for(self, name: str) -> bool:
