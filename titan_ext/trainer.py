@@ -16,7 +16,8 @@ from torchtitan import trainer as torchtitan_trainer  # noqa: E402
 from torchtitan.tools.logging import logger  # noqa: E402
 
 from titan_ext.checkpoints import CheckpointManager  # noqa: E402
-from titan_ext.config.sections import SiteConfig  # noqa: E402
+from titan_ext.config.sections import DeptConfig, SiteConfig  # noqa: E402
+from titan_ext.data.traits import fingerprint, row_count  # noqa: E402
 from titan_ext.errors import UserError  # noqa: E402
 from titan_ext.leaving.departure import Departure  # noqa: E402
 from titan_ext.leaving.process import Left  # noqa: E402
@@ -25,7 +26,8 @@ from titan_ext.observe import MetricsProcessor  # noqa: E402
 from titan_ext.optim.switch import Switch, SwitchConfig  # noqa: E402
 from titan_ext.optimizers import OptimizersContainer  # noqa: E402
 from titan_ext.replica import ReplicaConfig  # noqa: E402
-from titan_ext.semi_sync import CommitLog, SemiSync, SemiSyncConfig  # noqa: E402
+from titan_ext.semi_sync import CommitLog, RowIds, SemiSync, SemiSyncConfig  # noqa: E402
+from titan_ext.semi_sync.scopes import shares_rows  # noqa: E402
 
 # On top of the lighthouse's patience: what a heartbeat may take to arrive.
 _HEARTBEAT_MARGIN_SECONDS = 1.0
@@ -41,6 +43,7 @@ class Trainer(torchtitan_trainer.Trainer):
     class Config(torchtitan_trainer.Trainer.Config):
         site: SiteConfig = field(default_factory=SiteConfig)
         semi_sync: SemiSyncConfig = field(default_factory=SemiSyncConfig)
+        dept: DeptConfig = field(default_factory=DeptConfig)
         replica: ReplicaConfig = field(default_factory=ReplicaConfig)
         metrics: MetricsProcessor.Config = field(default_factory=MetricsProcessor.Config)
         checkpoint: CheckpointManager.Config = field(default_factory=CheckpointManager.Config)
@@ -79,7 +82,11 @@ class Trainer(torchtitan_trainer.Trainer):
         for part in self.model_parts:
             if hasattr(part, "set_step"):
                 part.set_step(self.step)
-        super().train_step(data_iterator)
+        if self.outer is not None and self.outer.idle:
+            # The sites share one clock, and the learning rate goes by it; the data waits.
+            self.lr_schedulers.step()
+        else:
+            super().train_step(data_iterator)
         if self.outer is not None:
             if self.config.semi_sync.order == "after_step":
                 self._outer_step()
@@ -157,11 +164,24 @@ class Trainer(torchtitan_trainer.Trainer):
             commit_log=CommitLog(Path(config.dump_folder) / "commits.jsonl"),
             roll_back=config.replica.roll_back,
             on_round=self.metrics_processor.log_round,
+            row_ids=self._row_ids(),
         )
         if config.semi_sync.order == "paper":
             self.optimizers.register_step_pre_hook(self._outer_step)
         if config.checkpoint.enable:
             self.checkpointer.states["semi_sync"] = self.outer
+
+    def _row_ids(self) -> RowIds | None:
+        """Which tokens the rows of this site's tables stand for, where tables are shared by row."""
+        if not shares_rows(self.config.semi_sync):
+            return None
+        vocabulary = getattr(self.tokenizer, "vocabulary", None)
+        rows = self.config.model_spec.model.vocab_size
+        if vocabulary is not None:
+            return RowIds(vocabulary.row_ids(rows), vocabulary.total, vocabulary.tokenizer)
+        total = row_count(self.tokenizer)
+        places = torch.arange(rows)
+        return RowIds(torch.where(places < total, places, -1), total, fingerprint(self.tokenizer))
 
     def _join(self) -> None:
         paired = "their leaders exchange for all ranks" if self.outer.pairing == "leader" else "rank by rank"

@@ -1,8 +1,10 @@
 """One site's full trainer config from its settings."""
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from titan_ext.platform import prepare
@@ -13,10 +15,11 @@ from torchtitan.tools.utils import device_type  # noqa: E402
 
 from titan_ext.config import defaults  # noqa: E402
 from titan_ext.config.binder import Binder, field_types  # noqa: E402
+from titan_ext.config import dept as dept_variants  # noqa: E402
 from titan_ext.config.choices import bind_activation_checkpoint, bind_loss  # noqa: E402
 from titan_ext.config.model import ModelChoice, choose_model, flavor_config, model_module  # noqa: E402
 from titan_ext.config.optimizer import bind_optimizer  # noqa: E402
-from titan_ext.config.sections import SiteConfig  # noqa: E402
+from titan_ext.config.sections import DeptConfig, SiteConfig, SiteHeader  # noqa: E402
 from titan_ext.config.settings import Origin, Settings  # noqa: E402
 from titan_ext.config.tokenizer import TokenizerChoice, choose_tokenizer  # noqa: E402
 from titan_ext.data import TextDataLoader  # noqa: E402
@@ -34,6 +37,8 @@ class Built:
     config: Trainer.Config
     model: ModelChoice
     tokenizer: TokenizerChoice
+    vocabulary: str
+    """File of the part of the tokenizer that the site holds; empty for all of it."""
     derived: dict[str, Origin]
     """Layer of the values that the user did not set and torchtitan did not either, by dotted key."""
 
@@ -59,21 +64,25 @@ def keys_by_name() -> dict[str, list[str]]:
     return homes
 
 
-def build_config(settings: Settings, site: SiteConfig, *, tokenizer: str, hf_assets_path: str | None) -> Built:
+def build_config(settings: Settings, site: SiteConfig, header: SiteHeader) -> Built:
     """The trainer config of one site, ready to build; reads only this site's tokenizer.
 
     Args:
         settings: what the user set for the site.
         site: who it is.
-        tokenizer: ``byte`` or a path.
-        hf_assets_path: folder of Hugging Face assets, if the user names one.
+        header: its keys that are not sections.
 
     Raises:
         UserError: a key, type or value is wrong.
     """
     binder = Binder(settings, keys_by_name())
-    chosen = choose_tokenizer(settings, tokenizer)
-    model, spec = choose_model(settings, chosen.vocabulary)
+    dept = binder.section("dept", DeptConfig)
+    folder = os.path.join(dump_root(settings), site.name)
+    vocabulary = dept_variants.vocabulary_file(
+        settings, dept, header.vocabulary, tokenizer=header.tokenizer, site_folder=Path(folder)
+    )
+    chosen = choose_tokenizer(settings, header.tokenizer, vocabulary)
+    model, spec = _model(settings, dept, chosen)
     base = _base_config(settings, model)
     derived = _flavored(base)
     if base.validator.dataloader == type(base.validator)().dataloader:
@@ -83,22 +92,37 @@ def build_config(settings: Settings, site: SiteConfig, *, tokenizer: str, hf_ass
         defaults.apply_defaults(base, _situation(settings, base, site), settings.origins), Origin.TITAN_EXT
     )
     changes = {name: binder.section(name, getattr(base, name)) for name in section_names() if name not in _CHOSEN}
-    vocabulary = getattr(spec.model, "vocab_size", chosen.vocabulary)
+    changes["semi_sync"].scopes = dept_variants.variant_scopes(settings, dept, changes["semi_sync"].scopes)
+    rows = getattr(spec.model, "vocab_size", chosen.vocabulary)
     changes |= {
         "model_spec": spec,
         "site": site,
         "tokenizer": chosen.config,
-        "dump_folder": os.path.join(dump_root(settings), site.name),
+        "dump_folder": folder,
         "dataloader": _dataloader(settings, binder, base),
         "optimizer": bind_optimizer(settings, binder, base.optimizer),
         "activation_checkpoint": bind_activation_checkpoint(settings, binder, base.activation_checkpoint),
-        "loss": bind_loss(settings, binder, base.loss, vocabulary, max(1, changes["training"].seq_len)),
+        "loss": bind_loss(settings, binder, base.loss, rows, max(1, changes["training"].seq_len)),
     }
-    changes["hf_assets_path"] = hf_assets_path or chosen.assets_path or _export_folder(changes)
+    changes["hf_assets_path"] = header.hf_assets_path or chosen.assets_path or _export_folder(changes)
     config = _assembled(settings, base, changes)
     if model.vocabulary_derived:
         derived["model.vocab_size"] = Origin.TOKENIZER
-    return Built(config, model, chosen, derived)
+    return Built(config, model, chosen, vocabulary, derived)
+
+
+def _model(settings: Settings, dept: DeptConfig, tokenizer: TokenizerChoice) -> tuple[ModelChoice, Any]:
+    """The model; under a variant of DEPT its padding rows have no part in the softmax."""
+    if dept.variant == "none":
+        return choose_model(settings, tokenizer.vocabulary)
+    from titan_ext.models.dept import decouple
+
+    multiple = math.lcm(max(1, dept.vocabulary_multiple), defaults.VOCABULARY_MULTIPLE)
+    model, spec = choose_model(settings, tokenizer.vocabulary, multiple)
+    dept_variants.check_dept(settings, dept, spec.model)
+    if tokenizer.vocabulary > spec.model.vocab_size:
+        return model, spec  # refused with the other checks of the vocabulary
+    return model, decouple(spec, tokenizer.vocabulary)
 
 
 def dump_root(settings: Settings) -> str:
@@ -147,7 +171,7 @@ def _situation(settings: Settings, base: Trainer.Config, site: SiteConfig) -> de
             value = getattr(getattr(base, section), name)
         return value.literal() if hasattr(value, "literal") else value
 
-    return defaults.Situation(device_type=device_type, site_count=site.count, get=get)
+    return defaults.Situation(device_type=device_type, site_count=site.count, site_index=site.index, get=get)
 
 
 def _dataloader(settings: Settings, binder: Binder, base: Trainer.Config) -> Any:

@@ -4,10 +4,12 @@ import dataclasses
 from typing import Any
 
 from titan_ext.config.binder import Binder
-from titan_ext.config.model import ModelChoice
+from titan_ext.config.dept import own_vocabulary
+from titan_ext.config.model import VOCABULARY, ModelChoice
 from titan_ext.config.settings import Settings, show
 from titan_ext.config.tokenizer import TokenizerChoice
 from titan_ext.errors import UserError
+from titan_ext.semi_sync.scopes import shares_rows
 
 _AT_LEAST_ONE = (
     "training.steps",
@@ -88,9 +90,9 @@ def check_outer_loop(settings: Settings, config: Any) -> list[str]:
     if outer.method == "none":
         return []
     plan = binder.guard("semi_sync", type(outer), outer.plan)
-    fragments = outer.resolved()
-    if fragments.num_fragments > 1 or fragments.fragments is not None:
-        binder.guard("semi_sync", type(outer), lambda: _deal(config, fragments))
+    whole = outer.resolved()
+    if whole.num_fragments > 1 or whole.fragments is not None or whole.scopes:
+        binder.guard("semi_sync", type(outer), lambda: _deal(config, whole))
     notes = _check_states(settings, config, plan)
     first = min(row.period for row in plan.rows if not row.final)
     if config.training.steps < first:
@@ -143,6 +145,18 @@ def check_pairing(settings: Settings, config: Any) -> None:
         raise settings.error("semi_sync.method", problem, outer.method)
 
 
+def check_rows(settings: Settings, config: Any, layout: Any) -> None:
+    """Refuse to pair ranks that hold different rows of a table which is shared by row.
+
+    Raises:
+        UserError: naming the pairing.
+    """
+    outer, cut = config.semi_sync, layout.shard * layout.context * layout.tensor > 1
+    if outer.method != "none" and outer.pairing == "rank" and cut and shares_rows(outer):
+        problem = 'must be "leader" where embeddings are shared by row and cut over ranks'
+        raise settings.error("semi_sync.pairing", problem, "rank")
+
+
 def check_sites(file: str, sites: list) -> None:
     """Refuse sites that cannot exchange with each other.
 
@@ -166,14 +180,11 @@ def check_sites(file: str, sites: list) -> None:
             )
 
 
-def _deal(config: Any, outer: Any) -> dict[str, int]:
+def _deal(config: Any, outer: Any) -> None:
     from titan_ext.config.cost import parameter_shapes
-    from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
+    from titan_ext.semi_sync.scopes import deal
 
-    sizes = {name: shape.numel() for name, shape in parameter_shapes(config).items()}
-    if outer.fragments is not None:
-        return deal_by_modules(sizes, outer.fragments)
-    return deal_by_bytes(sizes, outer.num_fragments)
+    deal({name: shape.numel() for name, shape in parameter_shapes(config).items()}, outer)
 
 
 def _check_data(settings: Settings, key: str, data: Any) -> None:
@@ -187,7 +198,8 @@ def _differences(first: Any, other: Any) -> list[tuple[str, Any, Any]]:
     found = []
     if first.model.name != other.model.name or first.model.flavor != other.model.flavor:
         found.append(("model", f"{first.model.name} {first.model.flavor}", f"{other.model.name} {other.model.flavor}"))
-    for key in sorted({*first.model.overrides, *other.model.overrides}):
+    rows = {VOCABULARY} if own_vocabulary(first.config.dept) else set()
+    for key in sorted({*first.model.overrides, *other.model.overrides} - rows):
         found.append((f"model.{key}", first.model.overrides.get(key), other.model.overrides.get(key)))
     if first.config.semi_sync.pairing == "rank":
         found += [
@@ -198,6 +210,7 @@ def _differences(first: Any, other: Any) -> list[tuple[str, Any, Any]]:
         found += _fields("parallelism", first, other, own)
     found += _fields("semi_sync", first, other, _SITES_OWN)
     found += _fields("optimizer_switch", first, other, set())
+    found += _fields("dept", first, other, set())
     return [(what, ours, theirs) for what, ours, theirs in found if ours != theirs]
 
 

@@ -28,6 +28,9 @@ class Situation:
     site_count: int
     """Sites of the run."""
 
+    site_index: int
+    """Place of the site among them."""
+
     get: Callable[[str], Any]
     """The value of a dotted key as far as user and flavor say."""
 
@@ -57,10 +60,20 @@ def _warmup(situation: Situation) -> Any:
     return min(200, steps // 5) if isinstance(steps, int) and steps < 1000 else MISSING
 
 
+def _seed(situation: Situation) -> Any:
+    return situation.site_index if situation.get("dept.variant") in ("spec", "spec-opt") else 0
+
+
+def _method(situation: Situation) -> Any:
+    if situation.site_count == 1:
+        return "none"
+    return MISSING if situation.get("dept.variant") == "none" else "local_sgd"
+
+
 DEFAULTS = (
     Default("metrics.log_freq", 1, "metrics.jsonl has a line for every step"),
     Default("metrics.enable_tensorboard", True, "a run leaves TensorBoard events"),
-    Default("debug.seed", 0, "sites start from equal parameters without sending them"),
+    Default("debug.seed", _seed, "sites start from equal parameters without sending them; embeddings of their own differ"),
     Default(
         "checkpoint.last_save_model_only",
         lambda situation: MISSING if situation.get("checkpoint.last_save_in_hf") else False,
@@ -76,8 +89,13 @@ DEFAULTS = (
     Default("training.disable_cuda_graphs", _cuda_graphs_off, "torchtitan refuses them with pipelines; CPUs have none"),
     Default(
         "semi_sync.method",
-        lambda situation: "none" if situation.site_count == 1 else MISSING,
-        "a single site has nobody to sync with",
+        _method,
+        "a single site has nobody to sync with; DEPT averages parameters",
+    ),
+    Default(
+        "semi_sync.reset_inner_optimizer",
+        lambda situation: situation.get("dept.variant") != "none" and situation.get("semi_sync.method") == "local_sgd",
+        "DEPT's authors begin each round with a fresh inner optimizer",
     ),
 )
 

@@ -23,6 +23,7 @@ from titan_ext.config.optimizer import hyper_parameters  # noqa: E402
 from titan_ext.config.pairing import resolve_pairing  # noqa: E402
 from titan_ext.config.settings import Origin, Settings, show  # noqa: E402
 from titan_ext.semi_sync.methods.des_loc import with_half_lives  # noqa: E402
+from titan_ext.semi_sync.scopes import shares_rows  # noqa: E402
 from titan_ext.trainer import Trainer  # noqa: E402
 
 
@@ -45,6 +46,8 @@ class Site:
     layout: Layout
     tokenizer: str
     """``byte``, or the path that the user gave."""
+    vocabulary: str
+    """File of the part of the tokenizer's vocabulary that the site holds; empty for all of it."""
     dump_root: str
     """The run's ``dump_folder``, which holds a folder for each site."""
     settings: Settings
@@ -107,7 +110,7 @@ def load_site(path: str | Path, name: str | None = None, overrides: Sequence[str
 
 def _build(plan: SitePlan, plans: Sequence[SitePlan], sharing: int) -> Site:
     settings, header = plan.settings, plan.header
-    built = build_config(settings, plan.site, tokenizer=header.tokenizer, hf_assets_path=header.hf_assets_path)
+    built = build_config(settings, plan.site, header)
     config = built.config
     checks.check_numbers(settings, config)
     layout = resolve_layout(settings, config, header.nproc, _devices() // sharing)
@@ -117,6 +120,7 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], sharing: int) -> Site:
     notes += checks.check_outer_loop(settings, config)
     derived = built.derived | _fill_method(config) | _pair(config, plans) | _adapt(config)
     checks.check_pairing(settings, config)
+    checks.check_rows(settings, config, layout)
     if config.semi_sync.method != "none" and config.semi_sync.pairing == "leader":
         notes.append("rank 0 of each site exchanges for all its ranks (semi_sync.pairing): layouts may differ")
     notes += [
@@ -134,6 +138,7 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], sharing: int) -> Site:
         model=built.model,
         layout=layout,
         tokenizer=header.tokenizer,
+        vocabulary=built.vocabulary,
         dump_root=dump_root(settings),
         settings=settings,
         derived=derived,
@@ -158,7 +163,7 @@ def _fill_method(config: Trainer.Config) -> dict[str, Origin]:
 def _pair(config: Trainer.Config, plans: Sequence[SitePlan]) -> dict[str, Origin]:
     """Settle who exchanges with whom, before any site has met another."""
     asked = config.semi_sync.pairing
-    config.semi_sync.pairing = resolve_pairing(asked, plans, type(config.parallelism)())
+    config.semi_sync.pairing = resolve_pairing(asked, plans, type(config.parallelism)(), shares_rows(config.semi_sync))
     return {"semi_sync.pairing": Origin.LAYOUT} if asked == "auto" else {}
 
 

@@ -33,7 +33,9 @@ class ModelChoice:
     """Whether the vocabulary is the tokenizer's because the user named none."""
 
 
-def choose_model(settings: Settings, vocabulary: int) -> tuple[ModelChoice, Any]:
+def choose_model(
+    settings: Settings, vocabulary: int, multiple: int = defaults.VOCABULARY_MULTIPLE
+) -> tuple[ModelChoice, Any]:
     """The model of a site and its torchtitan ``ModelSpec``.
 
     The vocabulary is ``model.vocab_size`` where that is set, else that of the tokenizer, rounded up
@@ -42,6 +44,7 @@ def choose_model(settings: Settings, vocabulary: int) -> tuple[ModelChoice, Any]
     Args:
         settings: the site's settings.
         vocabulary: number of ids of the site's tokenizer.
+        multiple: what a vocabulary taken from the tokenizer is rounded up to.
 
     Raises:
         UserError: unknown model, flavor or override, or one that the spec refuses.
@@ -52,7 +55,6 @@ def choose_model(settings: Settings, vocabulary: int) -> tuple[ModelChoice, Any]
     overrides = _overrides(settings, keywords, open_ended)
     derived = VOCABULARY not in overrides and (VOCABULARY in keywords or open_ended)
     if derived:
-        multiple = defaults.VOCABULARY_MULTIPLE
         overrides[VOCABULARY] = -(-vocabulary // multiple) * multiple
     flavor = _text(settings, "flavor", defaults.FLAVOR)
     _check_flavor(settings, module, flavor)

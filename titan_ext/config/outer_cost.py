@@ -7,11 +7,11 @@ import torch
 
 from titan_ext.config.inner_states import InnerStates
 from titan_ext.semi_sync.binding import kind_of
-from titan_ext.semi_sync.fragments import deal_by_bytes, deal_by_modules
 from titan_ext.semi_sync.ledger import ring_all_reduce_bytes
 from titan_ext.semi_sync.pairing.shards import batches_of
 from titan_ext.semi_sync.plan import SyncRow
 from titan_ext.semi_sync.reduction import AllReduce
+from titan_ext.semi_sync.scopes import deal, settings_by_scope
 from titan_ext.semi_sync.synced import SyncedRow
 
 _FP32 = 4
@@ -53,20 +53,20 @@ def outer_costs(
     outer = site.config.semi_sync.resolved()
     plan = outer.plan()
     sizes = {name: shape.numel() for name, shape in shapes.items()}
-    home = deal_by_modules(sizes, outer.fragments) if outer.fragments else deal_by_bytes(sizes, outer.num_fragments)
+    home, settings = deal(sizes, outer), settings_by_scope(outer)
     states = InnerStates(site.config.optimizer)
-    stages = [[_bound(row, _held(row, names, home, shapes, states), outer) for row in plan.rows] for names in held]
+    stages = [[_bound(row, _held(row, names, home, shapes, states), settings[row.scope]) for row in plan.rows] for names in held]
     rows = stages[fullest]
-    default = outer.build_reduction()
+    defaults = [settings[row.scope].build_reduction() for row in plan.rows]
     led = outer.pairing == "leader"
 
     def bytes_of(index: int) -> int:
-        reduction = rows[index].reduction or default
+        reduction = rows[index].reduction or defaults[index]
         row = plan.rows[index]
         names = [
             name
             for name in sizes
-            if home[name] == row.fragment and states.shape(row.state, name, shapes[name], shapes[name]) is not None
+            if home.get(name) == (row.scope, row.fragment) and states.shape(row.state, name, shapes[name], shapes[name]) is not None
         ]
         if led:
             return _led_bytes(rows[index], reduction, {name: sizes[name] for name in sorted(names)}, site.count, outer)
@@ -76,26 +76,30 @@ def outer_costs(
             return ring_all_reduce_bytes(_FP32 * elements, site.count)
         # A message's size follows from what one rank holds; uneven shards count as the largest.
         return (site.layout.ranks // len(stages)) * sum(
-            (stage[index].reduction or default).wire_bytes(stage[index].numel, site.count) for stage in stages
+            (stage[index].reduction or defaults[index]).wire_bytes(stage[index].numel, site.count) for stage in stages
         )
 
     def memory_of(launched: Sequence[int]) -> int:
-        scratch = max((rows[i].reduction or default).scratch_elements(rows[i].numel, site.count) for i in launched)
+        scratch = max((rows[i].reduction or defaults[i]).scratch_elements(rows[i].numel, site.count) for i in launched)
         return _FP32 * (sum(rows[index].numel for index in launched) + scratch)
 
     groups = rows_by_launch(plan.rows, site.config.training.steps)
     sent = {launched: sum(bytes_of(index) for index in launched) for launched in groups}
-    feeds_back = [row.elements for row in rows if outer.error_feedback and row.reduction is None]
-    outer_states = _OUTER_STATES.get(outer.outer_optimizer, 1 if outer.outer_momentum else 0)
-    stepped = sum(row.elements for row in rows if row.row.outer_optimizer)
+    feeds_back = [row.elements for row in rows if row.feeds_back]
+    stepped = sum(_outer_states(settings[row.row.scope]) * row.elements for row in rows if row.row.outer_optimizer)
     return {
         "global_copy_bytes": _FP32 * (sum(row.copies * row.elements for row in rows) + sum(feeds_back)),
-        "outer_optimizer_bytes": _FP32 * outer_states * stepped,
+        "outer_optimizer_bytes": _FP32 * stepped,
         "send_buffer_bytes": max(map(memory_of, groups), default=0),
         "round_bytes": max(sent.values(), default=0),
         "rounds": sum(groups.values()),
         "run_bytes": sum(sent[launched] * times for launched, times in groups.items()),
     }
+
+
+def _outer_states(outer: Any) -> int:
+    """State tensors that the outer optimizer keeps of a parameter."""
+    return _OUTER_STATES.get(outer.outer_optimizer, 1 if outer.outer_momentum else 0)
 
 
 def rows_by_launch(rows: Sequence[SyncRow], steps: int) -> dict[tuple[int, ...], int]:
@@ -116,7 +120,7 @@ def _held(row: SyncRow, held: Mapping, home: Mapping, shapes: Mapping, states: I
     found = {
         name: states.shape(row.state, name, shapes[name], shape)
         for name, shape in held.items()
-        if home[name] == row.fragment
+        if home.get(name) == (row.scope, row.fragment)
     }
     return {name: shape for name, shape in found.items() if shape is not None}
 

@@ -22,6 +22,7 @@ def render_site(site: Any, *, everything: bool = False) -> str:
         f'site "{site.name}" ({site.index + 1} of {site.count}): {site.nproc} rank(s), weight {site.weight:g}',
         _line(site, "dump_folder", resolved.pop("dump_folder")),
         _line(site, "tokenizer", site.tokenizer),
+        *([_line(site, "vocabulary", site.vocabulary)] if site.vocabulary else []),
     ]
     resolved.pop("site"), resolved.pop("resolved")
     hidden = 0

@@ -45,6 +45,7 @@ def dump_resolved(site: Any) -> dict[str, Any]:
                 "weight": site.weight,
                 "nproc": site.nproc,
                 "tokenizer": site.tokenizer,
+                **({"vocabulary": site.vocabulary} if site.vocabulary else {}),
                 **({"hf_assets_path": config.hf_assets_path} if site.settings.get("hf_assets_path") else {}),
             }
         ],

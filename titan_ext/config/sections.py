@@ -1,6 +1,7 @@
 """Sections of ours that the trainer knows. Importable without torchtitan: the trainer imports this."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(kw_only=True, slots=True)
@@ -21,6 +22,21 @@ class SiteConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class DeptConfig:
+    """Embeddings apart from the body: DEPT (arXiv 2410.05021)."""
+
+    variant: Literal["none", "glob", "trim", "spec", "spec-opt"] = "none"
+    """Who shares the token embeddings and the head: all sites whole ("glob"), each row the sites whose text has the
+    token ("trim"), or nobody, with the rows of the site's text ("spec") or a tokenizer of its own ("spec-opt")."""
+
+    embeddings: list[str] = field(default_factory=lambda: ["tok_embeddings.*", "lm_head.*"])
+    """Patterns of the parameters that have a row for each token."""
+
+    vocabulary_multiple: int = 64
+    """A table's rows are rounded up to a multiple of this; those without a token have no part in the softmax."""
+
+
+@dataclass(kw_only=True, slots=True)
 class SiteHeader:
     """Keys of a ``[[site]]`` table that are not sections."""
 
@@ -38,6 +54,10 @@ class SiteHeader:
 
     tokenizer: str = "byte"
     """``byte``, a folder that holds ``tokenizer.json``, or the path of one."""
+
+    vocabulary: str | None = None
+    """File with the part of the tokenizer's vocabulary that the site holds (``titan-ext data vocab`` writes it), or
+    ``auto``: found in the site's text at its first start; ``auto`` under ``dept.variant`` "trim" and "spec"."""
 
     nproc: int | None = None
     """Ranks of the site; by default the product of its parallel degrees."""

@@ -21,19 +21,27 @@ class TokenizerChoice:
     """One more than the largest id."""
 
 
-def choose_tokenizer(settings: Settings, text: str) -> TokenizerChoice:
+def choose_tokenizer(settings: Settings, text: str, vocabulary: str = "") -> TokenizerChoice:
     """Resolve ``byte``, a folder with ``tokenizer.json``, or the path of one.
 
+    Args:
+        settings: for the wording of errors.
+        text: what the user wrote.
+        vocabulary: file of the part of it that the site holds; empty for all.
+
     Raises:
-        UserError: there is no such file, or it is not a tokenizer.
+        UserError: there is no such file, or it is not a tokenizer, or the vocabulary is not one of it.
     """
     from titan_ext.data import resolve_tokenizer, vocabulary_size
 
     try:
-        config, folder = resolve_tokenizer(text)
-        vocabulary = vocabulary_size(text)
+        config, folder = resolve_tokenizer(text, vocabulary)
+        size = vocabulary_size(text, vocabulary)
     except UserError as error:
+        if str(error).startswith("vocabulary = "):
+            message = str(error).removeprefix(f"vocabulary = {vocabulary!r}: ")
+            raise settings.error("vocabulary", message, vocabulary) from None
         raise settings.error("tokenizer", str(error).removeprefix(f"tokenizer = {text!r}: "), text) from None
-    if vocabulary < 1:
+    if size < 1:
         raise settings.error("tokenizer", "has an empty vocabulary", text)
-    return TokenizerChoice(config, folder, vocabulary)
+    return TokenizerChoice(config, folder, size)

@@ -14,14 +14,23 @@ if TYPE_CHECKING:
     from titan_ext.data.dataset import PackedTextDataset
     from titan_ext.data.loader import TextDataLoader
     from titan_ext.data.tokenizer import resolve_tokenizer, vocabulary_size
+    from titan_ext.data.trimmed import TrimmedTokenizer
+    from titan_ext.data.unigram import Unigram
+    from titan_ext.data.vocabulary import Vocabulary, find_vocabulary
+    from titan_ext.data.vocabulary_file import site_vocabulary
 
 _MODULE_OF = {
     "ByteTokenizer": "byte_tokenizer",
     "Corpus": "corpus",
     "PackedTextDataset": "dataset",
     "TextDataLoader": "loader",
+    "TrimmedTokenizer": "trimmed",
+    "Unigram": "unigram",
+    "Vocabulary": "vocabulary",
+    "find_vocabulary": "vocabulary",
     "open_corpus": "corpus",
     "resolve_tokenizer": "tokenizer",
+    "site_vocabulary": "vocabulary_file",
     "vocabulary_size": "tokenizer",
 }
 
@@ -30,8 +39,13 @@ __all__ = [
     "Corpus",
     "PackedTextDataset",
     "TextDataLoader",
+    "TrimmedTokenizer",
+    "Unigram",
+    "Vocabulary",
+    "find_vocabulary",
     "open_corpus",
     "resolve_tokenizer",
+    "site_vocabulary",
     "vocabulary_size",
 ]
 

@@ -1,12 +1,15 @@
-"""``titan-ext data``: look into a corpus, and train a tokenizer on one."""
+"""``titan-ext data``: look into a corpus, train a tokenizer on one, and find the vocabularies of sites."""
 
 import argparse
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from titan_ext.data import vocab_command
+from titan_ext.data.reading import told
 from titan_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,8 +19,8 @@ _MIB = 1 << 20
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command ``data`` with its two actions."""
-    parser = subparsers.add_parser("data", help="look into a corpus, or train a tokenizer on one")
+    """Adds the command ``data`` with its actions."""
+    parser = subparsers.add_parser("data", help="look into a corpus, train a tokenizer on one, find sites' vocabularies")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     show = actions.add_parser("show", help="documents, bytes, tokens and a sample of a corpus")
@@ -31,6 +34,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     tokenizer.add_argument("--vocab-size", type=int, required=True, help="tokens, with 256 bytes and 3 marks")
     tokenizer.add_argument("--out", type=Path, required=True, help="folder for tokenizer.json")
     tokenizer.add_argument("--force", action="store_true", help="overwrite a tokenizer that is there")
+
+    vocab_command.add_parser(actions)
     parser.set_defaults(run=run)
 
 
@@ -40,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the corpus, the tokenizer or the folder cannot be used.
     """
-    return _train(args) if args.action == "tokenizer" else _show(args)
+    return {"show": _show, "tokenizer": _train, "vocab": vocab_command.run}[args.action](args)
 
 
 def _add_corpus(parser: argparse.ArgumentParser, limit_mib: int) -> None:
@@ -105,15 +110,9 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _counted(texts: Iterator[str]) -> Iterator[str]:
-    """The texts, with a line on stderr every 16 MiB and at the end."""
-    documents = size = told = 0
-    for text in texts:
-        documents += 1
-        size += len(text.encode())
-        if size - told >= 16 * _MIB:
-            told = size
-            print(f"read {documents:,} documents, {size / _MIB:.0f} MiB", file=sys.stderr)
-        yield text
-    if not documents:
+    """The texts, with lines on stderr while they are read."""
+    first = next(texts, None)
+    if first is None:
         raise UserError("--corpus: no document holds any text")
-    print(f"read {documents:,} documents, {size / _MIB:.1f} MiB; merging", file=sys.stderr)
+    yield from told(chain([first], texts), partial(print, file=sys.stderr))
+    print("merging", file=sys.stderr)

@@ -168,7 +168,8 @@ def _score(
     from titan_ext.data.tokenizer import build_tokenizer, vocabulary_size
     from titan_ext.evaluate.harness import HarnessModel
 
-    tokenizer, vocabulary = build_tokenizer(site.tokenizer), vocabulary_size(site.tokenizer)
+    tokenizer = build_tokenizer(site.tokenizer, site.vocabulary)
+    vocabulary = vocabulary_size(site.tokenizer, site.vocabulary)
     length = site.config.training.seq_len
     print(f"\n{'iterations':>10}  {'task':<28}{'metric':<16}{'value':>10}{'examples':>10}")
     rows = []

@@ -52,7 +52,7 @@ def evaluation_text(
     config, description = _named(site, corpus) if corpus is not None else _held_out(site, trained_with)
     config.validate()
     length = site.config.training.seq_len
-    dataset = PackedTextDataset(open_feed(config), build_tokenizer(site.tokenizer), length, infinite=False)
+    dataset = PackedTextDataset(open_feed(config), build_tokenizer(site.tokenizer, site.vocabulary), length, infinite=False)
     dataset.check(batch_size=1, workers=0)
     sequences = list(islice(dataset, -(-tokens // length)))
     starts = range(0, len(sequences), batch_size)

@@ -81,13 +81,13 @@ def run(options: argparse.Namespace) -> int:
     from titan_ext.generate.sampling import Sampler, TextStream
 
     site, checkpoint = open_run(options)
-    tokenizer = build_tokenizer(site.tokenizer)
+    tokenizer = build_tokenizer(site.tokenizer, site.vocabulary)
     prompt = tokenizer.encode(options.prompt, add_bos=True, add_eos=False)
     if not prompt:
         raise UserError("--prompt: must not be empty with a tokenizer that does not mark the beginning of a text")
     decoding = _decoding(options, site, checkpoint, len(prompt) + options.max_tokens)
     sampler = Sampler(
-        vocabulary_size(site.tokenizer), options.temperature, options.top_k, options.top_p, options.seed
+        vocabulary_size(site.tokenizer, site.vocabulary), options.temperature, options.top_k, options.top_p, options.seed
     )
     stream = TextStream(tokenizer)
     started = time.perf_counter()

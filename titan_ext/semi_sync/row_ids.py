@@ -19,6 +19,9 @@ class RowIds:
     total: int
     """Rows of the whole table."""
 
+    of: str = ""
+    """What the global rows stand for, equal at all sites: such as the hash of a tokenizer."""
+
     def __post_init__(self) -> None:
         held = self.held
         if held.numel() and not (0 <= int(held.min()) and int(held.max()) < self.total):

@@ -45,9 +45,9 @@ class ByRow(SyncedRow):
         """As the settings say: its reduction has the configured codec."""
         return self._error_feedback
 
-    def agreed_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Of the whole run's table."""
-        return (self.row_ids.total, *shape[1:])
+    def agreed_shape(self, shape: Sequence[int]) -> tuple[object, ...]:
+        """Of the whole run's table, and what its rows stand for."""
+        return (self.row_ids.of, self.row_ids.total, *shape[1:])
 
     @torch.no_grad()
     def write(self, out: torch.Tensor, clock: int) -> None:

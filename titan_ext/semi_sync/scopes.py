@@ -148,6 +148,11 @@ def deal(sizes: Mapping[str, int], config: "SemiSyncConfig") -> dict[str, tuple[
     return homes | {name: (REST, fragment) for name, fragment in dealt.items()}
 
 
+def shares_rows(config: "SemiSyncConfig") -> bool:
+    """Whether some tables are shared by row, of which a rank's cut holds other rows at every site."""
+    return any(scope.shared == "rows" for scope in config.scopes)
+
+
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether one of the patterns fits a parameter's name."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -203,7 +203,7 @@ class SyncedRow:
                 if isinstance(value, torch.Tensor):
                     _copy_checked(f"{name} ({key})", value, local_tensor(state[name][key]))
 
-    def agreed_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+    def agreed_shape(self, shape: Sequence[int]) -> tuple[object, ...]:
         """What sites must have in common of a tensor of this shape."""
         return tuple(shape)
 
