@@ -23,6 +23,9 @@ from torchtitan.tools import filesystem  # noqa: E402
 from torchtitan.tools.logging import logger  # noqa: E402
 
 
+_HUGGING_FACE = ("model.safetensors.index.json", "model.safetensors")
+
+
 class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
     """torchtitan's manager, which loads only what is whole and says in one line why it cannot save or load.
 
@@ -47,6 +50,19 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
             self.save(step)
         self.maybe_wait_for_saving()
         return True
+
+    def load(self, step: int = -1) -> bool:
+        """As torchtitan's.
+
+        Raises:
+            UserError: what the run is to start from is not there.
+        """
+        try:
+            return super().load(step)
+        except (ValueError, FileNotFoundError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"checkpoint: {reason(error)}") from None
 
     def dcp_save(self, state_dict: dict[str, Any], checkpoint_id: str, *args: Any, **kwargs: Any) -> Any:
         """As torchtitan's; what an earlier attempt left in the folder goes first, and what a failed one left, at once."""
@@ -112,7 +128,7 @@ def _cause(error: CheckpointException) -> str:
 
 def damage(checkpoint: str) -> str | None:
     """What is wrong with a checkpoint as far as the sizes of its files tell; None for nothing."""
-    if filesystem.isfile(filesystem.join(checkpoint, "model.safetensors.index.json")):
+    if any(filesystem.isfile(filesystem.join(checkpoint, name)) for name in _HUGGING_FACE):
         return None
     if not _has_metadata(checkpoint):
         return "its saving was cut short"

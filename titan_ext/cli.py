@@ -40,6 +40,8 @@ _COMMANDS = (
     _Command("data", "titan_ext.data.command", "look into a corpus, or train a tokenizer on one"),
     _Command("eval", "titan_ext.evaluate.command", "perplexity and tasks of a checkpoint", True),
     _Command("generate", "titan_ext.generate.command", "continue a text with a checkpoint", True),
+    _Command("export", "titan_ext.export.command", "a checkpoint as a Hugging Face folder", True),
+    _Command("dept", "titan_ext.dept.command", "after sites trained a body with embeddings of their own", True),
     _Command("bench", "titan_ext.bench.command", "measure speed"),
 )
 

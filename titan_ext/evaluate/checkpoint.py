@@ -118,6 +118,8 @@ def _read_global(model: nn.Module, checkpoint: Checkpoint) -> None:
             "state, or by a method whose sites share none; --weights site reads the site's own"
         )
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    # What a site shares with nobody is its own alone.
+    keys |= {name: name for name in parameters if name not in keys and name in sizes}
     _check_same_model(parameters, {name: sizes[key] for name, key in keys.items()}, checkpoint)
     _load({keys[name]: parameter for name, parameter in parameters.items()}, reader, checkpoint)
 

@@ -9,7 +9,7 @@ from titan_ext.platform import prepare
 
 prepare()
 
-MODELS = ("abbie", "llama3")
+MODELS = ("abbie", "dept", "llama3")
 
 
 def get_model_spec(name: str, flavor: str, **overrides: Any):

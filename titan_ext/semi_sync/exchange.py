@@ -163,6 +163,8 @@ class Exchange:
     def _bring_rows(self, round_: Round) -> None:
         """Rows of tables, each from the site that is furthest of those that hold it, to the newcomers."""
         sites = range(len(round_.table))
+        if len({site.position for site in round_.table}) == 1 and round_.table[0].position.round > 0:
+            return  # all hold what the last commit left
         furthest = sorted(sites, key=lambda site: (round_.table[site].position, -site), reverse=True)
         places = [float(furthest.index(site)) for site in sites]
         for index, row in enumerate(self._rows):
@@ -258,9 +260,15 @@ class Exchange:
         total = 0
         for run in self._together(travelled):
             reduction = self._reductions[run[0]]
-            sent = reduction.take_sent()
-            total += self._pairing.wire_bytes(reduction, run, round_.sites) if sent is None else sent
-        return total + sum(row.adoption.take_sent() or 0 for row in self._rows if row.adopts)
+            if self._rows[run[0]].by_row:
+                total += self._measured(reduction)
+            else:
+                total += self._pairing.wire_bytes(reduction, run, round_.sites)
+        return total + sum(self._measured(row.adoption) for row in self._rows if row.adopts)
+
+    def _measured(self, reduction: Reduction) -> int:
+        """Bytes that all ranks of the site sent; a collective over it."""
+        return sum(self._gather(reduction.take_sent()))
 
     def _together(self, rows: Sequence[int]) -> list[list[int]]:
         """Neighbouring rows that are summed alike travel as one: fewer and fuller buckets."""

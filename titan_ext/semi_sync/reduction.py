@@ -55,9 +55,9 @@ class Reduction(ABC):
         """fp32 elements' worth of memory that ``reduce`` takes beside ``values``."""
         return 0
 
-    def take_sent(self) -> int | None:
-        """Bytes sent since the last call, where they do not follow from sizes alone."""
-        return None
+    def take_sent(self) -> int:
+        """Bytes that this rank has sent since the last call, where they do not follow from sizes alone."""
+        return 0
 
 
 class AllReduce(Reduction):

@@ -34,7 +34,7 @@ class RowReduction(Reduction):
         self._width = width
         self._codec = codec or Float32()
         self._bucket_elements = bucket_elements
-        self._sent: int | None = None
+        self._sent = 0
 
     def wire_bytes(self, numel: int, sites: int) -> int:
         """As if owners were even: exact for what has been reduced is ``take_sent``."""
@@ -44,8 +44,8 @@ class RowReduction(Reduction):
         row = sum(_message_bytes(codec, width) for codec, width in tables)
         return round(2 * (sites - 1) / sites * self._rows.held.numel() * row) + (sites - 1) * self._bitmap_bytes()
 
-    def take_sent(self) -> int | None:
-        sent, self._sent = self._sent, None
+    def take_sent(self) -> int:
+        sent, self._sent = self._sent, 0
         return sent
 
     def reduce(
@@ -65,7 +65,7 @@ class RowReduction(Reduction):
         codecs = self._codecs(values.numel())
         tables = list(zip(codecs, self._tables(values, codecs), self._tables(lost, codecs)))
         holders = self._holders(wire)
-        self._sent = (self._sent or 0) + (wire.sites - 1) * self._bitmap_bytes()
+        self._sent += (wire.sites - 1) * self._bitmap_bytes()
         if manager.errored() is not None:
             return True
         exchange = _RowExchange(wire, manager.participating_rank(), holders, self._senders(holders, weights))

@@ -90,8 +90,8 @@ def check_scopes(config: "SemiSyncConfig") -> None:
     names = [scope.name for scope in config.scopes]
     for place, scope in enumerate(config.scopes):
         key = f"scopes = [{place}]"
-        if not scope.name or "/" in scope.name or names.count(scope.name) > 1:
-            raise ValueError(f"{key}.name = {scope.name!r}: must be a name of its own without '/'")
+        if not scope.name.isidentifier() or names.count(scope.name) > 1:
+            raise ValueError(f"{key}.name = {scope.name!r}: must be a name of its own, of letters, digits and '_'")
         if not scope.parameters:
             raise ValueError(f"{key}.parameters = []: must name parameters, such as 'tok_embeddings.*'")
         if scope.shared not in ("whole", "rows", "no"):

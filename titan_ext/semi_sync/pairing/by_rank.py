@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from titan_ext.semi_sync.manager import ReplicaManager
 from titan_ext.semi_sync.reduction import Reduction
@@ -26,7 +25,7 @@ class ByRank:
 
     def __init__(self, rows: Sequence[SyncedRow], site: SiteRanks) -> None:
         for row in rows:
-            if row.by_row and any(isinstance(row.view.parameters[name], DTensor) for name in row.names):
+            if row.by_row and any(part.shape != row.view.parameters[name].shape for name, part in row.described()):
                 raise ValueError(
                     'pairing = "rank": tables shared by row are cut over the ranks of the site; set semi_sync.pairing = "leader"'
                 )

@@ -1,0 +1,50 @@
+"""``titan-ext export`` as a person calls it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from titan_ext.cli import main
+
+
+def test_the_last_lines_say_how_to_go_on(config_file, tmp_path, capsys):
+    out = tmp_path / "half"
+    flags = ["--step=1", "--weights=global", "--checkpoint.export_dtype=bfloat16"]
+    assert main(["export", str(config_file), "--site=a", *flags, f"--out={out}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f'checkpoint.initial_load_path = "{out}"' in lines[1] and "model.vocab_size = 304" in lines[-1]
+    with safe_open(out / "model-00001-of-00001.safetensors", "pt") as weights:
+        assert {str(weights.get_tensor(name).dtype) for name in weights.keys()} == {"torch.bfloat16"}
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--site=b"], 'no site "b"'),
+        (["--step=9"], 'site "a": no finished checkpoint in'),
+        (["--dump_folder=nowhere"], 'site "a": no finished checkpoint in nowhere/a/checkpoint'),
+        (["--model.name=abbie", "--model.flavor=tiny-depth"], "has no place in Hugging Face's Llama layout"),
+        (["--model.dim=64"], "[304, 96], in the model [304, 64]"),
+        (["--stepp=1"], "--stepp: unknown key"),
+    ],
+)
+def test_bad_input_is_one_line(config_file, tmp_path, capsys, arguments, words):
+    assert main(["export", str(config_file), f"--out={tmp_path / 'out'}", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_a_folder_with_something_in_it_is_left_alone(config_file, exported, capsys):
+    assert main(["export", str(config_file), f"--out={exported}"]) == 2
+    assert "is not empty; name a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["export", "dept"])
+def test_reading_the_command_does_not_wait_for_torch(module):
+    code = f"import sys, titan_ext.{module}.command; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(root)})

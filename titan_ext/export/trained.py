@@ -1,0 +1,61 @@
+"""What a site has trained: its checkpoint, its weights in the precision they are kept in, its tokenizer."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from titan_ext.config.load import Site
+from titan_ext.errors import UserError
+from titan_ext.evaluate.checkpoint import Checkpoint, Weights, find_checkpoint
+from titan_ext.evaluate.model import load_model
+from titan_ext.platform import prepare
+
+prepare()
+
+from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
+from torchtitan.config import TORCH_DTYPE_MAP  # noqa: E402
+from torchtitan.models.common.decoder import Decoder  # noqa: E402
+
+
+def site_checkpoint(site: Site, step: int | None = None) -> Checkpoint:
+    """A checkpoint of a site's own run: that of a step, or the latest finished one.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(site.config.dump_folder) / site.config.checkpoint.folder
+    wanted = folder if step is None else folder / f"step-{step}"
+    try:
+        return find_checkpoint(str(wanted), folder)
+    except UserError:
+        raise UserError(
+            f'site "{site.name}": no finished checkpoint in {wanted}; train with checkpoint.enable = true'
+        ) from None
+
+
+def trained_model(site: Site, step: int | None = None, weights: Weights = "site") -> Decoder:
+    """The site's model, whole on one device, in the precision of its weights rather than that of its computation.
+
+    Args:
+        site: whose it is.
+        step: of the checkpoint; None: the latest.
+        weights: whose they are, see ``titan_ext.evaluate.checkpoint.load_weights``.
+
+    Raises:
+        UserError: there is no checkpoint, or it is of another model.
+        RunError: it cannot be read.
+    """
+    training = replace(site.config.training, mixed_precision_param=site.config.training.dtype)
+    kept = replace(site, config=replace(site.config, training=training))
+    return load_model(kept, site_checkpoint(site, step), weights=weights)
+
+
+def site_tokenizer(site: Site) -> BaseTokenizer:
+    """The tokenizer that the site trains with."""
+    return site.config.tokenizer.build(tokenizer_path=site.config.hf_assets_path)
+
+
+def export_dtype(site: Site) -> torch.dtype:
+    """The type of the weights in what is written for others: ``checkpoint.export_dtype``."""
+    return TORCH_DTYPE_MAP[site.config.checkpoint.export_dtype]
