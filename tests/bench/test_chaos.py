@@ -173,6 +173,7 @@ def test_a_process_that_stays_or_comes_twice_is_found(outcome: Outcome) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_short_run_under_one_fault_after_another() -> None:
     """Three sites of which two are always up; on a slow or fast machine it may come to more or fewer faults."""
     sizes = ["--sites", "3", "--rounds", "30", "--sync-every", "40", "--seed", "1", "--minutes", "15"]

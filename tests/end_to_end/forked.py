@@ -5,9 +5,9 @@ torchrun would have started it.
 """
 
 import json
-import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +16,11 @@ from typing import Any
 
 from torchft._torchft import LighthouseServer
 
-_PRELOAD = ["titan_ext.train", "titan_ext.trainer", "titan_ext.config.load", "titan_ext.models.llama3", "titan_ext.data"]
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(_PRELOAD)
+from tests.forkserver import forking
+
+_context = forking(
+    "titan_ext.train", "titan_ext.trainer", "titan_ext.config.load", "titan_ext.models.llama3", "titan_ext.data"
+)
 
 
 @dataclass
@@ -31,8 +33,9 @@ class SiteRun:
 
     def wait(self, timeout: float = 240) -> list[int]:
         """Exit codes of the ranks; those that hang are killed and count as -9."""
+        deadline = time.monotonic() + timeout
         for rank in self.ranks:
-            rank.join(timeout)
+            rank.join(max(0, deadline - time.monotonic()))
             if rank.is_alive():
                 rank.kill()
                 rank.join()

@@ -3,6 +3,8 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -155,12 +157,16 @@ def test_asked_again_a_site_leaves_without_its_round(tmp_path, text_corpus):
     assert said(second) == ["asked again, leaving"]
 
 
-def launched(folder: Path, text_corpus: Path, *flags: str) -> tuple[subprocess.Popen, list[SiteRun]]:
+@contextmanager
+def launched(folder: Path, text_corpus: Path, *flags: str) -> Iterator[tuple[subprocess.Popen, list[SiteRun]]]:
     """A launch of a site of one rank and of one with two, as from a terminal; the sites are known by their files alone."""
     config = with_layouts(folder, text_corpus, ("plain", "fsdp2"))
     command = [sys.executable, "-m", "titan_ext", "launch", str(config), f"--dump_folder={folder}", *flags]
-    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return launcher, [SiteRun(name, folder, []) for name in ("a", "b")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as launcher:
+        try:
+            yield launcher, [SiteRun(name, folder, []) for name in ("a", "b")]
+        finally:
+            launcher.kill()
 
 
 def ranks_of(launcher: subprocess.Popen, name: str) -> list[int]:
@@ -175,11 +181,11 @@ def ranks_of(launcher: subprocess.Popen, name: str) -> list[int]:
 
 @pytest.mark.slow
 def test_ctrl_c_at_the_launcher_saves_every_site(tmp_path, text_corpus):
-    launcher, sites = launched(tmp_path, text_corpus, "--training.steps=100000", *FLAGS)
-    for site in sites:
-        wait_for(has_taken(site, 5))
-    launcher.send_signal(signal.SIGINT)
-    out, _ = launcher.communicate()
+    with launched(tmp_path, text_corpus, "--training.steps=100000", *FLAGS) as (launcher, sites):
+        for site in sites:
+            wait_for(has_taken(site, 5))
+        launcher.send_signal(signal.SIGINT)
+        out, _ = launcher.communicate()
     assert launcher.returncode == 130 and "Traceback" not in out
     for site in sites:
         step = site.lines("step")[-1]["step"]
@@ -192,13 +198,13 @@ def test_ctrl_c_at_the_launcher_saves_every_site(tmp_path, text_corpus):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_site_that_loses_a_rank_is_restarted_whole_and_rejoins(number, tmp_path, text_corpus):
     flags = ["--training.steps=400", "--semi_sync.sync_every=20", "--replica.min_sites=1", *FLAGS]
-    launcher, sites = launched(tmp_path, text_corpus, *flags)
-    wait_for(lambda: any(line["participants"] == 2 for line in sites[0].lines("round")))
-    before = ranks_of(launcher, "b")
-    assert len(before) == 2
-    send(before[1], number)
-    wait_for(lambda: len(ranks_of(launcher, "b")) == 2 and not {*before} & {*ranks_of(launcher, "b")})
-    out, _ = launcher.communicate()
+    with launched(tmp_path, text_corpus, *flags) as (launcher, sites):
+        wait_for(lambda: any(line["participants"] == 2 for line in sites[0].lines("round")))
+        before = ranks_of(launcher, "b")
+        assert len(before) == 2
+        send(before[1], number)
+        wait_for(lambda: len(ranks_of(launcher, "b")) == 2 and not {*before} & {*ranks_of(launcher, "b")})
+        out, _ = launcher.communicate()
     assert launcher.returncode == 0, out[-3000:]
     fate = "left, as it was asked to" if number == signal.SIGTERM else f"died with exit code {128 + number}"
     assert f"b: {fate}; restart 1 of 3" in out

@@ -87,7 +87,8 @@ def test_killed_site_returns_and_ends_with_the_others(tmp_path, text_corpus):
             assert site.wait() == [0], site.log()[-3000:]
     assert first.summary()["shared_state_sha256"] == again.summary()["shared_state_sha256"]
     rounds = first.lines("round")
-    assert rounds[alone_since]["participants"] == 1
+    # The round that was under way when the site was killed may have counted on it.
+    assert 1 in [line["participants"] for line in rounds[alone_since : alone_since + 2]]
     assert rounds[-1]["participants"] == 2
     # Either site may have been the first to begin, with the other joining it a round later.
     numbers = [line["round"] for line in rounds if line["committed"]]

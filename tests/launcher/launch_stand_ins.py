@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from tests.launcher.sites import GRACE_SECONDS, job
+from tests.launcher.sites import GRACE_SECONDS, PATIENCE_SECONDS, job
 from titan_ext.cli import main
 from titan_ext.launcher import command
 from titan_ext.launcher.command import Watched, run_jobs
@@ -17,7 +17,8 @@ def launch(folder: Path, sites: dict[str, str]) -> int:
         plain=True,
         complete=True,
         backoff_seconds=0.05,
-        grace_seconds=GRACE_SECONDS,
+        # Those that leave when they are told to need not be quick.
+        grace_seconds=PATIENCE_SECONDS if "leave" in sites.values() else GRACE_SECONDS,
         poll_seconds=0.02,
     )
 

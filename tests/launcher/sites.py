@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from titan_ext.launcher.supervisor import Job
@@ -19,22 +21,27 @@ def job(folder: Path, name: str, behaviour: str, *, is_service: bool = False) ->
     return Job(name=name, command=command, log=folder / name / "log.txt", is_service=is_service)
 
 
-def start_launch(folder: Path, **sites: str) -> subprocess.Popen:
-    """A launcher of its own, as a terminal would start it."""
-    return subprocess.Popen(
+@contextmanager
+def start_launch(folder: Path, **sites: str) -> Iterator[subprocess.Popen]:
+    """A launcher of its own, as a terminal would start it; it is killed at the end."""
+    with subprocess.Popen(
         [sys.executable, "-m", "tests.launcher.launch_stand_ins", str(folder)]
         + [f"{name}={behaviour}" for name, behaviour in sites.items()],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def launch(folder: Path, **sites: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a launch."""
-    process = start_launch(folder, **sites)
-    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    with start_launch(folder, **sites) as process:
+        out, err = end(process)
     return process.returncode, out, err
 
 

@@ -108,9 +108,12 @@ def test_a_lighthouse_says_where_it_is_and_ends_when_told(number: signal.Signals
     with subprocess.Popen(
         [sys.executable, "-m", "titan_ext", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        lines = [process.stdout.readline() for _ in range(3)]
-        assert f"--lighthouse http://127.0.0.1:{port}" in lines[1]
-        assert urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE_SECONDS).status == 200
-        process.send_signal(number)
-        _, err = process.communicate(timeout=PATIENCE_SECONDS)
+        try:
+            lines = [process.stdout.readline() for _ in range(3)]
+            assert f"--lighthouse http://127.0.0.1:{port}" in lines[1]
+            assert urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE_SECONDS).status == 200
+            process.send_signal(number)
+            _, err = process.communicate(timeout=PATIENCE_SECONDS)
+        finally:
+            process.kill()
     assert process.returncode == 0 and "Traceback" not in err

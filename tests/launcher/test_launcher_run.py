@@ -55,10 +55,10 @@ def test_a_site_that_left_when_told_to_is_started_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_sites_have_time_to_save_and_are_told_once(tmp_path: Path, number: signal.Signals) -> None:
-    process = start_launch(tmp_path, east="leave", west="leave")
-    wait_for(ready(tmp_path, 4), "the sites")
-    process.send_signal(number)
-    out, err = end(process)
+    with start_launch(tmp_path, east="leave", west="leave") as process:
+        wait_for(ready(tmp_path, 4), "the sites")
+        process.send_signal(number)
+        out, err = end(process)
     assert process.returncode == 130
     assert "the sites save and leave … (Ctrl-C again kills them at once)" in out and err == "stopped\n"
     for site in ("east", "west"):
@@ -85,40 +85,40 @@ def test_bad_input_shows_the_line_that_says_so_and_no_more(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
-    process = start_launch(tmp_path, east="have_children", west="stay")
-    wait_for(ready(tmp_path, 4), "the sites")
-    process.send_signal(number)
-    out, err = end(process)
+    with start_launch(tmp_path, east="have_children", west="stay") as process:
+        wait_for(ready(tmp_path, 4), "the sites")
+        process.send_signal(number)
+        out, err = end(process)
     assert process.returncode == 130
     assert "save and leave" in out and "Traceback" not in err
     assert len(recorded(tmp_path)) == 4 and not alive(tmp_path)
 
 
 def test_ctrl_c_twice_stops_everything(tmp_path: Path) -> None:
-    process = start_launch(tmp_path, east="have_children", west="ignore_sigterm")
-    wait_for(ready(tmp_path, 4), "the sites")
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)
-    end(process)
+    with start_launch(tmp_path, east="have_children", west="ignore_sigterm") as process:
+        wait_for(ready(tmp_path, 4), "the sites")
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        end(process)
     assert process.returncode == 130
     assert not alive(tmp_path)
 
 
 def test_no_process_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
-    process = start_launch(tmp_path, east="have_children", west="ignore_sigterm")
-    wait_for(ready(tmp_path, 4), "the sites")
-    process.kill()
-    end(process)
+    with start_launch(tmp_path, east="have_children", west="ignore_sigterm") as process:
+        wait_for(ready(tmp_path, 4), "the sites")
+        process.kill()
+        end(process)
     wait_for(lambda: not alive(tmp_path), "the end of every process")
 
 
 def test_no_process_outlives_a_guard_that_is_killed(tmp_path: Path) -> None:
-    process = start_launch(tmp_path, east="have_children")
-    wait_for(ready(tmp_path, 3), "the site")
-    guard = descendants(process.pid)[0]
-    os.kill(guard, signal.SIGKILL)
-    # The site is started again; what is left of the first attempt is found at the end at the latest.
-    wait_for(lambda: len(recorded(tmp_path)) >= 6, "the restart")
-    process.send_signal(signal.SIGTERM)
-    end(process)
+    with start_launch(tmp_path, east="have_children") as process:
+        wait_for(ready(tmp_path, 3), "the site")
+        guard = descendants(process.pid)[0]
+        os.kill(guard, signal.SIGKILL)
+        # The site is started again; what is left of the first attempt is found at the end at the latest.
+        wait_for(lambda: len(recorded(tmp_path)) >= 6, "the restart")
+        process.send_signal(signal.SIGTERM)
+        end(process)
     assert not alive(tmp_path)

@@ -1,13 +1,10 @@
 """Sites as real processes with the outer loop on a ``Replica``, and a lighthouse that can be killed."""
 
 import logging
-import multiprocessing
 import os
 import queue
-import re
 import socket
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,14 +16,23 @@ import torch.distributed as dist
 from torch.distributed import TCPStore
 from torchft._torchft import LighthouseServer
 
-from titan_ext.errors import RunError, UserError
+from tests.forkserver import forking
+from tests.lighthouse_page import (
+    PATIENCE_SECONDS,
+    members,
+    page,
+    wait_for_heartbeats,
+    wait_for_requests,
+    wait_until,
+)
 from titan_ext.replica import Replica, ReplicaConfig
 from titan_ext.semi_sync import SemiSync, SiteRanks
 
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.replica.sites"])
+context = forking("tests.replica.sites")
 
 SYNC_EVERY = 2
+JOIN = -1
+"""The place of ``Site.hold_at`` at which the lighthouse hears from the site, and has no request of it yet."""
 
 
 @dataclass
@@ -40,7 +46,7 @@ class Site:
         steps: inner steps.
         replica: settings of ``[replica]``.
         torchft_step: where torchft's counter begins.
-        hold_at: inner step before which it waits until it is let go.
+        hold_at: inner step before which it waits until it is let go; ``JOIN``: before its first quorum.
         pause: seconds that an inner step takes.
     """
 
@@ -84,7 +90,7 @@ class Lighthouse:
     def start(self) -> None:
         self._process = context.Process(target=_serve, args=(self._port, self._min_sites), daemon=True)
         self._process.start()
-        _until(self._answers)
+        wait_until(lambda: page(self.url), "the lighthouse")
 
     def kill(self) -> None:
         """End it with SIGKILL."""
@@ -92,31 +98,18 @@ class Lighthouse:
         self._process.join()
 
     def wait_for_requests(self, count: int) -> None:
-        """Until ``count`` sites wait in the quorum."""
-        pattern = re.compile(rf"\[{count}/\d+ participants healthy\]")
-        _until(lambda: pattern.search(self._page()))
+        """Until at least ``count`` sites wait in the quorum."""
+        wait_for_requests(self.url, count)
 
     def wait_for_heartbeats(self, count: int) -> None:
-        """Until it hears from ``count`` sites; after a restart they come back one by one."""
-        _until(lambda: f"[{count} heartbeating]" in self._page())
+        """Until it hears from at least ``count`` sites; after a restart they come back one by one."""
+        wait_for_heartbeats(self.url, count)
 
     def wait_for_quorum(self, site: str, *, alone: bool = False) -> None:
         """Until the last quorum was one with the site, or of it alone."""
-
-        def found() -> bool:
-            members = re.findall(r"<b>(\w+):[0-9a-f-]{36}</b>", self._page())
-            return members == [site] if alone else site in members
-
-        _until(found)
-
-    def _page(self) -> str:
-        return urllib.request.urlopen(f"{self.url}/status", timeout=5).read().decode()
-
-    def _answers(self) -> bool:
-        try:
-            return bool(self._page())
-        except OSError:
-            return False
+        wait_until(
+            lambda: members(self.url) == [site] if alone else site in members(self.url), f"a quorum with {site}"
+        )
 
 
 def _serve(port: int, min_sites: int) -> None:
@@ -129,13 +122,6 @@ def _serve(port: int, min_sites: int) -> None:
     )
     assert server is not None
     time.sleep(3600)
-
-
-def _until(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
 
 
 @contextmanager
@@ -192,25 +178,33 @@ class Run:
         """Until every rank of the sites waits at ``hold_at``."""
         for site in sites:
             for _ in range(site.ranks):
-                assert self._held[site.name].acquire(timeout=120), f"{site.name} never came"
+                assert self._held[site.name].acquire(timeout=PATIENCE_SECONDS), f"{site.name} never came"
 
     def wait_for_log(self, site: Site, words: str) -> None:
         """Until rank 0 of the site has logged ``words`` since they were last waited for."""
         path = self._folder / f"{site.name}.0.log"
         seen = self._seen.get((site.name, words), 0)
-        _until(lambda: words in path.read_text()[seen:])
+        wait_until(lambda: words in path.read_text()[seen:], f"{words!r} in the log of {site.name}")
         self._seen[site.name, words] = path.read_text().index(words, seen) + len(words)
 
     def let_go(self, *sites: Site) -> None:
         for site in sites:
             self._go[site.name].set()
 
+    def join_together(self, *sites: Site) -> None:
+        """Let sites go that are held at ``JOIN``, so that the first quorum is one of them all; the first asks first."""
+        self.wait_until_held(*sites)
+        first, *others = sites
+        self.let_go(first)
+        self.lighthouse.wait_for_requests(1)
+        self.let_go(*others)
+
     def outcomes(self, count: int) -> dict[tuple[str, int], Outcome]:
         """What became of the first ``count`` ranks to end, by site and rank."""
         found = {}
         for _ in range(count):
             try:
-                outcome = self._outcomes.get(timeout=120)
+                outcome = self._outcomes.get(timeout=PATIENCE_SECONDS)
             except queue.Empty:
                 logs = "\n".join(f"{path}:\n{path.read_text()}" for path in sorted(self._folder.glob("*.log")))
                 raise AssertionError(f"only {sorted(found)} ended\n{logs}") from None
@@ -227,7 +221,7 @@ def _rank(site: Site, rank: int, port: int, lighthouse: str, log: str, signals: 
     outcome = Outcome(site.name, rank)
     try:
         _train(site, rank, lighthouse, signals, outcome)
-    except (UserError, RunError) as error:
+    except Exception as error:
         outcome.error = f"{type(error).__name__}: {error}"
     outcome.keys = sum(key.startswith(("torchft/", "titan_ext/")) for key in store.list_keys())
     outcome.log = Path(log).read_text()
@@ -239,7 +233,6 @@ def _rank(site: Site, rank: int, port: int, lighthouse: str, log: str, signals: 
 
 
 def _train(site: Site, rank: int, lighthouse: str, signals: Any, outcome: Outcome) -> None:
-    held, go = signals
     settings = {"hostname": "127.0.0.1", "heartbeat_interval_seconds": 0.2, "timeout_seconds": 20.0}
     config = ReplicaConfig(lighthouse=lighthouse, **settings | site.replica)
     replica = Replica(config, site=site.name, rank=rank, world_size=site.ranks)
@@ -257,11 +250,12 @@ def _train(site: Site, rank: int, lighthouse: str, signals: Any, outcome: Outcom
         on_round=records.append,
     )
     try:
+        if site.hold_at == JOIN:
+            _wait_to_be_let_go(*signals)
         outer.join()
         while outer.clock < site.steps:
             if outer.clock == site.hold_at:
-                held.release()
-                assert go.wait(120)
+                _wait_to_be_let_go(*signals)
             model.weight.data += site.rate
             outer.step()
             time.sleep(site.pause)
@@ -270,3 +264,8 @@ def _train(site: Site, rank: int, lighthouse: str, signals: Any, outcome: Outcom
     finally:
         outcome.values = sorted(set(model.weight.detach().flatten().tolist()))
         outcome.rounds = [(each.step, each.sites, each.committed) for each in records]
+
+
+def _wait_to_be_let_go(held: Any, go: Any) -> None:
+    held.release()
+    assert go.wait(PATIENCE_SECONDS), "nobody let this site go"

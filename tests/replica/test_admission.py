@@ -7,7 +7,7 @@ from torch.distributed import TCPStore
 from torchft.manager import Manager
 from torchft.process_group import ProcessGroupGloo
 
-from tests.replica.sites import Lighthouse, Site, context, running
+from tests.replica.sites import JOIN, Lighthouse, Site, context, running
 
 INTRUDER = 1000.0
 """What an inner step of the intruder adds: it would show in any sum, and in any state that it gave."""
@@ -33,9 +33,10 @@ def honest(secrets, **options) -> list[Site]:
 @pytest.mark.parametrize("held", ["theirs", None])
 def test_a_stranger_never_takes_part(secrets, tmp_path, name, held):
     """Whether its store is the one at which the sites meet (``aaa``) or not."""
-    sites = honest(secrets, pause=0.05)
-    stranger = Site(name, INTRUDER, replica={"secret_file": held and secrets[held], "min_sites": 2})
+    sites = honest(secrets, hold_at=JOIN)
+    stranger = Site(name, INTRUDER, replica={"secret_file": held and secrets[held], "min_sites": 2}, hold_at=JOIN)
     with running([*sites, stranger], Lighthouse(2), tmp_path) as run:
+        run.join_together(stranger, *sites)
         found = run.outcomes(3)
     east, west, other = found["east", 0], found["west", 0], found[name, 0]
     assert east.error is west.error is None
@@ -50,9 +51,11 @@ def test_a_stranger_never_takes_part(secrets, tmp_path, name, held):
 
 def test_the_state_of_a_stranger_ahead_of_all_is_not_loaded(secrets, tmp_path):
     """torchft would make everybody take the state of the site with the highest step."""
-    sites = honest(secrets, pause=0.05)
-    stranger = Site("aaa", INTRUDER, replica={"secret_file": secrets["theirs"], "min_sites": 2}, torchft_step=10**6)
+    sites = honest(secrets, hold_at=JOIN)
+    settings = {"secret_file": secrets["theirs"], "min_sites": 2}
+    stranger = Site("aaa", INTRUDER, replica=settings, torchft_step=10**6, hold_at=JOIN)
     with running([*sites, stranger], Lighthouse(2), tmp_path) as run:
+        run.join_together(stranger, *sites)
         found = run.outcomes(3)
     assert found["east", 0].error is found["west", 0].error is None
     assert found["east", 0].sha256 == found["west", 0].sha256
@@ -77,10 +80,11 @@ def test_a_stranger_that_comes_later_gives_way(secrets, tmp_path):
 def test_two_that_begin_and_differ_wait_and_name_the_key(secrets, tmp_path):
     """Neither can know which of them is wrong: a third may come."""
     sites = [
-        Site(name, replica={"secret_file": path, "min_sites": 2, "quorum_timeout_seconds": 5.0})
+        Site(name, replica={"secret_file": path, "min_sites": 2, "quorum_timeout_seconds": 5.0}, hold_at=JOIN)
         for name, path in secrets.items()
     ]
     with running(sites, Lighthouse(2), tmp_path) as run:
+        run.join_together(*sites)
         found = run.outcomes(1)  # the other waits on by itself
     for (own, _), outcome in found.items():
         other = {"ours": "theirs", "theirs": "ours"}[own]
@@ -92,9 +96,11 @@ def test_two_that_begin_and_differ_wait_and_name_the_key(secrets, tmp_path):
 
 
 def test_sites_of_two_ranks_decide_alike(secrets, tmp_path):
-    sites = honest(secrets, ranks=2)
-    stranger = Site("aaa", INTRUDER, ranks=2, replica={"secret_file": secrets["theirs"], "min_sites": 2})
+    sites = honest(secrets, ranks=2, hold_at=JOIN)
+    settings = {"secret_file": secrets["theirs"], "min_sites": 2}
+    stranger = Site("aaa", INTRUDER, ranks=2, replica=settings, hold_at=JOIN)
     with running([*sites, stranger], Lighthouse(2), tmp_path) as run:
+        run.join_together(stranger, *sites)
         found = run.outcomes(6)
     ours = [found[site.name, rank] for site in sites for rank in range(2)]
     assert [each.error for each in ours] == [None] * 4

@@ -1,9 +1,5 @@
 """A newcomer that fetches the shared state before its first quorum."""
 
-import re
-import threading
-import time
-import urllib.request
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -12,7 +8,8 @@ import torch
 from torch.distributed import TCPStore
 from torchft.manager import Manager
 
-from tests.semi_sync.sites import lighthouse
+from tests.lighthouse_page import PATIENCE_SECONDS, wait_for_requests
+from tests.semi_sync.sites import in_background, lighthouse
 from titan_ext.replica.ahead import fetch_ahead
 from titan_ext.replica.chunks import LATEST
 from titan_ext.replica.process_group import SiteProcessGroup
@@ -52,7 +49,6 @@ def site(url, name, transport=None):
         hostname="127.0.0.1",
         checkpoint_transport=transport or Counting("127.0.0.1", 0, SECONDS),
     )
-    own.lighthouse = url
     try:
         yield own
     finally:
@@ -74,17 +70,6 @@ def step(own, model, outer):
     own._checkpoint_transport.tend(own.current_step(), own._manager_state_dict)
 
 
-def wait_until_it_asks(url):
-    """Until the lighthouse has the request of one site: members that are all there wait for nobody else."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        page = urllib.request.urlopen(f"{url}/status", timeout=5).read().decode()
-        if re.search(r"\[1/\d+ participants healthy\]", page):
-            return
-        time.sleep(0.02)
-    raise AssertionError("the newcomer never asked")
-
-
 @pytest.mark.parametrize("outdated", [False, True], ids=["still the latest", "outdated"])
 def test_a_newcomer_needs_no_transfer_in_its_quorum_unless_the_member_moved_on(outdated):
     with lighthouse(1) as url, site(url, "site0") as member:
@@ -93,15 +78,11 @@ def test_a_newcomer_needs_no_transfer_in_its_quorum_unless_the_member_moved_on(o
         for _ in range(4):
             step(member, model, outer)
         transport = Counting("127.0.0.1", 0, SECONDS)
-        found = []
-        asking = threading.Thread(
-            target=lambda: found.append(fetch_ahead(url, site="site1", rank=0, fetch=transport.fetch_ahead))
-        )
-        asking.start()
-        while asking.is_alive():
+        asking = in_background(lambda: fetch_ahead(url, site="site1", rank=0, fetch=transport.fetch_ahead))
+        while not asking.done():
             # The member is between two inner steps again and again; no round is due meanwhile.
             member._checkpoint_transport.tend(member.current_step(), member._manager_state_dict)
-        assert found == [True]
+        assert asking.result()
         if outdated:
             for _ in range(4):
                 step(member, model, outer)
@@ -117,11 +98,10 @@ def test_a_newcomer_needs_no_transfer_in_its_quorum_unless_the_member_moved_on(o
                     step(own, *mine)
                 results[name] = mine[1].shared_state_sha256()
 
-            joining = threading.Thread(target=train, args=("site1", newcomer, 9.0))
-            joining.start()
-            wait_until_it_asks(url)
+            joining = in_background(train, "site1", newcomer, 9.0)
+            wait_for_requests(url, 1)
             train("site0", member, 0.0)
-            joining.join(60)
+            joining.result(PATIENCE_SECONDS)
     assert results["site0"] == results["site1"]
     assert results["clock"] == (12 if outdated else 8)
     assert transport.fetched == outdated
@@ -133,10 +113,10 @@ def test_a_copy_is_not_what_the_member_goes_on_changing():
         outer.join()
         step(member, model, outer)
         transport = Counting("127.0.0.1", 0, SECONDS)
-        asking = threading.Thread(target=transport.fetch_ahead, args=(member._checkpoint_transport.metadata(),))
-        asking.start()
-        while asking.is_alive():
+        asking = in_background(transport.fetch_ahead, member._checkpoint_transport.metadata())
+        while not asking.done():
             member._checkpoint_transport.tend(member.current_step(), member._manager_state_dict)
+        asking.result()
         before = transport._ahead["user"]["titan_ext"]["rows"]["params/0"]["weight"]["global"].clone()
         for _ in range(3):
             step(member, model, outer)

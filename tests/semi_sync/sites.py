@@ -1,12 +1,9 @@
 """Several sites as threads of one process, with a real lighthouse and Gloo: the fast way to test."""
 
-import re
 import threading
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +13,7 @@ from torchft._torchft import LighthouseServer
 from torchft.manager import Manager
 from torchft.process_group import ProcessGroupGloo
 
+from tests.lighthouse_page import PATIENCE_SECONDS
 from titan_ext.semi_sync import SemiSync, SiteRanks
 
 TIMEOUT = timedelta(seconds=30)
@@ -77,17 +75,6 @@ def manager(address: str, name: str, min_sites: int) -> Iterator[FaultyManager]:
         site.shutdown(wait=False)
 
 
-def wait_for_sites(own: Manager, count: int) -> None:
-    """Until the lighthouse hears from ``count`` sites; its page lists every one that sends heartbeats."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        page = urllib.request.urlopen(own.lighthouse + "/status", timeout=5).read().decode()
-        if len(set(re.findall(r"site\d+:[0-9a-f-]{36}", page))) >= count:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"the lighthouse never heard from {count} sites")
-
-
 def run_sites(
     num_sites: int,
     body: Callable[..., Any],
@@ -97,18 +84,39 @@ def run_sites(
 ) -> list[Any]:
     """Call ``body(index, manager)`` at every site at once and return what each returned.
 
-    ``before(index)`` runs first: the lighthouse does not hear from the site until it returns.
+    ``before(index)`` runs first: the lighthouse does not hear from the site until it returns. The first
+    site that raises ends the run with what it raised; the others' managers are shut down.
     """
     minimum = min_sites or num_sites
-    with lighthouse(minimum) as address, ThreadPoolExecutor(num_sites) as pool:
+    with lighthouse(minimum) as address, ExitStack() as managers:
 
         def site(index: int) -> Any:
             before(index)
             with manager(address, f"site{index}", minimum) as own:
+                managers.callback(own.shutdown, wait=False)
                 return body(index, own)
 
-        futures = [pool.submit(site, index) for index in range(num_sites)]
-        return [future.result(timeout=120) for future in futures]
+        sites = [in_background(site, index) for index in range(num_sites)]
+        ended, waiting = wait(sites, 2 * PATIENCE_SECONDS, FIRST_EXCEPTION)
+        for each in sites:
+            if each in ended:
+                each.result()
+        assert not waiting, f"{len(waiting)} of {num_sites} site(s) did not end"
+        return [each.result() for each in sites]
+
+
+def in_background(call: Callable[..., Any], *arguments: Any) -> Future:
+    """The call in a thread that nobody waits for at the end, however long it hangs."""
+    future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def outer_loop(model: torch.nn.Module, optimizer: torch.optim.Optimizer, own: Manager, **settings: Any) -> SemiSync:
@@ -129,4 +137,4 @@ class Meeting:
         self.reached.set()
 
     def wait(self) -> None:
-        assert self.reached.wait(60), "the other site never came"
+        assert self.reached.wait(PATIENCE_SECONDS), "the other site never came"

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from tests.semi_sync.sites import Meeting, outer_loop, run_sites, wait_for_sites
+from tests.lighthouse_page import wait_for_requests
+from tests.semi_sync.sites import Meeting, outer_loop, run_sites
 from titan_ext.semi_sync import PARAMETERS, SemiSyncConfig
 
 SITES, STEPS, SIZE = 4, 50, 3
@@ -132,7 +133,7 @@ def test_newcomer_gets_the_mean_of_the_moments_and_the_step_count():
                 break
             if index == 0 and outer.clock == 4:
                 newcomer_may_come.arrive()
-                wait_for_sites(own, 3)
+                wait_for_requests(own.lighthouse, 2)  # of the newcomer and of site 1, which is ahead
             model.weight.grad = torch.tensor(gradient(index, outer.clock + 1, model.weight.tolist()))
             optimizer.step()
             before_round = {key: state[key].clone() for key in ("exp_avg", "exp_avg_sq")}

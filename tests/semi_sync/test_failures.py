@@ -1,6 +1,5 @@
 """Sites that die or hang inside a round: real processes, real kills, a real lighthouse."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,13 +12,14 @@ import torch
 from torch.distributed import TCPStore
 from torchft.manager import Manager
 
-from tests.semi_sync.sites import lighthouse, outer_loop, wait_for_sites
+from tests.forkserver import forking
+from tests.lighthouse_page import members, wait_for_heartbeats, wait_until
+from tests.semi_sync.sites import lighthouse, outer_loop
 from titan_ext.bench.namespaces import HUB, Wan, address_of, enter_network, missing
 from titan_ext.replica.process_group import SiteProcessGroup
 from titan_ext.replica.transport import StateTransport
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.semi_sync.test_failures"])
+_context = forking("tests.semi_sync.test_failures")
 
 RATES = (1.0, 10.0, 100.0)
 """What an inner step adds to every parameter, by site: any sum tells who took part how often."""
@@ -81,8 +81,7 @@ def site(index: int, address: str, where: str, fault: str, options: dict, settin
         hostname=hostname,
         checkpoint_transport=StateTransport(hostname, 0, timedelta(seconds=30)),
     )
-    own.lighthouse = address
-    wait_for_sites(own, len(RATES))
+    wait_for_heartbeats(address, len(RATES))
     if index == len(RATES) - 1:
         own.where = where
         own.fault = {
@@ -128,8 +127,8 @@ def run(where: str, fault: str, *, wake: bool = False, network=None, at=None, **
             each.start()
         try:
             if wake:
-                _wait_until_stopped(sites[-1].pid)
-                time.sleep(options["seconds"] + 2)  # until the others have given it up
+                wait_until(lambda: _is_stopped(sites[-1].pid), "the fault")
+                wait_until(lambda: members(address) == ["site0", "site1"], "the others to give it up")
                 os.kill(sites[-1].pid, signal.SIGCONT)
             found = {}
             for _ in range(len(RATES) if wake else len(RATES) - 1):
@@ -142,14 +141,9 @@ def run(where: str, fault: str, *, wake: bool = False, network=None, at=None, **
                 each.join()
 
 
-def _wait_until_stopped(pid: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with open(f"/proc/{pid}/stat") as status:
-            if status.read().rsplit(")", 1)[1].split()[0] == "T":
-                return
-        time.sleep(0.05)
-    raise AssertionError("the site never stopped")
+def _is_stopped(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat") as status:
+        return status.read().rsplit(")", 1)[1].split()[0] == "T"
 
 
 def mean_of(*rates: float) -> float:

@@ -1,12 +1,12 @@
 """Runs that meet, checkpoints that are behind, states that differ: who goes on, and from where."""
 
 import json
-import threading
 
 import pytest
 import torch
 
-from tests.semi_sync.sites import Meeting, run_sites, wait_for_sites
+from tests.lighthouse_page import wait_for_requests
+from tests.semi_sync.sites import Meeting, run_sites
 from tests.semi_sync.test_membership import advance, copy_tensors, one_weight
 from titan_ext.errors import UserError
 from titan_ext.semi_sync import CommitLog, SemiSync, SiteRanks
@@ -124,7 +124,7 @@ def test_a_stranger_costs_a_running_site_a_round_and_nothing_else(tmp_path):
         outer.join()
         train(0, model, outer, 3)
         stranger_may_come.arrive()
-        wait_for_sites(own, 2)
+        wait_for_requests(own.lighthouse, 1)
         train(0, model, outer, 4)
         stranger_left.wait()
         train(0, model, outer, 8)
@@ -162,7 +162,7 @@ def test_a_fresh_site_never_heals_a_run(tmp_path):
             outer.join()
             train(0, model, outer, 3)
             run_may_come.arrive()
-            wait_for_sites(own, 2)
+            wait_for_requests(own.lighthouse, 1)
             train(0, model, outer, 4)
             run_left.wait()
             return None
@@ -195,11 +195,11 @@ def trained_together(tmp_path, save_at, until):
 def test_a_site_behind_its_log_waits_for_the_one_that_has_the_later_state(tmp_path):
     """Site 0 comes back with an old checkpoint, first and alone; it must not lead, and takes site 1's."""
     states = trained_together(tmp_path, save_at=(4, 8), until=8)
-    waited = threading.Event()
+    waited = Meeting()
 
     def before(index):
         if index == 1:
-            assert waited.wait(60)
+            waited.wait()
 
     def body(index, own):
         model, outer = site_of(index, own, tmp_path)
@@ -209,8 +209,8 @@ def test_a_site_behind_its_log_waits_for_the_one_that_has_the_later_state(tmp_pa
 
             def noted(*arguments):
                 committed = vote(*arguments)
-                assert not committed or waited.is_set(), "it went on alone"
-                waited.set()
+                assert not committed or waited.reached.is_set(), "it went on alone"
+                waited.arrive()
                 return committed
 
             own.should_commit = noted
@@ -260,7 +260,7 @@ def test_a_generation_left_behind_heals_nobody(tmp_path):
         if index == 0:
             train(index, model, outer, 5)
             other_may_come.arrive()
-            wait_for_sites(own, 2)
+            wait_for_requests(own.lighthouse, 1)
         train(index, model, outer, 10)
         return joined_at, outer.shared_state_sha256()
 

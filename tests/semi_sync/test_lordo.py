@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.semi_sync.sites import Meeting, outer_loop, run_sites, wait_for_sites
+from tests.lighthouse_page import wait_for_requests
+from tests.semi_sync.sites import Meeting, outer_loop, run_sites
 from titan_ext.optim import LowRankAdamW
 from titan_ext.semi_sync import SemiSyncConfig
 
@@ -217,7 +218,7 @@ def test_a_late_site_gets_basis_and_moments():
             loop.step()
             if site == 0 and loop.clock == 7:
                 meeting.arrive()
-                wait_for_sites(own, 3)
+                wait_for_requests(own.lighthouse, 2)  # of the newcomer and of site 1, which is ahead
         state = optimizer.state[model.left]
         return [model.left.detach()] + [state[key] for key in ("basis", "low_exp_avg", "low_exp_avg_sq", "step")]
 

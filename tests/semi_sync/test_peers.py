@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.semi_sync.sites import outer_loop, run_sites
+from tests.lighthouse_page import wait_for_requests
+from tests.semi_sync.sites import Meeting, outer_loop, run_sites
 from titan_ext.optim import DeMo, Muon
 from titan_ext.semi_sync.gossip import partner_of
 from titan_ext.semi_sync.methods.demo import cosine_basis, tile_sides
@@ -313,8 +314,6 @@ def test_muloco_of_one_site_and_one_step_is_muon():
 
 def test_a_site_that_joins_late_takes_over_what_the_method_shares():
     """It starts where a member stands, and never pulls the mean towards its own past."""
-    from tests.semi_sync.sites import Meeting, wait_for_sites
-
     for method, settings in {
         "eager_diloco": {"sync_every": 3},
         "sparta": {"sync_every": 4, "sparta_share": 0.3},
@@ -334,7 +333,7 @@ def test_a_site_that_joins_late_takes_over_what_the_method_shares():
                 outer.step()
                 if site == 0 and outer.clock == 5:
                     meeting.arrive()  # noqa: B023
-                    wait_for_sites(own, 2)
+                    wait_for_requests(own.lighthouse, 1)
             outer.finish()
             return model.values(), outer.ledger.last.participants
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.semi_sync.sites import Meeting, run_sites, wait_for_sites
+from tests.lighthouse_page import wait_for_requests
+from tests.semi_sync.sites import Meeting, run_sites
 from titan_ext.semi_sync import RowIds, ScopeConfig, SemiSync, SemiSyncConfig, SiteRanks
 from titan_ext.semi_sync.row_reduction import RowAdoption, RowReduction
 
@@ -287,7 +288,7 @@ def test_a_newcomer_gets_the_rows_that_others_hold_and_keeps_its_own(settings):
             if index == 0 and outer.clock == 4:
                 newcomer_may_come.arrive()
             if index < 2 and outer.clock == 4:
-                wait_for_sites(own, 3)
+                wait_for_requests(own.lighthouse, 1)
             for parameter in model.parameters():
                 parameter.grad = torch.full_like(parameter, 0.1 * (index + 1))
             optimizer.step()

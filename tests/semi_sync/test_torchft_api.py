@@ -7,7 +7,8 @@ import pytest
 import torch
 from torchft import local_sgd as theirs
 
-from tests.semi_sync.sites import Meeting, run_sites, wait_for_sites
+from tests.lighthouse_page import wait_for_requests
+from tests.semi_sync.sites import Meeting, run_sites
 from titan_ext.semi_sync import torchft_api as ours
 
 torch.manual_seed(11)
@@ -99,7 +100,7 @@ def test_late_site_is_healed_through_torchfts_keys():
             while context._outer.clock < 20:
                 if index == 0 and context._outer.clock == 6:
                     may_come.arrive()
-                    wait_for_sites(own, 2)
+                    wait_for_requests(own.lighthouse, 1)
                 inner.zero_grad()
                 model(DATA[index, context._outer.clock]).square().mean().backward()
                 inner.step()

@@ -12,6 +12,7 @@ _BENCHMARKS = {
     "bytes": "titan_ext.bench.bytes",
     "chaos": "titan_ext.bench.chaos.command",
     "convergence": "titan_ext.bench.convergence",
+    "dept": "titan_ext.bench.dept",
     "optim": "titan_ext.bench.optim",
     "overhead": "titan_ext.bench.overhead",
     "rejoin": "titan_ext.bench.rejoin",

@@ -9,7 +9,7 @@ from titan_ext.config.binder import Binder
 from titan_ext.config.sections import DeptConfig
 from titan_ext.config.settings import Settings
 from titan_ext.errors import UserError
-from titan_ext.semi_sync.scopes import ScopeConfig
+from titan_ext.semi_sync.scopes import ScopeConfig, matches
 
 SCOPE = "embeddings"
 """Name of the scope that a variant lays out."""
@@ -78,6 +78,35 @@ def vocabulary_file(
     except UserError as error:
         raise settings.error("vocabulary", str(error), given) from None
     return str(path)
+
+
+def describe_dept(site: Any) -> list[str]:
+    """What the variant holds and sends of a ``Site``'s model, by the formulas of the paper's table 1; in lines."""
+    dept = site.config.dept
+    if dept.variant == "none":
+        return []
+    from titan_ext.config.cost import parameter_shapes
+    from titan_ext.data.tokenizer import vocabulary_size
+    from titan_ext.models.dept.cost import ModelSize, parameters_held, payload_a_step
+
+    model = site.config.model_spec.model
+    shapes = parameter_shapes(site.config)
+    body = sum(shape.numel() for name, shape in shapes.items() if not matches(name, dept.embeddings))
+    size = ModelSize(
+        body=body,
+        dim=model.dim,
+        vocabulary=vocabulary_size(site.tokenizer),
+        tied=model.enable_weight_tying,
+    )
+    own = vocabulary_size(site.tokenizer, site.vocabulary)
+    every = site.config.semi_sync.sync_every or 1
+    held, whole = (parameters_held(variant, size, own) for variant in (dept.variant, "glob"))
+    sent, glob, std = (payload_a_step(method, size, own, every) for method in (dept.variant, "glob", "std"))
+    rows = f"{own:,} tokens of its own" if dept.variant == "spec-opt" else f"{own:,} of {size.vocabulary:,} tokens"
+    return [
+        f"  dept.{dept.variant}".ljust(19) + f"{rows}; holds {held:,} parameters ({held / whole:.3g} of glob), sends"
+        f" {sent:,.0f} a step ({sent / glob:.3g} of glob, {sent / std:.2g} of data parallelism); by formula, padding aside"
+    ]
 
 
 def check_dept(settings: Settings, dept: DeptConfig, model: Any) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from titan_ext.config.cost import SiteCost
+from titan_ext.config.dept import describe_dept
 from titan_ext.config.resolved import dump_resolved, origin_of
 from titan_ext.config.settings import Origin
 
@@ -55,6 +56,7 @@ def render_cost(sites: list, cost: SiteCost) -> str:
         f"  parameters       {cost.parameters:,}",
         f"  memory of a rank {_bytes(cost.memory_bytes)} without activations ({_parts(held)})",
     ]
+    lines += describe_dept(site)
     if cost.host_bytes:
         lines.append(f"  host memory      {_bytes(cost.host_bytes)} a rank ({_parts(between)})")
     if site.config.semi_sync.method == "none":

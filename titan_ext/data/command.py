@@ -20,7 +20,7 @@ _MIB = 1 << 20
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the command ``data`` with its actions."""
-    parser = subparsers.add_parser("data", help="look into a corpus, train a tokenizer on one, find sites' vocabularies")
+    parser = subparsers.add_parser("data", help="look into a corpus, train a tokenizer, find vocabularies")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     show = actions.add_parser("show", help="documents, bytes, tokens and a sample of a corpus")

@@ -1,6 +1,8 @@
 """The data loader that torchtitan builds for a site."""
 
+import atexit
 import json
+import multiprocessing
 import pickle
 import signal
 from collections.abc import Iterator
@@ -151,6 +153,9 @@ class TextDataLoader(ParallelAwareDataloader):
             UserError: a document is not what its format promises; one line, also from a worker.
         """
         batches = super().__iter__()
+        if self.num_workers:
+            atexit.unregister(_kill_workers)
+            atexit.register(_kill_workers)
         return batches if self.num_workers == 0 else _with_short_errors(batches)
 
     def state_dict(self) -> dict[str, Any]:
@@ -218,6 +223,13 @@ def _end_with_the_rank(worker: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     die_with_parent(signal.SIGKILL)
+
+
+def _kill_workers() -> None:
+    """At the process's end multiprocessing asks its children with SIGTERM, and waits for ever for those that ignore it."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _with_short_errors(batches: Iterator[Sample]) -> Iterator[Sample]:

@@ -1,4 +1,4 @@
-"""What the project asks of a tokenizer beyond torchtitan's interface: its rows, its marks, who it is, many texts at once."""
+"""What is asked of a tokenizer beyond torchtitan's interface: its rows, its marks, which it is, texts by the batch."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def fingerprint(tokenizer: BaseTokenizer) -> str:
         return BYTE
     file = Path(getattr(tokenizer, "tokenizer_path", "")) / TOKENIZER_FILE
     if not file.is_file():
-        raise UserError(f"tokenizer: a {type(tokenizer).__name__} without a {TOKENIZER_FILE} cannot be told from others")
+        raise UserError(f"tokenizer: a {type(tokenizer).__name__} without a {TOKENIZER_FILE} has no fingerprint")
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 

@@ -129,8 +129,8 @@ def _notes(reports: Sequence[VocabularyReport]) -> list[str]:
         for each in reports
     ]
     return notes + [
-        f"rows: padded to a multiple of {ROW_MULTIPLE}; memory: {_TRAINED_BYTES} bytes a parameter (weight, gradient, two "
-        "Adam moments in fp32); a round: each way, fp32, against GLOB"
+        f"rows: padded to a multiple of {ROW_MULTIPLE}; memory: {_TRAINED_BYTES} bytes a parameter (weight, gradient, "
+        "two Adam moments in fp32); a round: each way, fp32, against GLOB"
     ]
 
 

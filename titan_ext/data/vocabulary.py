@@ -154,7 +154,7 @@ def find_vocabulary(
         raise ValueError(f"min_count = {min_count}: must be at least 1")
     counts = count_tokens(documents, tokenizer, progress=progress)
     if not int(counts.sum()):
-        raise UserError(f"data = {getattr(documents, 'name', '')!r}: no document holds any text to find a vocabulary in")
+        raise UserError(f"data = {getattr(documents, 'name', '')!r}: no document holds any text for a vocabulary")
     held = counts >= min_count
     held[torch.tensor(special_ids(tokenizer), dtype=torch.int64)] = True
     return Vocabulary(held.nonzero().flatten(), len(counts), counts, fingerprint(tokenizer))
