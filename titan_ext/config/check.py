@@ -45,16 +45,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _as_text(file: str, sites: list, everything: bool) -> str:
-    from titan_ext.config.cost import site_cost
     from titan_ext.config.render import render_cost, render_site
 
     blocks = [f"{file}: {len(sites)} site(s), no mistakes found"]
     blocks += [render_site(site, everything=everything) for site in sites]
-    costs = [site_cost(site) for site in sites]
-    for cost in dict.fromkeys(costs):
-        same = [site for site, own in zip(sites, costs) if own == cost]
-        blocks.append(render_cost(same, cost))
+    blocks += [render_cost(same, cost) for same, cost in _alike(sites)]
     return "\n\n".join(blocks)
+
+
+def _alike(sites: list) -> list[tuple[list, Any]]:
+    """Sites of equal cost, and what it is."""
+    from titan_ext.config.cost import site_cost
+    from titan_ext.config.dept import describe_dept
+
+    found = [(site_cost(site), tuple(describe_dept(site))) for site in sites]
+    return [([site for site, own in zip(sites, found) if own == each], each[0]) for each in dict.fromkeys(found)]
 
 
 def _as_json(file: str, sites: list) -> str:
