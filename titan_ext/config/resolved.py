@@ -14,7 +14,7 @@ from titan_ext.config.settings import Origin
 
 FILE_NAME = "config.json"
 # Keys whose default is ours because torchtitan has no such key.
-_OURS = {"dump_folder", "tokenizer", "model.name", "model.flavor", "loss.chunked", "loss.num_chunks"}
+_OURS = {"dump_folder", "tokenizer", "vocabulary", "model.name", "model.flavor", "loss.chunked", "loss.num_chunks"}
 
 
 def dump_resolved(site: Any) -> dict[str, Any]:
