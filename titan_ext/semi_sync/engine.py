@@ -107,6 +107,8 @@ class SemiSync:
             raise ValueError(f"{len(self.plan.rows)} rows in the plan: must be at most {MOST_ROWS} (fewer fragments)")
         if len(site_name.encode()) > NAME_BYTES:
             raise ValueError(f"site name {site_name!r}: must be at most {NAME_BYTES} bytes")
+        if self.config.sites_per_round is not None and not site_name:
+            raise ValueError("sites_per_round: sites are drawn by name; give site_name")
         self.clock = 0
         self.ledger = Ledger()
         self.healed = False
