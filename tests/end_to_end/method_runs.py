@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 import torch
+from torch.utils._pytree import tree_map
 
 STEPS = 6
 CASES = {
@@ -41,8 +42,11 @@ ANY_LAYOUT_ONE_RESULT = [
 """Cases whose arithmetic is elementwise from end to end: equal bits on every layout."""
 
 
-def run_cases(config: Path, site_name: str, folder: Path) -> None:
-    """All cases at one rank; rank 0 leaves the results in ``<folder>/<site>.json``."""
+def run_cases(config: Path, site_name: str, folder: Path, resume: bool = False) -> None:
+    """All cases at one rank; rank 0 leaves the results in ``<folder>/<site>.json``.
+
+    With ``resume`` each is run once more, stopped in the middle of a round and taken up by fresh objects.
+    """
     torch.set_num_threads(1)
     from titan_ext.config import load_site
     from titan_ext.replica import Replica
@@ -51,6 +55,8 @@ def run_cases(config: Path, site_name: str, folder: Path) -> None:
     trainer = site.config.build()
     rank = torch.distributed.get_rank()
     results = {name: _run_case(trainer, name, dict(settings)) for name, settings in CASES.items()}
+    for name, settings in CASES.items() if resume else ():
+        results[name]["resumed"] = _run_case(trainer, name, dict(settings), stop_after=3)["sha256"]
     if rank == 0:
         (folder / f"{site_name}.json").write_text(json.dumps(results))
     torch.distributed.barrier()
@@ -58,29 +64,22 @@ def run_cases(config: Path, site_name: str, folder: Path) -> None:
     os._exit(0)
 
 
-def _run_case(trainer, name: str, settings: dict) -> dict:
-    from titan_ext.optimizers import OptimizersContainer
-    from titan_ext.semi_sync import SemiSync
-    from torchtitan.components.optimizer import ParamGroupConfig
-
+def _run_case(trainer, name: str, settings: dict, stop_after: int | None = None) -> dict:
     site = trainer.config.site.name
     _reset(trainer.model_parts)
     inner, kwargs = inner_of(settings)
-    group = ParamGroupConfig(pattern=".*", optimizer_name=inner, optimizer_kwargs={"lr": 1e-2, **kwargs})
-    optimizers = OptimizersContainer.Config(param_groups=[group], implementation="foreach").build(
-        model_parts=trainer.model_parts
-    )
     settings = {"method": name, **settings}
     records = []
-    outer = SemiSync.Config(**settings).build(
-        model_parts=trainer.model_parts,
-        optimizers=optimizers,
-        manager=trainer.replica,
-        on_round=records.append,
-        register=False,
-    )
+
+    def build():
+        return _build(trainer, inner, kwargs, settings, records)
+
+    optimizers, outer = build()
     outer.join()
-    for _ in range(STEPS):
+    for step in range(STEPS):
+        if step == stop_after:
+            optimizers, outer = _stopped_and_resumed(trainer, optimizers, outer, build)
+            outer.join()
         _make_gradients(trainer.model_parts, 1.0 if site == "a" else -0.5)
         optimizers.step()
         outer.step()
@@ -94,6 +93,49 @@ def _run_case(trainer, name: str, settings: dict) -> dict:
         "sample": [value.flatten()[:64].tolist() for value in whole],
         "largest": largest,
     }
+
+
+def _build(trainer, inner: str, kwargs: dict, settings: dict, records: list):
+    from titan_ext.optimizers import OptimizersContainer
+    from titan_ext.semi_sync import SemiSync
+    from torchtitan.components.optimizer import ParamGroupConfig
+
+    group = ParamGroupConfig(pattern=".*", optimizer_name=inner, optimizer_kwargs={"lr": 1e-2, **kwargs})
+    optimizers = OptimizersContainer.Config(param_groups=[group], implementation="foreach").build(
+        model_parts=trainer.model_parts
+    )
+    outer = SemiSync.Config(**settings).build(
+        model_parts=trainer.model_parts,
+        optimizers=optimizers,
+        manager=trainer.replica,
+        on_round=records.append,
+        register=False,
+    )
+    return optimizers, outer
+
+
+def _stopped_and_resumed(trainer, optimizers, outer, build):
+    """What a checkpoint of this moment gives back to objects that know nothing."""
+    from titan_ext.semi_sync.views import materialize_state
+
+    def copied(tree):
+        return tree_map(lambda each: each.detach().clone() if isinstance(each, torch.Tensor) else each, tree)
+
+    saved = copied(outer.state_dict())
+    states = [copied(each.state_dict()) for each in optimizers.optimizers]
+    parameters = [copied(dict(part.named_parameters())) for part in trainer.model_parts]
+    outer._flight.close()
+    _reset(trainer.model_parts)
+    optimizers, outer = build()
+    with torch.no_grad():
+        for part, values in zip(trainer.model_parts, parameters):
+            for name, parameter in part.named_parameters():
+                parameter.copy_(values[name])
+    for optimizer, state in zip(optimizers.optimizers, states):
+        materialize_state(optimizer)
+        optimizer.load_state_dict(state)
+    outer.load_state_dict(saved)
+    return optimizers, outer
 
 
 def inner_of(settings: dict) -> tuple[str, dict]:

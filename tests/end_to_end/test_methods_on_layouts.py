@@ -10,6 +10,9 @@ from tests.end_to_end.test_layouts import LAYOUTS, write_config
 from titan_ext.config import load_site
 from titan_ext.config.cost import site_cost
 
+RESUMED = ("plain", "fsdp2", "pp2")
+"""Where every case is also stopped in the middle and resumed, to the same bits."""
+
 _plain: dict[str, dict] = {}
 
 
@@ -18,12 +21,15 @@ def test_every_method_and_codec(layout, tmp_path, text_corpus):
     ranks, parallelism = LAYOUTS[layout]
     config = write_config(tmp_path, ["a", "b"], [f'"{text_corpus}"'] * 2, parallelism)
     with lighthouse(2) as url:
-        sites = [start_ranks(config, name, ranks, url, run_cases, config, name, tmp_path) for name in ("a", "b")]
+        arguments = [(config, name, tmp_path, layout in RESUMED) for name in ("a", "b")]
+        sites = [start_ranks(config, each[1], ranks, url, run_cases, *each) for each in arguments]
         for site in sites:
             assert site.wait() == [0] * ranks, site.log()[-3000:]
     first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("a", "b"))
     for name in CASES:
         assert first[name]["sha256"] == second[name]["sha256"], name
+        assert first[name].get("resumed", first[name]["sha256"]) == first[name]["sha256"], f"{name} resumed otherwise"
+        assert ("resumed" in first[name]) == (layout in RESUMED)
     assert first["all of topk"]["sha256"] == first["diloco"]["sha256"]
     for codec, levels in (("int8", 127), ("int4", 7), ("bf16", 256)):
         _assert_near(first[f"{codec} codec"], first["diloco"], levels)
