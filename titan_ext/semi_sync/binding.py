@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.global_row import GlobalRow
 from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan, SyncRow
+from titan_ext.semi_sync.reduction import Reduction
 from titan_ext.semi_sync.row_ids import RowIds
 from titan_ext.semi_sync.row_kinds import reduce_by_row
 from titan_ext.semi_sync.scopes import deal, settings_by_scope
@@ -74,6 +75,12 @@ def bind_rows(
 
 def _has_state(view: ModelView, row: SyncRow, name: str, parameter: torch.Tensor) -> bool:
     return parameter.requires_grad and view.keeps(row.state, name)
+
+
+def reductions_of(rows: Sequence[SyncedRow], config: SemiSyncConfig) -> list[Reduction]:
+    """For each row the reduction that its scope's settings name."""
+    by_scope = {name: settings.build_reduction() for name, settings in settings_by_scope(config).items()}
+    return [by_scope[row.row.scope] for row in rows]
 
 
 def kind_of(row: SyncRow) -> type[SyncedRow]:

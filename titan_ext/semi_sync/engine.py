@@ -12,7 +12,7 @@ from torch.distributed import ReduceOp
 from torch.optim import Optimizer
 
 from titan_ext.errors import UserError
-from titan_ext.semi_sync.binding import bind_rows, fingerprint_number, fingerprint_of
+from titan_ext.semi_sync.binding import bind_rows, fingerprint_number, fingerprint_of, reductions_of
 from titan_ext.semi_sync.checksum import SharedChecksum
 from titan_ext.semi_sync.commit_log import CommitLog
 from titan_ext.semi_sync.config import SemiSyncConfig
@@ -25,12 +25,10 @@ from titan_ext.semi_sync.manager import ReplicaManager
 from titan_ext.semi_sync.methods.des_loc import with_half_lives
 from titan_ext.semi_sync.pairing import ByLeader, ByRank, LedManager, Pairing, SiteShards
 from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
-from titan_ext.semi_sync.reduction import Reduction
 from titan_ext.semi_sync.round import Round, flight_state
 from titan_ext.semi_sync.row_ids import RowIds
-from titan_ext.semi_sync.sampling import drawn
+from titan_ext.semi_sync.sampling import Draw
 from titan_ext.semi_sync.schedule import Schedule
-from titan_ext.semi_sync.scopes import settings_by_scope
 from titan_ext.semi_sync.site import SiteRanks, tensors_sha256
 from titan_ext.semi_sync.standing import MOST_ROWS, NAME_BYTES
 from titan_ext.semi_sync.synced import Landing
@@ -107,8 +105,7 @@ class SemiSync:
             raise ValueError(f"{len(self.plan.rows)} rows in the plan: must be at most {MOST_ROWS} (fewer fragments)")
         if len(site_name.encode()) > NAME_BYTES:
             raise ValueError(f"site name {site_name!r}: must be at most {NAME_BYTES} bytes")
-        if self.config.sites_per_round is not None and not site_name:
-            raise ValueError("sites_per_round: sites are drawn by name; give site_name")
+        self._draw = Draw(self.config, site_name)
         self.clock = 0
         self.ledger = Ledger()
         self.healed = False
@@ -128,7 +125,7 @@ class SemiSync:
             self._rows,
             fingerprint=fingerprint_number(fingerprint),
             lineage=self._lineage,
-            reductions=self._reductions(),
+            reductions=reductions_of(self._rows, self.config),
             pairing=self._pairing,
             gather=self._site.gather,
             guard=(self.config.outlier_threshold, self.config.outlier_action),
@@ -139,7 +136,6 @@ class SemiSync:
         self._current: Round | None = None
         self._flight = Flight()
         self._launch_clock = 0
-        self._idle = False
         if register:
             self._manager.register_state_dict_fn("titan_ext", self.receive_shared_state, self.shared_state)
 
@@ -156,7 +152,7 @@ class SemiSync:
     @property
     def idle(self) -> bool:
         """Whether this site sits the current round out: count its inner steps without taking them."""
-        return self._idle
+        return self._draw.idle
 
     @property
     def sites(self) -> int:
@@ -347,7 +343,7 @@ class SemiSync:
             self._schedule.again(round_.launched)
         self._current = None
         if committed:
-            self._draw(round_)
+            self._draw.after(round_)
         else:
             self._healing.give_up(round_)
         if round_.rows:
@@ -373,16 +369,6 @@ class SemiSync:
         self._lineage.advance()
         checksum = self._checksum.after({self._rows[index].row.key for index in round_.rows})
         self._lineage.record(round_.table, round_.contributors, round_.clock, checksum)
-
-    def _draw(self, round_: Round) -> None:
-        """Who trains until the next round; all sites of the quorum come to the same answer."""
-        count = self.config.sites_per_round
-        if count is not None:
-            own = round_.table[self._manager.participating_rank()].name
-            chosen = drawn(
-                [site.name for site in round_.table], count, self.config.sampling_seed, round_.clock // self.config.sync_every
-            )
-            self._idle = own not in chosen
 
     # -- membership --------------------------------------------------------------------------
 
@@ -416,18 +402,13 @@ class SemiSync:
         shards = SiteShards(self._view.parameters, self._site.group, alone=self._site.alone)
         return ByLeader(self._rows, shards, int(self.config.bucket_mib * 2**18)), LedManager(manager, shards)
 
-    def _reductions(self) -> list[Reduction]:
-        """For each row the one that its scope's settings name."""
-        by_scope = {name: settings.build_reduction() for name, settings in settings_by_scope(self.config).items()}
-        return [by_scope[row.row.scope] for row in self._rows]
-
     def _device(self) -> torch.device:
         if self.config.global_device == "cpu":
             return torch.device("cpu")
         return next((row.device for row in self._rows if row.numel), torch.device("cpu"))
 
     def _weight(self) -> float:
-        if self._idle:
+        if self.idle:
             return 0.0
         if self.config.weighting == "site":
             return self._site_weight

@@ -9,6 +9,32 @@ from titan_ext.semi_sync.plan import PARAMETERS
 
 if TYPE_CHECKING:
     from titan_ext.semi_sync.config import SemiSyncConfig
+    from titan_ext.semi_sync.round import Round
+
+
+class Draw:
+    """Whether this site trains until the next round.
+
+    Args:
+        config: resolved settings.
+        name: of this site.
+
+    Raises:
+        ValueError: sites are to be drawn, and this one has no name.
+    """
+
+    def __init__(self, config: "SemiSyncConfig", name: str) -> None:
+        if config.sites_per_round is not None and not name:
+            raise ValueError("sites_per_round: sites are drawn by name; give site_name")
+        self._config, self._name = config, name
+        self.idle = False
+
+    def after(self, round_: "Round") -> None:
+        """Draw anew among the sites of a round; all of them come to the same answer."""
+        count, seed = self._config.sites_per_round, self._config.sampling_seed
+        if count is not None:
+            names = [site.name for site in round_.table]
+            self.idle = self._name not in drawn(names, count, seed, round_.clock // self._config.sync_every)
 
 
 def drawn(names: Collection[str], count: int, seed: int, round_: int) -> set[str]:
