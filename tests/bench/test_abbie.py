@@ -16,11 +16,11 @@ from titan_ext.bench.abbie_runs.outcome import Outcome, outcomes
 from titan_ext.bench.abbie_runs.report import perplexities, rows
 from titan_ext.bench.abbie_runs.settings import Result, Settings
 from titan_ext.bench.abbie_runs.speed import compare
-from titan_ext.bench.abbie_runs.team import Team
 from titan_ext.bench.abbie_runs.train import train
 from titan_ext.bench.abbie_runs.variants import VARIANTS, training_of
 from titan_ext.bench.convergence_runs.settings import Run
 from titan_ext.bench.convergence_runs.text import training_text, validation_text
+from titan_ext.bench.team import Team
 from titan_ext.errors import RunError
 
 STEPS, BATCH, LENGTH = 2, 2, 16
@@ -197,7 +197,7 @@ def test_a_run_that_diverged_has_no_number():
 
 def test_results_on_other_tokens_are_refused():
     done = {Run("c", 1e-3, 0): result(1.0), Run("standard", 1e-3, 0): result(1.0, variant="standard", tokens="other")}
-    with pytest.raises(RunError, match="seed 0: runs were trained on different tokens"):
+    with pytest.raises(RunError, match="seed 0: trained on other tokens"):
         outcomes(["c", "standard"], (1,), 1e-3, 1, done)
 
 

@@ -11,17 +11,17 @@ from torch.distributed import ReduceOp
 from titan_ext import cli
 from titan_ext.bench import convergence
 from titan_ext.bench.convergence_runs.claims import claims
-from titan_ext.bench.convergence_runs.in_process import InProcessSites
 from titan_ext.bench.convergence_runs.methods import slow_beta
 from titan_ext.bench.convergence_runs.model import build_model, loss_of
 from titan_ext.bench.convergence_runs.outcome import Outcome, outcomes
 from titan_ext.bench.convergence_runs.settings import Result, Run, Settings
-from titan_ext.bench.convergence_runs.store import Store
-from titan_ext.bench.convergence_runs.team import Team
 from titan_ext.bench.convergence_runs.text import training_text, validation_text
 from titan_ext.bench.convergence_runs.train import train
 from titan_ext.bench.convergence_runs.trainers import rate
 from titan_ext.bench.convergence_runs.tuning import best_rate, missing_runs
+from titan_ext.bench.in_process import InProcessSites
+from titan_ext.bench.store import Store
+from titan_ext.bench.team import Team
 from titan_ext.errors import RunError, UserError
 from titan_ext.semi_sync.ledger import ring_all_reduce_bytes
 
@@ -99,7 +99,7 @@ def test_results_of_other_settings_are_not_taken(compared, monkeypatch):
 
 
 def test_a_kept_file_that_is_no_result_is_named(tmp_path):
-    store = Store(tmp_path, settings())
+    store = Store(tmp_path, settings(), Result, lambda method: None)
     store.keep(Run("ddp", 1e-2, 0), result(1.0))
     (path,) = tmp_path.iterdir()
     assert store.find(Run("ddp", 1e-2, 0)) == result(1.0)

@@ -55,7 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("hf:", {}, ["a Hugging Face dataset is 'hf:NAME[:config][:split]'"]),
         ("hf:a:b:c:d", {}, ["a Hugging Face dataset is 'hf:NAME[:config][:split]'"]),
         ("hf:./bare", {}, ["cannot open the dataset"]),
-        ("hf:no-such-owner-here/no-such-dataset", {}, ["cannot open the dataset"]),
+        pytest.param("hf:no-such-owner-here/no-such-dataset", {}, ["cannot open the dataset"], marks=pytest.mark.slow),
         ("good.jsonl", {"share_index": 2, "share_count": 2}, ["data.share_index = 2", "from 0 to share_count - 1 = 1"]),
         ("good.jsonl", {"share_count": 0}, ["data.share_count = 0", "at least 1"]),
         ("good.jsonl", {"shuffle_buffer": 0}, ["data.shuffle_buffer = 0", "at least 1"]),

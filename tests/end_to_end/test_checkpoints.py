@@ -73,6 +73,7 @@ def limited(arguments: list[str], bytes_per_file: int) -> None:
     main(arguments)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_room_ends_the_run_in_one_line(tmp_path, text_corpus):
     config = write_config(tmp_path, ["a"], own_data(text_corpus, 1), {})
     run_alone(config, "--training.steps=2")

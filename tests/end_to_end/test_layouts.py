@@ -15,6 +15,7 @@ LAYOUTS = {
     "fsdp2_pp2": (4, {"data_parallel_shard_degree": 2, "pipeline_parallel_degree": 2}),
 }
 STEPS = 5
+_LONG = ("fsdp2", "tp2", "fsdp2_pp2")  # parts of layouts that are run anyway
 
 
 def write_config(folder: Path, sites: list[str], data: list[str], parallelism: dict[str, int], extra: str = "") -> Path:
@@ -50,7 +51,9 @@ min_sites = {len(sites)}
     return path
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [pytest.param(each, marks=pytest.mark.slow) if each in _LONG else each for each in LAYOUTS]
+)
 def test_two_sites_with_one_corpus_equal_a_single_site(layout, tmp_path, text_corpus):
     """Identical data and seed at both sites: their mean is what either has, so they equal one site alone."""
     ranks, parallelism = LAYOUTS[layout]

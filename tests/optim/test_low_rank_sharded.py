@@ -172,7 +172,7 @@ def process(rank, world, port, folder):
     os._exit(0)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_cut_matrices_take_the_same_steps(world, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -19,18 +19,17 @@ the same command goes on where it was.
 """
 
 import argparse
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from titan_ext.bench.abbie_runs import options as command_line
 from titan_ext.bench.abbie_runs.variants import describe, training_of
-from titan_ext.bench.convergence_runs.progress import Progress
-from titan_ext.bench.convergence_runs.settings import Run
+from titan_ext.bench.flags import workers_and_threads
 
 if TYPE_CHECKING:
     from titan_ext.bench.abbie_runs.settings import Result, Settings
+    from titan_ext.bench.convergence_runs.settings import Run
 
 HELP = "perplexity of AbbIE's variants over iterations, and speed at equal flops"
 
@@ -93,26 +92,16 @@ def _print_speed(rows: list[dict[str, Any]]) -> None:
 
 def _trained(
     options: argparse.Namespace, settings: "Settings", lr: float, variants: list[str]
-) -> Mapping[Run, "Result"]:
+) -> "Mapping[Run, Result]":
     """Every run that the comparison needs, from the store or trained now."""
     from titan_ext.bench.abbie_runs.settings import Result
-    from titan_ext.bench.abbie_runs.store import Store
-    from titan_ext.bench.abbie_runs.team import Team
     from titan_ext.bench.abbie_runs.train import Trainee
+    from titan_ext.bench.convergence_runs.comparison import compare
+    from titan_ext.bench.store import Store
+    from titan_ext.bench.team import Team
 
     store = Store(options.out, settings, Result, describe)
     trainings = dict.fromkeys(training_of(variant) for variant in variants)
-    wanted = [Run(training, lr, seed) for seed in range(options.seeds) for training in trainings]
-    cores = len(os.sched_getaffinity(0)) if settings.device == "cpu" else 1
-    workers = options.workers or cores
-    progress = Progress(len(wanted), workers)
-    done = {run: result for run in wanted if (result := store.find(run)) is not None}
-    for run, result in done.items():
-        progress.tell(run, result, 0, reused=True)
-    lacking = [run for run in wanted if run not in done]
-    with Team(Trainee, (settings, max(1, cores // workers)), workers) as team:
-        for run, result in team.train(lacking) if lacking else ():
-            store.keep(run, result)
-            done[run] = result
-            progress.tell(run, result, 0)
-    return done
+    workers, threads = workers_and_threads(options.workers, settings.device)
+    with Team(Trainee, (settings, threads), workers) as team:
+        return compare({training: [lr] for training in trainings}, options.seeds, store, team)

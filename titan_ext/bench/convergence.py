@@ -15,7 +15,6 @@ the same command goes on where it was.
 
 import argparse
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -25,7 +24,7 @@ from titan_ext.bench.convergence_runs.methods import METHODS, slow_beta
 from titan_ext.bench.convergence_runs.plot import check_plot, draw
 from titan_ext.bench.convergence_runs.settings import Settings
 from titan_ext.bench.convergence_runs.tuning import rounded_rate
-from titan_ext.errors import UserError
+from titan_ext.bench.flags import check_device, learning_rates, require, workers_and_threads
 
 HELP = "loss, bytes and steps to a target of each method, against data parallelism"
 
@@ -56,8 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for key, (default, _, text) in _SIZES.items():
         flag = f"--{key.replace('_', '-')}"
         parser.add_argument(flag, type=int, default=default, help=f"{text} (default: {default})")
-    names = ",".join(METHODS)
-    parser.add_argument("--methods", default=names, help=f"comma-separated (default: {names})")
+    names = ",".join(name for name, method in METHODS.items() if method.standard)
+    parser.add_argument(
+        "--methods",
+        default=names,
+        help=f"comma-separated (default: {names}); ddp_slow beside mt_dao tells the price of the slow momentum from that "
+        "of rare averages",
+    )
     parser.add_argument(
         "--learning-rates",
         default="2e-3,4e-3,8e-3",
@@ -89,13 +93,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from titan_ext.bench.convergence_runs.comparison import compare
     from titan_ext.bench.convergence_runs.outcome import outcomes
     from titan_ext.bench.convergence_runs.report import common_target, rows
-    from titan_ext.bench.convergence_runs.store import Store
-    from titan_ext.bench.convergence_runs.team import Team
+    from titan_ext.bench.convergence_runs.settings import Result
+    from titan_ext.bench.convergence_runs.train import Trainee
+    from titan_ext.bench.store import Store
+    from titan_ext.bench.team import Team
 
-    cores = len(os.sched_getaffinity(0)) if settings.device == "cpu" else 1
-    workers = options.workers or cores
-    store = Store(options.out, settings)
-    with Team(settings, workers, threads=max(1, cores // workers)) as team:
+    workers, threads = workers_and_threads(options.workers, settings.device)
+    store = Store(options.out, settings, Result, lambda method: METHODS[method].describe(settings))
+    with Team(Trainee, (settings, threads), workers) as team:
         done = compare(grids, options.seeds, store, team)
     found = outcomes(grids, options.seeds, done)
     target = options.target if options.target is not None else common_target(found.values())
@@ -133,16 +138,16 @@ def _print(figures: Mapping[str, Any]) -> None:
 def _checked(options: argparse.Namespace) -> tuple[Settings, dict[str, list[float]]]:
     """The settings, and each method's learning rates."""
     for key, (_, least, _) in _SIZES.items():
-        _require(getattr(options, key) >= least, key, getattr(options, key), f"at least {least}")
+        require(getattr(options, key) >= least, key, getattr(options, key), f"at least {least}")
     every = options.sync_every
-    _require(options.dim % 32 == 0, "dim", options.dim, "a multiple of 32")
-    _require(options.steps % every == 0, "steps", options.steps, f"a multiple of --sync-every ({every})")
+    require(options.dim % 32 == 0, "dim", options.dim, "a multiple of 32")
+    require(options.steps % every == 0, "steps", options.steps, f"a multiple of --sync-every ({every})")
     if options.slow_beta is None:
         options.slow_beta = slow_beta(options.steps)
-    _require(0 <= options.slow_beta < 1, "slow_beta", options.slow_beta, "from 0 to below 1")
-    _require(0 <= options.omega <= 1, "omega", options.omega, "from 0 to 1")
-    _require(options.workers is None or options.workers >= 1, "workers", options.workers, "at least 1")
-    _require(options.target is None or math.isfinite(options.target), "target", options.target, "a number")
+    require(0 <= options.slow_beta < 1, "slow_beta", options.slow_beta, "from 0 to below 1")
+    require(0 <= options.omega <= 1, "omega", options.omega, "from 0 to 1")
+    require(options.workers is None or options.workers >= 1, "workers", options.workers, "at least 1")
+    require(options.target is None or math.isfinite(options.target), "target", options.target, "a number")
     if options.plot is not None:
         check_plot(options.plot)
     settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
@@ -152,31 +157,16 @@ def _checked(options: argparse.Namespace) -> tuple[Settings, dict[str, list[floa
 
 
 def _grids(methods: str, rates: str) -> dict[str, list[float]]:
-    try:
-        grid = sorted({float(each) for each in rates.split(",")})
-    except ValueError:
-        grid = []
-    fine = bool(grid) and all(0 < each < math.inf for each in grid)
-    _require(fine, "learning_rates", rates, "numbers above 0, such as 1e-3,2e-3")
+    grid = learning_rates(rates)
     for method in methods.split(","):
-        _require(method in METHODS, "methods", method, f"of {', '.join(METHODS)}")
+        require(method in METHODS, "methods", method, f"of {', '.join(METHODS)}")
     return {method: [rounded_rate(METHODS[method].lr_scale * lr) for lr in grid] for method in methods.split(",")}
 
 
 def _check_surroundings(settings: Settings) -> None:
     """Before any worker is started: the device is there, and the corpus has text."""
-    import torch
-
     from titan_ext.bench.convergence_runs.text import training_text, validation_text
 
-    found = ["cpu"]
-    if torch.accelerator.is_available():
-        found.append(torch.accelerator.current_accelerator().type)
-    _require(settings.device in found, "device", settings.device, f"of {', '.join(found)} on this machine")
+    check_device(settings.device)
     validation_text(settings)
     next(training_text(settings, seed=0))
-
-
-def _require(holds: bool, key: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise UserError(f"--{key.replace('_', '-')} {value}: must be {allowed}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from titan_ext.bench.abbie_runs.variants import VARIANTS
 from titan_ext.bench.convergence_runs.plot import check_plot
-from titan_ext.errors import UserError
+from titan_ext.bench.flags import check_device, require
 
 if TYPE_CHECKING:
     from titan_ext.bench.abbie_runs.settings import Settings
@@ -76,12 +76,12 @@ def checked(options: argparse.Namespace) -> tuple["Settings", float, list[str]]:
         if getattr(options, key) is None:
             setattr(options, key, getattr(defaults, key))
     for key, least in _LEAST.items():
-        _require(getattr(options, key) >= least, key, getattr(options, key), f"at least {least}")
-    _require(0 < options.lr < math.inf, "lr", options.lr, "a number above 0")
-    _require(options.workers is None or options.workers >= 1, "workers", options.workers, "at least 1")
+        require(getattr(options, key) >= least, key, getattr(options, key), f"at least {least}")
+    require(0 < options.lr < math.inf, "lr", options.lr, "a number above 0")
+    require(options.workers is None or options.workers >= 1, "workers", options.workers, "at least 1")
     variants = list(dict.fromkeys(options.variants.split(",")))
     for variant in variants:
-        _require(variant in VARIANTS, "variants", variant, f"of {', '.join(VARIANTS)}")
+        require(variant in VARIANTS, "variants", variant, f"of {', '.join(VARIANTS)}")
     if options.plot is not None:
         check_plot(options.plot)
     settings = _settings(options)
@@ -97,7 +97,7 @@ def _settings(options: argparse.Namespace) -> "Settings":
     except ValueError:
         iterations = ()
     fine = bool(iterations) and iterations[0] >= 1
-    _require(fine, "iterations", options.iterations, "numbers of at least 1, such as 1,2,4,8")
+    require(fine, "iterations", options.iterations, "numbers of at least 1, such as 1,2,4,8")
     return Settings(
         flavor=options.flavor,
         steps=options.steps,
@@ -112,18 +112,8 @@ def _settings(options: argparse.Namespace) -> "Settings":
 
 def _check_surroundings(settings: "Settings") -> None:
     """The device is there, and the corpus has text."""
-    import torch
-
     from titan_ext.bench.convergence_runs.text import training_text, validation_text
 
-    found = ["cpu"]
-    if torch.accelerator.is_available():
-        found.append(torch.accelerator.current_accelerator().type)
-    _require(settings.device in found, "device", settings.device, f"of {', '.join(found)} on this machine")
+    check_device(settings.device)
     validation_text(settings)
     next(training_text(settings, seed=0))
-
-
-def _require(holds: bool, key: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise UserError(f"--{key.replace('_', '-')} {value}: must be {allowed}")

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from titan_ext.bench.abbie_runs.settings import Result
 from titan_ext.bench.abbie_runs.variants import VARIANTS, training_of
 from titan_ext.bench.convergence_runs.settings import Run
-from titan_ext.errors import RunError
+from titan_ext.bench.store import check_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,7 @@ def outcomes(
     Raises:
         RunError: two runs of one seed saw different tokens, which only results of another time can have.
     """
-    for seed in range(seeds):
-        if len({result.tokens_sha256 for run, result in done.items() if run.seed == seed}) > 1:
-            raise RunError(
-                f"seed {seed}: runs were trained on different tokens; the corpus has changed since results were kept "
-                "in --out: use another folder"
-            )
+    check_tokens(done)
     return {
         variant: Outcome(variant, iterations, [done[Run(training_of(variant), lr, seed)] for seed in range(seeds)])
         for variant in variants

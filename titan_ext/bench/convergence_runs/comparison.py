@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from titan_ext.bench.convergence_runs.progress import Progress
 from titan_ext.bench.convergence_runs.settings import Result, Run
-from titan_ext.bench.convergence_runs.store import Store
-from titan_ext.bench.convergence_runs.team import Team
 from titan_ext.bench.convergence_runs.tuning import missing_runs
+from titan_ext.bench.store import Store
+from titan_ext.bench.team import Team
 
 
 def compare(grids: Mapping[str, Sequence[float]], seeds: int, store: Store, team: Team) -> dict[Run, Result]:

@@ -62,6 +62,9 @@ class Method:
     lr_scale: float = 1.0
     """Where its learning rates are looked for, relative to Adam's, as its authors train it."""
 
+    standard: bool = True
+    """Whether it is compared unless the user names methods."""
+
     def describe(self, settings: Settings) -> list[Any]:
         """All that the method makes of the settings, as JSON values."""
         return [*self.inner(settings), dict(self.outer) if self.outer is not None else None]
@@ -69,6 +72,7 @@ class Method:
 
 METHODS = {
     "ddp": Method("DDP-Adam", _adam),
+    "ddp_slow": Method("DDP, MT-DAO's optimizer", _slow_adam, lr_scale=2.0, standard=False),
     "local_adam": Method("Local Adam", _adam, {"method": "local_adam"}),
     "des_loc": Method("DES-LOC, 3x and 6x", _adam, {"method": "des_loc"}),
     "mt_dao": Method("MT-DAO", _slow_adam, {"method": "mt_dao"}, lr_scale=2.0),

@@ -8,7 +8,8 @@ from statistics import mean, stdev
 from titan_ext.bench.convergence_runs.methods import METHODS
 from titan_ext.bench.convergence_runs.settings import Result, Run
 from titan_ext.bench.convergence_runs.tuning import best_rate, tried
-from titan_ext.errors import RunError
+from titan_ext.bench.curves import steps_to
+from titan_ext.bench.store import check_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,7 @@ class Outcome:
 
     def steps_to(self, target: float) -> float | None:
         """Step at which the mean loss first is down at ``target``, between measurements in a straight line."""
-        before = None
-        for step, loss, _ in self.curve():
-            if loss <= target:
-                return step if before is None else step - (step - before[0]) * (target - loss) / (before[1] - loss)
-            before = step, loss
-        return None
+        return steps_to(((step, loss) for step, loss, _ in self.curve()), target)
 
 
 def outcomes(methods: Iterable[str], seeds: int, done: Mapping[Run, Result]) -> dict[str, Outcome]:
@@ -74,21 +70,10 @@ def outcomes(methods: Iterable[str], seeds: int, done: Mapping[Run, Result]) -> 
     Raises:
         RunError: two runs of one seed saw different tokens, which only results of another time can have.
     """
-    _check_tokens(done)
+    check_tokens(done)
     found = {}
     for method in methods:
         lr = best_rate(method, done)
         runs = [done[Run(method, lr, seed)] for seed in range(seeds)]
         found[method] = Outcome(method, lr, tried(method, done), runs)
     return found
-
-
-def _check_tokens(done: Mapping[Run, Result]) -> None:
-    by_seed: dict[int, str] = {}
-    for run, result in done.items():
-        whole = isfinite(result.loss)  # a run that diverged has seen the first of them only
-        if whole and by_seed.setdefault(run.seed, result.tokens_sha256) != result.tokens_sha256:
-            raise RunError(
-                f"{run.method}, seed {run.seed}: trained on other tokens than the runs before it; the corpus has "
-                "changed since results were kept in --out: use another folder"
-            )

@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from titan_ext import optim
-from titan_ext.bench.convergence_runs.in_process import InProcessSites
 from titan_ext.bench.convergence_runs.methods import METHODS
 from titan_ext.bench.convergence_runs.model import build_model, loss_of
 from titan_ext.bench.convergence_runs.settings import Run, Settings
 from titan_ext.bench.convergence_runs.text import Batch
+from titan_ext.bench.in_process import InProcessSites
 from titan_ext.semi_sync import SemiSync, SiteRanks
 from titan_ext.semi_sync.ledger import ring_all_reduce_bytes
 
