@@ -1,11 +1,14 @@
 """Scopes: parameters that stay at their site, and tables of which each site holds some rows (DEPT's SPEC and TRIM)."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from tests.lighthouse_page import wait_for_requests
 from tests.semi_sync.sites import Meeting, run_sites
+from titan_ext.optim import QHAdamW
 from titan_ext.semi_sync import RowIds, ScopeConfig, SemiSync, SemiSyncConfig, SiteRanks
 from titan_ext.semi_sync.row_reduction import RowAdoption, RowReduction
 
@@ -310,27 +313,31 @@ def test_a_newcomer_gets_the_rows_that_others_hold_and_keeps_its_own(settings):
                 assert all(torch.equal(states[0], each) for each in states)
 
 
-def test_moments_follow_their_rows():
+@pytest.mark.parametrize(
+    ("method", "optimizer_of", "state", "share"),
+    [
+        ("local_adam", partial(torch.optim.AdamW, lr=0.01), "exp_avg", 0.1),
+        ("mt_dao", partial(QHAdamW, lr=0.01, betas=(0.75, 0.99), omegas=(0.9,)), "exp_avg_0", 0.25),
+    ],
+)
+def test_moments_follow_their_rows(method, optimizer_of, state, share):
     def body(index, own):
         model = Model(len(IDS[index]), seed=index)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        optimizer = optimizer_of(model.parameters())
         outer = outer_of(
-            model, own, index, optimizer=[optimizer], rows=row_ids(index), method="local_adam", sync_every=1, scopes=[BY_ROW]
+            model, own, index, optimizer=[optimizer], rows=row_ids(index), method=method, sync_every=1, scopes=[BY_ROW]
         )
         outer.join()
         for parameter in model.parameters():
             parameter.grad = torch.full_like(parameter, float(index + 1))
         optimizer.step()
-        moment = optimizer.state[model.tok_embeddings.weight]["exp_avg"]
-        before = moment.clone()
         outer.step()
-        return before, moment.clone()
+        return optimizer.state[model.tok_embeddings.weight][state].clone()
 
-    results = run_sites(3, body)
-    for index, (before, after) in enumerate(results):
+    for index, after in enumerate(run_sites(3, body)):
         for place, row in enumerate(IDS[index]):
             holders = [other for other in range(3) if row in IDS[other]] if row >= 0 else [index]
-            expected = 0.1 * sum(other + 1 for other in holders) / len(holders)
+            expected = share * sum(other + 1 for other in holders) / len(holders)
             assert after[place].tolist() == pytest.approx([expected] * WIDTH)
 
 
