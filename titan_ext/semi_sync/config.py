@@ -206,6 +206,17 @@ class SemiSyncConfig:
             )
 
     def _check(self) -> None:
+        self._check_periods()
+        self._check_own()
+        self._check_fragments()
+        self._check_outer()
+        self._check_guard()
+        self._check_aggregation()
+        self._check_wire()
+        check_scopes(self)
+        check_rounds(self)
+
+    def _check_periods(self) -> None:
         _require(self.sync_every >= 1, "sync_every", self.sync_every, "at least 1")
         for key in ("first_moment_sync_every", "second_moment_sync_every"):
             period = getattr(self, key)
@@ -225,6 +236,9 @@ class SemiSyncConfig:
         )
         if self.order not in ("after_step", "paper"):
             raise ValueError(_unknown("order", self.order, ["after_step", "paper"]))
+
+    def _check_own(self) -> None:
+        """What belongs to one method alone, and what a method does not let the user choose."""
         share, gamma = self.sparta_share, self.gossip_gamma
         _require(share is None or 0 < share <= 1, "sparta_share", share, "above 0 and at most 1")
         _require(gamma is None or gamma >= 0, "gossip_gamma", gamma, "at least 0")
@@ -232,6 +246,8 @@ class SemiSyncConfig:
         _require(self.demo_kept is None or self.demo_kept >= 1, "demo_kept", self.demo_kept, "at least 1")
         for key, value in method_fixed(self.method).items():
             _require(getattr(self, key) == value, key, getattr(self, key), f'{value!r} with method = "{self.method}"')
+
+    def _check_fragments(self) -> None:
         _require(self.num_fragments >= 1, "num_fragments", self.num_fragments, "at least 1")
         _require(
             self.sync_every % self.num_fragments == 0,
@@ -247,6 +263,8 @@ class SemiSyncConfig:
             f"from 0 to {spacing - 1} (below sync_every / num_fragments = {spacing})",
         )
         _require(0 <= self.fragment_update_alpha <= 1, "fragment_update_alpha", self.fragment_update_alpha, "0 to 1")
+
+    def _check_outer(self) -> None:
         if self.outer_optimizer not in outer_optimizer_names():
             raise ValueError(_unknown("outer_optimizer", self.outer_optimizer, outer_optimizer_names()))
         _require(self.outer_lr >= 0, "outer_lr", self.outer_lr, "at least 0")
@@ -255,6 +273,8 @@ class SemiSyncConfig:
             all(0 <= beta < 1 for beta in self.outer_betas), "outer_betas", self.outer_betas, "two numbers in [0, 1)"
         )
         _require(self.outer_eps > 0, "outer_eps", self.outer_eps, "above 0")
+
+    def _check_guard(self) -> None:
         _require(
             self.outlier_threshold == 0 or self.outlier_threshold > 1,
             "outlier_threshold",
@@ -263,7 +283,8 @@ class SemiSyncConfig:
         )
         if self.outlier_action not in ("clip", "drop"):
             raise ValueError(_unknown("outlier_action", self.outlier_action, ["clip", "drop"]))
-        self._check_aggregation()
+
+    def _check_wire(self) -> None:
         if self.codec not in CODECS:
             raise ValueError(_unknown("codec", self.codec, list(CODECS)))
         _require(0 < self.topk_density <= 1, "topk_density", self.topk_density, "above 0 and at most 1")
@@ -276,8 +297,6 @@ class SemiSyncConfig:
         if self.pairing not in ("auto", "rank", "leader"):
             raise ValueError(_unknown("pairing", self.pairing, ["auto", "rank", "leader"]))
         _require(self.bucket_mib > 0, "bucket_mib", self.bucket_mib, "above 0")
-        check_scopes(self)
-        check_rounds(self)
 
     def _check_aggregation(self) -> None:
         if self.aggregation not in ("mean", "median", "trimmed_mean"):
