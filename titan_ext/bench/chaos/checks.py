@@ -18,7 +18,7 @@ each change of members. An fp32 copy of the parameters has seven times as many a
 MOST_DESCRIPTORS = (0.05, 4)
 """The same of descriptors."""
 
-_WARM_UP_ROUNDS = 20  # caches and allocators fill, also with the first changes of members; then they stay as they are
+_WARM_UP_ROUNDS = 5  # caches and allocators fill
 _FEWEST_ROUNDS = 10  # of a stretch that tells a slope from noise
 _STANDARD_ERRORS = 3.0
 
