@@ -13,9 +13,11 @@ import torch
 from titan_ext.semi_sync.global_row import GlobalRow
 from titan_ext.semi_sync.outer_optimizer import build_outer_optimizer
 from titan_ext.semi_sync.pairing.shards import Piece, piece_of
+from titan_ext.semi_sync.plan import SyncRow
 from titan_ext.semi_sync.row_ids import RowIds
 from titan_ext.semi_sync.row_reduction import RowAdoption, RowReduction
 from titan_ext.semi_sync.synced import Landing, SyncedRow
+from titan_ext.semi_sync.views import ModelView
 
 if TYPE_CHECKING:
     from titan_ext.semi_sync.config import SemiSyncConfig
@@ -25,15 +27,28 @@ class ByRow(SyncedRow):
     """What rows of a plan have in common that are shared by row; the message ends with each row's weight.
 
     Args:
+        row: the plan's row.
+        names: the tables of the row's scope that this rank holds, in an order equal at all sites.
+        view: this rank's tensors.
+        config: resolved settings of the scope.
+        device: where the row's own memory lies; None is where the parameters are.
         row_ids: the global row of each row of the site's tables; None takes tables that are whole everywhere.
     """
 
     agrees = False
     by_row = True
 
-    def __init__(self, *args: Any, row_ids: RowIds | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        config: "SemiSyncConfig" = args[3]
+    def __init__(
+        self,
+        row: SyncRow,
+        names: Sequence[str],
+        view: ModelView,
+        config: "SemiSyncConfig",
+        device: torch.device | None = None,
+        *,
+        row_ids: RowIds | None = None,
+    ) -> None:
+        super().__init__(row, names, view, config, device)
         self.codec, self.bucket_elements = config.build_codec(), max(1, int(config.bucket_mib * 2**18))
         self._outer_name, self._outer_settings = config.outer_optimizer, config.outer_settings()
         self.row_ids = row_ids or RowIds.all(max((shape[0] for shape in self._shapes), default=0))

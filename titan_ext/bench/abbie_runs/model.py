@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from titan_ext.bench.abbie_runs.settings import Settings
 from titan_ext.bench.abbie_runs.variants import VARIANTS
 from titan_ext.bench.convergence_runs.text import Batch
+from titan_ext.bench.models import initialised
 from titan_ext.data.byte_tokenizer import VOCABULARY
 from titan_ext.models import get_model_spec
 from titan_ext.models.abbie.model import AbbieModel
-from titan_ext.models.attention import use_packed_attention
 
 
 def build_model(settings: Settings, variant: str, seed: int, **sizes: int) -> AbbieModel:
@@ -28,12 +28,7 @@ def build_model(settings: Settings, variant: str, seed: int, **sizes: int) -> Ab
     flavor = settings.flavor + VARIANTS[variant].suffix
     config = get_model_spec("abbie", flavor, **common, **VARIANTS[variant].recurrence, **sizes).model
     config.seed = seed
-    use_packed_attention(config)
-    model = config.build()
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        model.init_weights()
-    return model.to(settings.device)
+    return initialised(config, seed, settings.device)
 
 
 def compile_blocks(model: AbbieModel) -> None:

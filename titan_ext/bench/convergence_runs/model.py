@@ -6,9 +6,9 @@ from torch import nn
 
 from titan_ext.bench.convergence_runs.settings import Settings
 from titan_ext.bench.convergence_runs.text import Batch
+from titan_ext.bench.models import initialised
 from titan_ext.data.byte_tokenizer import VOCABULARY
 from titan_ext.models import get_model_spec
-from titan_ext.models.attention import use_packed_attention
 
 _HEAD_DIM = 32
 
@@ -30,12 +30,7 @@ def build_model(settings: Settings, seed: int) -> nn.Module:
         vocab_size=VOCABULARY,
         max_seq_len=settings.length,
     ).model
-    use_packed_attention(config)
-    model = config.build()
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        model.init_weights()
-    return model.to(settings.device)
+    return initialised(config, seed, settings.device)
 
 
 def loss_of(model: nn.Module, batch: Batch) -> torch.Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from titan_ext.bench.dept_runs.settings import Settings
+from titan_ext.bench.models import initialised
 from titan_ext.dept.tables import tables_of
-from titan_ext.models.attention import use_packed_attention
 from titan_ext.models.dept import model_registry
 
 _HEAD_DIM = 32
@@ -33,12 +33,7 @@ def build_model(settings: Settings, tokens: int, seed: int) -> nn.Module:
         used_vocab_size=tokens,
         max_seq_len=settings.length,
     ).model
-    use_packed_attention(config)
-    model = config.build()
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        model.init_weights()
-    return model.to(settings.device)
+    return initialised(config, seed, settings.device)
 
 
 def body_of(model: nn.Module) -> dict[str, torch.Tensor]:
