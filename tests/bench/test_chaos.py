@@ -48,9 +48,11 @@ def append(path: Path, **line) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def commit(site: SiteHistory, number: int, moment: float, contributors: list[str], digest: str = "aa") -> None:
+def commit(
+    site: SiteHistory, number: int, moment: float, contributors: list[str], digest: str = "aa", newcomers: list[str] = []
+) -> None:
     line = {"run": "r", "generation": 0, "round": number, "contributors": contributors, "tokens": 100}
-    append(site.folder / "commits.jsonl", digest=digest, time=moment, **line)
+    append(site.folder / "commits.jsonl", digest=digest, time=moment, sites=contributors + newcomers, **line)
 
 
 def step(site: SiteHistory, number: int, moment: float, loss: float = 1.0) -> None:
@@ -95,13 +97,15 @@ def test_a_commit_that_differs_is_found(outcome: Outcome) -> None:
     assert check.figure.startswith("1 of 2 commits differ between sites (6 lines)")
 
 
-def test_a_commit_of_one_contributor_is_found_whoever_else_was_there(outcome: Outcome) -> None:
-    commit(outcome.sites["site0"], 1, 2.0, SITES)
-    outcome.sites["site0"].poll()
-    assert checks.in_company(outcome).passed
-    commit(outcome.sites["site0"], 2, 3.0, ["site0"])
-    outcome.sites["site0"].poll()
-    assert checks.in_company(outcome) == checks.Check("no solo commit", False, "1 to 3 contributors a commit")
+def test_a_site_that_commits_alone_is_found(outcome: Outcome) -> None:
+    site = outcome.sites["site0"]
+    commit(site, 1, 2.0, SITES)
+    commit(site, 2, 3.0, ["site0"], newcomers=["site1"])
+    site.poll()
+    assert checks.in_company(outcome) == checks.Check("no solo commit", True, "2 to 3 sites a commit, 1 to 3 contributors")
+    commit(site, 3, 4.0, ["site0"])
+    site.poll()
+    assert checks.in_company(outcome) == checks.Check("no solo commit", False, "1 to 3 sites a commit, 1 to 3 contributors")
 
 
 def test_participation_counts_live_sites_only(outcome: Outcome) -> None:

@@ -1,7 +1,10 @@
 """What torchtitan finds on a machine without an accelerator."""
 
+import ctypes
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +43,28 @@ def test_memory_is_what_the_process_really_holds():
     del block
     memory.reset_peak()
     assert memory.memory_stats()["active_bytes.all.peak"] <= during
+
+
+def test_freed_memory_goes_back_to_the_system():
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "malloc_trim"):
+        pytest.skip("the C library has no malloc_trim")
+    library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    library.free.argtypes = [ctypes.c_void_p]
+    block, size = 64 * 2**10, 64 * 2**20
+    blocks = [library.malloc(block) for _ in range(size // block)]
+    for address in blocks:
+        ctypes.memset(address, 1, block)
+    for address in blocks[:-1]:  # the last keeps the arena's end where it is
+        library.free(address)
+    before = _resident()
+    memory.release_free_memory()
+    assert before - _resident() > size // 2
+    library.free(blocks[-1])
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_monitor_of_torchtitan_reports_it():

@@ -13,7 +13,8 @@ class ReplicaConfig:
     """Address of the torchft lighthouse, ``host:port`` or ``http://host:port``; unset: the TORCHFT_LIGHTHOUSE variable."""
 
     min_sites: int = 1
-    """Sites that a round needs; fewer wait instead of committing alone."""
+    """Sites that a round needs; fewer wait instead of committing alone. One that has just come counts, though it has
+    no work to give yet: for the others' to wait until it has would delay them by a round."""
 
     roll_back: bool = False
     """Go on from a checkpoint older than the run's last commit although a site that took part in that commit is

@@ -74,12 +74,17 @@ def equal(outcome: Outcome) -> Check:
 
 
 def in_company(outcome: Outcome) -> Check:
-    """No commit holds a single site's work where the configuration wants more."""
-    counts = [len(next(iter(lines.values()))["contributors"]) for lines in commits(outcome).values()]
+    """No site commits alone where the configuration wants more.
+
+    One that has just come has no work of its own to give: then a commit of two sites is of one site's work.
+    """
+    lines = [next(iter(each.values())) for each in commits(outcome).values()]
+    sites, contributors = ([len(line[key]) for line in lines] for key in ("sites", "contributors"))
     return Check(
         "no solo commit",
-        bool(counts) and min(counts) >= MIN_SITES,
-        f"{min(counts, default=0)} to {max(counts, default=0)} contributors a commit",
+        bool(lines) and min(sites) >= MIN_SITES,
+        f"{min(sites, default=0)} to {max(sites, default=0)} sites a commit, {min(contributors, default=0)} to "
+        f"{max(contributors, default=0)} contributors",
     )
 
 

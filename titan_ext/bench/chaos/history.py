@@ -29,7 +29,7 @@ class Sample:
     pid: int
     round: int
     memory: int
-    """Resident bytes."""
+    """Resident bytes of its own."""
     descriptors: int
 
 

@@ -40,10 +40,13 @@ def running() -> Processes:
 
 
 def held(pid: int) -> tuple[int, int] | None:
-    """Resident memory in bytes and open descriptors of a process; None if it has ended."""
+    """Resident memory in bytes and open descriptors of a process; None if it has ended.
+
+    What the system can read from a file again, such as a library's code, is not memory that the process holds.
+    """
     with contextlib.suppress(OSError, IndexError):
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return pages * _PAGE_BYTES, len(os.listdir(f"/proc/{pid}/fd"))
+        resident, shared = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
+        return (resident - shared) * _PAGE_BYTES, len(os.listdir(f"/proc/{pid}/fd"))
     return None
 
 
