@@ -92,8 +92,7 @@ class Trainer(torchtitan_trainer.Trainer):
                 self._outer_step()
             # A site that fell behind and was healed stands where the others stand.
             self._follow_clock()
-            if self.outer.pairing == "rank":
-                self.replica.tend()
+            self.outer.tend()
             checkpoint = self.config.checkpoint
             if self.step >= self.config.training.steps and checkpoint.enable and checkpoint.last_save_model_only:
                 # What is saved now is the finished model, not a place to go on from.

@@ -1,14 +1,17 @@
 """A newcomer that fetches the shared state before its first quorum."""
 
+import re
+import socket
 from contextlib import contextmanager
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
 from torch.distributed import TCPStore
 from torchft.manager import Manager
 
-from tests.lighthouse_page import PATIENCE_SECONDS, wait_for_requests
+from tests.lighthouse_page import PATIENCE_SECONDS, page, wait_for_requests, wait_until
 from tests.semi_sync.sites import in_background, lighthouse
 from titan_ext.replica.ahead import fetch_ahead
 from titan_ext.replica.chunks import LATEST
@@ -53,6 +56,26 @@ def site(url, name, transport=None):
         yield own
     finally:
         own.shutdown(wait=False)
+
+
+@contextmanager
+def serving(content, port):
+    """A web server on a port of one's choice that always answers the same."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", port), Handler) as server:
+        thread = in_background(server.serve_forever)
+        yield
+        server.shutdown()
+        thread.result(PATIENCE_SECONDS)
 
 
 def outer_loop(own, value, name):
@@ -143,3 +166,52 @@ def test_without_anybody_who_trains_a_site_just_starts(caplog):
             assert not fetch_ahead(url, site="site1", rank=0, fetch=transport.fetch_ahead)
             assert "no copy of the shared state from site site0" in caplog.text
             transport.shutdown()
+
+
+def test_a_site_that_the_last_quorum_was_with_fetches_nothing():
+    with lighthouse(1) as url, site(url, "site0") as member:
+        _, outer = outer_loop(member, 1.0, "site0")
+        outer.join()
+        (identity,) = re.findall(r"<b>(site0:[0-9a-f-]{36})</b>", page(url))
+        addresses = []
+        # Whoever was not there fetches, also a process that has been in an earlier one.
+        assert not fetch_ahead(url, site="site1", rank=0, fetch=addresses.append, replica_id=identity)
+        assert addresses == []
+        assert fetch_ahead(url, site="site1", rank=0, fetch=addresses.append, replica_id="site1:" + identity[6:])
+        assert len(addresses) == 1
+
+
+def test_a_lighthouse_that_is_away_is_waited_for():
+    with lighthouse(1) as url, site(url, "site0") as member:
+        _, outer = outer_loop(member, 1.0, "site0")
+        outer.join()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        away = f"http://127.0.0.1:{port}"
+        assert not fetch_ahead(away, site="site1", rank=0, fetch=lambda _: None)
+        asking = in_background(
+            lambda: fetch_ahead(away, site="site1", rank=0, fetch=lambda _: None, seconds=PATIENCE_SECONDS)
+        )
+        with serving(page(url).encode(), port):
+            assert asking.result(PATIENCE_SECONDS)
+
+
+@pytest.mark.parametrize("asked_first", [True, False])
+def test_a_member_in_a_quorum_keeps_nobody_waiting(asked_first):
+    """Maybe it waits there for the very site that asks."""
+    member, newcomer = (StateTransport("127.0.0.1", 0, SECONDS) for _ in range(2))
+    member.tend(3, dict)  # it does make copies
+    if asked_first:
+        asking = in_background(newcomer.fetch_ahead, member.metadata())
+        wait_until(lambda: member._copy_wanted, "the request")
+    with member.in_quorum():
+        if not asked_first:
+            asking = in_background(newcomer.fetch_ahead, member.metadata())
+        with pytest.raises(OSError, match="404"):
+            asking.result(PATIENCE_SECONDS)
+    asking = in_background(newcomer.fetch_ahead, member.metadata())
+    while not asking.done():
+        member.tend(3, lambda: {"torchft": {"step": 3}})
+    assert newcomer.recv_checkpoint(0, "nowhere", 3, SECONDS) == {"torchft": {"step": 3}}
+    for each in (member, newcomer):
+        each.shutdown()

@@ -11,7 +11,7 @@ from torchft._torchft import LighthouseServer, ManagerClient, ManagerServer, Quo
 from titan_ext.replica.admission import Secret
 from titan_ext.replica.doorkeeper import Decision, Doorkeeper
 from titan_ext.replica.meeting import Card
-from titan_ext.replica.quorum import place_in_group
+from titan_ext.replica.quorum import AdmittedQuorums, place_in_group
 
 SECONDS = timedelta(seconds=20)
 FIELDS = [name for name in dir(QuorumResult) if not name.startswith("_") and name != "quorum_id"]
@@ -104,3 +104,44 @@ def test_decisions_reach_the_other_ranks_whole():
     card = Card(nonce="n", replica_id="a:1", step=2**40, store="a:1", manager="http://a:2", met=True)
     decision = Decision(cards=[card, card], group=2**55, own=1, problem="p", final=True)
     assert Decision.parse(decision.text()) == decision
+
+
+class Server:
+    """A client of a manager server that finds one quorum and votes as it is told."""
+
+    def _quorum(self, **request):
+        quorum = QuorumResult()
+        quorum.quorum_id, quorum.replica_rank, quorum.replica_ids = 5, 1, ["east:x", "west:y"]
+        return quorum
+
+    def should_commit(self, group_rank, step, should_commit, timeout):
+        return should_commit
+
+
+class Admitting:
+    def decide(self, quorum, step):
+        cards = [
+            Card(nonce="", replica_id=each, step=step, store="s", manager="m", met=True) for each in quorum.replica_ids
+        ]
+        return Decision(cards=cards, group=9, own=quorum.replica_rank)
+
+
+def test_a_site_catches_up_before_the_quorum_that_follows_a_failed_round():
+    asked = []
+    quorums = AdmittedQuorums(
+        Server(),
+        ranks=1,
+        store=None,
+        doorkeeper=Admitting(),
+        min_sites=1,
+        leave=lambda: None,
+        catch_up=lambda **given: asked.append(given),
+    )
+
+    def quorum_and_vote(vote):
+        quorums._quorum(group_rank=0, step=3, timeout=SECONDS, init_sync=True)
+        quorums.should_commit(0, 3, vote, SECONDS)
+        return len(asked)
+
+    assert [quorum_and_vote(vote) for vote in (True, False, False, True, True)] == [0, 0, 1, 2, 2]
+    assert asked == [{"replica_id": "west:y", "seconds": 20.0}] * 2

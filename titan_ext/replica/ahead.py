@@ -3,7 +3,8 @@
 In a quorum the members wait for a newcomer until it has their state; over a thin link that is long. A
 newcomer therefore first asks a member for a copy, which that one makes between two inner steps and serves
 while it trains on. If the members have not committed a round since, the newcomer needs nothing more in its
-first quorum; otherwise, or if no member can give a copy, it fetches the state there.
+first quorum; otherwise, or if no member can give a copy, it fetches the state there. A site that was away so
+long that the others had a quorum without it does the same.
 """
 
 import logging
@@ -18,6 +19,7 @@ from torchft._torchft import ManagerClient
 logger = logging.getLogger(__name__)
 
 _SECONDS = 5.0  # for the lighthouse's page and a member's answer
+_PAUSE_SECONDS = 1.0
 _ALIVE_SECONDS = 5.0  # since a member's last heartbeat
 
 # The lighthouse's page is the one place that names a quorum's members without taking part in it.
@@ -25,7 +27,15 @@ _MEMBER = re.compile(r"<b>([^<]+):([0-9a-f-]{36})</b>.*?Manager: (\S+) <br/>", r
 _HEARTBEAT = re.compile(r":([0-9a-f-]{36}): seen ([0-9.e-]+)s ago")
 
 
-def fetch_ahead(lighthouse: str, *, site: str, rank: int, fetch: Callable[[str], None]) -> bool:
+def fetch_ahead(
+    lighthouse: str,
+    *,
+    site: str,
+    rank: int,
+    fetch: Callable[[str], None],
+    replica_id: str | None = None,
+    seconds: float = 0.0,
+) -> bool:
     """Fetch a copy of the shared state from a member of the last quorum that still lives.
 
     Args:
@@ -33,13 +43,20 @@ def fetch_ahead(lighthouse: str, *, site: str, rank: int, fetch: Callable[[str],
         site: name of this site; an earlier process of its own is no member.
         rank: this rank within the site.
         fetch: called with the address at which the same rank of a member serves state.
+        replica_id: of this process, if it has taken part before; nothing is fetched if the last quorum was with it.
+        seconds: how long to wait for a lighthouse that does not answer.
 
     Returns:
         whether there is a copy now. All failures are logged and count as no.
     """
     started = time.monotonic()
-    for name, address in _members(lighthouse):
-        if name == site:
+    page = _page(lighthouse, started + seconds)
+    members = _MEMBER.findall(page)
+    if replica_id in {f"{name}:{identity}" for name, identity, _ in members}:
+        return False
+    alive = {identity for identity, age in _HEARTBEAT.findall(page) if float(age) < _ALIVE_SECONDS}
+    for name, identity, address in members:
+        if name == site or identity not in alive:
             continue
         try:
             client = ManagerClient(address, connect_timeout=timedelta(seconds=_SECONDS))
@@ -52,13 +69,13 @@ def fetch_ahead(lighthouse: str, *, site: str, rank: int, fetch: Callable[[str],
     return False
 
 
-def _members(lighthouse: str) -> list[tuple[str, str]]:
-    """Name and manager's address of each member of the last quorum that is heard of."""
-    try:
-        with urllib.request.urlopen(f"{lighthouse}/status", timeout=_SECONDS) as answer:
-            page = answer.read().decode(errors="replace")
-    except OSError as error:
-        logger.info("the lighthouse does not tell who trains: %s", error)
-        return []
-    alive = {identity for identity, seconds in _HEARTBEAT.findall(page) if float(seconds) < _ALIVE_SECONDS}
-    return [(name, address) for name, identity, address in _MEMBER.findall(page) if identity in alive]
+def _page(lighthouse: str, deadline: float) -> str:
+    while True:
+        try:
+            with urllib.request.urlopen(f"{lighthouse}/status", timeout=_SECONDS) as answer:
+                return answer.read().decode(errors="replace")
+        except OSError as error:
+            if time.monotonic() > deadline:
+                logger.info("the lighthouse does not tell who trains: %s", error)
+                return ""
+        time.sleep(_PAUSE_SECONDS)

@@ -4,13 +4,16 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from torchft.manager import Manager
 
 from titan_ext.errors import RunError, UserError
+from titan_ext.platform.memory import release_free_memory
 from titan_ext.replica.address import (
     check_port,
     interface_address,
@@ -57,6 +60,7 @@ class Replica(Manager):
     def __init__(self, config: ReplicaConfig, *, site: str, rank: int, world_size: int) -> None:
         config.validate()
         self._config = config
+        self._settled_group: int | None = None
         self.lighthouse = lighthouse_url(config.lighthouse)
         hostname = _advertised(config, self.lighthouse)
         _check_ports(config, rank, world_size)
@@ -66,9 +70,11 @@ class Replica(Manager):
         transport = _transport(config, hostname, rank, secret)
         if rank == 0:
             self._find_lighthouse()
+        catch_up = None
         if config.fetch_ahead:
+            catch_up = partial(fetch_ahead, self.lighthouse, site=site, rank=rank, fetch=transport.fetch_ahead)
             # Before the lighthouse hears of this site: from then on the others' rounds wait for it.
-            fetch_ahead(self.lighthouse, site=site, rank=rank, fetch=transport.fetch_ahead)
+            catch_up()
         try:
             super().__init__(
                 pg=SiteProcessGroup(hostname, timedelta(seconds=config.timeout_seconds)),
@@ -94,7 +100,7 @@ class Replica(Manager):
             )
         except RuntimeError as error:
             raise RunError(f"cannot join through the lighthouse at {self.lighthouse}: {error}") from error
-        self._client = self._quorums = self._admitted(f"{store_host}:{store_port}", secret)
+        self._client = self._quorums = self._admitted(f"{store_host}:{store_port}", secret, catch_up)
 
     def start_quorum(self, **options: Any) -> None:
         """Wait for the other sites and agree on who takes part.
@@ -105,8 +111,9 @@ class Replica(Manager):
             RunError: no quorum of enough sites came about within ``quorum_timeout_seconds``.
             UserError: the sites that are running do not admit this one.
         """
+        watch = QuorumWatch(self.lighthouse, self._quorums.waiting_for) if self._group_rank == 0 else nullcontext()
         try:
-            with QuorumWatch(self.lighthouse, self._quorums.waiting_for) if self._group_rank == 0 else nullcontext():
+            with self._checkpoint_transport.in_quorum(), watch:
                 super().start_quorum(**options)
         except UserError:
             self._quorum_future = None
@@ -119,14 +126,30 @@ class Replica(Manager):
                 f"no quorum within replica.quorum_timeout_seconds = {self._config.quorum_timeout_seconds:g} "
                 f"at {self.lighthouse} ({waiting}): {error}"
             ) from error
+        self._checkpoint_transport.forget_ahead()
         if self._quorums.problem is not None:
             self.report_error(RuntimeError(self._quorums.problem))
 
-    def tend(self) -> None:
-        """Call between inner steps: a site that is about to join may want a copy of the shared state."""
-        self._checkpoint_transport.tend(self.current_step(), self._manager_state_dict)
+    def should_commit(self, timeout: timedelta | None = None) -> bool:
+        """The vote over the ranks of this site: true if every one of them was without error."""
+        committed = super().should_commit(timeout)
+        if self._quorum_id != self._settled_group:
+            # Threads that came and went with the old group have left holes in their arenas.
+            self._settled_group = self._quorum_id
+            release_free_memory()
+        return committed
 
-    def _admitted(self, store_address: str, secret: Secret | None) -> AdmittedQuorums:
+    def tend(self, make: Callable[[], Any] | None = None) -> None:
+        """Call between inner steps: a site that is about to join may want a copy of the shared state.
+
+        Args:
+            make: the state; by default all that was registered.
+        """
+        self._checkpoint_transport.tend(self.current_step(), make or self._manager_state_dict)
+
+    def _admitted(
+        self, store_address: str, secret: Secret | None, catch_up: Callable[..., Any] | None
+    ) -> AdmittedQuorums:
         doorkeeper = None
         if self._group_rank == 0:
             doorkeeper = Doorkeeper(
@@ -144,6 +167,7 @@ class Replica(Manager):
             doorkeeper=doorkeeper,
             min_sites=self._config.min_sites,
             leave=lambda: self._pg.abort(errored=False),
+            catch_up=catch_up,
         )
 
     def _find_lighthouse(self) -> None:
@@ -162,6 +186,7 @@ class Replica(Manager):
             f"no lighthouse answers at {self.lighthouse} after {self._config.lighthouse_retries + 1} attempts "
             "(replica.lighthouse_retries): start one with `titan-ext lighthouse` or correct replica.lighthouse"
         )
+
 
 def _advertised(config: ReplicaConfig, lighthouse: str) -> str:
     if config.interface is not None:

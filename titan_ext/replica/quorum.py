@@ -28,6 +28,8 @@ class AdmittedQuorums:
         doorkeeper: rank 0 has it, the others None.
         min_sites: fewer admitted sites wait for more.
         leave: called before a new group is agreed, to end the old one.
+        catch_up: called before the quorum that follows a failed vote, with ``replica_id`` and the ``seconds`` it
+            may take: the others may have gone on without this site.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class AdmittedQuorums:
         doorkeeper: Doorkeeper | None,
         min_sites: int,
         leave: Callable[[], None],
+        catch_up: Callable[..., Any] | None = None,
     ) -> None:
         self._client = client
         self._ranks = ranks
@@ -46,7 +49,10 @@ class AdmittedQuorums:
         self._doorkeeper = doorkeeper
         self._min_sites = min_sites
         self._leave = leave
+        self._catch_up = catch_up
+        self._failed = False
         self._met: tuple[int, list[str]] | None = None
+        self._replica_id: str | None = None
         self._decision = Decision()
         self._decisions = 0
         self._group = -1
@@ -77,6 +83,8 @@ class AdmittedQuorums:
         """
         deadline = time.monotonic() + timeout.total_seconds()
         self._too_few = False
+        if self._failed and self._catch_up is not None:
+            self._catch_up(replica_id=self._replica_id, seconds=timeout.total_seconds())
         while True:
             left = timedelta(seconds=max(0.001, deadline - time.monotonic()))
             quorum = self._client._quorum(
@@ -87,6 +95,7 @@ class AdmittedQuorums:
                 self._leave()
                 self._decision = self._decided(quorum, step, deadline)
                 self._met = quorum.quorum_id, quorum.replica_ids
+                self._replica_id = quorum.replica_ids[quorum.replica_rank]
             decision = self._decision
             if decision.final:
                 raise UserError(decision.problem)
@@ -101,7 +110,9 @@ class AdmittedQuorums:
 
     def should_commit(self, group_rank: int, step: int, should_commit: bool, timeout: timedelta) -> bool:
         """The vote of the site's ranks."""
-        return self._client.should_commit(group_rank, step, should_commit, timeout=timeout)
+        committed = self._client.should_commit(group_rank, step, should_commit, timeout=timeout)
+        self._failed = not committed
+        return committed
 
     def _is_known(self, quorum: QuorumResult) -> bool:
         if self.problem is not None or len(self._decision.cards) < len(quorum.replica_ids):

@@ -5,7 +5,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler
@@ -72,7 +73,7 @@ class StateTransport(CheckpointTransport[Any]):
         self._changed = threading.Condition()
         self._offer: _Offer | None = None
         self._copy: tuple[int, _Offer] | None = None
-        self._copies_made = self._copy_wanted = False
+        self._copies_made = self._copy_wanted = self._in_quorum = False
         self._ahead: Any = None
         self._readers: set[socket.socket] = set()
         self._stopping = False
@@ -105,7 +106,7 @@ class StateTransport(CheckpointTransport[Any]):
             make: the state, whose tensors may change after this returns.
         """
         with self._changed:
-            self._copies_made = True
+            self._copies_made, self._in_quorum = True, False
             if self._copy is not None and self._copy[0] != step:
                 self._copy = None
             if not self._copy_wanted or self._copy is not None:
@@ -116,6 +117,17 @@ class StateTransport(CheckpointTransport[Any]):
             self._copy, self._copy_wanted = (step, offer), False
             self._changed.notify_all()
 
+    @contextmanager
+    def in_quorum(self) -> Iterator[None]:
+        """While this lasts nobody waits for a copy: this site may be waiting for the one that asks."""
+        with self._changed:
+            self._in_quorum = True
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            self._in_quorum = False
+
     def fetch_ahead(self, metadata: str) -> None:
         """Fetch a copy of a member's state, for ``recv_checkpoint`` to return if the member has not moved on.
 
@@ -123,6 +135,10 @@ class StateTransport(CheckpointTransport[Any]):
             ValueError, OSError: as ``recv_checkpoint``.
         """
         self._ahead = self._fetch(metadata, LATEST, self._timeout)
+
+    def forget_ahead(self) -> None:
+        """Drop a copy that was fetched and not needed."""
+        self._ahead = None
 
     def _offer_of(self, step: int, state: Any) -> _Offer:
         message = Message(state)
@@ -234,9 +250,11 @@ class StateTransport(CheckpointTransport[Any]):
         return self._offer if fits() and tag in (None, self._offer.announcement.tag) else None
 
     def _copied(self, tag: str | None) -> _Offer | None:
-        if tag is None and self._copies_made:
+        if tag is None and self._copies_made and not self._in_quorum:
             self._copy_wanted = self._copy is None
-            self._changed.wait_for(lambda: self._copy is not None or self._stopping, timeout=_COPY_SECONDS)
+            self._changed.wait_for(
+                lambda: self._copy is not None or self._in_quorum or self._stopping, timeout=_COPY_SECONDS
+            )
         offer = self._copy[1] if self._copy is not None else None
         return offer if offer is not None and tag in (None, offer.announcement.tag) else None
 

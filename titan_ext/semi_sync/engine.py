@@ -215,6 +215,13 @@ class SemiSync:
         if self.config.order == "paper":
             self._count(tokens)
 
+    def tend(self) -> None:
+        """Call between inner steps, on all ranks: a site about to join may want a copy of the shared state.
+
+        Needs a manager that gives copies, such as ``titan_ext.replica.Replica``.
+        """
+        self._manager.tend()
+
     def finish(self) -> None:
         """Apply what is still in flight; call after the last inner step.
 

@@ -40,6 +40,9 @@ class ReplicaManager(Protocol):
     ) -> None:
         """Name the shared state that a site which is behind receives."""
 
+    def tend(self) -> None:
+        """Make the copy of the shared state that a newcomer has asked for; torchft's own manager does not have it."""
+
     def state_dict(self) -> dict[str, int]:
         """Counters that belong into a checkpoint."""
 

@@ -27,6 +27,7 @@ class LedManager:
     def __init__(self, leading: ReplicaManager | None, shards: SiteShards) -> None:
         self.leading = leading
         self._shards = shards
+        self._beside = shards.beside()  # an exchange in flight uses the other one
         self._error: object | None = None
         self._own_error: Exception | None = None
         self._participants = self._rank = 0
@@ -38,7 +39,7 @@ class LedManager:
         """Agree on who takes part; the other ranks help their leader to give and take state meanwhile."""
         self._error = self._own_error = None
         if self.leading is None:
-            self._follow()
+            self._learn(self._follow(self._shards))
             return
         try:
             self.leading.start_quorum()
@@ -100,7 +101,7 @@ class LedManager:
         """Name the shared state of this rank's shards."""
         self._states[key] = (load_state_dict, state_dict)
         if self.leading is not None:
-            self.leading.register_state_dict_fn(key, lambda state: self._give(key, state), lambda: self._collect(key))
+            self.leading.register_state_dict_fn(key, lambda state: self._give(key, state), lambda: self._collect(key, self._shards))
 
     def state_dict(self) -> dict[str, int]:
         """The leader's counters."""
@@ -112,21 +113,33 @@ class LedManager:
         if self.leading is not None:
             self.leading.load_state_dict(state_dict)
 
-    # -- what happens inside a quorum ------------------------------------------------------------
+    def tend(self) -> None:
+        """Between inner steps: all ranks help their leader to the copy that a newcomer has asked it for, if one has."""
+        if self.leading is None:
+            self._follow(self._beside)
+            return
+        self.leading.tend(
+            lambda: {
+                "user": {key: self._collect(key, self._beside) for key in self._states},
+                "torchft": self.leading.state_dict(),
+            }
+        )
+        self._beside.share({"done": None})
 
-    def _follow(self) -> None:
-        """Do what the leader asks for, until its quorum is there."""
+    # -- what the leader has the others do -------------------------------------------------------
+
+    def _follow(self, shards: SiteShards) -> Any:
+        """Do what the leader asks for, until it is done; returns what came of it."""
         while True:
-            order = self._shards.share(None)
+            order = shards.share(None)
             if "collect" in order:
-                self._whole(self._states[order["collect"]][1]())
+                self._whole(self._states[order["collect"]][1](), shards)
             elif "give" in order:
                 self._take(order["give"], order["plain"])
             elif "failed" in order:
                 raise RunError(f"the site's leader found no quorum: {order['failed']}")
             else:
-                self._learn(order["done"])
-                return
+                return order["done"]
 
     def _learn(self, outcome: Mapping[str, Any]) -> None:
         self._participants, self._rank, self._counters = outcome["participants"], outcome["rank"], outcome["counters"]
@@ -135,10 +148,10 @@ class LedManager:
         error = _text(self.leading.errored()) if self.leading is not None else None
         self._error = self._shards.share(error) or self._error
 
-    def _collect(self, key: str) -> Any:
+    def _collect(self, key: str, shards: SiteShards) -> Any:
         """The site's whole state, for a peer."""
-        self._shards.share({"collect": key})
-        return self._whole(self._states[key][1]())
+        shards.share({"collect": key})
+        return self._whole(self._states[key][1](), shards)
 
     def _give(self, key: str, state: Any) -> None:
         """A peer's whole state, to all ranks."""
@@ -165,18 +178,18 @@ class LedManager:
                     own[row][name] = taken
         self._states[key][0]({**plain, "rows": own})
 
-    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
+    def _whole(self, state: dict[str, Any], shards: SiteShards) -> dict[str, Any]:
         """The leader's view of a state with every shard made whole."""
         described = [
             {row: {name: _shardwise(values) for name, values in names.items()} for row, names in each.items()}
-            for each in self._shards.gather(_kinds(state["rows"]))
+            for each in shards.gather(_kinds(state["rows"]))
         ]
         keys: dict[str, dict[str, list[str]]] = {}
         for rows in described:
             for row, names in rows.items():
                 keys.setdefault(row, {}).update(names)
         whole: dict[str, dict[str, dict[str, Any]]] = {}
-        plain = self._plain_of_all(state["rows"])
+        plain = self._plain_of_all(state["rows"], shards)
         for row in sorted(keys):
             whole[row] = {}
             for name in sorted(keys[row]):
@@ -184,12 +197,12 @@ class LedManager:
                 whole[row][name] = dict(plain[row].get(name, {}))
                 for each in keys[row][name]:
                     parts = {name: held[each]} if each in held else {}
-                    made = self._shards.collect([name], parts)
+                    made = shards.collect([name], parts)
                     if made is not None:
-                        whole[row][name][each] = made.view(self._shards.shape(name))
+                        whole[row][name][each] = made.view(shards.shape(name))
         return {**state, "rows": whole}
 
-    def _plain_of_all(self, rows: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    def _plain_of_all(self, rows: Mapping[str, Any], shards: SiteShards) -> dict[str, dict[str, dict[str, Any]]]:
         """Values that are not shards, such as step counts, of all ranks' parameters."""
         own = {
             row: {
@@ -199,7 +212,7 @@ class LedManager:
             for row, names in rows.items()
         }
         merged: dict[str, dict[str, dict[str, Any]]] = {}
-        for each in self._shards.gather(own):
+        for each in shards.gather(own):
             for row, names in each.items():
                 merged.setdefault(row, {}).update(names)
         return merged

@@ -4,6 +4,7 @@ FSDP's and tensor parallelism's own collectives cannot serve: an exchange in fli
 thread beside the inner step's, and only the leader needs what is whole.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -144,6 +145,13 @@ class SiteShards:
             dist.all_gather_object(self._pieces, own, group=self._group)
         self.names = sorted({name for pieces in self._pieces for name in pieces})
         """Parameters of the site, in an order that every site shares."""
+
+    def beside(self) -> "SiteShards":
+        """The same over a group of its own, for use while another thread uses this one. A collective over the site."""
+        twin = copy.copy(self)
+        if self._group is not None:
+            twin._group = dist.new_group(self._members, timeout=_PATIENCE, backend="gloo")
+        return twin
 
     @property
     def is_leader(self) -> bool:
