@@ -10,7 +10,7 @@ import pytest
 
 from tests.end_to_end.forked import SiteRun, lighthouse, start_ranks, start_site
 from tests.end_to_end.test_layouts import LAYOUTS, write_config
-from tests.end_to_end.test_runs import one_line, own_data, wait_for
+from tests.end_to_end.test_runs import one_line, own_data
 
 ALONE = ["--semi_sync.method=none", "--lr_scheduler.total_steps=8", "--checkpoint.enable", "--checkpoint.interval=2"]
 NO_LIGHTHOUSE = "http://127.0.0.1:1"

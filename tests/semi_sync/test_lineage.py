@@ -280,8 +280,8 @@ def test_a_site_whose_shared_state_went_astray_is_found_and_mended(tmp_path):
         train(index, model, outer, 4)
         if index == 2:
             outer.global_parameters()["weight"][1] += 1e-3
-            outer._checksum.forget()
-            outer._lineage.checksum = outer._checksum.after(())
+            outer._parts.checksum.forget()
+            outer._parts.lineage.checksum = outer._parts.checksum.after(())
         train(index, model, outer, 10)
         return outer.shared_state_sha256(), [(r.step, r.committed, r.error, r.healed) for r in records]
 

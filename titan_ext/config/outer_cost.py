@@ -15,7 +15,7 @@ from titan_ext.semi_sync.scopes import deal, settings_by_scope
 from titan_ext.semi_sync.synced import SyncedRow
 
 _FP32 = 4
-# State tensors of an outer optimizer, of the size of the parameter; others are taken to keep two as Adam does.
+# State tensors of an outer optimizer, of the size of the parameter; the others keep a momentum, if they have one.
 _OUTER_STATES = {"average": 0, "adam": 2, "adagrad": 1, "yogi": 2}
 _NOTHING = dict.fromkeys(
     ("global_copy_bytes", "outer_optimizer_bytes", "send_buffer_bytes", "round_bytes", "rounds", "run_bytes"), 0
@@ -50,51 +50,85 @@ def outer_costs(
     """
     if site.config.semi_sync.method == "none":
         return dict(_NOTHING)
-    outer = site.config.semi_sync.resolved()
-    plan = outer.plan()
-    sizes = {name: shape.numel() for name, shape in shapes.items()}
-    home, settings = deal(sizes, outer), settings_by_scope(outer)
-    states = InnerStates(site.config.optimizer)
-    stages = [[_bound(row, _held(row, names, home, shapes, states), settings[row.scope]) for row in plan.rows] for names in held]
-    rows = stages[fullest]
-    defaults = [settings[row.scope].build_reduction() for row in plan.rows]
-    led = outer.pairing == "leader"
-
-    def bytes_of(index: int) -> int:
-        reduction = rows[index].reduction or defaults[index]
-        row = plan.rows[index]
-        names = [
-            name
-            for name in sizes
-            if home.get(name) == (row.scope, row.fragment) and states.shape(row.state, name, shapes[name], shapes[name]) is not None
-        ]
-        if led:
-            return _led_bytes(rows[index], reduction, {name: sizes[name] for name in sorted(names)}, site.count, outer)
-        plain = isinstance(reduction, AllReduce) and rows[index].any_layout
-        if plain:
-            elements = rows[index].values_per_element * sum(on_site[name] for name in names)
-            return ring_all_reduce_bytes(_FP32 * elements, site.count)
-        # A message's size follows from what one rank holds; uneven shards count as the largest.
-        return (site.layout.ranks // len(stages)) * sum(
-            (stage[index].reduction or defaults[index]).wire_bytes(stage[index].numel, site.count) for stage in stages
-        )
-
-    def memory_of(launched: Sequence[int]) -> int:
-        scratch = max((rows[i].reduction or defaults[i]).scratch_elements(rows[i].numel, site.count) for i in launched)
-        return _FP32 * (sum(rows[index].numel for index in launched) + scratch)
-
-    groups = rows_by_launch(plan.rows, site.config.training.steps)
-    sent = {launched: sum(bytes_of(index) for index in launched) for launched in groups}
+    rounds = _Rounds(site, shapes, on_site, held, fullest)
+    rows = rounds.rows
+    groups = rows_by_launch(rounds.plan.rows, site.config.training.steps)
+    sent = {launched: sum(map(rounds.row_bytes, launched)) for launched in groups}
     feeds_back = [row.elements for row in rows if row.feeds_back]
-    stepped = sum(_outer_states(settings[row.row.scope]) * row.elements for row in rows if row.row.outer_optimizer)
+    stepped = sum(
+        _outer_states(rounds.settings[row.row.scope]) * row.elements for row in rows if row.row.outer_optimizer
+    )
     return {
         "global_copy_bytes": _FP32 * (sum(row.copies * row.elements for row in rows) + sum(feeds_back)),
         "outer_optimizer_bytes": _FP32 * stepped,
-        "send_buffer_bytes": max(map(memory_of, groups), default=0),
+        "send_buffer_bytes": max(map(rounds.launch_memory, groups), default=0),
         "round_bytes": max(sent.values(), default=0),
         "rounds": sum(groups.values()),
         "run_bytes": sum(sent[launched] * times for launched, times in groups.items()),
     }
+
+
+class _Rounds:
+    """A site's rows and what an exchange of each takes; arguments as those of ``outer_costs``."""
+
+    def __init__(
+        self,
+        site: Any,
+        shapes: Mapping[str, torch.Size],
+        on_site: Mapping[str, int],
+        held: Sequence[Mapping[str, torch.Size]],
+        fullest: int,
+    ) -> None:
+        self._site = site
+        self._outer = site.config.semi_sync.resolved()
+        self._shapes = shapes
+        self._on_site = on_site
+        self.plan = self._outer.plan()
+        self.settings = settings_by_scope(self._outer)
+        self._home = deal({name: shape.numel() for name, shape in shapes.items()}, self._outer)
+        self._states = InnerStates(site.config.optimizer)
+        self._stages = [[self._bound(row, names) for row in self.plan.rows] for names in held]
+        self.rows = self._stages[fullest]
+        """The plan's, as the fullest rank holds them."""
+        self._defaults = [self.settings[row.scope].build_reduction() for row in self.plan.rows]
+
+    def row_bytes(self, index: int) -> int:
+        """What all ranks of the site send for a row in one round."""
+        row, reduction, sites = self.rows[index], self._reduction(index), self._site.count
+        names = sorted(self._covered(row.row, self._shapes))
+        if self._outer.pairing == "leader":
+            return _led_bytes(row, reduction, {name: self._shapes[name].numel() for name in names}, sites, self._outer)
+        if isinstance(reduction, AllReduce) and row.any_layout:
+            elements = row.values_per_element * sum(self._on_site[name] for name in names)
+            return ring_all_reduce_bytes(_FP32 * elements, sites)
+        # A message's size follows from what one rank holds; uneven shards count as the largest.
+        return (self._site.layout.ranks // len(self._stages)) * sum(
+            (stage[index].reduction or self._defaults[index]).wire_bytes(stage[index].numel, sites)
+            for stage in self._stages
+        )
+
+    def launch_memory(self, launched: Sequence[int]) -> int:
+        """Bytes of the buffers of a round of these rows, on the fullest rank."""
+        scratch = max(
+            self._reduction(index).scratch_elements(self.rows[index].numel, self._site.count) for index in launched
+        )
+        return _FP32 * (sum(self.rows[index].numel for index in launched) + scratch)
+
+    def _reduction(self, index: int) -> Any:
+        return self.rows[index].reduction or self._defaults[index]
+
+    def _bound(self, row: SyncRow, held: Mapping[str, torch.Size]) -> SyncedRow:
+        covered = self._covered(row, held)
+        return kind_of(row)(row, list(covered), _Shapes(covered), self.settings[row.scope])
+
+    def _covered(self, row: SyncRow, held: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+        """Shapes of what the row covers on a rank that holds ``held``."""
+        found = {
+            name: self._states.shape(row.state, name, self._shapes[name], shape)
+            for name, shape in held.items()
+            if self._home.get(name) == (row.scope, row.fragment)
+        }
+        return {name: shape for name, shape in found.items() if shape is not None}
 
 
 def _outer_states(outer: Any) -> int:
@@ -113,20 +147,6 @@ def rows_by_launch(rows: Sequence[SyncRow], steps: int) -> dict[tuple[int, ...],
     for together in launched.values():
         groups[tuple(together)] = groups.get(tuple(together), 0) + 1
     return groups
-
-
-def _held(row: SyncRow, held: Mapping, home: Mapping, shapes: Mapping, states: InnerStates) -> dict[str, torch.Size]:
-    """Shapes of what the row covers on a rank that holds ``held``."""
-    found = {
-        name: states.shape(row.state, name, shapes[name], shape)
-        for name, shape in held.items()
-        if home.get(name) == (row.scope, row.fragment)
-    }
-    return {name: shape for name, shape in found.items() if shape is not None}
-
-
-def _bound(row: SyncRow, held: Mapping[str, torch.Size], outer: Any) -> SyncedRow:
-    return kind_of(row)(row, list(held), _Shapes(held), outer)
 
 
 def _led_bytes(row: SyncedRow, reduction: Any, sizes: Mapping[str, int], sites: int, outer: Any) -> int:

@@ -6,7 +6,7 @@ import multiprocessing
 import pickle
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from titan_ext.data.corpus import open_corpus
@@ -86,6 +86,12 @@ class TextDataLoader(ParallelAwareDataloader):
 
         share_count: int = 1
         """Sites that share the corpus."""
+
+        def held_out(self) -> "TextDataLoader.Config | None":
+            """The documents that this leaves out of training; None where it takes all."""
+            if self.split != "train" or self.holdout_fraction == 0:
+                return None
+            return replace(self, split="validation")
 
         def validate(self) -> None:
             """Raises UserError, naming the key, for a value outside its range."""

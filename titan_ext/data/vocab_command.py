@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,9 +97,8 @@ def _held_out(site: "Site") -> "tuple[str, TextDataLoader.Config] | None":
     own, validator = site.config.dataloader, site.config.validator
     if validator.enable:
         return validator.dataloader.dataset, validator.dataloader
-    if own.split != "train" or own.holdout_fraction == 0:
-        return None
-    return f"{own.holdout_fraction:.2%} of the documents", replace(own, split="validation")
+    held_out = own.held_out()
+    return None if held_out is None else (f"{own.holdout_fraction:.2%} of the documents", held_out)
 
 
 def _file(args: argparse.Namespace, site: str) -> Path | None:

@@ -69,7 +69,8 @@ def _held_out(site: Site, trained_with: Mapping[str, Any] | None) -> tuple[TextD
     validator, own = site.config.validator, site.config.dataloader
     if validator.enable:
         return validator.dataloader, f"{validator.dataloader.dataset}, the run's validation data"
-    if own.split != "train" or own.holdout_fraction == 0:
+    held_out = own.held_out()
+    if held_out is None:
         raise UserError(
             f'--corpus is missing: site "{site.name}" trains on all documents of its data ({own.dataset}); name '
             'other text, or hold some out of training with data.split = "train" and data.holdout_fraction'
@@ -82,4 +83,4 @@ def _held_out(site: Site, trained_with: Mapping[str, Any] | None) -> tuple[TextD
                 "restore it, or name other text with --corpus"
             )
     part = f'{own.holdout_fraction:.2%} of the documents, which data.split = "train" leaves out'
-    return replace(own, split="validation"), f"{own.dataset}, {part}"
+    return held_out, f"{own.dataset}, {part}"

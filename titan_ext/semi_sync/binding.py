@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.global_row import GlobalRow
+from titan_ext.semi_sync.manager import ReplicaManager
+from titan_ext.semi_sync.pairing import ByLeader, ByRank, LedManager, Pairing, SiteShards
 from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan, SyncRow
 from titan_ext.semi_sync.reduction import Reduction
 from titan_ext.semi_sync.row_ids import RowIds
@@ -81,6 +83,20 @@ def reductions_of(rows: Sequence[SyncedRow], config: SemiSyncConfig) -> list[Red
     """For each row the reduction that its scope's settings name."""
     by_scope = {name: settings.build_reduction() for name, settings in settings_by_scope(config).items()}
     return [by_scope[row.row.scope] for row in rows]
+
+
+def pair(
+    config: SemiSyncConfig,
+    rows: Sequence[SyncedRow],
+    view: ModelView,
+    site: SiteRanks,
+    manager: ReplicaManager | None,
+) -> tuple[Pairing, ReplicaManager]:
+    """Who exchanges with whom, and the manager that every rank of the site then has. A collective over the site."""
+    if config.pairing != "leader":
+        return ByRank(rows, site), manager
+    shards = SiteShards(view.parameters, site.group, alone=site.alone)
+    return ByLeader(rows, shards, int(config.bucket_mib * 2**18)), LedManager(manager, shards)
 
 
 def kind_of(row: SyncRow) -> type[SyncedRow]:

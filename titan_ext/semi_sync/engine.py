@@ -1,6 +1,5 @@
 """The outer loop: one engine that runs the sync plan of any method."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,27 +11,17 @@ from torch.distributed import ReduceOp
 from torch.optim import Optimizer
 
 from titan_ext.errors import UserError
-from titan_ext.semi_sync.binding import bind_rows, fingerprint_number, fingerprint_of, reductions_of
-from titan_ext.semi_sync.checksum import SharedChecksum
 from titan_ext.semi_sync.commit_log import CommitLog
 from titan_ext.semi_sync.config import SemiSyncConfig
-from titan_ext.semi_sync.exchange import Exchange
-from titan_ext.semi_sync.flight import Flight
-from titan_ext.semi_sync.healing import Healing
 from titan_ext.semi_sync.ledger import Ledger, RoundRecord
-from titan_ext.semi_sync.lineage import Lineage
 from titan_ext.semi_sync.manager import ReplicaManager
-from titan_ext.semi_sync.methods.des_loc import with_half_lives
-from titan_ext.semi_sync.pairing import ByLeader, ByRank, LedManager, Pairing, SiteShards
-from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan
-from titan_ext.semi_sync.round import Round, flight_state
+from titan_ext.semi_sync.parts import assemble
+from titan_ext.semi_sync.round import Round
 from titan_ext.semi_sync.row_ids import RowIds
-from titan_ext.semi_sync.sampling import Draw
-from titan_ext.semi_sync.schedule import Schedule
+from titan_ext.semi_sync.saving import Saving
+from titan_ext.semi_sync.settling import Settling
 from titan_ext.semi_sync.site import SiteRanks, tensors_sha256
-from titan_ext.semi_sync.standing import MOST_ROWS, NAME_BYTES
-from titan_ext.semi_sync.synced import Landing
-from titan_ext.semi_sync.views import ModelView, as_optimizers, like
+from titan_ext.semi_sync.views import like
 
 logger = logging.getLogger(__name__)
 
@@ -95,64 +84,58 @@ class SemiSync:
         keep_local_work: bool = True,
         register: bool = True,
     ) -> None:
-        self.config = config.resolved()
-        if self.config.method == "none":
-            raise ValueError('method = "none": there is no outer loop to build')
-        if self.config.half_life_periods:
-            self.config = with_half_lives(self.config, as_optimizers(optimizers)[0].param_groups[0]["betas"])
-        self.plan: SyncPlan = self.config.plan()
-        if len(self.plan.rows) > MOST_ROWS:
-            raise ValueError(f"{len(self.plan.rows)} rows in the plan: must be at most {MOST_ROWS} (fewer fragments)")
-        if len(site_name.encode()) > NAME_BYTES:
-            raise ValueError(f"site name {site_name!r}: must be at most {NAME_BYTES} bytes")
-        self._draw = Draw(self.config, site_name)
-        self.clock = 0
-        self.ledger = Ledger()
-        self.healed = False
-        self._site_weight = site_weight
-        self._site = site_ranks or SiteRanks()
-        self._lineage = Lineage(site_name, commit_log, self._site, roll_back=roll_back)
-        self._on_round = on_round
-        self._view = ModelView(model_parts, optimizers)
-        self._keep_local_work = keep_local_work
-        self._rows = bind_rows(self.plan, self.config, self._view, self._site, outer_optimizers, row_ids)
-        self._pairing, self._manager = self._paired(manager)
-        fingerprint = fingerprint_of(self.config, self._pairing.fingerprint(self._rows))
-        self._healing = Healing(self._rows, self._lineage, self._manager, self._site, fingerprint)
-        self._checksum = SharedChecksum(self._rows, self._site, self._pairing.speaks_for)
-        self._exchange = Exchange(
-            self._manager,
-            self._rows,
-            fingerprint=fingerprint_number(fingerprint),
-            lineage=self._lineage,
-            reductions=reductions_of(self._rows, self.config),
-            pairing=self._pairing,
-            gather=self._site.gather,
-            guard=(self.config.outlier_threshold, self.config.outlier_action),
-            device=self._device(),
+        parts = assemble(
+            config,
+            model_parts=model_parts,
+            optimizers=optimizers,
+            manager=manager,
+            site=site_ranks or SiteRanks(),
+            site_name=site_name,
+            commit_log=commit_log,
+            roll_back=roll_back,
+            outer_optimizers=outer_optimizers,
+            row_ids=row_ids,
         )
-        self._schedule = Schedule(self.plan)
-        self._tokens = 0
+        self.config, self.plan = parts.config, parts.plan
+        self._parts = parts
+        self._progress, self._schedule, self._flight = parts.progress, parts.schedule, parts.flight
+        self._manager, self._exchange, self._healing = parts.manager, parts.exchange, parts.healing
+        self._rows = parts.rows
+        self._settling = Settling(parts, keep_local_work=keep_local_work, on_round=on_round)
+        self._saving = Saving(parts)
+        self._site_weight = site_weight
         self._current: Round | None = None
-        self._flight = Flight()
-        self._launch_clock = 0
         if register:
             self._manager.register_state_dict_fn("titan_ext", self.receive_shared_state, self.shared_state)
 
     @property
+    def clock(self) -> int:
+        """Inner steps of the run so far; all sites share them."""
+        return self._progress.clock
+
+    @clock.setter
+    def clock(self, step: int) -> None:
+        self._progress.clock = step
+
+    @property
+    def ledger(self) -> Ledger:
+        """What rounds have cost."""
+        return self._settling.ledger
+
+    @property
     def pairing(self) -> str:
         """Who exchanges: "rank" or "leader"."""
-        return self._pairing.name
+        return self._parts.pairing.name
 
     @property
     def rounds(self) -> int:
         """Commits of the run that the shared state contains."""
-        return self._lineage.position.round
+        return self._parts.lineage.position.round
 
     @property
     def idle(self) -> bool:
         """Whether this site sits the current round out: count its inner steps without taking them."""
-        return self._draw.idle
+        return self._parts.draw.idle
 
     @property
     def sites(self) -> int:
@@ -175,7 +158,7 @@ class SemiSync:
             round_ = self._begin(None, weight=0.0)
             self._exchange.run(round_, self._all_ready)
             self._adopt(round_)
-            if round_.rows or self.healed:
+            if round_.rows or self._progress.healed:
                 self._flight.forget()  # a round in flight at the last checkpoint has long landed at the members
             delay = max((self._rows[index].row.delay for index in round_.rows), default=0)
             if delay and self._manager.errored() is None:
@@ -183,7 +166,7 @@ class SemiSync:
                 self._flight.hold(round_, self.clock + delay)
                 return
             refusal = self._healing.mismatch(round_.problem) if round_.refused else None
-            resumed = not round_.rows and not self.healed
+            resumed = not round_.rows and not self._progress.healed
             if self._land(round_):
                 if not resumed:
                     self.clock = round_.clock
@@ -244,7 +227,7 @@ class SemiSync:
         Where a method's sites differ until the end, the values are this site's own.
         """
         return {
-            name: like(self._view.parameters[name], part)
+            name: like(self._parts.view.parameters[name], part)
             for row in self._rows
             for name, part in zip(row.names, row.global_values())
         }
@@ -253,7 +236,7 @@ class SemiSync:
         """Hash of the global parameters: equal at all sites after a commit. A collective over the site."""
         tables = {name for row in self._rows if row.by_row for name in row.names}
         shared = [(name, value) for name, value in self.global_parameters().items() if name not in tables]
-        return tensors_sha256(shared, self._site)
+        return tensors_sha256(shared, self._parts.site)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the outer loop knows, with global shapes, for a distributed checkpoint.
@@ -261,43 +244,17 @@ class SemiSync:
         A round in flight is waited for and saved as its reduced buffer, so that it lands after a
         resume exactly as it would have.
         """
-        flight = self._arrived_flight()
-        counters = {
-            "clock": self.clock,
-            "lineage": self._lineage.state_dict(),
-            "tokens": self._tokens,
-            "pending": self._schedule.keys(self._schedule.pending if flight else self._unsettled()),
-            "flight": None if flight is None else {"land_at": self._flight.land_at, **flight.describe(self._rows)},
-            "manager": self._manager.state_dict(),
-        }
-        return {
-            "counters": json.dumps(counters),
-            "rows": {row.row.key: row.checkpoint_state() for row in self._rows},
-            "flight": flight_state(flight, self._rows),
-            "residuals": self._exchange.residuals.checkpoint_state(flight),
-        }
+        return self._saving.save(self._unsettled())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; the local parameters are the model's own business."""
-        counters = json.loads(state_dict["counters"])
-        self.clock, self._tokens = counters["clock"], counters["tokens"]
-        self._lineage.load_state_dict(counters["lineage"])
-        self._schedule.pending = self._schedule.indices(counters["pending"])
-        self._manager.load_state_dict(counters["manager"])
-        for row in self._rows:
-            row.load_checkpoint_state(state_dict["rows"].get(row.row.key, {}))
-        self._exchange.residuals.load_checkpoint_state(state_dict.get("residuals", {}))
-        flight = counters["flight"]
-        if flight is not None:
-            round_ = Round.restored(flight, state_dict["flight"], self._rows, self._device())
-            self._launch_clock = round_.clock
-            self._flight.hold(round_, flight["land_at"])
+        self._saving.load(state_dict)
 
     # -- one round ---------------------------------------------------------------------------
 
     def _count(self, tokens: int) -> None:
-        self.clock += 1
-        self._tokens += tokens
+        self._progress.clock += 1
+        self._progress.tokens += tokens
 
     def _launch(self) -> None:
         intent = self._schedule.take()
@@ -314,10 +271,14 @@ class SemiSync:
         self._flight.start(lambda: self._exchange.run(round_, lambda _: True), self.clock + delay)
 
     def _begin(self, intent: list[int] | None, weight: float) -> Round:
-        self._launch_clock = self.clock
+        self._progress.launch_clock = self.clock
         self._healing.begin()
         self._current = Round(
-            intent=intent, clock=self.clock, weight=weight, launched=list(intent or []), tokens=self._tokens
+            intent=intent,
+            clock=self.clock,
+            weight=weight,
+            launched=list(intent or []),
+            tokens=self._progress.tokens,
         )
         return self._current
 
@@ -336,46 +297,9 @@ class SemiSync:
 
     def _land(self, round_: Round) -> bool:
         """Vote, and apply the round if the vote is a yes; otherwise it is tried again."""
-        started = time.perf_counter()
-        failure = self._manager.errored()
-        committed = self._manager.should_commit()
-        if committed:
-            if round_.opening is not None:
-                self._lineage.open(self._manager, *round_.opening)
-            self._apply(round_)
-        elif not self._keep_local_work:
-            for index in round_.launched or round_.rows:
-                self._rows[index].reset_local_to_global()
-        elif not self.healed:
-            self._schedule.again(round_.launched)
+        committed = self._settling.settle(round_)
         self._current = None
-        if committed:
-            self._draw.after(round_)
-        else:
-            self._healing.give_up(round_)
-        if round_.rows:
-            self._record(round_, committed, failure, time.perf_counter() - started)
-        self.healed = False
         return committed
-
-    def _apply(self, round_: Round) -> None:
-        if not round_.rows or not round_.contributors:
-            return
-        landing = Landing(clock=round_.clock, weight=round_.weight, total_weight=round_.total_weight)
-        for index, part in round_.parts(self._rows):
-            self._rows[index].apply(part, landing)
-        self._exchange.residuals.settle(round_)
-        if round_.intent is None and any(self.plan.rows[index].state != PARAMETERS for index in round_.rows):
-            # Moments that came from the members are as old as theirs.
-            self._view.set_optimizer_step(round_.clock)
-        if self.config.reset_inner_optimizer:
-            self._view.reset_optimizers()
-        # What was trained on during a flight counts in the next round.
-        self._tokens = 0 if round_.intent is None else self._tokens - round_.tokens
-        self._schedule.settle(round_.rows)
-        self._lineage.advance()
-        checksum = self._checksum.after({self._rows[index].row.key for index in round_.rows})
-        self._lineage.record(round_.table, round_.contributors, round_.clock, checksum)
 
     # -- membership --------------------------------------------------------------------------
 
@@ -395,55 +319,21 @@ class SemiSync:
         ready, state = self._healing.take_in()
         if state is not None:
             # A round in flight was launched some inner steps ago; those count at the peer's place too.
-            self.clock = state["clock"] + self.clock - self._launch_clock
+            self.clock = state["clock"] + self.clock - self._progress.launch_clock
             self._schedule.pending = list(state["pending"])
-            self._checksum.forget()
-            self.healed = True
+            self._parts.checksum.forget()
+            self._progress.healed = True
         return ready
 
     # -- set-up and bookkeeping ----------------------------------------------------------------
-
-    def _paired(self, manager: ReplicaManager | None) -> tuple[Pairing, ReplicaManager]:
-        if self.config.pairing != "leader":
-            return ByRank(self._rows, self._site), manager
-        shards = SiteShards(self._view.parameters, self._site.group, alone=self._site.alone)
-        return ByLeader(self._rows, shards, int(self.config.bucket_mib * 2**18)), LedManager(manager, shards)
-
-    def _device(self) -> torch.device:
-        if self.config.global_device == "cpu":
-            return torch.device("cpu")
-        return next((row.device for row in self._rows if row.numel), torch.device("cpu"))
 
     def _weight(self) -> float:
         if self.idle:
             return 0.0
         if self.config.weighting == "site":
             return self._site_weight
-        return float(self._tokens) if self.config.weighting == "tokens" else 1.0
+        return float(self._progress.tokens) if self.config.weighting == "tokens" else 1.0
 
     def _unsettled(self) -> list[int]:
         """Rows whose exchange is under way or still to be tried."""
         return self._schedule.beside(self._current.intent if self._current is not None else None)
-
-    def _arrived_flight(self) -> Round | None:
-        """The round in flight once its reduction is complete; None if there is none or it failed."""
-        round_ = self._flight.arrived()
-        if round_ is None:
-            return None
-        return round_ if round_.problem is None and self._manager.errored() is None and round_.rows else None
-
-    def _record(self, round_: Round, committed: bool, failure: object | None, seconds: float) -> None:
-        record = self._exchange.record(
-            round_,
-            round=self.rounds,
-            step=self.clock,
-            seconds_apply=seconds,
-            healed=self.healed,
-            committed=committed,
-            failure=failure,
-        )
-        self.ledger.add(record)
-        if not committed:
-            logger.warning("round after inner step %d was not committed: %s", self.clock, record.error)
-        if self._on_round is not None:
-            self._on_round(record)

@@ -10,6 +10,7 @@ _FORMATS = ("png", "svg")
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> list[Path]:
     """Draw the rows of a report; returns the files, ``path`` with each of the endings."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     quality, drift = figure.subplots(1, 2)
@@ -19,7 +20,10 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> list[Path]:
         deviations = [each or 0.0 for each in row["deviation"].values()]
         quality.errorbar(counts, perplexities, yerr=deviations, marker="o", capsize=3, label=row["label"])
         drift.plot(counts, cosines, marker="o")
-    quality.set(ylabel="perplexity of a byte")
+    # What lies within one of each other must be told apart beside a baseline at many times that.
+    quality.set(yscale="log", ylabel="perplexity of a byte")
+    quality.yaxis.set_major_formatter(ScalarFormatter())
+    quality.yaxis.set_minor_formatter(ScalarFormatter())
     drift.set(ylabel="cosine of the tail's input with that at the trained number")
     for axes in (quality, drift):
         axes.set_xscale("log", base=2)
