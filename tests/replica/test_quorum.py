@@ -1,5 +1,6 @@
 """Who heals whom among the admitted sites, and what is left in a site's store."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
@@ -126,7 +127,7 @@ class Admitting:
         return Decision(cards=cards, group=9, own=quorum.replica_rank)
 
 
-def test_a_site_catches_up_before_the_quorum_that_follows_a_failed_round():
+def test_a_site_catches_up_where_the_others_may_have_gone_on_without_it(monkeypatch):
     asked = []
     quorums = AdmittedQuorums(
         Server(),
@@ -145,3 +146,8 @@ def test_a_site_catches_up_before_the_quorum_that_follows_a_failed_round():
 
     assert [quorum_and_vote(vote) for vote in (True, False, False, True, True)] == [0, 0, 1, 2, 2]
     assert asked == [{"replica_id": "west:y", "seconds": 20.0}] * 2
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 25)
+    assert quorum_and_vote(True) == 2
+    monkeypatch.setattr(time, "monotonic", lambda: now + 60)
+    assert [quorum_and_vote(True) for _ in range(2)] == [3, 3]

@@ -21,8 +21,9 @@ class ReplicaConfig:
     missing; without it a site waits for the others."""
 
     fetch_ahead: bool = True
-    """A site that starts while others train fetches a copy of their shared state before it is heard of, so that they
-    need not wait for the transfer; the member that gives it keeps the copy in memory until its next round."""
+    """A site that starts while others train, or was away for a while, fetches a copy of their shared state before it
+    asks for a quorum, so that they need not wait for the transfer; the member that gives it keeps the copy in memory
+    until its next round."""
 
     hostname: str | None = None
     """Name or address under which the other sites reach this one; unset: that of the interface towards the lighthouse.

@@ -1,5 +1,6 @@
 """What torchft's manager calls as its client: a quorum is the sites that were admitted, and enough of them."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -13,6 +14,8 @@ from titan_ext.replica.doorkeeper import Decision, Doorkeeper
 from titan_ext.replica.meeting import Card
 
 _PAUSE_SECONDS = 1.0
+# Where quorums are closer than this, the state is so small that it may as well travel in one.
+_LONG_AGO_SECONDS = 30.0
 
 
 class AdmittedQuorums:
@@ -28,8 +31,8 @@ class AdmittedQuorums:
         doorkeeper: rank 0 has it, the others None.
         min_sites: fewer admitted sites wait for more.
         leave: called before a new group is agreed, to end the old one.
-        catch_up: called before the quorum that follows a failed vote, with ``replica_id`` and the ``seconds`` it
-            may take: the others may have gone on without this site.
+        catch_up: called with ``replica_id`` and the ``seconds`` it may take before a quorum of this process, not the
+            first, if the others may have had one without it: its vote failed, or the last quorum is long ago.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class AdmittedQuorums:
         self._leave = leave
         self._catch_up = catch_up
         self._failed = False
+        self._last_quorum = -math.inf
         self._met: tuple[int, list[str]] | None = None
         self._replica_id: str | None = None
         self._decision = Decision()
@@ -83,7 +87,7 @@ class AdmittedQuorums:
         """
         deadline = time.monotonic() + timeout.total_seconds()
         self._too_few = False
-        if self._failed and self._catch_up is not None:
+        if self._catch_up is not None and self._replica_id is not None and self._may_be_behind():
             self._catch_up(replica_id=self._replica_id, seconds=timeout.total_seconds())
         while True:
             left = timedelta(seconds=max(0.001, deadline - time.monotonic()))
@@ -96,6 +100,7 @@ class AdmittedQuorums:
                 self._decision = self._decided(quorum, step, deadline)
                 self._met = quorum.quorum_id, quorum.replica_ids
                 self._replica_id = quorum.replica_ids[quorum.replica_rank]
+            self._last_quorum = time.monotonic()
             decision = self._decision
             if decision.final:
                 raise UserError(decision.problem)
@@ -113,6 +118,9 @@ class AdmittedQuorums:
         committed = self._client.should_commit(group_rank, step, should_commit, timeout=timeout)
         self._failed = not committed
         return committed
+
+    def _may_be_behind(self) -> bool:
+        return self._failed or time.monotonic() > self._last_quorum + _LONG_AGO_SECONDS
 
     def _is_known(self, quorum: QuorumResult) -> bool:
         if self.problem is not None or len(self._decision.cards) < len(quorum.replica_ids):
