@@ -2,6 +2,7 @@
 
 import re
 import socket
+import threading
 from contextlib import contextmanager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -215,3 +216,44 @@ def test_a_member_in_a_quorum_keeps_nobody_waiting(asked_first):
     assert newcomer.recv_checkpoint(0, "nowhere", 3, SECONDS) == {"torchft": {"step": 3}}
     for each in (member, newcomer):
         each.shutdown()
+
+
+def test_a_site_that_fell_behind_goes_on_from_the_members_step_not_from_that_of_its_copy():
+    """The copy is some inner steps old when the round begins."""
+    with lighthouse(2) as url, site(url, "site0") as ahead, site(url, "site1") as behind:
+        meeting = threading.Barrier(2, timeout=PATIENCE_SECONDS)
+        clocks = []
+
+        def member():
+            model, outer = outer_loop(ahead, 1.0, "site0")
+            outer.join()
+            for _ in range(5):
+                step(ahead, model, outer)
+            meeting.wait()
+            while not fetched.is_set():
+                ahead._checkpoint_transport.tend(ahead.current_step(), ahead._manager_state_dict)
+            while outer.clock < 16:
+                step(ahead, model, outer)
+            return outer.shared_state_sha256()
+
+        def straggler():
+            model, outer = outer_loop(behind, 1.0, "site1")
+            outer.join()
+            for _ in range(5):
+                step(behind, model, outer)
+            meeting.wait()
+            # As if it had missed the last round.
+            behind.load_state_dict(behind.state_dict() | {"step": behind.current_step() - 1})
+            behind._checkpoint_transport.fetch_ahead(ahead._checkpoint_transport.metadata())
+            fetched.set()
+            before = behind._checkpoint_transport.fetched
+            while outer.clock < 16:
+                step(behind, model, outer)
+                clocks.append(outer.clock)
+            assert behind._checkpoint_transport.fetched == before, "it had a copy"
+            return outer.shared_state_sha256()
+
+        fetched = threading.Event()
+        digests = [each.result(PATIENCE_SECONDS) for each in (in_background(member), in_background(straggler))]
+    assert digests[0] == digests[1]
+    assert clocks == [*range(6, 17)]

@@ -318,9 +318,11 @@ class SemiSync:
         """Whether all ranks of the site know the round; a peer's state is taken in if one came."""
         ready, state = self._healing.take_in()
         if state is not None:
+            # The state may be a copy that the peer made some inner steps before this round.
+            clock, pending = (round_.clock, round_.agreed) if round_.agreed else (state["clock"], state["pending"])
             # A round in flight was launched some inner steps ago; those count at the peer's place too.
-            self.clock = state["clock"] + self.clock - self._progress.launch_clock
-            self._schedule.pending = list(state["pending"])
+            self.clock = clock + self.clock - self._progress.launch_clock
+            self._schedule.replace(pending)
             self._parts.checksum.forget()
             self._progress.healed = True
         return ready

@@ -136,7 +136,7 @@ class Exchange:
             self._bring_rows(round_)
         if outcome.newcomers and rows:
             rows = self._with_moments(rows)
-        self._take(round_, rows, outcome.clock)
+        self._take(round_, rows)
         if round_.rows and self._manager.errored() is None:
             self._reduce(round_)
         return round_
@@ -158,6 +158,8 @@ class Exchange:
                 round_.problem = self._lineage.why_waiting(outcome.table)
         if round_.problem is not None:
             self._manager.report_error(RuntimeError(round_.problem))
+        else:
+            round_.agreed, round_.clock = outcome.rows, outcome.clock
         return outcome
 
     def _bring_rows(self, round_: Round) -> None:
@@ -187,8 +189,7 @@ class Exchange:
         moments = [index for index, row in enumerate(self._rows) if row.row.state != PARAMETERS]
         return sorted({*rows, *moments})
 
-    def _take(self, round_: Round, rows: list[int], clock: int) -> None:
-        round_.clock = clock
+    def _take(self, round_: Round, rows: list[int]) -> None:
         round_.rows = rows
         if round_.intent is None:
             # Taken in by the members: what this site did before is not measured from their point.

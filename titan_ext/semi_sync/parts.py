@@ -73,14 +73,7 @@ def assemble(
     Raises:
         ValueError: a setting is wrong, or a synced state does not exist.
     """
-    config = config.resolved()
-    if config.method == "none":
-        raise ValueError('method = "none": there is no outer loop to build')
-    if config.half_life_periods:
-        config = with_half_lives(config, as_optimizers(optimizers)[0].param_groups[0]["betas"])
-    plan = config.plan()
-    if len(plan.rows) > MOST_ROWS:
-        raise ValueError(f"{len(plan.rows)} rows in the plan: must be at most {MOST_ROWS} (fewer fragments)")
+    config, plan = _planned(config, optimizers)
     if len(site_name.encode()) > NAME_BYTES:
         raise ValueError(f"site name {site_name!r}: must be at most {NAME_BYTES} bytes")
     draw = Draw(config, site_name)
@@ -117,6 +110,19 @@ def assemble(
         draw=draw,
         device=device,
     )
+
+
+def _planned(config: SemiSyncConfig, optimizers: Any) -> tuple[SemiSyncConfig, SyncPlan]:
+    """Resolved settings and their plan."""
+    config = config.resolved()
+    if config.method == "none":
+        raise ValueError('method = "none": there is no outer loop to build')
+    if config.half_life_periods:
+        config = with_half_lives(config, as_optimizers(optimizers)[0].param_groups[0]["betas"])
+    plan = config.plan()
+    if len(plan.rows) > MOST_ROWS:
+        raise ValueError(f"{len(plan.rows)} rows in the plan: must be at most {MOST_ROWS} (fewer fragments)")
+    return config, plan
 
 
 def _device(config: SemiSyncConfig, rows: Sequence[SyncedRow]) -> torch.device:

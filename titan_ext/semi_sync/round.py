@@ -18,15 +18,17 @@ class Round:
     intent: list[int] | None
     """Indices of the rows this site means to exchange; None while joining."""
     clock: int
-    """Inner step of the launch."""
+    """Inner step of the launch; once the sites have agreed, that of the members."""
     weight: float
     """This site's weight in the mean; 0 contributes nothing."""
     launched: list[int] = field(default_factory=list)
     """What it meant to exchange before it learned that it is behind."""
     tokens: int = 0
     """What this site has trained on since its last commit."""
+    agreed: list[int] = field(default_factory=list)
+    """The rows that the members mean to exchange; empty while unknown, and where every site is joining."""
     rows: list[int] = field(default_factory=list)
-    """The rows all sites agreed on."""
+    """The rows that travel."""
     buffer: torch.Tensor | None = None
     """fp32: the rows one after the other."""
     norms: list[float] = field(default_factory=list)

@@ -37,6 +37,11 @@ class Schedule:
         """Try rows of a round that was not committed once more, those of a kind that does."""
         self.pending = _union([index for index in rows if self._plan.rows[index].retry], self.pending)
 
+    def replace(self, rows: Iterable[int]) -> None:
+        """Have wait what waits at a peer, should its round fail."""
+        self.pending = []
+        self.again(rows)
+
     def settle(self, rows: Iterable[int]) -> None:
         """Forget rows that a round has brought."""
         self.pending = [index for index in self.pending if index not in set(rows)]
