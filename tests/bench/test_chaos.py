@@ -180,7 +180,7 @@ def test_a_process_that_stays_or_comes_twice_is_found(outcome: Outcome) -> None:
 @pytest.mark.timeout(1200)
 def test_a_short_run_under_one_fault_after_another() -> None:
     """Three sites of which two are always up; on a slow or fast machine it may come to more or fewer faults."""
-    sizes = ["--sites", "3", "--rounds", "30", "--sync-every", "40", "--seed", "1", "--minutes", "15"]
+    sizes = ["--sites", "3", "--rounds", "30", "--sync-every", "120", "--seed", "1", "--minutes", "15"]
     faults = ["--faults-per-hour", "360", "--keep-live", "2", "--no-compare"]
     result = subprocess.run([*COMMAND, *sizes, *faults], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -42,9 +42,6 @@ _SIZES: dict[str, tuple[int, int, str]] = {
     "seq_len": (64, 8, "tokens a sequence"),
     "batch": (4, 1, "sequences of a site and step"),
 }
-# At the end: whoever was struck last has to be back before the others are through.
-_CALM_SHARE = 0.1
-_CALM_ROUNDS = 10
 _LINK_MBIT = 1000.0
 
 
@@ -151,7 +148,7 @@ def _conduct(
         faults,
         networks=networks,
         keep_live=options.keep_live,
-        calm_from=rounds - max(_CALM_ROUNDS, round(_CALM_SHARE * rounds)),
+        rounds=rounds,
         seconds=60 * options.minutes,
         say=lambda line: print(line, flush=True),
     ).run()

@@ -19,6 +19,9 @@ from titan_ext.launcher.supervisor import Event, Job, Phase, Supervisor
 _POLL_SECONDS = 0.2
 _STALLED_SECONDS = 240.0  # without a commit: longer than any patience in the configuration
 _WITHOUT_LIMIT = 10**6
+_CALM_ROUNDS = 10
+# To start a site again; a connection that stood still comes back only after about as long again, by TCP's patience.
+_RECOVERY_SECONDS = 30.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class Conductor:
         faults: the schedule.
         networks: name of the site -> a process in its network namespace.
         keep_live: a fault waits while it would leave fewer than that of the sites whose work is in the last commit.
-        calm_from: committed rounds after which nothing strikes any more, so that all sites can come back.
+        rounds: length of the run; nothing strikes any more once all sites could not come back before its end.
         seconds: limit of the run.
         say: takes a line for the user.
     """
@@ -58,7 +61,7 @@ class Conductor:
         *,
         networks: Mapping[str, int],
         keep_live: int,
-        calm_from: int,
+        rounds: int,
         seconds: float,
         say: Callable[[str], None],
     ) -> None:
@@ -67,7 +70,7 @@ class Conductor:
         self._waiting = list(faults)
         self._networks = networks
         self._keep_live = keep_live
-        self._calm_from = calm_from
+        self._rounds = rounds
         self._say = say
         self._lasting: list[tuple[float, Fault, Callable[[], None]]] = []
         self._deadline = time.monotonic() + seconds
@@ -126,7 +129,7 @@ class Conductor:
         ranks = max((len(pids) for pids in processes.ranks.values()), default=0)
         self._outcome.most_ranks = max(self._outcome.most_ranks, ranks)
         self._undo(lambda due: due <= time.monotonic())
-        if self._first_commit is not None and self._round < self._calm_from:
+        if self._first_commit is not None:
             self._strike(processes)
 
     def _read(self, processes: Processes | None = None) -> None:
@@ -147,6 +150,8 @@ class Conductor:
         now = time.monotonic()
         for fault in [each for each in self._waiting if self._first_commit + each.at <= now]:
             site = self._outcome.sites.get(fault.site)
+            if not self._leaves_time(fault):
+                continue
             if site is not None and not self._may_strike(fault.site):
                 continue  # its turn comes when enough sites are back
             undo = strike(fault, processes, self._networks)
@@ -159,6 +164,12 @@ class Conductor:
                 site.interrupt()
             if fault.kind in (Kind.STOP, Kind.CUT):
                 self._lasting.append((now + fault.seconds, fault, undo))
+
+    def _leaves_time(self, fault: Fault) -> bool:
+        """Whether whoever it strikes will be back before the others are through, as far as their pace tells."""
+        left = self._rounds - self._round
+        seconds = left * (time.monotonic() - self._first_commit) / max(1, self._round - 1)
+        return left >= _CALM_ROUNDS and seconds >= _RECOVERY_SECONDS + 2 * fault.seconds
 
     def _may_strike(self, name: str) -> bool:
         sites = self._outcome.sites
