@@ -101,7 +101,8 @@ class Switch:
                 continue
             lengths = {len(group[key]) for group in groups if key in group}
             if lengths != {len(given)}:
-                raise ValueError(f"{key} = {given}: must be {' or '.join(map(str, sorted(lengths))) or 'left out: no'} number(s)")
+                allowed = " or ".join(map(str, sorted(lengths))) or "left out: no"
+                raise ValueError(f"{key} = {given}: must be {allowed} number(s)")
             if not all(0 <= each < 1 or (key == "omegas" and each == 1) for each in given):
                 raise ValueError(f"{key} = {given}: must be numbers from 0 to below 1")
             if key == "omegas" and sum(given) > 1 + 1e-9:

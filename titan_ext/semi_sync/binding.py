@@ -62,7 +62,8 @@ def bind_rows(
         names = [
             name
             for name, parameter in view.parameters.items()
-            if home.get(name) == (row.scope, row.fragment) and (row.state == PARAMETERS or _has_state(view, row, name, parameter))
+            if home.get(name) == (row.scope, row.fragment)
+            and (row.state == PARAMETERS or _has_state(view, row, name, parameter))
         ]
         own = {"own_outer": outer_optimizers[row.fragment]} if outer_optimizers and not row.scope else {}
         kind = kind_of(row)

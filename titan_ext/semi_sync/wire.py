@@ -42,7 +42,7 @@ class Wire:
         )
 
     def exchange_uneven(self, messages: Sequence[torch.Tensor], sizes: Sequence[int]) -> tuple[torch.Tensor, Work | None]:
-        """``messages[i]`` (uint8, any size) goes to site i; what comes in return, ``sizes[i]`` bytes of site i, in one piece."""
+        """``messages[i]`` (uint8, any size) goes to site i; returns what comes back, ``sizes[i]`` bytes of each, joined."""
         outgoing = torch.cat(list(messages)).to(self._device)
         if self.sites == 1:
             return outgoing, None

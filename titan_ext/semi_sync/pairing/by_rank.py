@@ -27,7 +27,8 @@ class ByRank:
         for row in rows:
             if row.by_row and any(part.shape != row.view.parameters[name].shape for name, part in row.described()):
                 raise ValueError(
-                    'pairing = "rank": tables shared by row are cut over the ranks of the site; set semi_sync.pairing = "leader"'
+                    'pairing = "rank": tables shared by row are cut over the ranks of the site; '
+                    'set semi_sync.pairing = "leader"'
                 )
         # A row's own reduction may depend on a rank's shapes: each counts with its own.
         self._ranks = site.gather([(row.numel, row.reduction) for row in rows])

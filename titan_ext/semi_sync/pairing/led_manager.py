@@ -101,7 +101,9 @@ class LedManager:
         """Name the shared state of this rank's shards."""
         self._states[key] = (load_state_dict, state_dict)
         if self.leading is not None:
-            self.leading.register_state_dict_fn(key, lambda state: self._give(key, state), lambda: self._collect(key, self._shards))
+            self.leading.register_state_dict_fn(
+                key, lambda state: self._give(key, state), lambda: self._collect(key, self._shards)
+            )
 
     def state_dict(self) -> dict[str, int]:
         """The leader's counters."""
