@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from titan_ext.bench.chaos import checks
-from titan_ext.bench.chaos.conduct import Outcome
+from titan_ext.bench.chaos.conduct import Conductor, Outcome
 from titan_ext.bench.chaos.history import Sample, SiteHistory
-from titan_ext.bench.chaos.schedule import Kind, draw
+from titan_ext.bench.chaos.schedule import Fault, Kind, draw
 from titan_ext.bench.chaos.setting import Setting
 
 SITES = ["site0", "site1", "site2"]
@@ -174,6 +174,20 @@ def test_a_process_that_stays_or_comes_twice_is_found(outcome: Outcome) -> None:
     assert not checks.orphans(outcome).passed
     outcome.left, outcome.most_ranks = [], 2
     assert not checks.orphans(outcome).passed
+
+
+def test_nothing_strikes_who_could_not_come_back_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    conductor = Conductor({}, [], [], networks={}, keep_live=0, rounds=100, seconds=60.0, say=print)
+    now = conductor._first_commit = time.monotonic()
+
+    def leaves_time(rounds: int, seconds: float, lasting: float) -> bool:
+        conductor._round = rounds
+        monkeypatch.setattr(time, "monotonic", lambda: now + seconds)
+        return conductor._leaves_time(Fault(at=0.0, kind=Kind.STOP, site="east", seconds=lasting))
+
+    # A second a round, so that 50 are left; it takes 30, and twice the time that the site stood still.
+    assert leaves_time(50, 49.0, 0.0) and leaves_time(50, 49.0, 9.9) and not leaves_time(50, 49.0, 10.1)
+    assert leaves_time(89, 880.0, 20.0) and not leaves_time(95, 940.0, 0.0), "less than ten rounds are left"
 
 
 @pytest.mark.slow
