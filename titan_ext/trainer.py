@@ -164,6 +164,7 @@ class Trainer(torchtitan_trainer.Trainer):
             roll_back=config.replica.roll_back,
             on_round=self.metrics_processor.log_round,
             row_ids=self._row_ids(),
+            silence_seconds=config.replica.heartbeat_timeout_seconds,
         )
         if config.semi_sync.order == "paper":
             self.optimizers.register_step_pre_hook(self._outer_step)

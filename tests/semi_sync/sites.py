@@ -121,7 +121,7 @@ def in_background(call: Callable[..., Any], *arguments: Any) -> Future:
 
 def outer_loop(model: torch.nn.Module, optimizer: torch.optim.Optimizer, own: Manager, **settings: Any) -> SemiSync:
     """The outer loop of a site that is a thread."""
-    options = {key: settings.pop(key) for key in ("site_weight", "on_round") if key in settings}
+    options = {key: settings.pop(key) for key in ("site_weight", "on_round", "silence_seconds") if key in settings}
     return SemiSync.Config(**settings).build(
         model_parts=[model], optimizers=optimizer, manager=own, site_ranks=SiteRanks(alone=True), **options
     )

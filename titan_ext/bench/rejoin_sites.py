@@ -214,7 +214,12 @@ class _Ours:
         method = SemiSync.Config(
             method="diloco", sync_every=sync_every, outer_lr=1.0, outer_momentum=0.0, nesterov=False
         )
-        self._outer = method.build(model_parts=[model], optimizers=inner, manager=self.manager)
+        self._outer = method.build(
+            model_parts=[model],
+            optimizers=inner,
+            manager=self.manager,
+            silence_seconds=config.heartbeat_timeout_seconds,
+        )
         self._outer.join()
 
     def after_step(self) -> None:

@@ -63,7 +63,8 @@ class ReplicaConfig:
     """Further attempts to reach the lighthouse at the start, one connect timeout each."""
 
     heartbeat_timeout_seconds: float = 5.0
-    """Lighthouse started by the launcher: silence after which a site counts as dead."""
+    """Silence after which a site counts as dead: of the lighthouse that the launcher starts, and what the sites go by,
+    which train on for so long before they repeat a round that broke."""
 
     join_timeout_seconds: float = 600.0
     """Lighthouse started by the launcher: how long a round waits for a site that lives but is late."""

@@ -28,6 +28,8 @@ class Agreement:
     """The problem is one of this site itself that trying again does not mend."""
     diverged: bool = False
     """This site's shared state is not that of the others."""
+    meet_at: int = 0
+    """Inner step from which the sites can agree that now are at different points."""
 
     @property
     def newcomers(self) -> bool:
@@ -53,7 +55,7 @@ def agree(manager: ReplicaManager, own: Standing) -> Agreement:
         return Agreement(table, [], max(site.clock for site in table))
     if len({(site.clock, *site.rows) for site in members}) > 1:
         problem = f"the sites are at different points of the schedule (we: inner step {own.clock})"
-        return Agreement(table, [], own.clock, problem)
+        return Agreement(table, [], own.clock, problem, meet_at=max(site.clock for site in members) + 1)
     strays = _strays(members)
     if strays:
         problem = f"the shared state of {_names(strays)} is not that of the others"

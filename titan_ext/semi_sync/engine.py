@@ -15,6 +15,7 @@ from titan_ext.semi_sync.commit_log import CommitLog
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.ledger import Ledger, RoundRecord
 from titan_ext.semi_sync.manager import ReplicaManager
+from titan_ext.semi_sync.pace import Pace
 from titan_ext.semi_sync.parts import assemble
 from titan_ext.semi_sync.round import Round
 from titan_ext.semi_sync.row_ids import RowIds
@@ -58,6 +59,8 @@ class SemiSync:
         keep_local_work: after a round that was not committed, keep what was done since the last one
             and try again at the next step; False goes back to the global parameters and waits for the
             next round of the schedule.
+        silence_seconds: after which the lighthouse takes a site for dead. A round that breaks is tried again after
+            about as long; until then a quorum would be waited for, and the inner loop goes on instead.
         register: name the shared state to the manager; False leaves that to the caller.
 
     Raises:
@@ -82,6 +85,7 @@ class SemiSync:
         outer_optimizers: Sequence[Optimizer] | None = None,
         row_ids: RowIds | None = None,
         keep_local_work: bool = True,
+        silence_seconds: float = 0.0,
         register: bool = True,
     ) -> None:
         parts = assemble(
@@ -95,6 +99,7 @@ class SemiSync:
             roll_back=roll_back,
             outer_optimizers=outer_optimizers,
             row_ids=row_ids,
+            silence_seconds=silence_seconds,
         )
         self.config, self.plan = parts.config, parts.plan
         self._parts = parts
@@ -103,6 +108,7 @@ class SemiSync:
         self._rows = parts.rows
         self._settling = Settling(parts, keep_local_work=keep_local_work, on_round=on_round)
         self._saving = Saving(parts)
+        self._pace = Pace()
         self._site_weight = site_weight
         self._current: Round | None = None
         if register:
@@ -170,7 +176,7 @@ class SemiSync:
             if self._land(round_):
                 if not resumed:
                     self.clock = round_.clock
-                elif self._schedule.pending:
+                elif self._schedule.is_ready(self.clock):
                     # Stopped while the others were still on their way to this round, which they now come to.
                     self._launch()
                 return
@@ -188,15 +194,17 @@ class SemiSync:
         Args:
             tokens: what the step trained on, for ``weighting = "tokens"``.
         """
+        self._pace.stop()
         if self.config.order == "after_step":
             self._count(tokens)
         if self._flight.due(self.clock):
             self._land_flight()
         self._schedule.advance(self.clock)
-        if self._schedule.pending and not self._flight.under_way:
+        if self._schedule.is_ready(self.clock) and not self._flight.under_way:
             self._launch()
         if self.config.order == "paper":
             self._count(tokens)
+        self._pace.start()
 
     def tend(self) -> None:
         """Call between inner steps, on all ranks: a site about to join may want a copy of the shared state.
@@ -213,7 +221,7 @@ class SemiSync:
         """
         if self._flight.under_way:
             self._land_flight()
-        if self._schedule.finish():
+        if self._schedule.finish(self.clock):
             self._launch()
         if self.ledger.last is not None and self.ledger.last.sites > 1:
             # What the others still have to read of the last round lies in our connections; were they
@@ -279,6 +287,7 @@ class SemiSync:
             weight=weight,
             launched=list(intent or []),
             tokens=self._progress.tokens,
+            pace=self._pace.milliseconds(),
         )
         return self._current
 

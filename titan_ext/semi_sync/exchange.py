@@ -38,6 +38,7 @@ class Exchange:
         gather: a value of every rank of the site, a collective.
         guard: above how many times the sites' median norm an update is an outlier (0: never), and what becomes of it.
         device: where buffers live.
+        silence: seconds after which a site that says nothing counts as dead.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Exchange:
         gather: Callable[[Any], list[Any]],
         guard: tuple[float, Literal["clip", "drop"]],
         device: torch.device,
+        silence: float = 0.0,
     ) -> None:
         self._manager = manager
         self._rows = rows
@@ -62,6 +64,8 @@ class Exchange:
         self._gather = gather
         self._guard = guard
         self._device = device
+        self._forgets_after = silence
+        self._linger = 0
         self.residuals = Residuals(rows, device)
 
     def fill(self, round_: Round) -> None:
@@ -147,9 +151,14 @@ class Exchange:
             clock=round_.clock,
             rows=round_.intent,
             tokens=round_.tokens,
+            pace=round_.pace,
             **self._lineage.said(),
         )
         outcome = agree(self._manager, own)
+        if self._manager.errored() is None:
+            # From one table, so that all sites come to one step.
+            slowest = max(site.pace for site in outcome.table)
+            self._linger = math.ceil(1000 * self._forgets_after / slowest) if slowest else 0
         round_.table, round_.problem = outcome.table, outcome.problem
         round_.refused, round_.diverged = outcome.refused, outcome.diverged
         if round_.problem is None and self._manager.errored() is None and all(site.rows is None for site in outcome.table):
@@ -160,6 +169,7 @@ class Exchange:
             self._manager.report_error(RuntimeError(round_.problem))
         else:
             round_.agreed, round_.clock = outcome.rows, outcome.clock
+        round_.linger, round_.meet_at = self._linger, outcome.meet_at
         return outcome
 
     def _bring_rows(self, round_: Round) -> None:

@@ -67,6 +67,7 @@ def assemble(
     roll_back: bool,
     outer_optimizers: Sequence[Optimizer] | None,
     row_ids: RowIds | None,
+    silence_seconds: float,
 ) -> Parts:
     """Put the parts together; arguments as those of ``SemiSync``. A collective over the site.
 
@@ -93,6 +94,7 @@ def assemble(
         gather=site.gather,
         guard=(config.outlier_threshold, config.outlier_action),
         device=device,
+        silence=silence_seconds,
     )
     return Parts(
         config=config,

@@ -25,6 +25,8 @@ class Round:
     """What it meant to exchange before it learned that it is behind."""
     tokens: int = 0
     """What this site has trained on since its last commit."""
+    pace: int = 0
+    """Milliseconds that an inner step takes it."""
     agreed: list[int] = field(default_factory=list)
     """The rows that the members mean to exchange; empty while unknown, and where every site is joining."""
     rows: list[int] = field(default_factory=list)
@@ -50,6 +52,10 @@ class Round:
     seconds_reduce: float = 0.0
     problem: str | None = None
     """Why the sites agreed on nothing."""
+    linger: int = 0
+    """Inner steps of the slowest member until a site that has fallen silent counts as dead."""
+    meet_at: int = 0
+    """Inner step from which sites can agree that were at different points."""
     refused: bool = False
     """The problem is this site's own."""
     diverged: bool = False

@@ -40,6 +40,7 @@ class Saving:
             "lineage": self._lineage.state_dict(),
             "tokens": self._progress.tokens,
             "pending": self._schedule.keys(self._schedule.pending if flight else unsettled),
+            "not_before": self._schedule.not_before,
             "flight": None if flight is None else {"land_at": self._flight.land_at, **flight.describe(self._rows)},
             "manager": self._manager.state_dict(),
         }
@@ -56,6 +57,7 @@ class Saving:
         self._progress.clock, self._progress.tokens = counters["clock"], counters["tokens"]
         self._lineage.load_state_dict(counters["lineage"])
         self._schedule.pending = self._schedule.indices(counters["pending"])
+        self._schedule.not_before = counters.get("not_before", 0)
         self._manager.load_state_dict(counters["manager"])
         for row in self._rows:
             row.load_checkpoint_state(state_dict["rows"].get(row.row.key, {}))

@@ -16,21 +16,32 @@ class Schedule:
         self.pending: list[int] = []
         self._plan = plan
         self._finished = False
+        self.not_before = 0
+        """Inner step until which what waits may wait, unless more falls due."""
 
     def advance(self, clock: int) -> None:
         """Add what is due after inner step ``clock``."""
-        self.pending = _union(self.pending, self._plan.due(clock))
+        due = self._plan.due(clock)
+        if due:
+            self.not_before = 0
+        self.pending = _union(self.pending, due)
 
-    def finish(self) -> bool:
-        """Add what is due after the last inner step; False if nothing is, or nothing any more."""
+    def is_ready(self, clock: int) -> bool:
+        """Whether a round is to see to what waits after inner step ``clock``."""
+        return bool(self.pending) and clock >= self.not_before
+
+    def finish(self, clock: int) -> bool:
+        """Add what is due after the last inner step; whether a round is to see to it, or to what was put off."""
         rows = [] if self._finished else self._plan.final()
         self._finished = True
+        put_off = bool(self.pending) and clock < self.not_before
         self.pending = _union(self.pending, rows)
-        return bool(rows)
+        return bool(rows) or put_off
 
     def take(self) -> list[int]:
         """All that waits, which a round now sees to."""
         taken, self.pending = self.pending, []
+        self.not_before = 0
         return taken
 
     def again(self, rows: Iterable[int]) -> None:

@@ -44,7 +44,7 @@ class Settling:
             self._apply(round_)
             self._parts.draw.after(round_)
         else:
-            self._undo(round_)
+            self._undo(round_, failure)
             self._parts.healing.give_up(round_)
         if round_.rows:
             self._record(round_, committed, failure, time.perf_counter() - started)
@@ -70,12 +70,16 @@ class Settling:
         checksum = self._parts.checksum.after({self._rows[index].row.key for index in round_.rows})
         self._lineage.record(round_.table, round_.contributors, round_.clock, checksum)
 
-    def _undo(self, round_: Round) -> None:
+    def _undo(self, round_: Round, failure: object | None) -> None:
         if not self._keep_local_work:
             for index in round_.launched or round_.rows:
                 self._rows[index].reset_local_to_global()
         elif not self._progress.healed:
             self._parts.schedule.again(round_.launched)
+        # Until the lighthouse has forgotten who died, the next quorum would be waited for; rather train on.
+        linger = round_.linger if failure is not None and round_.problem is None else 0
+        again = max(self._progress.clock + linger, round_.meet_at)
+        self._parts.schedule.not_before = max(self._parts.site.gather(again))
 
     def _record(self, round_: Round, committed: bool, failure: object | None, seconds: float) -> None:
         record = self._parts.exchange.record(

@@ -46,6 +46,8 @@ class Standing:
     """Indices of the rows it is about to exchange; None to abstain and learn the round from the others."""
     tokens: int = 0
     """What it has trained on since its last commit."""
+    pace: int = 0
+    """Milliseconds that an inner step takes it; 0 if it has taken none yet."""
 
 
 def table_of(manager: ReplicaManager, own: Standing) -> list[Standing]:
@@ -63,7 +65,7 @@ def table_of(manager: ReplicaManager, own: Standing) -> list[Standing]:
     return [_unpack(line) for line in table.tolist()]
 
 
-_NUMBERS = 11
+_NUMBERS = 12
 _ROW_WORDS = MOST_ROWS // BITS
 _NAME_WORD = 7  # bytes in a word
 _NAME_WORDS = -(-NAME_BYTES // _NAME_WORD)
@@ -86,6 +88,7 @@ def _pack(own: Standing) -> list[int]:
         own.checksum,
         own.clock,
         own.tokens,
+        own.pace,
         int(own.rows is None),
         *rows,
         *(int.from_bytes(name[start : start + _NAME_WORD], "big") for start in range(0, len(name), _NAME_WORD)),
@@ -93,9 +96,8 @@ def _pack(own: Standing) -> list[int]:
 
 
 def _unpack(line: list[int]) -> Standing:
-    fingerprint, run, salt, generation, round_, known_generation, known_round, checksum, clock, tokens, abstains = line[
-        :_NUMBERS
-    ]
+    fingerprint, run, salt, *positions, checksum, clock, tokens, pace, abstains = line[:_NUMBERS]
+    generation, round_, known_generation, known_round = positions
     words = line[_NUMBERS : _NUMBERS + _ROW_WORDS]
     name = b"".join(word.to_bytes(_NAME_WORD, "big") for word in line[_NUMBERS + _ROW_WORDS :])
     rows = [index * BITS + bit for index, word in enumerate(words) for bit in range(BITS) if word >> bit & 1]
@@ -110,4 +112,5 @@ def _unpack(line: list[int]) -> Standing:
         clock=clock,
         rows=None if abstains else rows,
         tokens=tokens,
+        pace=pace,
     )
