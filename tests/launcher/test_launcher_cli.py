@@ -1,9 +1,11 @@
 """The command line, as a user types it."""
 
+import argparse
 import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -117,3 +119,20 @@ def test_a_lighthouse_says_where_it_is_and_ends_when_told(number: signal.Signals
         finally:
             process.kill()
     assert process.returncode == 0 and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "overrides, expected", [([], "2"), (["--replica.expected_sites", "5"], "5")], ids=["by count", "by the user"]
+)
+def test_sites_that_are_started_together_begin_together(tmp_path: Path, overrides: list[str], expected: str) -> None:
+    file = tmp_path / "run.toml"
+    sites = "".join(f'[[site]]\nname = "{name}"\ndata = "builtin:docs"\n' for name in ("east", "west"))
+    file.write_text(f'dump_folder = "{tmp_path}/out"\n[semi_sync]\nmethod = "diloco"\n{sites}')
+    arguments = argparse.Namespace(
+        file=str(file), only=None, lighthouse=None, lighthouse_port=0, grace_seconds=30.0, overrides=overrides
+    )
+    jobs = command._plan(arguments, command._load_sites(str(file), None, overrides), overrides)
+    assert [job.name for job in jobs] == ["lighthouse", "east", "west"]
+    for job in jobs[1:]:
+        flags = [job.command[place + 1] for place, each in enumerate(job.command) if each == "--replica.expected_sites"]
+        assert flags == [expected]

@@ -186,8 +186,10 @@ def _plan(args: argparse.Namespace, sites: Sequence["Site"], overrides: Sequence
         for environment in dealt.values():
             environment["TORCHFT_LIGHTHOUSE"] = f"http://127.0.0.1:{port}"
         print(f"lighthouse at http://127.0.0.1:{port}")
+    together = len(sites) if all(site.config.replica.expected_sites == 0 for site in sites) else 0
+    expected = ("--replica.expected_sites", str(together)) if together > 1 else ()
     for site in sites:
-        arguments = ("--config", args.file, "--site", site.name, *overrides)
+        arguments = ("--config", args.file, "--site", site.name, *expected, *overrides)
         command = torchrun_command(site.nproc, args.grace_seconds, *arguments)
         log = Path(site.config.dump_folder) / "log.txt"
         jobs.append(Job(name=site.name, command=command, environment=dealt[site.name], log=log))

@@ -16,6 +16,13 @@ class ReplicaConfig:
     """Sites that a round needs; fewer wait instead of committing alone. One that has just come counts, though it has
     no work to give yet: for the others' to wait until it has would delay them by a round."""
 
+    expected_sites: int = 0
+    """Sites that are waited for when a run begins, or begins again after all have stopped; 0: no more than ``min_sites``.
+    ``titan-ext launch`` takes the sites that it starts."""
+
+    expected_timeout_seconds: float = 120.0
+    """How long; then those that are here begin, if they are ``min_sites``."""
+
     roll_back: bool = False
     """Go on from a checkpoint older than the run's last commit although a site that took part in that commit is
     missing; without it a site waits for the others."""
@@ -83,6 +90,8 @@ class ReplicaConfig:
         """Raises ValueError naming the key, its value and what is allowed."""
         if self.min_sites < 1:
             raise ValueError(f"min_sites = {self.min_sites}: must be at least 1")
+        if self.expected_sites < 0:
+            raise ValueError(f"expected_sites = {self.expected_sites}: must be at least 0")
         if self.lighthouse_retries < 0:
             raise ValueError(f"lighthouse_retries = {self.lighthouse_retries}: must be at least 0")
         for key in ("manager_port", "state_port"):
@@ -97,6 +106,7 @@ class ReplicaConfig:
             "heartbeat_interval_seconds",
             "heartbeat_timeout_seconds",
             "join_timeout_seconds",
+            "expected_timeout_seconds",
             "admission_timeout_seconds",
         ):
             if not getattr(self, key) > 0:

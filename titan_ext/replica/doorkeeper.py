@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -30,6 +31,8 @@ class Decision:
     """Number of their group, never used before."""
     own: int = 0
     """This site's rank among them."""
+    waits_for: int = 0
+    """Sites that are to be here before these begin; 0: no more."""
     strangers: list[str] = field(default_factory=list)
     """Names of the sites that hold another secret."""
     problem: str | None = None
@@ -57,6 +60,7 @@ class Doorkeeper:
         secret: what sites prove to hold; None: everybody is admitted.
         min_sites: as many make a group that counts.
         seconds: how long to wait for those that have not answered.
+        expected: sites that a run waits for when it begins, and for how many seconds.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Doorkeeper:
         secret: Secret | None,
         min_sites: int,
         seconds: float,
+        expected: tuple[int, float] = (0, 0.0),
     ) -> None:
         self._store = store
         self._store_address = store_address
@@ -75,6 +80,8 @@ class Doorkeeper:
         self._secret = secret or NO_SECRET
         self._min_sites = min_sites
         self._seconds = seconds
+        self._expected, self._patience = expected
+        self._began = time.monotonic()
         self._met = False
         self._turned_away = False
         self._refused: set[str] = set()
@@ -94,6 +101,7 @@ class Doorkeeper:
             store=self._store_address,
             manager=self._manager_address,
             met=self._met,
+            expects=self._expected if time.monotonic() < self._began + self._patience else 0,
         )
         try:
             meeting = Meeting(self._meeting_place(quorum), own, quorum.replica_ids, self._secret, self._silent)
@@ -108,11 +116,12 @@ class Doorkeeper:
             turned_away = self._turn_away(list(meeting.strangers.values()))
             if turned_away is not None:
                 return turned_away
-        self._met |= len(verdict.cards) >= self._min_sites
+        self._met |= len(verdict.cards) >= self._min_sites and not verdict.waits_for
         return Decision(
             cards=list(verdict.cards.values()),
             group=verdict.group,
             own=list(verdict.cards).index(quorum.replica_rank),
+            waits_for=verdict.waits_for,
             strangers=_names(meeting.strangers.values()),
         )
 

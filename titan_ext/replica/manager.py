@@ -159,6 +159,7 @@ class Replica(Manager):
                 secret=secret,
                 min_sites=self._config.min_sites,
                 seconds=self._config.admission_timeout_seconds,
+                expected=(self._config.expected_sites, self._config.expected_timeout_seconds),
             )
         return AdmittedQuorums(
             self._client,

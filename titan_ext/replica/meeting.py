@@ -38,6 +38,8 @@ class Card:
     """URL of its manager server."""
     met: bool
     """Whether it has been admitted before."""
+    expects: int = 0
+    """Sites that it would rather wait for while nobody has been admitted before."""
 
     def text(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -63,6 +65,16 @@ class Verdict:
 
     cards: dict[int, Card]
     group: int
+
+    @property
+    def waits_for(self) -> int:
+        """Sites that those who begin together wait for; 0 if they are enough, or are waited for themselves.
+
+        All find the same, since all go by the same cards.
+        """
+        expected = max(card.expects for card in self.cards.values())
+        begins = not any(card.met for card in self.cards.values())
+        return expected if begins and len(self.cards) < expected else 0
 
 
 @dataclass

@@ -74,6 +74,8 @@ class AdmittedQuorums:
         strangers = ", ".join(self._decision.strangers)
         uncounted = f", not counting {strangers}: another secret (replica.secret_file)" if strangers else ""
         here = len(self._decision.cards)
+        if self._decision.waits_for:
+            return f"{here} of {self._decision.waits_for} site(s) here that the run begins with (replica.expected_sites)"
         return f"{here} of at least {self._min_sites} site(s) (replica.min_sites) here{uncounted}"
 
     def _quorum(
@@ -106,7 +108,7 @@ class AdmittedQuorums:
                 raise UserError(decision.problem)
             if decision.problem is not None:
                 return self._alone()
-            if len(decision.cards) >= self._min_sites:
+            if len(decision.cards) >= self._min_sites and not decision.waits_for:
                 return self._of_group(quorum, group_rank, init_sync, known)
             self._wait_for_more(deadline)
 
@@ -123,7 +125,7 @@ class AdmittedQuorums:
         return self._failed or time.monotonic() > self._last_quorum + _LONG_AGO_SECONDS
 
     def _is_known(self, quorum: QuorumResult) -> bool:
-        if self.problem is not None or len(self._decision.cards) < len(quorum.replica_ids):
+        if self.problem is not None or self._decision.waits_for or len(self._decision.cards) < len(quorum.replica_ids):
             return False
         return self._met == (quorum.quorum_id, quorum.replica_ids)
 
