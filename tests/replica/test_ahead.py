@@ -224,12 +224,16 @@ def test_a_site_that_fell_behind_goes_on_from_the_members_step_not_from_that_of_
         meeting = threading.Barrier(2, timeout=PATIENCE_SECONDS)
         clocks = []
 
-        def member():
-            model, outer = outer_loop(ahead, 1.0, "site0")
+        def one_step_after_a_round(own, name):
+            model, outer = outer_loop(own, 1.0, name)
             outer.join()
             for _ in range(5):
-                step(ahead, model, outer)
+                step(own, model, outer)
             meeting.wait()
+            return model, outer
+
+        def member():
+            model, outer = one_step_after_a_round(ahead, "site0")
             while not fetched.is_set():
                 ahead._checkpoint_transport.tend(ahead.current_step(), ahead._manager_state_dict)
             while outer.clock < 16:
@@ -237,11 +241,7 @@ def test_a_site_that_fell_behind_goes_on_from_the_members_step_not_from_that_of_
             return outer.shared_state_sha256()
 
         def straggler():
-            model, outer = outer_loop(behind, 1.0, "site1")
-            outer.join()
-            for _ in range(5):
-                step(behind, model, outer)
-            meeting.wait()
+            model, outer = one_step_after_a_round(behind, "site1")
             # As if it had missed the last round.
             behind.load_state_dict(behind.state_dict() | {"step": behind.current_step() - 1})
             behind._checkpoint_transport.fetch_ahead(ahead._checkpoint_transport.metadata())
