@@ -47,6 +47,10 @@ def agree(manager: ReplicaManager, own: Standing) -> Agreement:
     if manager.errored() is not None:
         return Agreement(table, [], own.clock)
     own = table[manager.participating_rank()]  # of a site with a leader the leader's
+    strangers = _other_origin(table)
+    if strangers:
+        problem = _told_origins(table)
+        return Agreement(table, [], own.clock, problem, refused=own in strangers)
     refusal = _other_settings(own, table) or _one_name_twice(table) or _other_run(own, table)
     if refusal is not None:
         return Agreement(table, [], own.clock, refusal, refused=True)
@@ -84,6 +88,34 @@ def _other_run(own: Standing, table: Sequence[Standing]) -> str | None:
     return (
         f"two runs meet at one lighthouse (we: {described(own.run, own.position)}; {theirs}); give each its own "
         "lighthouse, or remove the checkpoints of the one that is not meant"
+    )
+
+
+def _other_origin(table: Sequence[Standing]) -> list[Standing]:
+    """Sites whose loaded model would be lost, or whose random one would take the place of a loaded one.
+
+    Where a run is under way, those about to join it that have loaded another model than it began from. Where all are
+    about to begin, those that differ from most; all of them where there is no majority.
+    """
+    run = next((site for site in table if site.run), None)
+    if run is not None:
+        return [site for site in table if not site.run and site.origin not in (0, run.origin)]
+    counts = Counter(site.origin for site in table).most_common()
+    if len(counts) == 1:
+        return []
+    tie = counts[0][1] == counts[1][1]
+    return [site for site in table if tie or site.origin != counts[0][0]]
+
+
+def _told_origins(table: Sequence[Standing]) -> str:
+    told = ", ".join(
+        f"{site.name or 'a site without name'}: "
+        + (f"loaded model {site.origin:016x}" if site.origin else "random initialisation")
+        for site in table
+    )
+    return (
+        f"the sites do not start from one model ({told}); load the same one at all of them (checkpoint.initial_load_path), "
+        "or none at any"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from titan_ext.semi_sync.plan import PARAMETERS
 from titan_ext.semi_sync.site import SiteRanks
 from titan_ext.semi_sync.synced import SyncedRow
 
@@ -42,6 +43,24 @@ class SharedChecksum:
             return 0
         total = sum(self._site.gather(sum(self._parts.values()))) & _MASK
         return _hash(f"{total:x}") >> 2 or 1
+
+
+def model_checksum(rows: Sequence[SyncedRow], site: SiteRanks, speaks_for: Callable[[str], bool]) -> int:
+    """A checksum below 2**62, and not 0, of the parameters that all sites share whole. A collective over the site.
+
+    Args:
+        rows: the plan's rows bound to this rank.
+        site: the ranks of the site.
+        speaks_for: whether this rank counts a parameter's shard; of equal shards one rank does.
+    """
+    parameters = {
+        name: {"value": tensor}
+        for row in rows
+        if row.row.state == PARAMETERS and not row.by_row
+        for name, tensor in zip(row.names, row.locals(), strict=True)
+    }
+    total = sum(site.gather(state_checksum(parameters, speaks_for))) & _MASK
+    return _hash(f"{total:x}") >> 2 or 1
 
 
 def state_checksum(state: Mapping[str, Mapping[str, Any]], speaks_for: Callable[[str], bool]) -> int:

@@ -11,6 +11,7 @@ from torch.distributed import ReduceOp
 from torch.optim import Optimizer
 
 from titan_ext.errors import UserError
+from titan_ext.semi_sync.checksum import model_checksum
 from titan_ext.semi_sync.commit_log import CommitLog
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.ledger import Ledger, RoundRecord
@@ -111,6 +112,7 @@ class SemiSync:
         self._pace = Pace()
         self._site_weight = site_weight
         self._current: Round | None = None
+        self._restored = False
         if register:
             self._manager.register_state_dict_fn("titan_ext", self.receive_shared_state, self.shared_state)
 
@@ -148,17 +150,26 @@ class SemiSync:
         """Sites in the current quorum."""
         return self._manager.num_participants()
 
-    def join(self) -> None:
+    def join(self, loaded: bool | None = None) -> None:
         """Take part in a quorum before the first inner step.
+
+        Unless ``load_state_dict`` restored a global copy, the run starts from the parameters as they are now, whatever
+        loaded them. Sites that begin together from loaded models must have loaded the same one; of random
+        initialisations all take one site's.
 
         All sites starting together only agree on the starting point; those that resume go on from their
         own inner steps. A site that comes later takes over the members' shared state and the round they
         are in, without contributing to it, so that its very first contribution counts. Afterwards
         ``clock`` is the members' inner step.
 
+        Args:
+            loaded: whether the parameters come from a loaded model; None: if they changed since the loop was built.
+
         Raises:
-            UserError: the other sites run another plan or model; names what differs.
+            UserError: the other sites run another plan or model, or start from another one; names what differs.
         """
+        if not self._restored:
+            self._start_from_parameters(loaded)
         said = ""
         while True:
             round_ = self._begin(None, weight=0.0)
@@ -257,8 +268,16 @@ class SemiSync:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; the local parameters are the model's own business."""
         self._saving.load(state_dict)
+        self._restored = True
 
     # -- one round ---------------------------------------------------------------------------
+
+    def _start_from_parameters(self, loaded: bool | None) -> None:
+        """What was loaded after the loop was built is what it starts from, and what joining sites receive."""
+        changed = [row.start_from_local() for row in self._rows]
+        parts = self._parts
+        if any(parts.site.gather(any(changed) if loaded is None else loaded)):
+            parts.lineage.origin = model_checksum(self._rows, parts.site, parts.pairing.speaks_for)
 
     def _count(self, tokens: int) -> None:
         self._progress.clock += 1

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from titan_ext.semi_sync.outer_optimizer import build_outer_optimizer, work_on
 from titan_ext.semi_sync.plan import SyncRow
-from titan_ext.semi_sync.synced import Landing, SyncedRow
+from titan_ext.semi_sync.synced import Landing, SyncedRow, refresh
 from titan_ext.semi_sync.views import ModelView
 
 if TYPE_CHECKING:
@@ -109,6 +109,10 @@ class GlobalRow(SyncedRow):
         """Drop local work."""
         if self.elements:
             torch._foreach_copy_(self.locals(), self.global_parts)
+
+    def start_from_local(self) -> bool:
+        """The parameters become the global copy."""
+        return refresh(self.global_parts, self.locals())
 
     def shared_state(self) -> dict[str, dict[str, Any]]:
         """Global values and the outer optimizer's state."""

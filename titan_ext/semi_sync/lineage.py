@@ -40,6 +40,8 @@ class Lineage:
     def __init__(self, name: str, log: CommitLog | None, site: SiteRanks, *, roll_back: bool = False) -> None:
         self.name = name
         self.run = 0
+        self.origin = 0
+        """Checksum of the loaded model that the run began from; 0 for a random initialisation."""
         self.position = Position()
         self.checksum = 0
         self._log = log
@@ -57,6 +59,7 @@ class Lineage:
         return {
             "name": self.name,
             "run": self.run,
+            "origin": self.origin,
             "salt": secrets.randbits(BITS - 8),  # summed over the sites it must stay below 2**62
             "position": self.position,
             "known": self._known(),
@@ -122,7 +125,7 @@ class Lineage:
 
     def adopt(self, state: Mapping[str, Any]) -> None:
         """Stand where the peer stands whose shared state was taken in."""
-        self.run, self.position = state["run"], _position(state)
+        self._take_place(state)
 
     def advance(self) -> None:
         """A round is committed."""
@@ -154,13 +157,17 @@ class Lineage:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for shared state and checkpoint."""
-        return {"run": self.run, "generation": self.position.generation, "round": self.position.round}
+        return {"run": self.run, "origin": self.origin, "generation": self.position.generation, "round": self.position.round}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them, and look up in rank 0's log what came after. A collective over the site."""
-        self.run, self.position = state["run"], _position(state)
+        self._take_place(state)
         own = self._log.last(self.run_name) if self._log is not None else None
         self._last = self._site.gather(own)[0]
+
+    def _take_place(self, state: Mapping[str, Any]) -> None:
+        # Checkpoints did not always tell what their run began from.
+        self.run, self.origin, self.position = state["run"], state.get("origin", 0), _position(state)
 
     def _known(self) -> Position:
         """The last commit of this run that we remember."""

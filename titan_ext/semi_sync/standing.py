@@ -32,6 +32,9 @@ class Standing:
     """Equal at sites that may exchange."""
     run: int = 0
     """Which run its shared state belongs to; 0 if it has none yet."""
+    origin: int = 0
+    """Checksum of the loaded model that its run began from, or, without a run yet, that it is to begin from; 0 if
+    that is a random initialisation."""
     salt: int = 0
     """What it adds to the name of a run that begins."""
     position: Position = Position()
@@ -65,7 +68,7 @@ def table_of(manager: ReplicaManager, own: Standing) -> list[Standing]:
     return [_unpack(line) for line in table.tolist()]
 
 
-_NUMBERS = 12
+_NUMBERS = 13
 _ROW_WORDS = MOST_ROWS // BITS
 _NAME_WORD = 7  # bytes in a word
 _NAME_WORDS = -(-NAME_BYTES // _NAME_WORD)
@@ -80,6 +83,7 @@ def _pack(own: Standing) -> list[int]:
     return [
         own.fingerprint,
         own.run,
+        own.origin,
         own.salt,
         own.position.generation,
         own.position.round,
@@ -96,7 +100,7 @@ def _pack(own: Standing) -> list[int]:
 
 
 def _unpack(line: list[int]) -> Standing:
-    fingerprint, run, salt, *positions, checksum, clock, tokens, pace, abstains = line[:_NUMBERS]
+    fingerprint, run, origin, salt, *positions, checksum, clock, tokens, pace, abstains = line[:_NUMBERS]
     generation, round_, known_generation, known_round = positions
     words = line[_NUMBERS : _NUMBERS + _ROW_WORDS]
     name = b"".join(word.to_bytes(_NAME_WORD, "big") for word in line[_NUMBERS + _ROW_WORDS :])
@@ -105,6 +109,7 @@ def _unpack(line: list[int]) -> Standing:
         name=name.rstrip(b"\0").decode(errors="replace"),
         fingerprint=fingerprint,
         run=run,
+        origin=origin,
         salt=salt,
         position=Position(generation, round_),
         known=Position(known_generation, known_round),

@@ -153,6 +153,14 @@ class SyncedRow:
     def reset_local_to_global(self) -> None:
         """Drop local work, where there is something global to go back to."""
 
+    def start_from_local(self) -> bool:
+        """Take the parameters as they are now for what the run starts from, where the kind keeps a copy of them.
+
+        Returns:
+            Whether they differ, on this rank, from what they were when the row was bound: a model was loaded.
+        """
+        return False
+
     def shared_state(self) -> dict[str, dict[str, Any]]:
         """What a joining site takes over, by parameter name: local tensors, not copies."""
         return {}
@@ -241,6 +249,18 @@ class SyncedRow:
         if isinstance(value, torch.Tensor) and value.dim() == parameter.dim() and value.dim() > 0:
             return like(parameter, value)
         return value
+
+
+@torch.no_grad()
+def refresh(copies: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> bool:
+    """Copy each source into its copy; whether that changed any."""
+    changed = False
+    for copy, source in zip(copies, sources, strict=True):
+        source = source.to(copy)
+        if not torch.equal(copy, source):
+            copy.copy_(source)
+            changed = True
+    return changed
 
 
 def _copy_checked(name: str, own: torch.Tensor, theirs: torch.Tensor) -> None:

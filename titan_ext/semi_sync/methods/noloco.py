@@ -16,7 +16,7 @@ from titan_ext.semi_sync.gossip import PairExchange
 from titan_ext.semi_sync.methods import register_method
 from titan_ext.semi_sync.methods.final_mean import final_rows
 from titan_ext.semi_sync.plan import SyncPlan, SyncRow
-from titan_ext.semi_sync.synced import Landing, SyncedRow
+from titan_ext.semi_sync.synced import Landing, SyncedRow, refresh
 
 
 class GossipRow(SyncedRow):
@@ -59,6 +59,10 @@ class GossipRow(SyncedRow):
         """Back to the slow weights."""
         if self.elements:
             torch._foreach_copy_(self.locals(), self.split(self._slow))
+
+    def start_from_local(self) -> bool:
+        """The parameters become the slow weights."""
+        return refresh(self.split(self._slow), self.locals())
 
     def shared_state(self) -> dict[str, dict[str, Any]]:
         """The slow weights."""
