@@ -34,15 +34,15 @@ class _Command:
 
 
 _COMMANDS = (
-    _Command("launch", "titan_ext.launcher.command", "train: start the sites of a file on this machine", True),
-    _Command("lighthouse", "titan_ext.launcher.lighthouse", "run the lighthouse at which sites find each other"),
-    _Command("check", "titan_ext.config.check", "print the resolved settings of each site and their cost", True),
-    _Command("data", "titan_ext.data.command", "look into a corpus, or train a tokenizer on one"),
-    _Command("eval", "titan_ext.evaluate.command", "perplexity and tasks of a checkpoint", True),
-    _Command("generate", "titan_ext.generate.command", "continue a text with a checkpoint", True),
-    _Command("export", "titan_ext.export.command", "a checkpoint as a Hugging Face folder", True),
-    _Command("dept", "titan_ext.dept.command", "after sites trained a body with embeddings of their own", True),
-    _Command("bench", "titan_ext.bench.command", "measure speed"),
+    _Command("launch", "titan_ext.commands.launch", "train: start the sites of a file on this machine", True),
+    _Command("lighthouse", "titan_ext.commands.lighthouse", "run the lighthouse at which sites find each other"),
+    _Command("check", "titan_ext.commands.check", "print the resolved settings of each site and their cost", True),
+    _Command("data", "titan_ext.commands.data", "look into a corpus, or train a tokenizer on one"),
+    _Command("eval", "titan_ext.commands.evaluate", "perplexity and tasks of a checkpoint", True),
+    _Command("generate", "titan_ext.commands.generate", "continue a text with a checkpoint", True),
+    _Command("export", "titan_ext.commands.export", "a checkpoint as a Hugging Face folder", True),
+    _Command("dept", "titan_ext.commands.dept", "after sites trained a body with embeddings of their own", True),
+    _Command("bench", "titan_ext.commands.bench", "measure speed"),
 )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from titan_ext.errors import RunError, UserError
-from titan_ext.leaving.process import Left, exit_at_once
+from titan_ext.replica.shutdown.graceful_exit import Left, exit_at_once
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
-    from titan_ext.platform import prepare
+    from titan_ext.trainer.cpu import prepare
 
     prepare()
     import torch

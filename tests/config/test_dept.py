@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from titan_ext.commands.check import _as_text
 from titan_ext.config import dump_resolved, load_run, load_site
-from titan_ext.config.check import _as_text
-from titan_ext.data.bpe import train_tokenizer
+from titan_ext.data.tokenizers.bpe import train_tokenizer
 from titan_ext.errors import UserError
 from titan_ext.models.dept.head import MaskedHead
 

@@ -14,10 +14,10 @@ from torch.distributed import checkpoint
 
 from titan_ext.config import dump_resolved, load_site, site_cost
 from titan_ext.config.binder import Binder
-from titan_ext.config.cost import parameter_shapes
+from titan_ext.config.cost.cost import parameter_shapes
 from titan_ext.config.optimizer import bind_optimizer
 from titan_ext.config.settings import Origin, Settings
-from titan_ext.optimizers import OptimizersContainer
+from titan_ext.trainer.optimizers import OptimizersContainer
 
 from .conftest import GOOD
 from .test_bad_input import checked

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from titan_ext.config import load_run, load_site
-from titan_ext.config.settings import Origin
 from titan_ext.config.resolved import origin_of
+from titan_ext.config.settings import Origin
 from titan_ext.errors import UserError
 
 from .conftest import GOOD
@@ -23,7 +23,7 @@ def flavored(monkeypatch: pytest.MonkeyPatch) -> str:
     from torchtitan.config import TrainingConfig
 
     from titan_ext.models import llama3
-    from titan_ext.trainer import Trainer
+    from titan_ext.trainer.trainer import Trainer
 
     def tiny() -> Trainer.Config:
         config = Trainer.Config(training=TrainingConfig(steps=77, disable_cuda_graphs=True))

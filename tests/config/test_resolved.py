@@ -75,7 +75,7 @@ def test_unset_sections_are_torchtitans_but_for_our_listed_defaults(write: Calla
 
 
 def test_every_default_of_ours_names_a_key_and_a_reason() -> None:
-    from titan_ext.trainer import Trainer
+    from titan_ext.trainer.trainer import Trainer
 
     plain = Trainer.Config()
     for default in DEFAULTS:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from titan_ext.data.command import add_parser, run
+from titan_ext.commands.data import add_parser, run
 from titan_ext.errors import UserError
 
 
@@ -68,6 +68,6 @@ def test_bad_arguments(
 
 
 def test_reading_the_command_does_not_wait_for_torch() -> None:
-    code = "import sys, titan_ext.data.command; sys.exit('torch' in sys.modules or 'torchtitan' in sys.modules)"
+    code = "import sys, titan_ext.commands.data; sys.exit('torch' in sys.modules or 'torchtitan' in sys.modules)"
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(root)})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.corpora import build_loader, documents_in, flat, write_lines
+from tests.data.corpora.sources import build_loader, documents_in, flat, write_lines
 from titan_ext.data import ByteTokenizer, TextDataLoader
 from titan_ext.data.dataset import PackedTextDataset
 from titan_ext.data.loader import open_feed

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from titan_ext.data.corpus import Corpus
+from titan_ext.data.corpora.corpus import Corpus
 from titan_ext.data.feed import CorpusFeed, Selection
 from titan_ext.data.order import epoch_order, mix, share, split_documents
 

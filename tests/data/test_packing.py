@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from tests.data.corpora import BOS, EOS, build_loader, documents_in, flat
+from tests.data.corpora.sources import BOS, EOS, build_loader, documents_in, flat
 from titan_ext.data import ByteTokenizer
 from titan_ext.data.packing import Cursor, pack
 

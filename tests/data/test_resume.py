@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 from torch.distributed import checkpoint
 
-from tests.data.corpora import build_loader, documents_in, flat, write_lines
+from tests.data.corpora.sources import build_loader, documents_in, flat, write_lines
 from titan_ext.data import TextDataLoader
 from titan_ext.errors import UserError
 

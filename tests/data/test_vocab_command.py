@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.corpora import write_lines
+from tests.data.corpora.sources import write_lines
 from tests.data.test_command import call
-from tests.data.vocabularies import train_bpe
+from tests.data.tokenizers.vocabularies import train_bpe
 from titan_ext.data import Vocabulary
-from titan_ext.data.tokenizer import build_tokenizer
+from titan_ext.data.tokenizers.tokenizer import build_tokenizer
 from titan_ext.errors import UserError
 
 RUN = """

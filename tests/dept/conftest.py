@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.forked import lighthouse, start_site
-from titan_ext.data.bpe import train_tokenizer
+from titan_ext.data.tokenizers.bpe import train_tokenizer
 
 # Tokens of the tokenizer that the sites may have in common.
 VOCABULARY = 301

@@ -8,13 +8,13 @@ import torch
 from tests.dept.conftest import VOCABULARY
 from titan_ext.cli import main
 from titan_ext.config import load_site
-from titan_ext.data.byte_tokenizer import ByteTokenizer
-from titan_ext.data.tokenizer import build_tokenizer
-from titan_ext.data.vocabulary import Vocabulary
+from titan_ext.data.tokenizers.byte_tokenizer import ByteTokenizer
+from titan_ext.data.tokenizers.tokenizer import build_tokenizer
+from titan_ext.data.tokenizers.vocabulary import Vocabulary
 from titan_ext.dept.tables import tables_of
-from titan_ext.evaluate.checkpoint import find_checkpoint
-from titan_ext.evaluate.model import load_model
 from titan_ext.export.trained import trained_model
+from titan_ext.inference.checkpoint import find_checkpoint
+from titan_ext.inference.model import load_model
 
 
 def embedded(config: Path, out: Path, *flags: str):

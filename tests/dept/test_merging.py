@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from titan_ext.data.byte_tokenizer import ByteTokenizer
-from titan_ext.data.tokenizer import build_tokenizer, resolve_tokenizer
-from titan_ext.data.vocabulary import find_vocabulary
+from titan_ext.data.tokenizers.byte_tokenizer import ByteTokenizer
+from titan_ext.data.tokenizers.tokenizer import build_tokenizer, resolve_tokenizer
+from titan_ext.data.tokenizers.vocabulary import find_vocabulary
 from titan_ext.dept.merging import RowMeans, tokens_of
 from titan_ext.errors import UserError
 

@@ -19,7 +19,7 @@ from torchft._torchft import LighthouseServer
 from tests.forkserver import forking
 
 _context = forking(
-    "titan_ext.train", "titan_ext.trainer", "titan_ext.config.load", "titan_ext.models.llama3", "titan_ext.data"
+    "titan_ext.train", "titan_ext.trainer.trainer", "titan_ext.config.load", "titan_ext.models.llama3", "titan_ext.data"
 )
 
 

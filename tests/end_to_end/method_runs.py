@@ -96,9 +96,10 @@ def _run_case(trainer, name: str, settings: dict, stop_after: int | None = None)
 
 
 def _build(trainer, inner: str, kwargs: dict, settings: dict, records: list):
-    from titan_ext.optimizers import OptimizersContainer
-    from titan_ext.semi_sync import SemiSync
     from torchtitan.components.optimizer import ParamGroupConfig
+
+    from titan_ext.semi_sync import SemiSync
+    from titan_ext.trainer.optimizers import OptimizersContainer
 
     group = ParamGroupConfig(pattern=".*", optimizer_name=inner, optimizer_kwargs={"lr": 1e-2, **kwargs})
     optimizers = OptimizersContainer.Config(param_groups=[group], implementation="foreach").build(
@@ -116,7 +117,7 @@ def _build(trainer, inner: str, kwargs: dict, settings: dict, records: list):
 
 def _stopped_and_resumed(trainer, optimizers, outer, build):
     """What a checkpoint of this moment gives back to objects that know nothing."""
-    from titan_ext.semi_sync.views import materialize_state
+    from titan_ext.semi_sync.state.views import materialize_state
 
     def copied(tree):
         return tree_map(lambda each: each.detach().clone() if isinstance(each, torch.Tensor) else each, tree)
@@ -149,8 +150,8 @@ def _whole(value: torch.Tensor) -> torch.Tensor:
 
 
 def _reset(parts) -> None:
-    from titan_ext.semi_sync.pairing.shards import piece_of
-    from titan_ext.semi_sync.views import canonical_name, local_tensor
+    from titan_ext.semi_sync.site.shards import piece_of
+    from titan_ext.semi_sync.state.views import canonical_name, local_tensor
 
     for part in parts:
         for name, parameter in part.named_parameters():

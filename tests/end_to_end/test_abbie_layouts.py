@@ -120,7 +120,7 @@ def run(layout: str, folder: Path, corpus: Path, cases: dict[str, list[str]]) ->
 
 def train_cases(config: Path, folder: Path, cases: dict[str, list[str]]) -> None:
     """Some steps of each case at one rank, which leaves what it saw."""
-    from titan_ext.trainer import Trainer
+    from titan_ext.trainer.trainer import Trainer
 
     results = {}
     for name, flags in cases.items():

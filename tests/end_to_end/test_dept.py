@@ -11,10 +11,10 @@ from tests.end_to_end.forked import lighthouse, start_site
 from tests.end_to_end.test_layouts import LAYOUTS, write_config
 from tests.end_to_end.test_runs import wait_for
 from titan_ext.config import load_site, site_cost
-from titan_ext.data.bpe import train_tokenizer
-from titan_ext.data.vocabulary import Vocabulary
-from titan_ext.evaluate.checkpoint import find_checkpoint
-from titan_ext.evaluate.model import load_model
+from titan_ext.data.tokenizers.bpe import train_tokenizer
+from titan_ext.data.tokenizers.vocabulary import Vocabulary
+from titan_ext.inference.checkpoint import find_checkpoint
+from titan_ext.inference.model import load_model
 
 TABLES = ("tok_embeddings.weight", "lm_head.weight")
 

@@ -74,7 +74,7 @@ def run(layout: str, folder: Path, corpus: Path, cases: dict, backend: str = "sp
 
 def train_cases(config: Path, folder: Path, cases: dict[str, tuple[int, list[str]]], backend: str) -> None:
     """Some steps of each case at one rank, which leaves what it saw."""
-    from titan_ext.trainer import Trainer
+    from titan_ext.trainer.trainer import Trainer
 
     results = {}
     for name, (used, flags) in cases.items():

@@ -8,7 +8,7 @@ from tests.end_to_end.forked import lighthouse, start_ranks
 from tests.end_to_end.method_runs import ANY_LAYOUT_ONE_RESULT, CASES, STEPS, inner_of, run_cases
 from tests.end_to_end.test_layouts import LAYOUTS, write_config
 from titan_ext.config import load_site
-from titan_ext.config.cost import site_cost
+from titan_ext.config.cost.cost import site_cost
 
 RESUMED = ("plain", "fsdp2", "pp2")
 """Where every case is also stopped in the middle and resumed, to the same bits."""

@@ -6,7 +6,7 @@ import pytest
 
 from tests.end_to_end.forked import SiteRun, lighthouse, start_site
 from titan_ext.cli import main
-from titan_ext.data.bpe import train_tokenizer
+from titan_ext.data.tokenizers.bpe import train_tokenizer
 
 # 301 tokens: the table's rows are 304, three of them padding.
 VOCABULARY, ROWS, STEPS = 301, 304, 3

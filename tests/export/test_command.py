@@ -45,6 +45,6 @@ def test_a_folder_with_something_in_it_is_left_alone(config_file, exported, caps
 
 @pytest.mark.parametrize("module", ["export", "dept"])
 def test_reading_the_command_does_not_wait_for_torch(module):
-    code = f"import sys, titan_ext.{module}.command; sys.exit('torch' in sys.modules)"
+    code = f"import sys, titan_ext.commands.{module}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(root)})

@@ -11,14 +11,14 @@ from tests.end_to_end.forked import lighthouse, start_site
 from tests.export.conftest import ROWS, STEPS, VOCABULARY
 from tests.models.abbie_models import initialised
 from titan_ext.config import load_site
-from titan_ext.data.byte_tokenizer import VOCABULARY as BYTE_VOCABULARY
-from titan_ext.data.byte_tokenizer import ByteTokenizer
-from titan_ext.data.tokenizer import build_tokenizer
+from titan_ext.data.tokenizers.byte_tokenizer import VOCABULARY as BYTE_VOCABULARY
+from titan_ext.data.tokenizers.byte_tokenizer import ByteTokenizer
+from titan_ext.data.tokenizers.tokenizer import build_tokenizer
 from titan_ext.errors import UserError
-from titan_ext.evaluate.checkpoint import find_checkpoint, load_weights
-from titan_ext.evaluate.model import logits_of
 from titan_ext.export.folder import write_folder
 from titan_ext.export.trained import trained_model
+from titan_ext.inference.checkpoint import find_checkpoint, load_weights
+from titan_ext.inference.model import logits_of
 from titan_ext.models import get_model_spec
 from titan_ext.models.dept import decouple
 

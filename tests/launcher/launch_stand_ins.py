@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tests.launcher.sites import GRACE_SECONDS, PATIENCE_SECONDS, job
 from titan_ext.cli import main
-from titan_ext.launcher import command
-from titan_ext.launcher.command import Watched, run_jobs
+from titan_ext.commands import launch as command
+from titan_ext.commands.launch import Watched, run_jobs
 
 
 def launch(folder: Path, sites: dict[str, str]) -> int:

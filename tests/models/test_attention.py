@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from titan_ext.platform import prepare
+from titan_ext.trainer.cpu import prepare
 
 prepare()
 

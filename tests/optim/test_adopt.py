@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
 
 from titan_ext.optim import ADOPT, QHADOPT, QHSGDM, QHAdamW
-from titan_ext.semi_sync.views import materialize_state
+from titan_ext.semi_sync.state.views import materialize_state
 
 SHAPES = ((3, 2), (4,))
 

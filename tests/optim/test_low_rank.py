@@ -10,7 +10,7 @@ from torch import nn
 
 from titan_ext.optim import LowRankAdamW, QHAdamW
 from titan_ext.optim.projection import projection, random_basis, rotated
-from titan_ext.semi_sync.views import materialize_state
+from titan_ext.semi_sync.state.views import materialize_state
 
 LEFT, RIGHT, SQUARE = (4, 6), (6, 4), (5, 5)
 

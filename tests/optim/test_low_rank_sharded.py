@@ -21,7 +21,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 from titan_ext.optim import LowRankAdamW
 from titan_ext.optim.projection import projection, random_basis
-from titan_ext.semi_sync.views import materialize_state
+from titan_ext.semi_sync.state.views import materialize_state
 
 SHAPES = ((7, 4), (4, 7), (9,))
 SETTINGS = {"lr": 0.1, "betas": (0.9, 0.97), "rank": 2, "omega": 0.9, "weight_decay": 0.1, "refresh_every": 3}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from titan_ext.optim import ADOPT, QHADOPT, QHSGDM, QHAdamW, quasi_hyperbolic
-from titan_ext.semi_sync.views import materialize_state
+from titan_ext.semi_sync.state.views import materialize_state
 
 SHAPES = ((3, 2), (4,))
 ALL = [QHSGDM, QHAdamW, QHADOPT]

@@ -167,7 +167,7 @@ def _named_parameters(size: float, device: "torch.device") -> dict[str, "torch.n
 
 def _checked(options: argparse.Namespace) -> tuple[dict[str, Callable], list["torch.device"]]:
     from titan_ext.config.settings import hint
-    from titan_ext.optimizers import OptimizersContainer
+    from titan_ext.trainer.optimizers import OptimizersContainer
 
     if not 1e4 <= options.parameters < math.inf:
         raise UserError(f"--parameters {options.parameters:g}: must be a number of at least 1e4")
@@ -213,7 +213,7 @@ def _devices(asked: str | None) -> list["torch.device"]:
 def _described_device(device: "torch.device") -> str:
     import torch
 
-    from titan_ext.platform.memory import processor_name
+    from titan_ext.trainer.memory import processor_name
 
     if device.type == "cpu":
         return f"cpu: {processor_name()}, {torch.get_num_threads()} threads"

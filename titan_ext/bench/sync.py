@@ -124,7 +124,7 @@ def _line(method: str, *values: str) -> str:
 
 
 def _checked(options: argparse.Namespace) -> tuple[list[int], list[str]]:
-    from titan_ext.semi_sync.codec import CODECS
+    from titan_ext.semi_sync.wire.codecs import CODECS
 
     try:
         sites = [int(each) for each in options.sites.split(",")]

@@ -16,8 +16,8 @@ _HOMES = {
     "check_world_size": "layout",
     "dump_resolved": "resolved",
     "save_resolved": "resolved",
-    "SiteCost": "cost",
-    "site_cost": "cost",
+    "SiteCost": "cost.cost",
+    "site_cost": "cost.cost",
     "SiteConfig": "sections",
 }
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from titan_ext.platform import prepare
+from titan_ext.trainer.cpu import prepare
 
 prepare()
 
 from torchtitan.tools.utils import device_type  # noqa: E402
 
 from titan_ext.config import defaults  # noqa: E402
-from titan_ext.config.binder import Binder, field_types  # noqa: E402
 from titan_ext.config import dept as dept_variants  # noqa: E402
+from titan_ext.config.binder import Binder, field_types  # noqa: E402
 from titan_ext.config.choices import bind_activation_checkpoint, bind_loss  # noqa: E402
 from titan_ext.config.model import ModelChoice, choose_model, flavor_config, model_module  # noqa: E402
 from titan_ext.config.optimizer import bind_optimizer  # noqa: E402
@@ -23,7 +23,7 @@ from titan_ext.config.sections import DeptConfig, SiteConfig, SiteHeader  # noqa
 from titan_ext.config.settings import Origin, Settings  # noqa: E402
 from titan_ext.config.tokenizer import TokenizerChoice, choose_tokenizer  # noqa: E402
 from titan_ext.data import TextDataLoader  # noqa: E402
-from titan_ext.trainer import Trainer  # noqa: E402
+from titan_ext.trainer.trainer import Trainer  # noqa: E402
 
 # Fields of the trainer's config that are not sections: other keys of ours decide them.
 _DECIDED = {"model_spec", "hf_assets_path", "dump_folder", "tokenizer", "dataloader", "site"}

@@ -9,7 +9,7 @@ from titan_ext.config.model import VOCABULARY, ModelChoice
 from titan_ext.config.settings import Settings, show
 from titan_ext.config.tokenizer import TokenizerChoice
 from titan_ext.errors import UserError
-from titan_ext.semi_sync.scopes import shares_rows
+from titan_ext.semi_sync.plan.scopes import shares_rows
 
 _AT_LEAST_ONE = (
     "training.steps",
@@ -102,7 +102,7 @@ def check_outer_loop(settings: Settings, config: Any) -> list[str]:
 
 def _check_reset(settings: Settings, config: Any) -> None:
     """Refuse to reset states that the inner optimizer does not keep."""
-    from titan_ext.config.inner_states import InnerStates
+    from titan_ext.config.cost.inner_states import InnerStates
 
     states = InnerStates(config.optimizer)
     for state in config.optimizer_switch.reset_states:
@@ -113,8 +113,8 @@ def _check_reset(settings: Settings, config: Any) -> None:
 
 def _check_states(settings: Settings, config: Any, plan: Any) -> list[str]:
     """Refuse an inner optimizer without the states that the method exchanges."""
-    from titan_ext.config.cost import parameter_shapes
-    from titan_ext.config.inner_states import InnerStates
+    from titan_ext.config.cost.cost import parameter_shapes
+    from titan_ext.config.cost.inner_states import InnerStates
 
     states = InnerStates(config.optimizer)
     shapes = parameter_shapes(config)
@@ -181,8 +181,8 @@ def check_sites(file: str, sites: list) -> None:
 
 
 def _deal(config: Any, outer: Any) -> None:
-    from titan_ext.config.cost import parameter_shapes
-    from titan_ext.semi_sync.scopes import deal
+    from titan_ext.config.cost.cost import parameter_shapes
+    from titan_ext.semi_sync.plan.scopes import deal
 
     deal({name: shape.numel() for name, shape in parameter_shapes(config).items()}, outer)
 

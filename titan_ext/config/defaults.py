@@ -1,7 +1,7 @@
 """Our defaults where torchtitan's do not suit sites that train together.
 
 They stand above torchtitan's and below the flavor's: a default is laid only where the flavor left
-torchtitan's own value. What a machine without GPU cannot do at all is ``titan_ext.platform``'s business.
+torchtitan's own value. What a machine without GPU cannot do at all is ``titan_ext.trainer.cpu``'s business.
 """
 
 from collections.abc import Callable, Mapping

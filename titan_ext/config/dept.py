@@ -9,7 +9,7 @@ from titan_ext.config.binder import Binder
 from titan_ext.config.sections import DeptConfig
 from titan_ext.config.settings import Settings
 from titan_ext.errors import UserError
-from titan_ext.semi_sync.scopes import ScopeConfig, matches
+from titan_ext.semi_sync.plan.scopes import ScopeConfig, matches
 
 SCOPE = "embeddings"
 """Name of the scope that a variant lays out."""
@@ -64,9 +64,9 @@ def vocabulary_file(
     if given != AUTO:
         return given
     from titan_ext.data.loader import TextDataLoader, open_feed
-    from titan_ext.data.tokenizer import build_tokenizer
-    from titan_ext.data.vocabulary import find_vocabulary
-    from titan_ext.data.vocabulary_file import site_vocabulary
+    from titan_ext.data.tokenizers.tokenizer import build_tokenizer
+    from titan_ext.data.tokenizers.vocabulary import find_vocabulary
+    from titan_ext.data.tokenizers.vocabulary_file import site_vocabulary
 
     data = Binder(settings).section("data", TextDataLoader.Config)
     path = site_folder / _FILE
@@ -85,8 +85,8 @@ def describe_dept(site: Any) -> list[str]:
     dept = site.config.dept
     if dept.variant == "none":
         return []
-    from titan_ext.config.cost import parameter_shapes
-    from titan_ext.data.tokenizer import vocabulary_size
+    from titan_ext.config.cost.cost import parameter_shapes
+    from titan_ext.data.tokenizers.tokenizer import vocabulary_size
     from titan_ext.models.dept.cost import ModelSize, parameters_held, payload_a_step
 
     model = site.config.model_spec.model

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from titan_ext.platform import adapt, prepare
+from titan_ext.trainer.cpu import adapt, prepare
 
 prepare()
 
@@ -23,8 +23,8 @@ from titan_ext.config.optimizer import hyper_parameters  # noqa: E402
 from titan_ext.config.pairing import resolve_pairing  # noqa: E402
 from titan_ext.config.settings import Origin, Settings, show  # noqa: E402
 from titan_ext.semi_sync.methods.des_loc import with_half_lives  # noqa: E402
-from titan_ext.semi_sync.scopes import shares_rows  # noqa: E402
-from titan_ext.trainer import Trainer  # noqa: E402
+from titan_ext.semi_sync.plan.scopes import shares_rows  # noqa: E402
+from titan_ext.trainer.trainer import Trainer  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def _with_our_names(base: Any) -> Any:
     """torchtitan's own flavors come with torchtitan's container, which does not know our optimizers."""
     from torchtitan.components.optimizer import OptimizersContainer as Torchtitans
 
-    from titan_ext.optimizers import OptimizersContainer
+    from titan_ext.trainer.optimizers import OptimizersContainer
 
     if base._owner is not Torchtitans:
         return base
@@ -193,7 +193,7 @@ def _refusal(factory: Any, accepted: Mapping | None, kwargs: Mapping[str, Any]) 
 
 
 def _problem(factory: type[Optimizer], kwargs: Mapping[str, Any]) -> str | None:
-    from titan_ext.optimizers import as_arguments
+    from titan_ext.trainer.optimizers import as_arguments
 
     try:
         factory([torch.nn.Parameter(torch.zeros(1, 1))], **as_arguments(kwargs))

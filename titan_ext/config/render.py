@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from titan_ext.config.cost import SiteCost
+from titan_ext.config.cost.cost import SiteCost
 from titan_ext.config.dept import describe_dept
 from titan_ext.config.resolved import dump_resolved, origin_of
 from titan_ext.config.settings import Origin

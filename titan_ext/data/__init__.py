@@ -9,29 +9,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from titan_ext.data.byte_tokenizer import ByteTokenizer
-    from titan_ext.data.corpus import Corpus, open_corpus
+    from titan_ext.data.corpora.corpus import Corpus, open_corpus
     from titan_ext.data.dataset import PackedTextDataset
     from titan_ext.data.loader import TextDataLoader
-    from titan_ext.data.tokenizer import resolve_tokenizer, vocabulary_size
-    from titan_ext.data.trimmed import TrimmedTokenizer
-    from titan_ext.data.unigram import Unigram
-    from titan_ext.data.vocabulary import Vocabulary, find_vocabulary
-    from titan_ext.data.vocabulary_file import site_vocabulary
+    from titan_ext.data.tokenizers.byte_tokenizer import ByteTokenizer
+    from titan_ext.data.tokenizers.tokenizer import resolve_tokenizer, vocabulary_size
+    from titan_ext.data.tokenizers.trimmed import TrimmedTokenizer
+    from titan_ext.data.tokenizers.unigram import Unigram
+    from titan_ext.data.tokenizers.vocabulary import Vocabulary, find_vocabulary
+    from titan_ext.data.tokenizers.vocabulary_file import site_vocabulary
 
 _MODULE_OF = {
-    "ByteTokenizer": "byte_tokenizer",
-    "Corpus": "corpus",
+    "ByteTokenizer": "tokenizers.byte_tokenizer",
+    "Corpus": "corpora.corpus",
     "PackedTextDataset": "dataset",
     "TextDataLoader": "loader",
-    "TrimmedTokenizer": "trimmed",
-    "Unigram": "unigram",
-    "Vocabulary": "vocabulary",
-    "find_vocabulary": "vocabulary",
-    "open_corpus": "corpus",
-    "resolve_tokenizer": "tokenizer",
-    "site_vocabulary": "vocabulary_file",
-    "vocabulary_size": "tokenizer",
+    "TrimmedTokenizer": "tokenizers.trimmed",
+    "Unigram": "tokenizers.unigram",
+    "Vocabulary": "tokenizers.vocabulary",
+    "find_vocabulary": "tokenizers.vocabulary",
+    "open_corpus": "corpora.corpus",
+    "resolve_tokenizer": "tokenizers.tokenizer",
+    "site_vocabulary": "tokenizers.vocabulary_file",
+    "vocabulary_size": "tokenizers.tokenizer",
 }
 
 __all__ = [

@@ -12,7 +12,7 @@ from titan_ext.data.feed import Feed
 from titan_ext.data.packing import Cursor, Sample, pack
 from titan_ext.data.progress import Progress
 from titan_ext.errors import UserError
-from titan_ext.platform import prepare
+from titan_ext.trainer.cpu import prepare
 
 prepare()
 

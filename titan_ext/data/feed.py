@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from titan_ext.data.corpus import Corpus
+from titan_ext.data.corpora.corpus import Corpus
 from titan_ext.data.order import Split, epoch_order, share, split_documents
 from titan_ext.errors import UserError
 

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from titan_ext.data.corpus import open_corpus
+from titan_ext.data.corpora.corpus import open_corpus
+from titan_ext.data.corpora.stream import PREFIX, StreamFeed
 from titan_ext.data.dataset import PackedTextDataset
 from titan_ext.data.feed import CorpusFeed, Feed, Selection
 from titan_ext.data.order import Split
 from titan_ext.data.packing import Sample
 from titan_ext.data.progress import Progress, reader_states
-from titan_ext.data.stream import PREFIX, StreamFeed
 from titan_ext.errors import UserError
 from titan_ext.launcher.processes import die_with_parent
-from titan_ext.platform import prepare
-from titan_ext.semi_sync.site import SiteRanks
+from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.trainer.cpu import prepare
 
 prepare()
 

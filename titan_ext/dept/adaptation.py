@@ -7,16 +7,16 @@ from torch.utils.data import DataLoader
 from titan_ext.config.load import Site
 from titan_ext.data.dataset import PackedTextDataset
 from titan_ext.data.loader import open_feed
-from titan_ext.data.tokenizer import build_tokenizer, resolve_tokenizer
-from titan_ext.data.traits import row_count
+from titan_ext.data.tokenizers.tokenizer import build_tokenizer, resolve_tokenizer
+from titan_ext.data.tokenizers.traits import row_count
 from titan_ext.dept.measures import frequencies, labels_of
 from titan_ext.dept.plasticity import adapt
 from titan_ext.dept.tables import renew_tables
-from titan_ext.evaluate.checkpoint import Weights
-from titan_ext.evaluate.model import default_iterations
-from titan_ext.evaluate.perplexity import measure
-from titan_ext.evaluate.text import evaluation_text
 from titan_ext.export.trained import trained_model
+from titan_ext.inference.checkpoint import Weights
+from titan_ext.inference.model import default_iterations
+from titan_ext.inference.perplexity import measure
+from titan_ext.inference.text import evaluation_text
 
 EVALUATIONS = 10
 """Points of the curve after the first."""

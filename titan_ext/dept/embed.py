@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import torch
 
+from titan_ext.commands.export import print_folder
 from titan_ext.config import defaults
 from titan_ext.config.load import Site, load_run, load_site
-from titan_ext.data.tokenizer import resolve_tokenizer
-from titan_ext.data.traits import row_count
+from titan_ext.data.tokenizers.tokenizer import resolve_tokenizer
+from titan_ext.data.tokenizers.traits import row_count
 from titan_ext.dept.merging import RowMeans, tokens_of
 from titan_ext.dept.tables import renew_tables, tables_of, with_rows
-from titan_ext.export.command import print_folder
 from titan_ext.export.folder import prepare_folder, write_folder
 from titan_ext.export.llama import check_layout
 from titan_ext.export.trained import export_dtype, trained_model

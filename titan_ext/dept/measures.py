@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import torch
 
 from titan_ext.config.load import Site
-from titan_ext.data.counting import count_tokens
 from titan_ext.data.loader import TextDataLoader, open_feed
-from titan_ext.data.trimmed import TrimmedTokenizer
-from titan_ext.data.unigram import Unigram
-from titan_ext.evaluate.checkpoint import Weights
-from titan_ext.evaluate.model import default_iterations, load_model
-from titan_ext.evaluate.perplexity import measure
-from titan_ext.evaluate.text import Batch, evaluation_text
+from titan_ext.data.tokenizers.counting import count_tokens
+from titan_ext.data.tokenizers.trimmed import TrimmedTokenizer
+from titan_ext.data.tokenizers.unigram import Unigram
 from titan_ext.export.trained import site_checkpoint, site_tokenizer
-from titan_ext.platform import prepare
+from titan_ext.inference.checkpoint import Weights
+from titan_ext.inference.model import default_iterations, load_model
+from titan_ext.inference.perplexity import measure
+from titan_ext.inference.text import Batch, evaluation_text
+from titan_ext.trainer.cpu import prepare
 
 prepare()
 

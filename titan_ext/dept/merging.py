@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from titan_ext.data.bpe import BOS, EOS, PAD
-from titan_ext.data.byte_tokenizer import ByteTokenizer
-from titan_ext.data.trimmed import TrimmedTokenizer
-from titan_ext.data.vocabulary import Vocabulary
+from titan_ext.data.tokenizers.bpe import BOS, EOS, PAD
+from titan_ext.data.tokenizers.byte_tokenizer import ByteTokenizer
+from titan_ext.data.tokenizers.trimmed import TrimmedTokenizer
+from titan_ext.data.tokenizers.vocabulary import Vocabulary
 from titan_ext.errors import UserError
 from titan_ext.export.tokenizer_files import byte_alphabet
-from titan_ext.platform import prepare
+from titan_ext.trainer.cpu import prepare
 
 prepare()
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from titan_ext.evaluate.model import logits_of
-from titan_ext.evaluate.text import Batch
-from titan_ext.platform import prepare
+from titan_ext.inference.model import logits_of
+from titan_ext.inference.text import Batch
+from titan_ext.trainer.cpu import prepare
 
 prepare()
 

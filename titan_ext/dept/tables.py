@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from titan_ext.models.dept.head import MaskedHead
-from titan_ext.platform import prepare
+from titan_ext.trainer.cpu import prepare
 
 prepare()
 

@@ -10,12 +10,12 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
-from titan_ext.data.reason import reason
+from titan_ext.error_text import reason
 from titan_ext.errors import RunError, UserError
 from titan_ext.export.llama import check_layout, llama_config
 from titan_ext.export.tokenizer_files import write_tokenizer
 from titan_ext.models.dept.head import MaskedHead
-from titan_ext.platform import prepare
+from titan_ext.trainer.cpu import prepare
 
 prepare()
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from titan_ext.errors import UserError
-from titan_ext.platform import prepare
+from titan_ext.trainer.cpu import prepare
 
 prepare()
 

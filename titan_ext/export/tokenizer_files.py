@@ -4,8 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from titan_ext.data.bpe import BOS, CONFIG_FILE, EOS, PAD, TOKENIZER_FILE
-from titan_ext.data.byte_tokenizer import BYTES
+from titan_ext.data.tokenizers.bpe import BOS, CONFIG_FILE, EOS, PAD, TOKENIZER_FILE
+from titan_ext.data.tokenizers.byte_tokenizer import BYTES
 
 _FILES = (
     TOKENIZER_FILE,

@@ -7,9 +7,9 @@ import torch
 
 from titan_ext.config.load import Site
 from titan_ext.errors import UserError
-from titan_ext.evaluate.checkpoint import Checkpoint, Weights, find_checkpoint
-from titan_ext.evaluate.model import load_model
-from titan_ext.platform import prepare
+from titan_ext.inference.checkpoint import Checkpoint, Weights, find_checkpoint
+from titan_ext.inference.model import load_model
+from titan_ext.trainer.cpu import prepare
 
 prepare()
 
@@ -40,7 +40,7 @@ def trained_model(site: Site, step: int | None = None, weights: Weights = "site"
     Args:
         site: whose it is.
         step: of the checkpoint; None: the latest.
-        weights: whose they are, see ``titan_ext.evaluate.checkpoint.load_weights``.
+        weights: whose they are, see ``titan_ext.inference.checkpoint.load_weights``.
 
     Raises:
         UserError: there is no checkpoint, or it is of another model.

@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from titan_ext.errors import UserError
-from titan_ext.platform import prepare
+from titan_ext.trainer.cpu import prepare
 
 prepare()
 

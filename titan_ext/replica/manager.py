@@ -13,7 +13,6 @@ from typing import Any
 from torchft.manager import Manager
 
 from titan_ext.errors import RunError, UserError
-from titan_ext.platform.memory import release_free_memory
 from titan_ext.replica.address import (
     check_port,
     interface_address,
@@ -22,15 +21,16 @@ from titan_ext.replica.address import (
     own_address,
     reachable_address,
 )
-from titan_ext.replica.admission import Secret, load_secret
-from titan_ext.replica.ahead import fetch_ahead
 from titan_ext.replica.config import ReplicaConfig
-from titan_ext.replica.doorkeeper import Doorkeeper
+from titan_ext.replica.membership.admission import Doorkeeper
+from titan_ext.replica.membership.quorum import AdmittedQuorums
+from titan_ext.replica.membership.quorum_log import QuorumWatch
+from titan_ext.replica.membership.shared_secret import Secret, load_secret
 from titan_ext.replica.process_group import SiteProcessGroup
-from titan_ext.replica.quorum import AdmittedQuorums
-from titan_ext.replica.tls import load_tls
-from titan_ext.replica.transport import StateTransport
-from titan_ext.replica.watch import QuorumWatch
+from titan_ext.replica.state_transfer.prefetch_state import fetch_ahead
+from titan_ext.replica.state_transfer.tls import load_tls
+from titan_ext.replica.state_transfer.transport import StateTransport
+from titan_ext.trainer.memory import release_free_memory
 
 logger = logging.getLogger(__name__)
 

@@ -9,17 +9,21 @@ import torch
 from torch.optim import Optimizer
 
 from titan_ext.semi_sync.config import SemiSyncConfig
-from titan_ext.semi_sync.global_row import GlobalRow
-from titan_ext.semi_sync.manager import ReplicaManager
-from titan_ext.semi_sync.pairing import ByLeader, ByRank, LedManager, Pairing, SiteShards
-from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan, SyncRow
-from titan_ext.semi_sync.reduction import Reduction
-from titan_ext.semi_sync.row_ids import RowIds
-from titan_ext.semi_sync.row_kinds import reduce_by_row
-from titan_ext.semi_sync.scopes import deal, settings_by_scope
-from titan_ext.semi_sync.site import SiteRanks
-from titan_ext.semi_sync.synced import SyncedRow
-from titan_ext.semi_sync.views import ModelView
+from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan, SyncRow
+from titan_ext.semi_sync.plan.scopes import deal, settings_by_scope
+from titan_ext.semi_sync.site.by_leader import ByLeader
+from titan_ext.semi_sync.site.by_rank import ByRank
+from titan_ext.semi_sync.site.leader_manager import LedManager
+from titan_ext.semi_sync.site.pairing import Pairing
+from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.semi_sync.site.shards import SiteShards
+from titan_ext.semi_sync.state.sparse_tables import reduce_by_row
+from titan_ext.semi_sync.state.synced_parameters import GlobalRow
+from titan_ext.semi_sync.state.synced_state import SyncedRow
+from titan_ext.semi_sync.state.token_row_map import RowIds
+from titan_ext.semi_sync.state.views import ModelView
+from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.reductions import Reduction
 
 # Settings that a site may choose for itself; all others must be equal at all sites.
 _SITES_OWN = {"bucket_mib", "global_device", "pairing"}

@@ -4,14 +4,14 @@ from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from titan_ext.semi_sync.codec import CODECS, Codec, build_codec
 from titan_ext.semi_sync.methods import build_plan, method_defaults, method_fixed, method_names
-from titan_ext.semi_sync.outer_optimizer import OuterSettings, outer_optimizer_names
-from titan_ext.semi_sync.plan import SyncPlan
-from titan_ext.semi_sync.reduction import AllReduce, CodedReduction, Reduction
-from titan_ext.semi_sync.robust import RobustReduction
-from titan_ext.semi_sync.sampling import check_rounds
-from titan_ext.semi_sync.scopes import ScopeConfig, check_scopes, rows_of_scopes
+from titan_ext.semi_sync.plan.plan import SyncPlan
+from titan_ext.semi_sync.plan.sampling import check_rounds
+from titan_ext.semi_sync.plan.scopes import ScopeConfig, check_scopes, rows_of_scopes
+from titan_ext.semi_sync.state.outer_optimizers import OuterSettings, outer_optimizer_names
+from titan_ext.semi_sync.wire.aggregations import RobustReduction
+from titan_ext.semi_sync.wire.codecs import CODECS, Codec, build_codec
+from titan_ext.semi_sync.wire.reductions import AllReduce, CodedReduction, Reduction
 
 
 @dataclass(kw_only=True)

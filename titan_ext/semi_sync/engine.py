@@ -11,19 +11,19 @@ from torch.distributed import ReduceOp
 from torch.optim import Optimizer
 
 from titan_ext.errors import UserError
-from titan_ext.semi_sync.checksum import model_checksum
-from titan_ext.semi_sync.commit_log import CommitLog
+from titan_ext.semi_sync.build import assemble
+from titan_ext.semi_sync.checkpoint import Saving
 from titan_ext.semi_sync.config import SemiSyncConfig
-from titan_ext.semi_sync.ledger import Ledger, RoundRecord
-from titan_ext.semi_sync.manager import ReplicaManager
-from titan_ext.semi_sync.pace import Pace
-from titan_ext.semi_sync.parts import assemble
-from titan_ext.semi_sync.round import Round
-from titan_ext.semi_sync.row_ids import RowIds
-from titan_ext.semi_sync.saving import Saving
-from titan_ext.semi_sync.settling import Settling
-from titan_ext.semi_sync.site import SiteRanks, tensors_sha256
-from titan_ext.semi_sync.views import like
+from titan_ext.semi_sync.plan.pace import Pace
+from titan_ext.semi_sync.round.commit import Settling
+from titan_ext.semi_sync.round.commit_log import CommitLog
+from titan_ext.semi_sync.round.round import Round
+from titan_ext.semi_sync.site.ranks import SiteRanks, tensors_sha256
+from titan_ext.semi_sync.state.checksum import model_checksum
+from titan_ext.semi_sync.state.token_row_map import RowIds
+from titan_ext.semi_sync.state.views import like
+from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord
+from titan_ext.semi_sync.wire.manager import ReplicaManager
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from titan_ext.launcher import lighthouse
+from titan_ext.commands import lighthouse
 from titan_ext.launcher.placement import free_port, torchrun_command
 from titan_ext.launcher.supervisor import Job
 

@@ -53,9 +53,9 @@ def _config(flavor: str):
     from torchtitan.components.optimizer import ParamGroupConfig
 
     from titan_ext.data import TextDataLoader
-    from titan_ext.data.byte_tokenizer import ByteTokenizer
-    from titan_ext.optimizers import OptimizersContainer
-    from titan_ext.trainer import Trainer
+    from titan_ext.data.tokenizers.byte_tokenizer import ByteTokenizer
+    from titan_ext.trainer.optimizers import OptimizersContainer
+    from titan_ext.trainer.trainer import Trainer
 
     spec = model_registry(flavor)
     return Trainer.Config(

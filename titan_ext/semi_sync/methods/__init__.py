@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from titan_ext.semi_sync.plan import SyncPlan
+from titan_ext.semi_sync.plan.plan import SyncPlan
 
 if TYPE_CHECKING:
     from titan_ext.semi_sync.config import SemiSyncConfig

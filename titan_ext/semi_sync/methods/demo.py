@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from titan_ext.semi_sync.codec import Codec, pack_12_bits, unpack_12_bits
 from titan_ext.semi_sync.methods import register_method
-from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan, SyncRow
-from titan_ext.semi_sync.reduction import CodedReduction
-from titan_ext.semi_sync.synced import Landing, SyncedRow
+from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan, SyncRow
+from titan_ext.semi_sync.state.synced_state import Landing, SyncedRow
+from titan_ext.semi_sync.wire.codecs import Codec, pack_12_bits, unpack_12_bits
+from titan_ext.semi_sync.wire.reductions import CodedReduction
 
 
 def cosine_basis(size: int) -> torch.Tensor:

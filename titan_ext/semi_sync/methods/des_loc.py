@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from titan_ext.semi_sync.methods import register_method
-from titan_ext.semi_sync.plan import SyncPlan, SyncRow
+from titan_ext.semi_sync.plan.plan import SyncPlan, SyncRow
 
 FIRST_MOMENT = "exp_avg|momentum_buffer"
 SECOND_MOMENT = "exp_avg_sq"

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from titan_ext.semi_sync.global_row import GlobalRow
 from titan_ext.semi_sync.methods import register_method
 from titan_ext.semi_sync.methods.final_mean import final_rows
-from titan_ext.semi_sync.plan import SyncPlan, SyncRow
-from titan_ext.semi_sync.synced import Landing
+from titan_ext.semi_sync.plan.plan import SyncPlan, SyncRow
+from titan_ext.semi_sync.state.synced_parameters import GlobalRow
+from titan_ext.semi_sync.state.synced_state import Landing
 
 
 class EagerRow(GlobalRow):

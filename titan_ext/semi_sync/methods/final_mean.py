@@ -2,9 +2,9 @@
 
 import torch
 
-from titan_ext.semi_sync.plan import SyncRow
-from titan_ext.semi_sync.reduction import AllReduce
-from titan_ext.semi_sync.synced import SyncedRow
+from titan_ext.semi_sync.plan.plan import SyncRow
+from titan_ext.semi_sync.state.synced_state import SyncedRow
+from titan_ext.semi_sync.wire.reductions import AllReduce
 
 
 class FinalMean(SyncedRow):

@@ -1,7 +1,7 @@
 """Local SGD (FedAvg): parameters averaged every K inner steps (arXiv 1805.09767)."""
 
 from titan_ext.semi_sync.methods import register_method
-from titan_ext.semi_sync.plan import SyncPlan, SyncRow
+from titan_ext.semi_sync.plan.plan import SyncPlan, SyncRow
 
 
 @register_method("local_sgd", sync_every=16, outer_optimizer="average")

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from titan_ext.optim.projection import projection, random_basis
-from titan_ext.semi_sync.global_row import GlobalRow
 from titan_ext.semi_sync.methods import register_method
 from titan_ext.semi_sync.methods.des_loc import parameter_row, staggered
-from titan_ext.semi_sync.plan import SyncPlan, SyncRow
-from titan_ext.semi_sync.synced import Landing, SyncedRow
-from titan_ext.semi_sync.views import like, local_tensor
+from titan_ext.semi_sync.plan.plan import SyncPlan, SyncRow
+from titan_ext.semi_sync.state.synced_parameters import GlobalRow
+from titan_ext.semi_sync.state.synced_state import Landing, SyncedRow
+from titan_ext.semi_sync.state.views import like, local_tensor
 
 
 class LowRankMoments(SyncedRow):

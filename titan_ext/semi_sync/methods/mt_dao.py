@@ -7,7 +7,7 @@ the inner step, as in DES-LOC.
 
 from titan_ext.semi_sync.methods import register_method
 from titan_ext.semi_sync.methods.des_loc import parameter_row, staggered
-from titan_ext.semi_sync.plan import SyncPlan, SyncRow
+from titan_ext.semi_sync.plan.plan import SyncPlan, SyncRow
 
 
 @register_method(

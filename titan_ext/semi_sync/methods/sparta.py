@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from titan_ext.semi_sync.methods import register_method
-from titan_ext.semi_sync.plan import PARAMETERS, SyncPlan, SyncRow
-from titan_ext.semi_sync.reduction import AllReduce
-from titan_ext.semi_sync.synced import Landing, SyncedRow
+from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan, SyncRow
+from titan_ext.semi_sync.state.synced_state import Landing, SyncedRow
+from titan_ext.semi_sync.wire.reductions import AllReduce
 
 
 class SampledRow(SyncedRow):

@@ -1,0 +1,129 @@
+"""Codecs alone, and every codec through real rounds."""
+
+import pytest
+import torch
+
+from tests.semi_sync.sites import outer_loop, run_sites
+from titan_ext.semi_sync.wire.codecs import CODECS, BFloat16, Int4, Int8, TopK, build_codec
+
+
+def encoded(codec, values):
+    message = torch.empty(codec.wire_bytes(values.numel()), dtype=torch.uint8)
+    codec.encode(values, message)
+    return message
+
+
+def decoded_of(codec, message, numel):
+    values = torch.full((numel,), torch.nan)
+    codec.decode(message, values)
+    twice = values.clone()
+    codec.accumulate(message, twice)
+    torch.testing.assert_close(twice, 2 * values)
+    both = torch.full((numel,), torch.nan)
+    codec.combine([message, message], both)
+    assert torch.equal(both, twice)
+    return values
+
+
+@pytest.mark.parametrize("codec", [BFloat16(), Int8(), Int4(), TopK(0.01), TopK(0.3), TopK(1.0)], ids=repr)
+@pytest.mark.parametrize("blocks", [0, 1, 3, 600])
+def test_messages_have_the_stated_size_and_decode_to_the_stated_error(codec, blocks):
+    torch.manual_seed(blocks)
+    numel = blocks * codec.granularity if codec.granularity > 1 else blocks * 37
+    values = torch.randn(numel) * torch.rand(numel).mul(8).exp()
+    decoded = decoded_of(codec, encoded(codec, values), numel)
+    error = (decoded - values).abs()
+    if isinstance(codec, BFloat16):
+        assert (error <= values.abs() * 2**-8).all()
+    elif isinstance(codec, Int8):
+        absmax = values.view(-1, 256).abs().amax(dim=1, keepdim=True) if numel else values.view(0, 256)
+        assert (error.view(-1, 256) <= absmax / (2 * codec.levels) * 1.0001).all()
+    else:
+        for chunk, got in zip(values.view(-1, 4096), decoded.view(-1, 4096)):
+            kept = got != 0
+            assert kept.sum() == codec.kept and torch.equal(got[kept], chunk[kept])
+            assert codec.kept == 4096 or chunk[~kept].abs().max() <= chunk[kept].abs().min()
+
+
+def test_zeros_stay_zeros_and_extremes_survive():
+    for name in CODECS[1:]:
+        codec = build_codec(name, 0.01)
+        numel = codec.granularity * 2
+        assert torch.equal(decoded_of(codec, encoded(codec, torch.zeros(numel)), numel), torch.zeros(numel))
+        spike = torch.zeros(numel)
+        spike[1] = -3e-38
+        spike[-1] = 3e38
+        got = torch.empty(numel)
+        codec.decode(encoded(codec, spike), got)
+        assert torch.isfinite(got).all()
+        assert got[-1] == pytest.approx(3e38, rel=2**-7)
+
+
+def test_bytes_of_a_hundred_million_parameters():
+    numel = 100_000_000 // 4096 * 4096
+    assert Int8().wire_bytes(numel) <= 0.27 * 4 * numel
+    assert Int4().wire_bytes(numel) <= 0.14 * 4 * numel
+    assert TopK(0.01).wire_bytes(numel) <= 0.015 * 4 * numel
+
+
+def one_round(codec: str, sites: int, numel: int, **settings):
+    torch.manual_seed(7)
+    steps = torch.randn(sites, numel)
+
+    def body(index, own):
+        model = torch.nn.Module()
+        model.layers = torch.nn.ModuleList(torch.nn.Module() for _ in range(2))
+        for layer, size in zip(model.layers, (numel // 3, numel - numel // 3)):
+            layer.weight = torch.nn.Parameter(torch.zeros(size))
+        outer = outer_loop(model, [], own, method="local_sgd", sync_every=1, codec=codec, **settings)
+        outer.join()
+        for layer, change in zip(model.layers, steps[index].split([numel // 3, numel - numel // 3])):
+            layer.weight.data += change
+        outer.step()
+        return torch.cat([layer.weight.detach() for layer in model.layers]), outer.shared_state_sha256(), outer.ledger.last
+
+    results = run_sites(sites, body)
+    assert len({digest for _, digest, _ in results}) == 1
+    return results[0][0], steps.mean(dim=0), steps, results[0][2]
+
+
+@pytest.mark.parametrize("sites", [1, 2, 3])
+@pytest.mark.parametrize("numel", [3, 257, 10_000])
+@pytest.mark.parametrize("codec", ["bf16", "int8", "int4", "topk"])
+def test_every_codec_agrees_at_all_sites_and_is_near_the_mean(codec, numel, sites):
+    got, mean, steps, record = one_round(codec, sites, numel, topk_density=0.5, bucket_mib=0.004)
+    largest = steps.abs().max()
+    # A value is coded once by each site and once more as part of the sum.
+    bound = {"bf16": 2**-7, "int8": 2 / 254, "int4": 2 / 14, "topk": 1.0}[codec] * largest
+    assert (got - mean).abs().max() <= bound
+    assert record.bytes_sent == (0 if sites == 1 else record.bytes_received) and (sites == 1) == (record.bytes_sent == 0)
+
+
+def test_everything_kept_equals_fp32_bit_for_bit():
+    all_kept, _, _, _ = one_round("topk", 2, 9000, topk_density=1.0)
+    plain, _, _, _ = one_round("fp32", 2, 9000, outer_optimizer="sgd")
+    assert torch.equal(all_kept, plain)
+
+
+@pytest.mark.parametrize("codec", ["int4", "topk"])
+def test_error_feedback_delivers_everything_in_the_end(codec):
+    """The same small change at each round: what one round loses, a later one brings."""
+
+    def drift(feedback):
+        def body(index, own):
+            model = torch.nn.Linear(64, 64, bias=False)
+            model.weight.data.zero_()
+            outer = outer_loop(
+                model, [], own, method="local_sgd", sync_every=1, codec=codec, topk_density=0.1, error_feedback=feedback
+            )
+            outer.join()
+            change = torch.linspace(-1, 1, 64 * 64).view(64, 64) ** 3
+            for _ in range(60):
+                model.weight.data += change
+                outer.step()
+            return (model.weight.detach() - 60 * change).abs().mean() / (60 * change).abs().mean()
+
+        return run_sites(2, body)[0]
+
+    assert drift(True) < 0.1
+    assert drift(True) < 0.5 * drift(False)

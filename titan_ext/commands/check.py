@@ -1,0 +1,73 @@
+"""``titan-ext check FILE.toml``: what a configuration comes to, and what it will cost."""
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import Any
+
+_DESCRIPTION = """\
+Print each site's resolved settings with where every value comes from, and what the run will cost.
+Settings can be overridden as in training: --training.steps 20, --semi_sync.sync_every=16 …
+"""
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Add ``check`` to the command line; flags of settings are what the parser leaves over."""
+    parser = subparsers.add_parser(
+        "check",
+        help="print the resolved settings of each site and what they will cost",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE.toml")
+    parser.add_argument("--site", metavar="NAME", help="only this site")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--all", action="store_true", help="also print the settings left at torchtitan's defaults")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0; wrong input raises ``UserError`` (exit code 2).
+    """
+    from titan_ext.config.load import load_run, load_site
+
+    overrides = list(getattr(args, "overrides", []) or [])
+    if args.site is None:
+        sites = load_run(args.file, overrides).sites
+    else:
+        sites = [load_site(args.file, args.site, overrides)]
+    print(_as_json(args.file, sites) if args.json else _as_text(args.file, sites, args.all))
+    return 0
+
+
+def _as_text(file: str, sites: list, everything: bool) -> str:
+    from titan_ext.config.render import render_cost, render_site
+
+    blocks = [f"{file}: {len(sites)} site(s), no mistakes found"]
+    blocks += [render_site(site, everything=everything) for site in sites]
+    blocks += [render_cost(same, cost) for same, cost in _alike(sites)]
+    return "\n\n".join(blocks)
+
+
+def _alike(sites: list) -> list[tuple[list, Any]]:
+    """Sites of equal cost, and what it is."""
+    from titan_ext.config.cost.cost import site_cost
+    from titan_ext.config.dept import describe_dept
+
+    found = [(site_cost(site), tuple(describe_dept(site))) for site in sites]
+    return [([site for site, own in zip(sites, found) if own == each], each[0]) for each in dict.fromkeys(found)]
+
+
+def _as_json(file: str, sites: list) -> str:
+    from titan_ext.config.cost.cost import site_cost
+    from titan_ext.config.resolved import dump_resolved
+
+    described = [
+        {"name": site.name, "notes": site.notes, "config": dump_resolved(site), "cost": asdict(site_cost(site))}
+        for site in sites
+    ]
+    return json.dumps({"file": file, "sites": described}, indent=2, ensure_ascii=False)

@@ -1,0 +1,118 @@
+"""``titan-ext data``: look into a corpus, train a tokenizer on one, and find the vocabularies of sites."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from titan_ext.commands import data_vocab as vocab_command
+from titan_ext.data.corpora.reading import told
+from titan_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from titan_ext.data.feed import Feed
+
+_MIB = 1 << 20
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command ``data`` with its actions."""
+    parser = subparsers.add_parser("data", help="look into a corpus, train a tokenizer, find vocabularies")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    show = actions.add_parser("show", help="documents, bytes, tokens and a sample of a corpus")
+    _add_corpus(show, limit_mib=16)
+    show.add_argument("--tokenizer", default="byte", help='"byte", or a folder holding tokenizer.json')
+    show.add_argument("--documents", type=int, default=2, help="documents to show (default 2)")
+    show.add_argument("--width", type=int, default=400, help="characters to show of each (default 400)")
+
+    tokenizer = actions.add_parser("tokenizer", help="train a byte-level BPE tokenizer")
+    _add_corpus(tokenizer, limit_mib=1024)
+    tokenizer.add_argument("--vocab-size", type=int, required=True, help="tokens, with 256 bytes and 3 marks")
+    tokenizer.add_argument("--out", type=Path, required=True, help="folder for tokenizer.json")
+    tokenizer.add_argument("--force", action="store_true", help="overwrite a tokenizer that is there")
+
+    vocab_command.add_parser(actions)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the action; returns the exit code.
+
+    Raises:
+        UserError: the corpus, the tokenizer or the folder cannot be used.
+    """
+    return {"show": _show, "tokenizer": _train, "vocab": vocab_command.run}[args.action](args)
+
+
+def _add_corpus(parser: argparse.ArgumentParser, limit_mib: int) -> None:
+    parser.add_argument("--corpus", required=True, help="file, folder, glob, builtin:code, builtin:docs or hf:NAME")
+    parser.add_argument("--text-key", default="text", help="key of a JSON line, or column, with the text")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order in which documents are read")
+    parser.add_argument("--limit-mib", type=float, default=limit_mib, help=f"MiB to read at most (default {limit_mib})")
+
+
+def _feed(args: argparse.Namespace) -> "Feed":
+    from titan_ext.data.loader import TextDataLoader, open_feed
+
+    return open_feed(TextDataLoader.Config(dataset=args.corpus, text_key=args.text_key, seed=args.seed))
+
+
+def _texts(feed: "Feed", limit_mib: float) -> Iterator[str]:
+    """Documents with text, in the order of the seed, until the limit is reached."""
+    left = limit_mib * _MIB
+    for _, text in feed.read(0, None, 0, 1):
+        if left <= 0:
+            return
+        left -= len(text.encode())
+        if text:
+            yield text
+
+
+def _show(args: argparse.Namespace) -> int:
+    from titan_ext.data.feed import CorpusFeed
+    from titan_ext.data.tokenizers.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(args.tokenizer)
+    feed = _feed(args)
+    print(f"corpus     {feed.name}")
+    if isinstance(feed, CorpusFeed):
+        print(f"documents  {len(feed.corpus):,}")
+        print(f"stored     {feed.corpus.size:,} bytes")
+    documents = size = tokens = 0
+    for text in _texts(feed, args.limit_mib):
+        documents += 1
+        size += len(text.encode())
+        tokens += len(tokenizer.encode(text, add_bos=True, add_eos=True))
+    if not documents:
+        raise UserError(f"data = {args.corpus!r}: no document holds any text")
+    print(f"read       {documents:,} documents with text, {size:,} bytes (limit {args.limit_mib:g} MiB)")
+    print(f"tokens     {tokens:,} of {args.tokenizer!r} ({tokenizer.get_vocab_size():,} in its vocabulary), "
+          f"{size / tokens:.2f} bytes each")
+    for number, text in enumerate(islice(_texts(feed, args.limit_mib), args.documents), start=1):
+        print(f"\n--- document {number} ({len(text):,} characters)\n{text[: args.width]}")
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from titan_ext.data.tokenizers.bpe import prepare_folder, train_tokenizer
+
+    prepare_folder(args.out, args.force)
+    texts = _counted(_texts(_feed(args), args.limit_mib))
+    size = train_tokenizer(texts, args.vocab_size, args.out, progress=sys.stderr.isatty())
+    if size < args.vocab_size:
+        print(f"the text yields only {size} tokens, not {args.vocab_size}", file=sys.stderr)
+    print(f"{args.out}: {size:,} tokens; use it as  tokenizer = \"{args.out}\"")
+    return 0
+
+
+def _counted(texts: Iterator[str]) -> Iterator[str]:
+    """The texts, with lines on stderr while they are read."""
+    first = next(texts, None)
+    if first is None:
+        raise UserError("--corpus: no document holds any text")
+    yield from told(chain([first], texts), partial(print, file=sys.stderr))
+    print("merging", file=sys.stderr)

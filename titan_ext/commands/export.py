@@ -1,0 +1,111 @@
+"""``titan-ext export``: a site's checkpoint as a Hugging Face folder."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from titan_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from titan_ext.config.load import Site
+
+_DESCRIPTION = """\
+Write a site's checkpoint as a Hugging Face folder in the Llama layout: safetensors, config.json and the tokenizer.
+transformers reads it with LlamaForCausalLM.from_pretrained; a run of ours starts from it, see below.
+Settings can be overridden as in training; --checkpoint.export_dtype bfloat16 halves the folder.
+"""
+
+_EXAMPLES = """\
+examples:
+  titan-ext export FILE.toml --site east --out exported                     the latest checkpoint
+  titan-ext export FILE.toml --site east --step 500 --weights global --out exported
+
+training from the folder:
+  [checkpoint]
+  enable = true
+  initial_load_path = "/absolute/path/of/exported"
+  initial_load_in_hf = true
+  [[site]]
+  tokenizer = "exported"
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``export`` to the command line; flags of settings are what the parser leaves over."""
+    parser = subparsers.add_parser(
+        "export",
+        help="a checkpoint as a Hugging Face folder",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE.toml")
+    parser.add_argument("--site", metavar="NAME", help="which [[site]]; not needed if the file has only one")
+    add_source_arguments(parser, weights="site")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+
+
+def add_source_arguments(parser: argparse.ArgumentParser, weights: str) -> None:
+    """Add ``--step`` and ``--weights``, which choose among what a site has saved."""
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint after step N (default: the latest)")
+    parser.add_argument(
+        "--weights",
+        choices=["site", "global"],
+        default=weights,
+        help="the site's own parameters, or the last ones that all sites agreed on (default: %(default)s)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the folder, and say how to go on from it.
+
+    Raises:
+        UserError: an argument, the checkpoint or the model cannot be used.
+        RunError: the checkpoint cannot be read, or the folder not written.
+    """
+    from titan_ext.config.load import load_site
+    from titan_ext.export.folder import prepare_folder, write_folder
+    from titan_ext.export.llama import check_layout
+    from titan_ext.export.trained import export_dtype, site_tokenizer, trained_model
+
+    site = load_site(options.file, options.site, options.overrides)
+    spec = site.config.model_spec
+    check_layout(spec)
+    if site.vocabulary:
+        raise UserError(
+            f'site "{site.name}": its vocabulary is trimmed, which no tokenizer of Hugging Face can be; '
+            "titan-ext dept embed --embedding sites makes a model with the whole vocabulary"
+        )
+    prepare_folder(options.out)
+    model = trained_model(site, options.step, options.weights)
+    rows = write_folder(
+        options.out,
+        model,
+        spec,
+        tokenizer=site_tokenizer(site),
+        assets=site.config.hf_assets_path,
+        dtype=export_dtype(site),
+    )
+    _warn_of_iterations(site)
+    print_folder(options.out, model, rows)
+    return 0
+
+
+def print_folder(folder: Path, model: Any, rows: int) -> None:
+    """Say what is in a folder, and what a run that starts from it needs beside its path."""
+    parameters = sum(each.numel() for each in model.parameters())
+    print(f"{folder}: {parameters:,} parameters, {rows:,} rows a table; a run starts from it with")
+    print(f'  checkpoint.initial_load_path = "{folder.absolute()}"')
+    print("  checkpoint.initial_load_in_hf = true")
+    print(f'  tokenizer = "{folder}"')
+    print(f"  model.vocab_size = {rows}", flush=True)
+
+
+def _warn_of_iterations(site: "Site") -> None:
+    from titan_ext.inference.model import default_iterations
+
+    iterations = default_iterations(site) or 1
+    if iterations > 1:
+        print(f"note: a Llama computes 1 iteration of the body, the site's model {iterations}", file=sys.stderr)

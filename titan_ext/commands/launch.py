@@ -1,0 +1,226 @@
+"""``titan-ext launch FILE.toml``: a lighthouse and one torchrun for each site, on this machine."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from titan_ext.commands import lighthouse
+from titan_ext.errors import RunError, UserError
+from titan_ext.launcher.display import Display, LineDisplay, TableDisplay
+from titan_ext.launcher.follow import JsonLinesFollower
+from titan_ext.launcher.interrupt import StopRequests
+from titan_ext.launcher.placement import available_cores, deal, free_port, torchrun_command, visible_gpus
+from titan_ext.launcher.processes import adopt_orphans, kill_descendants
+from titan_ext.launcher.results import SummaryFile, results_table, verdict
+from titan_ext.launcher.run_monitor import RunWatch
+from titan_ext.launcher.supervisor import INTERRUPTED, Job, Supervisor
+
+if TYPE_CHECKING:
+    from titan_ext.config.load import Site
+
+_DESCRIPTION = """\
+Train: start a lighthouse and every site of the file on this machine, show their progress, restart a site
+that dies, and compare the sites' shared state at the end. Ctrl-C lets the sites save (with
+--checkpoint.enable) and stops everything; Ctrl-C again does so at once.
+
+Any setting can be overridden for all sites: --training.steps 20, --semi_sync.sync_every=16 …
+Give the file before them.
+"""
+
+_EPILOG = """\
+One site here, the others elsewhere: run `titan-ext lighthouse` on a machine that all sites reach, and at
+each site, with the same file, `titan-ext launch FILE.toml --only SITE --lighthouse http://host:29510`.
+
+Exit codes: 0 trained and all shared state equal, 1 a site failed or the state differs, 2 bad input, 130 stopped.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``launch`` to the command line; flags of settings are what the parser leaves over."""
+    parser = subparsers.add_parser(
+        "launch",
+        help="train: start the sites of a file on this machine",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE.toml")
+    parser.add_argument("--only", action="append", metavar="SITE", help="start this site only; can be repeated")
+    parser.add_argument("--lighthouse", metavar="URL", help="use the lighthouse at this address instead of starting one")
+    parser.add_argument("--lighthouse-port", type=int, metavar="PORT", help="port of the one started; default: a free one")
+    parser.add_argument("--max-restarts", type=int, default=3, metavar="N", help="restarts of a site (default %(default)s)")
+    parser.add_argument(
+        "--grace-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="what a site that is stopped may take to save and leave (default %(default)s)",
+    )
+    parser.add_argument("--plain", action="store_true", help="lines instead of a live table in a terminal")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code.
+
+    Raises:
+        UserError: bad input, found before anything starts.
+    """
+    if args.max_restarts < 0:
+        raise UserError(f"--max-restarts {args.max_restarts}: must be at least 0")
+    if not args.grace_seconds > 0:
+        raise UserError(f"--grace-seconds {args.grace_seconds:g}: must be above 0 seconds")
+    if not 0 <= (args.lighthouse_port or 0) < 65536:
+        raise UserError(f"--lighthouse-port {args.lighthouse_port}: must be a port below 65536, or 0 for a free one")
+    overrides = [*args.overrides, *(["--replica.lighthouse", args.lighthouse] if args.lighthouse else [])]
+    sites = _load_sites(args.file, args.only, overrides)
+    jobs = _plan(args, sites, overrides)
+    for site in sites:
+        for note in site.notes:
+            print(f"{site.name}: note: {note}")
+    return run_jobs(
+        jobs,
+        [Watched(site.name, Path(site.config.dump_folder), site.config.training.steps) for site in sites],
+        max_restarts=args.max_restarts,
+        plain=args.plain,
+        grace_seconds=args.grace_seconds,
+        complete=len(sites) == sites[0].count,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A site as the launcher sees it from outside."""
+
+    name: str
+    folder: Path
+    steps: int
+
+
+def run_jobs(
+    jobs: Sequence[Job], sites: Sequence[Watched], *, max_restarts: int, plain: bool, complete: bool, **timing: float
+) -> int:
+    """Run jobs to their end, showing what the sites write, and report.
+
+    Args:
+        jobs: what to keep running.
+        sites: whose metrics and summaries to follow.
+        max_restarts: for each job.
+        plain: lines even in a terminal.
+        complete: these are all the sites of the run.
+        timing: ``backoff_seconds``, ``grace_seconds`` and ``poll_seconds`` of the supervisor.
+
+    Returns:
+        The exit code.
+    """
+    summaries = {site.name: SummaryFile(site.folder / "summary.json") for site in sites}
+    followers = {site.name: JsonLinesFollower(site.folder / "metrics.jsonl") for site in sites}
+    adopt_orphans()
+    with StopRequests() as stops:
+        watch = RunWatch(_display(sites, plain), followers, max_restarts=max_restarts, stops=stops)
+        supervisor = Supervisor(
+            jobs,
+            max_restarts=max_restarts,
+            stop_requests=watch.stop_requests,
+            on_event=watch.on_event,
+            on_tick=watch.show_metrics,
+            **timing,
+        )
+        try:
+            code = supervisor.run()
+        finally:
+            kill_descendants(os.getpid())
+        watch.show_metrics()
+    for failure in watch.failures:
+        print(failure, file=sys.stderr)
+    if code:
+        print("stopped" if code == INTERRUPTED else "the run failed", file=sys.stderr)
+        return code
+    return _report(summaries, complete)
+
+
+def _report(summaries: dict[str, SummaryFile], complete: bool) -> int:
+    found = {name: summary.read() for name, summary in summaries.items()}
+    print("\n" + "\n".join(results_table(found)))
+    sound, sentence = verdict(found, complete=complete)
+    if not sound:
+        raise RunError(sentence)
+    print(sentence)
+    return 0
+
+
+def _display(sites: Sequence[Watched], plain: bool) -> Display:
+    totals = {site.name: site.steps for site in sites}
+    live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not plain
+    return TableDisplay(totals, sys.stdout) if live else LineDisplay(totals, sys.stdout)
+
+
+def _load_sites(file: str, only: Sequence[str] | None, overrides: Sequence[str]) -> list["Site"]:
+    from titan_ext.config import load_run, load_site
+
+    if only is None:
+        return load_run(file, overrides).sites
+    # The other sites' corpora and tokenizers may exist on their own machines only.
+    return [load_site(file, name, overrides) for name in dict.fromkeys(only)]
+
+
+def _plan(args: argparse.Namespace, sites: Sequence["Site"], overrides: Sequence[str]) -> list[Job]:
+    from titan_ext.config import check_dump_folder
+
+    for site in sites:
+        check_dump_folder(site.config.dump_folder)
+    dealt = deal(
+        {site.name: site.nproc for site in sites},
+        cores=available_cores(),
+        gpus=visible_gpus(os.environ),
+        environment=os.environ,
+    )
+    jobs = []
+    if _needs_lighthouse(args, sites):
+        port = args.lighthouse_port or free_port()
+        jobs.append(_lighthouse_job(sites, port))
+        for environment in dealt.values():
+            environment["TORCHFT_LIGHTHOUSE"] = f"http://127.0.0.1:{port}"
+        print(f"lighthouse at http://127.0.0.1:{port}")
+    together = len(sites) if all(site.config.replica.expected_sites == 0 for site in sites) else 0
+    expected = ("--replica.expected_sites", str(together)) if together > 1 else ()
+    for site in sites:
+        arguments = ("--config", args.file, "--site", site.name, *expected, *overrides)
+        command = torchrun_command(site.nproc, args.grace_seconds, *arguments)
+        log = Path(site.config.dump_folder) / "log.txt"
+        jobs.append(Job(name=site.name, command=command, environment=dealt[site.name], log=log))
+    return jobs
+
+
+def _needs_lighthouse(args: argparse.Namespace, sites: Sequence["Site"]) -> bool:
+    """Whether one must be started: sites exchange, and no address is given by flag or file."""
+    meeting = [site for site in sites if site.config.semi_sync.method != "none"]
+    missing = [site for site in meeting if site.config.replica.lighthouse is None]
+    if not missing:
+        return False
+    needed = max(site.config.replica.min_sites for site in missing)
+    if args.only and needed > len(missing):
+        raise UserError(
+            f"--only {' '.join(args.only)}: replica.min_sites = {needed}, so other sites must join: say where they meet "
+            "with --lighthouse http://host:port (`titan-ext lighthouse` runs one)"
+        )
+    return True
+
+
+def _lighthouse_job(sites: Sequence["Site"], port: int) -> Job:
+    settings = [site.config.replica for site in sites]
+    return Job(
+        name="lighthouse",
+        command=lighthouse.command(
+            port=port,
+            min_sites=max(each.min_sites for each in settings),
+            join_timeout_seconds=max(each.join_timeout_seconds for each in settings),
+            heartbeat_timeout_seconds=max(each.heartbeat_timeout_seconds for each in settings),
+        ),
+        log=Path(sites[0].dump_root) / "lighthouse.log",
+        is_service=True,
+    )

@@ -1,0 +1,1 @@
+"""Corpora: documents in files, of this interpreter, or streamed from a hub."""

@@ -1,0 +1,151 @@
+"""Documents of a Hugging Face dataset, streamed: ``hf:NAME[:config][:split]``.
+
+A stream has no numbering to permute, so it is read in blocks of ``shuffle_buffer`` documents, each
+permuted by itself. Unlike a rolling shuffle buffer, whose contents no small state describes, a
+block is found again exactly: by the stream's state where it began.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from titan_ext.data.feed import Selection
+from titan_ext.data.order import mix
+from titan_ext.error_text import reason
+from titan_ext.errors import UserError
+
+PREFIX = "hf:"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamName:
+    """The parts of ``hf:NAME[:config][:split]``; leave the config empty to give a split alone."""
+
+    name: str
+    config: str | None = None
+    split: str = "train"
+
+    @classmethod
+    def parse(cls, spec: str) -> "StreamName":
+        """The parts of a name.
+
+        Raises:
+            UserError: no name, or more than three parts.
+        """
+        name, *rest = spec.removeprefix(PREFIX).split(":")
+        if not name or len(rest) > 2:
+            raise UserError(f"data = {spec!r}: a Hugging Face dataset is 'hf:NAME[:config][:split]'")
+        config, split = (*rest, "", "")[:2]
+        return cls(name, config or None, split or "train")
+
+
+class StreamFeed:
+    """The site's documents of a streamed dataset; a place is a block's start and a position in it.
+
+    Raises:
+        UserError: the dataset cannot be resolved, or a record has no text under ``text_key``.
+    """
+
+    def __init__(self, spec: str, text_key: str, selection: Selection) -> None:
+        self.name = spec
+        self._selection = selection
+        self._stream, self._text = _open(spec, text_key)
+
+    def read(self, epoch: int, place: dict[str, Any] | None, shard: int, shards: int) -> Iterator[tuple[Any, str]]:
+        """Documents of part ``shard`` of ``shards`` in ``epoch``, from ``place`` on (None: the start)."""
+        from datasets.distributed import split_dataset_by_node
+
+        chosen = self._selection
+        stream = split_dataset_by_node(
+            self._stream, rank=chosen.share_index * shards + shard, world_size=chosen.share_count * shards
+        )
+        stream.set_epoch(epoch)
+        start, block, position = (place["stream"], place["block"], place["position"]) if place else (None, 0, 0)
+        if start is not None:
+            stream.load_state_dict(deepcopy(start))
+        records = iter(stream)
+        while texts := [self._text(record) for record in self._guarded(islice(records, chosen.shuffle_buffer))]:
+            for within in range(position, len(texts)):
+                text = texts[self._order(len(texts), epoch, block)[within]]
+                if self._wanted(text):
+                    yield {"stream": start, "block": block, "position": within}, text
+            # A copy: the stream goes on writing into the state that it hands out.
+            start, block, position = deepcopy(stream.state_dict()), block + 1, 0
+
+    def settings(self) -> dict[str, Any]:
+        """What a place means nothing without."""
+        chosen = self._selection
+        return {
+            "dataset": self.name,
+            "seed": chosen.seed if chosen.shuffle else None,
+            "shuffle_buffer": chosen.shuffle_buffer,
+            "split": chosen.split,
+            "holdout_fraction": chosen.holdout_fraction,
+            "share_index": chosen.share_index,
+            "share_count": chosen.share_count,
+        }
+
+    def check(self, shards: int) -> None:
+        """Nothing: how long a stream is shows only at its end."""
+
+    def _order(self, count: int, epoch: int, block: int) -> np.ndarray:
+        numbers = np.arange(count)
+        if not self._selection.shuffle:
+            return numbers
+        return np.argsort(mix(numbers, self._selection.seed, epoch, block), kind="stable")
+
+    def _wanted(self, text: str) -> bool:
+        """A stream's numbering depends on who reads it, so the hold-out goes by the text itself."""
+        chosen = self._selection
+        if chosen.split == "all":
+            return True
+        digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+        held = int.from_bytes(digest, "big") < chosen.holdout_fraction * 2**64
+        return held == (chosen.split == "validation")
+
+    def _guarded(self, records: Iterator[Any]) -> Iterator[Any]:
+        try:
+            yield from records
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 — whatever the hub, its file systems and formats raise
+            raise UserError(f"data = {self.name!r}: cannot read the stream: {reason(error)}") from error
+
+
+def _open(spec: str, text_key: str) -> tuple[Any, Callable[[Any], str]]:
+    """The stream, and what takes the text from a record; torchtitan's own datasets keep their own."""
+    from datasets import Dataset, load_dataset
+
+    from titan_ext.trainer.cpu import prepare
+
+    prepare()
+    from torchtitan.hf_datasets.text_datasets import DATASETS
+
+    name = StreamName.parse(spec)
+    try:
+        if name.name in DATASETS and name == StreamName(name.name):
+            known = DATASETS[name.name]
+            stream, take = known.loader(known.path), known.sample_processor
+        else:
+            stream = load_dataset(name.name, name.config, split=name.split, streaming=True)
+            take = _taker(spec, text_key)
+        return (stream.to_iterable_dataset() if isinstance(stream, Dataset) else stream), take
+    except Exception as error:  # noqa: BLE001 — as above
+        raise UserError(f"data = {spec!r}: cannot open the dataset: {reason(error)}") from error
+
+
+def _taker(spec: str, text_key: str) -> Callable[[Any], str]:
+    def take(record: Any) -> str:
+        if text_key not in record:
+            raise UserError(f"data = {spec!r}: no column {text_key!r} (text_key); its columns are {sorted(record)}")
+        text = record[text_key]
+        if text is not None and not isinstance(text, str):
+            raise UserError(f"data = {spec!r}: {text_key!r} (text_key) holds a {type(text).__name__}, not text")
+        return text or ""
+
+    return take

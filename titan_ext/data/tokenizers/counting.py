@@ -1,0 +1,64 @@
+"""How often each token occurs in documents."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+
+from titan_ext.data.corpora.reading import told
+from titan_ext.data.feed import Feed
+from titan_ext.data.tokenizers.traits import encode_all, row_count
+from titan_ext.trainer.cpu import prepare
+
+prepare()
+
+from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
+
+_BATCH_CHARACTERS = 1 << 20
+
+
+def count_tokens(
+    documents: Iterable[str] | Feed, tokenizer: BaseTokenizer, *, progress: Callable[[str], None] | None = None
+) -> torch.Tensor:
+    """Occurrences of each token, with the marks of begin and end that the data loader adds to each document.
+
+    A part of the documents is in memory at a time.
+
+    Args:
+        documents: texts, or a feed, of which one epoch is read.
+        tokenizer: what splits them.
+        progress: is given a line after every 16 MiB of text and at the end.
+
+    Returns:
+        ``[rows]`` int64, on the CPU.
+
+    Raises:
+        UserError: a document cannot be read.
+    """
+    texts = _texts(documents)
+    counts = np.zeros(row_count(tokenizer), np.int64)
+    for batch in _batches(texts if progress is None else told(texts, progress)):
+        counts += np.bincount(encode_all(tokenizer, batch), minlength=len(counts))
+    return torch.from_numpy(counts)
+
+
+def _texts(documents: Iterable[str] | Feed) -> Iterator[str]:
+    if isinstance(documents, Iterable):
+        texts = iter(documents)
+    else:
+        documents.check(1)
+        texts = (text for _, text in documents.read(0, None, 0, 1))
+    # The loader leaves empty documents out, marks and all.
+    return (text for text in texts if text)
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

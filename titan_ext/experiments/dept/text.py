@@ -1,0 +1,107 @@
+"""The text of a comparison under each vocabulary: what a language is trained on, and what it is measured on."""
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from titan_ext.data.dataset import PackedTextDataset
+from titan_ext.data.tokenizers.tokenizer import build_tokenizer, vocabulary_size
+from titan_ext.data.tokenizers.unigram import Unigram
+from titan_ext.data.tokenizers.vocabulary import Vocabulary as TrimmedVocabulary
+from titan_ext.experiments.convergence.text import Batch
+from titan_ext.experiments.dept.arms import Vocabulary
+from titan_ext.experiments.dept.settings import Settings
+from titan_ext.experiments.dept.tokenizers import TRAINING, VALIDATION, open_text, tokenizer_files
+from titan_ext.semi_sync import RowIds
+
+_VALIDATION_SEQUENCES, _TOGETHER = 128, 32
+# Packed text of all languages under all vocabularies; it is kept in 32 bits.
+_KEPT = 32
+
+
+class Texts:
+    """Packed text of every language under every vocabulary, on the settings' device; a process reads each but once.
+
+    Args:
+        settings: those of the comparison.
+        folder: what ``make_tokenizers`` wrote into.
+    """
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings = settings
+        self._folder = folder
+
+    def tokens(self, vocabulary: Vocabulary, language: str) -> int:
+        """Tokens of a vocabulary."""
+        return _tokens(*tokenizer_files(self._folder, vocabulary, language))
+
+    def row_ids(self, language: str, rows: int) -> RowIds:
+        """Which rows of the joint vocabulary a table of ``rows`` for the trimmed one has."""
+        _, file = tokenizer_files(self._folder, "trimmed", language)
+        held = TrimmedVocabulary.load(file)
+        return RowIds(held.row_ids(rows), held.total)
+
+    def training(self, vocabulary: Vocabulary, language: str, order: tuple[int, ...], batch: int) -> Iterator[Batch]:
+        """Batches without end, each epoch in another order.
+
+        Args:
+            vocabulary: which kind.
+            language: of those of the comparison.
+            order: seeds of the order; equal ones give the same text under the joint and the trimmed vocabulary.
+            batch: sequences of a batch.
+
+        Raises:
+            UserError: there is not enough text for one.
+        """
+        sequences = self._packed(vocabulary, language, TRAINING)
+        generator = np.random.default_rng(order)
+        while True:
+            places = torch.from_numpy(generator.permutation(len(sequences.inputs)))
+            for chosen in places.split(batch):
+                if len(chosen) == batch:
+                    yield _chosen(sequences, chosen, self._settings.device)
+
+    def validation(self, vocabulary: Vocabulary, language: str) -> list[Batch]:
+        """Equal batches, spread evenly over the documents that are held out."""
+        sequences = self._packed(vocabulary, language, VALIDATION)
+        found = len(sequences.inputs)
+        wanted = max(1, min(found, _VALIDATION_SEQUENCES))
+        places = torch.linspace(0, found - 1, wanted).long()
+        together = min(wanted, _TOGETHER)
+        whole = (chosen for chosen in places.split(together) if len(chosen) == together)
+        return [_chosen(sequences, chosen, self._settings.device) for chosen in whole]
+
+    def unigram(self, vocabulary: Vocabulary, language: str) -> Unigram:
+        """The unigram model of what a language is trained on."""
+        labels = self._packed(vocabulary, language, TRAINING).labels
+        return Unigram(torch.bincount(labels.flatten(), minlength=self.tokens(vocabulary, language)))
+
+    def _packed(self, vocabulary: Vocabulary, language: str, files: str) -> Batch:
+        spec, trimmed_to = tokenizer_files(self._folder, vocabulary, language)
+        return _packed(self._settings, language, files, spec, trimmed_to)
+
+
+def joined(batches: Iterable[Batch]) -> Batch:
+    """One batch of the sequences of all."""
+    return Batch(*map(torch.cat, zip(*batches)))
+
+
+_tokens = lru_cache(maxsize=_KEPT)(vocabulary_size)
+
+
+@lru_cache(maxsize=_KEPT)
+def _packed(settings: Settings, language: str, files: str, spec: str, trimmed_to: str) -> Batch:
+    """All sequences of a split, int32."""
+    feed = open_text(settings, language, files)
+    dataset = PackedTextDataset(feed, build_tokenizer(spec, trimmed_to), settings.length, infinite=False)
+    dataset.check(settings.batch * len(settings.languages) if files == TRAINING else 1, workers=0)
+    inputs, labels = zip(*dataset)
+    packed = ([each["input"] for each in inputs], labels, [each["positions"] for each in inputs])
+    return Batch(*(torch.stack(list(each)).int() for each in packed))
+
+
+def _chosen(sequences: Batch, places: torch.Tensor, device: str) -> Batch:
+    return Batch(*(tensor[places].long().to(device) for tensor in sequences))

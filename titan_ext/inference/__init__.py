@@ -1,0 +1,1 @@
+"""Evaluation of and generation with a trained model: perplexity, tasks and text."""

@@ -1,0 +1,42 @@
+"""What the commands ask about a run: its file, its site and its checkpoint."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from titan_ext.config.load import Site
+    from titan_ext.inference.checkpoint import Checkpoint
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``FILE.toml``, ``--site``, ``--checkpoint`` and ``--weights``."""
+    parser.add_argument("file", metavar="FILE.toml")
+    parser.add_argument("--site", metavar="NAME", help="which [[site]]; not needed if the file has only one")
+    parser.add_argument(
+        "--checkpoint",
+        default="latest",
+        metavar="PATH",
+        help="a step-N folder of a run, a folder of such, or one with Hugging Face's safetensors "
+        "(default: the site's latest)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=["site", "global"],
+        default="site",
+        help="the site's own parameters, or the last ones that all sites agreed on (default: site); "
+        "after a round without delay they are the same",
+    )
+
+
+def open_run(options: argparse.Namespace) -> "tuple[Site, Checkpoint]":
+    """The site and the checkpoint that the arguments name.
+
+    Raises:
+        UserError: the file, the site or the checkpoint cannot be used.
+    """
+    from titan_ext.config.load import load_site
+    from titan_ext.inference.checkpoint import find_checkpoint
+
+    site = load_site(options.file, options.site, options.overrides)
+    return site, find_checkpoint(options.checkpoint, Path(site.config.dump_folder) / site.config.checkpoint.folder)

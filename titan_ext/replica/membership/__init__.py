@@ -1,0 +1,1 @@
+"""Which sites take part: admission by a shared secret, and the quorum."""

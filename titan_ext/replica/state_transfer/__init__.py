@@ -1,0 +1,1 @@
+"""How a joining site gets the members' shared state."""

@@ -1,0 +1,1 @@
+"""Drop-in replacements for torchft's classes."""

@@ -1,0 +1,1 @@
+"""The sync plan: what is exchanged, when, for which parameters, and by which sites."""

@@ -1,0 +1,1 @@
+"""The phases of an outer round: agreement, exchange, healing and commit."""

@@ -1,0 +1,90 @@
+"""``commits.jsonl``: every commit a site has taken part in, on disk before the next inner step."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from titan_ext.semi_sync.round.site_status import Position
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """One line of the log."""
+
+    run: str
+    """Hexadecimal name of the run."""
+    generation: int
+    round: int
+    """Commits of the run so far, this one included."""
+    step: int
+    """Inner step of the launch."""
+    contributors: Sequence[str]
+    """Sites whose values were averaged."""
+    sites: Sequence[str]
+    """Sites of the quorum."""
+    tokens: int
+    """What the contributors have trained on since their last commit, all together."""
+    digest: str | None
+    """Checksum of shared parameters and outer optimizer state; equal at all sites. None where a method has none."""
+
+    @property
+    def position(self) -> Position:
+        """Where the run stood after it."""
+        return Position(self.generation, self.round)
+
+
+class CommitLog:
+    """Appends commits and remembers those of earlier processes.
+
+    Args:
+        path: the file; made with its folder at the first commit.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._path = Path(path)
+
+    def last(self, run: str) -> Commit | None:
+        """The furthest commit of a run; a line that a crash cut short counts as not written."""
+        commits = [commit for commit in self._read() if commit.run == run]
+        return max(commits, key=lambda commit: commit.position, default=None)
+
+    def append(self, commit: Commit) -> None:
+        """Write a commit through to the disk; a disk that takes no more is reported and training goes on."""
+        line = json.dumps({**asdict(commit), "time": round(time.time(), 3)}) + "\n"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "ab") as file:
+                if file.tell() and not self._ends_whole():
+                    file.write(b"\n")  # what a crash cut short must not swallow this line
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            logger.error("round %d is not in %s: %s", commit.round, self._path, error)
+
+    def _ends_whole(self) -> bool:
+        with open(self._path, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+
+    def _read(self) -> list[Commit]:
+        try:
+            lines = self._path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        return [commit for commit in map(_parse, lines) if commit is not None]
+
+
+def _parse(line: bytes) -> Commit | None:
+    try:
+        values = json.loads(line)
+        values.pop("time", None)
+        return Commit(**values)
+    except (ValueError, TypeError, AttributeError):
+        return None

@@ -1,0 +1,101 @@
+"""What a site that is behind receives, and when it may take it in."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from titan_ext.semi_sync.binding import differences
+from titan_ext.semi_sync.round.lineage import Lineage
+from titan_ext.semi_sync.round.round import Round
+from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.semi_sync.state.synced_state import SyncedRow
+from titan_ext.semi_sync.wire.manager import ReplicaManager
+
+logger = logging.getLogger(__name__)
+
+
+class Healing:
+    """Shared state on its way from member to newcomer.
+
+    A peer's state arrives during a quorum, maybe while the inner loop runs. It is taken in once the sites
+    have agreed on a round, by all ranks of the site or by none: a site of which one part is healed would
+    hold two models.
+
+    Args:
+        rows: the plan's rows bound to this rank.
+        lineage: the run and how far it has come.
+        manager: this rank's replica manager.
+        site: the ranks of the site.
+        fingerprint: what must be equal at sites that exchange, by key.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[SyncedRow],
+        lineage: Lineage,
+        manager: ReplicaManager,
+        site: SiteRanks,
+        fingerprint: Mapping[str, str],
+    ) -> None:
+        self._rows = rows
+        self._lineage = lineage
+        self._manager = manager
+        self._site = site
+        self._fingerprint = fingerprint
+        self._arrived: Mapping[str, Any] | None = None
+        self._counters: dict[str, int] = {}
+
+    def offer(self, clock: int, pending: list[int]) -> dict[str, Any]:
+        """This site's shared state; its tensors are the live ones, unchanged until the round's commit."""
+        return {
+            "fingerprint": self._fingerprint,
+            "clock": clock,
+            **self._lineage.state_dict(),
+            "pending": pending,
+            "rows": {row.row.key: row.shared_state() for row in self._rows},
+        }
+
+    def receive(self, state: Mapping[str, Any]) -> None:
+        """Keep a peer's state until the round under way can take it in."""
+        self._arrived = state
+
+    def begin(self) -> None:
+        """A round begins: remember where the manager stood."""
+        self._counters = self._manager.state_dict()
+
+    def take_in(self) -> tuple[bool, Mapping[str, Any] | None]:
+        """Whether all ranks of the site know the round, and the peer's state they took in, if one came. A collective."""
+        fault = self._manager.errored()
+        if fault is None and self._arrived is not None:
+            fault = self._lineage.accepts(self._arrived)
+        # Which ranks were sent something may differ at the very start: torchft lets each begin from another site's.
+        if not all(self._site.gather(fault is None)):
+            if self._manager.errored() is None:
+                self._manager.report_error(RuntimeError(str(fault or "another rank of the site failed")))
+            return False, None
+        state, self._arrived = self._arrived, None
+        if state is not None:
+            for row in self._rows:
+                row.load_shared_state(state["rows"].get(row.row.key, {}))
+            self._lineage.adopt(state)
+            logger.info("took the shared state of a peer at inner step %d, round %d", state["clock"], state["round"])
+        return True, state
+
+    def give_up(self, round_: Round) -> None:
+        """The round failed: a site that is behind must count as such, so as to be healed in the next one."""
+        counters = self._manager.state_dict()
+        if self._arrived is not None:
+            # It came, and could not be taken in; the manager already counts as healed.
+            self._arrived, counters = None, self._counters
+        elif round_.diverged:
+            logger.error("this site's shared state is not that of the others; taking theirs")
+            counters["step"] = max(0, counters["step"] - 1)
+        else:
+            return
+        self._manager.load_state_dict(counters)
+
+    def mismatch(self, problem: str) -> str:
+        """A refusal with the keys in which a peer's fingerprint differs, where one came."""
+        theirs = (self._arrived or {}).get("fingerprint")
+        differing = "" if theirs is None else differences(self._fingerprint, theirs)
+        return f"{problem}: {differing}" if differing else problem

@@ -1,0 +1,186 @@
+"""Which run a site's shared state belongs to, how far it has come, and who may go on from there.
+
+A run gets its name when sites without any state first agree on a start. The name travels with the
+shared state and lies in every checkpoint, so that states of different origin never mix. A site whose
+checkpoint is older than the last commit in its log is *behind*: if nobody in the quorum has a later
+state, the sites wait for all that took part in that commit, and only then go on from what they have,
+in a new generation. Later generations win over earlier ones, however many rounds those had.
+"""
+
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.distributed import ReduceOp
+
+from titan_ext.semi_sync.round.agreement import described
+from titan_ext.semi_sync.round.commit_log import Commit, CommitLog
+from titan_ext.semi_sync.round.site_status import BITS, Position, Standing
+from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
+
+logger = logging.getLogger(__name__)
+
+_GENERATION_BIT = 32  # of the manager's step, by which torchft decides who heals whom
+_ROUNDS = 2**_GENERATION_BIT - 1
+
+
+class Lineage:
+    """A site's place in its run.
+
+    Args:
+        name: of the site.
+        log: where commits are recorded; None keeps no record. Only rank 0's is used.
+        site: the ranks of the site.
+        roll_back: go on from an older checkpoint even if a site of the last commit is missing.
+    """
+
+    def __init__(self, name: str, log: CommitLog | None, site: SiteRanks, *, roll_back: bool = False) -> None:
+        self.name = name
+        self.run = 0
+        self.origin = 0
+        """Checksum of the loaded model that the run began from; 0 for a random initialisation."""
+        self.position = Position()
+        self.checksum = 0
+        self._log = log
+        self._site = site
+        self._roll_back = roll_back
+        self._last: Commit | None = None
+
+    @property
+    def run_name(self) -> str:
+        """Hexadecimal."""
+        return f"{self.run:016x}"
+
+    def said(self) -> dict[str, Any]:
+        """The lineage's part of this site's standing."""
+        return {
+            "name": self.name,
+            "run": self.run,
+            "origin": self.origin,
+            "salt": secrets.randbits(BITS - 8),  # summed over the sites it must stay below 2**62
+            "position": self.position,
+            "known": self._known(),
+            "checksum": self.checksum,
+        }
+
+    def opening(self, manager: ReplicaManager, table: Sequence[Standing]) -> tuple[int, Position] | None:
+        """Run and position from which sites that all just join may begin; None if they have to wait. A collective.
+
+        Args:
+            manager: with the quorum of the table.
+            table: the standings of all sites.
+        """
+        run = next((site.run for site in table if site.run), 0)
+        if not run:
+            return sum(site.salt for site in table) or 1, Position()
+        best = max(site.position for site in table if site.run == run)
+        known = max(site.known for site in table if site.run == run)
+        if known <= best:
+            return run, best
+        missing = self._missing(table)
+        waiting = torch.tensor([float(bool(missing))], device=wire_device(manager))
+        manager.allreduce(waiting, reduce_op=ReduceOp.SUM).wait()
+        if manager.errored() is not None or waiting.item():
+            return None
+        logger.warning(
+            "%s is as far as any checkpoint goes, commits up to round %d are undone", described(run, best), known.round
+        )
+        return run, Position(known.generation + 1, best.round)
+
+    def why_waiting(self, table: Sequence[Standing]) -> str:
+        """What the wait is for, in words."""
+        missing = self._missing(table)
+        if not missing:
+            return "another site waits for one that has a later state than its own checkpoint"
+        return (
+            f"this site's checkpoint ({described(self.run, self.position)}) is older than its last commit (round "
+            f"{self._last.round}); waiting for {', '.join(missing)}, which took part in it. If they are gone for good, "
+            "restart with --replica.roll_back true"
+        )
+
+    def open(self, manager: ReplicaManager, run: int, position: Position) -> None:
+        """Take the place that ``opening`` found, once the round is committed."""
+        run = self._site.gather(run)[0]  # the salts of a site's ranks differ
+        if not self.run:
+            logger.info("%s begins", described(run, position))
+        new_generation = position.generation != self.position.generation
+        self.run, self.position = run, position
+        if new_generation:
+            counters = manager.state_dict()
+            # Whoever still holds a state of an earlier generation counts as behind.
+            counters["step"] = (position.generation << _GENERATION_BIT) | (counters["step"] & _ROUNDS)
+            manager.load_state_dict(counters)
+
+    def accepts(self, state: Mapping[str, Any]) -> str | None:
+        """Why a peer's shared state must not be taken in; None if it may."""
+        run, position = state["run"], _position(state)
+        if self.run not in (0, run):
+            return f"a peer sent the state of another run ({described(run, position)})"
+        if run == self.run and position < self.position:
+            return f"a peer sent an older state ({described(run, position)}) than ours ({described(run, self.position)})"
+        return None
+
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        """Stand where the peer stands whose shared state was taken in."""
+        self._take_place(state)
+
+    def advance(self) -> None:
+        """A round is committed."""
+        self.position = Position(self.position.generation, self.position.round + 1)
+
+    def record(self, table: Sequence[Standing], contributors: Sequence[int], step: int, checksum: int) -> None:
+        """Write the commit that ``advance`` counted to the log.
+
+        Args:
+            table: the standings of the round's sites.
+            contributors: ranks of those that were averaged.
+            step: inner step of the launch.
+            checksum: of the shared state after it, 0 if there is none.
+        """
+        self.checksum = checksum
+        names = [site.name or f"#{rank}" for rank, site in enumerate(table)]
+        self._last = Commit(
+            run=self.run_name,
+            generation=self.position.generation,
+            round=self.position.round,
+            step=step,
+            contributors=[names[rank] for rank in contributors],
+            sites=names,
+            tokens=sum(table[rank].tokens for rank in contributors),
+            digest=f"{checksum:016x}" if checksum else None,
+        )
+        if self._log is not None:
+            self._log.append(self._last)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for shared state and checkpoint."""
+        return {"run": self.run, "origin": self.origin, "generation": self.position.generation, "round": self.position.round}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them, and look up in rank 0's log what came after. A collective over the site."""
+        self._take_place(state)
+        own = self._log.last(self.run_name) if self._log is not None else None
+        self._last = self._site.gather(own)[0]
+
+    def _take_place(self, state: Mapping[str, Any]) -> None:
+        # Checkpoints did not always tell what their run began from.
+        self.run, self.origin, self.position = state["run"], state.get("origin", 0), _position(state)
+
+    def _known(self) -> Position:
+        """The last commit of this run that we remember."""
+        if self._last is None or self._last.run != self.run_name:
+            return self.position
+        return max(self.position, self._last.position)
+
+    def _missing(self, table: Sequence[Standing]) -> list[str]:
+        """Sites of our last commit that are not here, if we are behind it."""
+        if self._known() <= self.position or self._roll_back:
+            return []
+        return sorted({*self._last.sites} - {site.name for site in table})
+
+
+def _position(state: Mapping[str, Any]) -> Position:
+    return Position(state["generation"], state["round"])

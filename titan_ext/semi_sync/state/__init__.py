@@ -1,0 +1,1 @@
+"""What a rank holds: views of its tensors, synced states and parameters, outer optimizers."""

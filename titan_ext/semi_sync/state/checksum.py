@@ -1,0 +1,104 @@
+"""A checksum of the shared state, cheap enough for every commit, that does not depend on how a site cuts tensors."""
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from titan_ext.semi_sync.plan.plan import PARAMETERS
+from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.semi_sync.state.synced_state import SyncedRow
+
+_MASK = 2**64 - 1
+_PIECE = 2**17  # elements worked on at a time, so that they stay in a processor's cache
+_BY_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class SharedChecksum:
+    """The checksum of all shared state that is equal at all sites; what has not changed is not read again.
+
+    Args:
+        rows: the plan's rows bound to this rank.
+        site: the ranks of the site.
+        speaks_for: whether this rank counts a parameter's shard; of equal shards one rank does.
+    """
+
+    def __init__(self, rows: Sequence[SyncedRow], site: SiteRanks, speaks_for: Callable[[str], bool]) -> None:
+        self._rows = [row for row in rows if row.agrees]
+        self._site = site
+        self._speaks_for = speaks_for
+        self._parts: dict[str, int] = {}
+
+    def forget(self) -> None:
+        """Everything has changed."""
+        self._parts.clear()
+
+    def after(self, changed: Collection[str]) -> int:
+        """Below 2**62, once the rows of these keys have changed; 0 if nothing is equal at all sites. A collective."""
+        for row in self._rows:
+            if row.row.key in changed or row.row.key not in self._parts:
+                self._parts[row.row.key] = state_checksum(row.shared_state(), self._speaks_for)
+        if not self._rows:
+            return 0
+        total = sum(self._site.gather(sum(self._parts.values()))) & _MASK
+        return _hash(f"{total:x}") >> 2 or 1
+
+
+def model_checksum(rows: Sequence[SyncedRow], site: SiteRanks, speaks_for: Callable[[str], bool]) -> int:
+    """A checksum below 2**62, and not 0, of the parameters that all sites share whole. A collective over the site.
+
+    Args:
+        rows: the plan's rows bound to this rank.
+        site: the ranks of the site.
+        speaks_for: whether this rank counts a parameter's shard; of equal shards one rank does.
+    """
+    parameters = {
+        name: {"value": tensor}
+        for row in rows
+        if row.row.state == PARAMETERS and not row.by_row
+        for name, tensor in zip(row.names, row.locals(), strict=True)
+    }
+    total = sum(site.gather(state_checksum(parameters, speaks_for))) & _MASK
+    return _hash(f"{total:x}") >> 2 or 1
+
+
+def state_checksum(state: Mapping[str, Mapping[str, Any]], speaks_for: Callable[[str], bool]) -> int:
+    """This rank's part of the checksum of a row's ``shared_state``, modulo 2**64; parts of ranks add up.
+
+    For each tensor the sum of its elements' bits and of their squares, as integers: exact, in any order,
+    and changed by any single difference. Two sites whose values differ by rounding are told apart; somebody
+    who wants them to collide is not, for which there are the digests of the transport.
+
+    Args:
+        state: tensors and plain values by parameter and key.
+        speaks_for: whether this rank counts a parameter's shard.
+    """
+    total = 0
+    for name, values in state.items():
+        if not speaks_for(name):
+            continue
+        for key, value in values.items():
+            label = f"{name}|{key}"
+            if not isinstance(value, torch.Tensor) or value.dim() == 0:
+                # Equal on all ranks; which of them hold the parameter depends on the layout.
+                continue
+            total += _hash(label) * _sums(value)
+    return total & _MASK
+
+
+@torch.no_grad()
+def _sums(value: torch.Tensor) -> int:
+    bits = value.detach().contiguous().view(-1).view(_BY_SIZE[value.element_size()])
+    piece = _PIECE if bits.device.type == "cpu" else max(1, bits.numel())
+    plain, squares = bits.new_zeros((), dtype=torch.int64), bits.new_zeros((), dtype=torch.int64)
+    for part in bits.split(piece):
+        wide = part.to(torch.int64)
+        plain += wide.sum()
+        squares += torch.dot(wide, wide) if wide.device.type == "cpu" else (wide * wide).sum()
+    # Both wrap around at 2**64, in whatever order.
+    return (int(plain) + 3 * int(squares)) & _MASK
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") | 1

@@ -1,0 +1,1 @@
+"""Many sites in one process, to develop and test methods with."""

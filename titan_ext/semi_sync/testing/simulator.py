@@ -1,0 +1,161 @@
+"""Sites of one process that exchange in its memory: replica managers without a wire."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch.distributed import ReduceOp
+from torch.distributed.distributed_c10d import AllgatherOptions, AllToAllOptions
+
+from titan_ext.errors import RunError
+from titan_ext.semi_sync.wire.manager import ReplicaManager
+
+
+class InProcessSites:
+    """All sites; each acts on a thread of its own and waits for the others where they exchange.
+
+    Args:
+        count: how many they are.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._offered: list[Any] = [None] * count
+        self._barrier = threading.Barrier(count)
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="site")
+
+    def managers(self) -> list["InProcessManager"]:
+        """One for each site."""
+        return [InProcessManager(self, site) for site in range(self.count)]
+
+    def at_once(self, action: Callable[[int], Any]) -> list[Any]:
+        """Call ``action(site)`` for all sites at the same time; returns what each returned.
+
+        Raises:
+            Exception: what the first site that failed raised; the others do not wait for it.
+        """
+        futures = [self._pool.submit(self._guarded, action, site) for site in range(self.count)]
+        failures = [future.exception() for future in futures]
+        # Those who waited for it only say that they waited in vain.
+        for failure in sorted(filter(None, failures), key=lambda each: isinstance(each, threading.BrokenBarrierError)):
+            raise failure
+        return [future.result() for future in futures]
+
+    def exchange(self, site: int, offer: Any) -> list[Any]:
+        """What every site offers, in their order; all of them call this, and leave what they offer as it is."""
+        self._offered[site] = offer
+        self._barrier.wait()
+        offered = list(self._offered)
+        # What is offered next must not be there before all have taken this.
+        self._barrier.wait()
+        return offered
+
+    def sum(self, site: int, tensor: torch.Tensor) -> None:
+        """Replace ``tensor`` by its sum over the sites, which all call this."""
+        tensor.copy_(torch.stack(self.exchange(site, tensor.clone())).sum(0))
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+    def _guarded(self, action: Callable[[int], Any], site: int) -> Any:
+        try:
+            return action(site)
+        except BaseException:
+            self._barrier.abort()
+            raise
+
+
+class InProcessManager(ReplicaManager):
+    """A site's replica manager; sites neither come nor go, so that an error is one of the program.
+
+    Args:
+        sites: all of them.
+        site: index of this one.
+    """
+
+    def __init__(self, sites: InProcessSites, site: int) -> None:
+        self._sites = sites
+        self._site = site
+        self._pg = _InProcessGroup(sites, site)  # where the outer loop looks for the collectives of bytes
+
+    def start_quorum(self) -> None:
+        """Nothing: the sites are always the same."""
+
+    def allreduce(self, tensor: torch.Tensor, *, reduce_op: ReduceOp) -> "_Done":
+        """Sum ``tensor`` in place over the sites; done when this returns."""
+        assert reduce_op == ReduceOp.SUM, reduce_op
+        self._sites.sum(self._site, tensor)
+        return _Done()
+
+    def should_commit(self) -> bool:
+        """Always: there is nothing that could have failed."""
+        return True
+
+    def num_participants(self) -> int:
+        """All sites."""
+        return self._sites.count
+
+    def participating_rank(self) -> int:
+        """The site's index."""
+        return self._site
+
+    def report_error(self, error: Exception) -> None:
+        """Raises RunError: sites of one process differ in nothing that the outer loop checks."""
+        raise RunError(f"site {self._site}: {error}") from error
+
+    def errored(self) -> object | None:
+        """None."""
+        return None
+
+    def register_state_dict_fn(
+        self, key: str, load_state_dict: Callable[[Any], None], state_dict: Callable[[], Any]
+    ) -> None:
+        """Nothing: no site is ever behind."""
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing to keep."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Nothing to restore."""
+
+
+class _InProcessGroup:
+    """The collectives of a process group that the outer loop sends bytes with."""
+
+    def __init__(self, sites: InProcessSites, site: int) -> None:
+        self._sites = sites
+        self._site = site
+
+    def getBackendName(self) -> str:
+        return "in-process"
+
+    def allgather(
+        self, outputs: Sequence[Sequence[torch.Tensor]], inputs: Sequence[torch.Tensor], options: AllgatherOptions
+    ) -> "_Done":
+        for place, message in zip(outputs[0], self._sites.exchange(self._site, inputs[0].clone()), strict=True):
+            place.copy_(message)
+        return _Done()
+
+    def alltoall_base(
+        self,
+        output: torch.Tensor,
+        input: torch.Tensor,
+        output_sizes: Sequence[int],
+        input_sizes: Sequence[int],
+        options: AllToAllOptions,
+    ) -> "_Done":
+        messages = input.clone().split(list(input_sizes) or input.shape[0] // self._sites.count)
+        everyones = self._sites.exchange(self._site, messages)
+        output.copy_(torch.cat([theirs[self._site] for theirs in everyones]))
+        return _Done()
+
+
+class _Done:
+    """The work of a reduction that is over."""
+
+    def wait(self) -> bool:
+        return True

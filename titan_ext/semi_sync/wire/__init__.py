@@ -1,0 +1,1 @@
+"""How tensors travel between sites: codecs, reductions, aggregations, and the bytes they cost."""

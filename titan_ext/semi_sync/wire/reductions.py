@@ -1,0 +1,219 @@
+"""Summing a flat tensor over the sites of a quorum, in place, plainly or through a codec.
+
+Gloo matches the collectives of two sites by their order alone. Every reduction therefore issues
+them in an order that depends on nothing but sizes. A few buckets are under way at a time: enough to
+keep the wire busy while others are coded, few enough to bound what lies in memory beside the values.
+"""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch.distributed import ReduceOp, Work
+
+from titan_ext.semi_sync.wire.codecs import Codec
+from titan_ext.semi_sync.wire.collectives import Wire
+from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
+from titan_ext.semi_sync.wire.manager import ReplicaManager
+
+UNDER_WAY = 2
+"""Buckets handed to the wire before the first of them is waited for."""
+
+
+class Reduction(ABC):
+    """One way to sum tensors over sites; holds no state between rounds."""
+
+    @abstractmethod
+    def wire_bytes(self, numel: int, sites: int) -> int:
+        """Bytes that a rank sends (and receives) to sum ``numel`` elements over ``sites``."""
+
+    @abstractmethod
+    def reduce(
+        self,
+        manager: ReplicaManager,
+        values: torch.Tensor,
+        *,
+        clock: int,
+        weights: Sequence[float],
+        lost: torch.Tensor | None = None,
+    ) -> bool:
+        """Replace ``values`` by their sum over the sites. Errors are the manager's, never raised.
+
+        Args:
+            manager: with a quorum.
+            values: fp32 ``[numel]``; undefined after an error.
+            clock: inner step of the round, equal at all sites.
+            weights: of each site's values, which are multiplied by it already; 0 where a site gives none.
+            lost: fp32 ``[numel]``, filled with what the other sites could not read of our values.
+
+        Returns:
+            whether there was a site to exchange with.
+        """
+
+    def scratch_elements(self, numel: int, sites: int) -> int:
+        """fp32 elements' worth of memory that ``reduce`` takes beside ``values``."""
+        return 0
+
+    def take_sent(self) -> int:
+        """Bytes that this rank has sent since the last call, where they do not follow from sizes alone."""
+        return 0
+
+
+class AllReduce(Reduction):
+    """fp32 in buckets, each a ring all-reduce.
+
+    Args:
+        bucket_elements: largest message handed to the wire at once.
+    """
+
+    def __init__(self, bucket_elements: int) -> None:
+        self._bucket_elements = bucket_elements
+
+    def wire_bytes(self, numel: int, sites: int) -> int:
+        return ring_all_reduce_bytes(4 * numel, sites)
+
+    def scratch_elements(self, numel: int, sites: int) -> int:
+        # Gloo's ring keeps a copy of what it passes on.
+        return min(numel, UNDER_WAY * self._bucket_elements)
+
+    def reduce(
+        self,
+        manager: ReplicaManager,
+        values: torch.Tensor,
+        *,
+        clock: int,
+        weights: Sequence[float],
+        lost: torch.Tensor | None = None,
+    ) -> bool:
+        if lost is not None:
+            lost.zero_()
+        works: deque[Work] = deque()
+        for bucket in values.split(self._bucket_elements) if values.numel() else ():
+            works.append(manager.allreduce(bucket, reduce_op=ReduceOp.SUM))
+            if len(works) == UNDER_WAY:
+                works.popleft().wait()
+        for work in works:
+            work.wait()
+        return manager.num_participants() > 1
+
+
+class CodedReduction(Reduction):
+    """Messages of a codec, summed in fp32.
+
+    A dense codec: each site is the owner of one shard of every bucket, gets the others' messages
+    for it (all-to-all), sums them in fp32 and sends the coded sum to all (all-gather). The owner
+    too takes the decoded message, so all sites hold the same bits. A sparse codec, or ``to_all``: every
+    site gets every message and sums them in the order of the sites.
+    """
+
+    def __init__(self, codec: Codec, bucket_elements: int, *, to_all: bool = False) -> None:
+        self._codec = codec
+        self._bucket_elements = bucket_elements
+        self._to_all = to_all or codec.sparse
+
+    def wire_bytes(self, numel: int, sites: int) -> int:
+        passes = 1 if self._to_all else 2
+        bucket = self._bucket(sites)
+        sizes = [min(bucket, numel - start) for start in range(0, numel, bucket)]
+        return sum(passes * (sites - 1) * self._codec.wire_bytes(self._shard(size, sites)) for size in sizes)
+
+    def scratch_elements(self, numel: int, sites: int) -> int:
+        message = self._codec.wire_bytes(self._shard(min(numel, self._bucket(sites)), sites)) // 4
+        # What a bucket sends and receives, in both passes.
+        return 4 * UNDER_WAY * sites * message
+
+    def reduce(
+        self,
+        manager: ReplicaManager,
+        values: torch.Tensor,
+        *,
+        clock: int,
+        weights: Sequence[float],
+        lost: torch.Tensor | None = None,
+    ) -> bool:
+        wire = Wire(manager, weights)
+        bucket_elements = self._bucket(wire.sites)
+        scattered: deque[_Bucket] = deque()
+        gathered: deque[_Bucket] = deque()
+        losses = lost.split(bucket_elements) if lost is not None else None
+        for index, values_of in enumerate(values.split(bucket_elements) if values.numel() else ()):
+            scattered.append(self._send(wire, values_of, losses[index] if losses is not None else None))
+            if len(scattered) == UNDER_WAY:
+                gathered.append(self._pass_on(wire, scattered.popleft()))
+            if len(gathered) == UNDER_WAY:
+                self._land(wire, gathered.popleft())
+        while scattered or gathered:
+            if scattered:
+                gathered.append(self._pass_on(wire, scattered.popleft()))
+            if gathered and (len(gathered) == UNDER_WAY or not scattered):
+                self._land(wire, gathered.popleft())
+        return wire.sites > 1
+
+    def _bucket(self, sites: int) -> int:
+        """Whole shards, so that nothing but the last bucket needs padding."""
+        unit = self._codec.granularity * (1 if self._to_all else sites)
+        return -(-self._bucket_elements // unit) * unit
+
+    def _shard(self, numel: int, sites: int) -> int:
+        """Elements a message carries for a bucket of ``numel``."""
+        whole = numel if self._to_all else -(-numel // sites)
+        return -(-whole // self._codec.granularity) * self._codec.granularity
+
+    def _send(self, wire: Wire, values: torch.Tensor, lost: torch.Tensor | None) -> "_Bucket":
+        """Code a bucket and hand it to the wire."""
+        copies = 1 if self._to_all else wire.sites
+        shard = self._shard(values.numel(), wire.sites)
+        padded = values
+        if values.numel() != copies * shard:
+            padded = values.new_zeros(copies * shard)
+            padded[: values.numel()] = values
+        message = torch.empty(copies, self._codec.wire_bytes(shard), dtype=torch.uint8, device=values.device)
+        for part, row in zip(padded.view(copies, shard), message):
+            self._codec.encode(part, row)
+        if lost is not None:
+            decoded = torch.empty_like(padded).view(copies, shard)
+            for part, row in zip(decoded, message):
+                self._codec.decode(row, part)
+            torch.sub(values, decoded.view(-1)[: values.numel()], out=lost)
+        received, work = wire.gather(message[0]) if self._to_all else wire.exchange(message)
+        return _Bucket(values, shard, received, work)
+
+    def _pass_on(self, wire: Wire, bucket: "_Bucket") -> "_Bucket":
+        """Sum the shard that this site owns, and hand the sum to the wire."""
+        if self._to_all:
+            return bucket
+        wire.wait(bucket.work)
+        total = torch.empty(bucket.shard, dtype=torch.float32, device=bucket.values.device)
+        self._codec.combine(bucket.received.to(total.device), total)
+        message = torch.empty_like(bucket.received[0], device=total.device)
+        self._codec.encode(total, message)
+        return _Bucket(bucket.values, bucket.shard, *wire.gather(message))
+
+    def _land(self, wire: Wire, bucket: "_Bucket") -> None:
+        """Write the sum into the values."""
+        wire.wait(bucket.work)
+        values, received = bucket.values, bucket.received.to(bucket.values.device)
+        copies = 1 if self._to_all else wire.sites
+        whole = values.numel() == copies * bucket.shard
+        out = values if whole else values.new_empty(copies * bucket.shard)
+        if self._to_all:
+            self._combine(received, wire.weights, out)
+        else:
+            for part, row in zip(out.view(copies, bucket.shard), received):
+                self._codec.decode(row, part)
+        if not whole:
+            values.copy_(out[: values.numel()])
+
+    def _combine(self, messages: torch.Tensor, weights: Sequence[float], out: torch.Tensor) -> None:
+        """Overwrite ``out`` with what all sites' messages come to, where every site gets them all."""
+        self._codec.combine(messages, out)
+
+
+class _Bucket:
+    """A bucket whose messages are on their way."""
+
+    __slots__ = ("values", "shard", "received", "work")
+
+    def __init__(self, values: torch.Tensor, shard: int, received: torch.Tensor, work: Work | None) -> None:
+        self.values, self.shard, self.received, self.work = values, shard, received, work

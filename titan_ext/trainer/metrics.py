@@ -1,0 +1,105 @@
+"""torchtitan's metrics, also as lines of ``metrics.jsonl`` and with the outer loop's rounds."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from titan_ext.trainer.cpu import prepare
+
+prepare()
+
+from torchtitan.components import metrics as torchtitan_metrics  # noqa: E402
+from torchtitan.components.metrics import _get_metrics_rank  # noqa: E402
+
+from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord  # noqa: E402
+from titan_ext.trainer.journal import RunJournal  # noqa: E402
+
+
+class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
+    """Logs each step and round of a site to the console, TensorBoard and ``metrics.jsonl``."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(torchtitan_metrics.MetricsProcessor.Config):
+        pass
+
+    def __init__(self, config: Config, *, dump_folder: str = "./outputs", **options: Any) -> None:
+        super().__init__(config, dump_folder=dump_folder, **options)
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        self.is_logging_rank = rank == _get_metrics_rank(
+            parallel_dims=self.parallel_dims, pp_schedule=options.get("pp_schedule", "1F1B")
+        )
+        self.journal = RunJournal(dump_folder, enabled=self.is_logging_rank)
+        self._started = time.perf_counter()
+        self._first_loss: float | None = None
+        self._last: dict[str, Any] = {}
+
+    def log(
+        self,
+        step: int,
+        global_avg_loss: float,
+        global_max_loss: float,
+        grad_norm: float,
+        extra_metrics: dict[str, Any] | None = None,
+    ) -> None:
+        """As torchtitan's, and a line of ``metrics.jsonl``; throughput is that of the whole site."""
+        seconds = time.perf_counter() - self.time_last_log
+        ranks = self.parallel_dims.world_size / self.parallel_dims.non_data_parallel_size
+        rates = [value for key, value in (extra_metrics or {}).items() if "lr" in key]
+        self._first_loss = global_avg_loss if self._first_loss is None else self._first_loss
+        self._last = {
+            "step": step,
+            "loss": global_avg_loss,
+            "tokens": int((extra_metrics or {}).get("n_tokens_seen", 0)),
+            "tokens_per_second": self.ntokens_since_last_log * ranks / seconds,
+            "lr": float(rates[0]) if rates else None,
+            "grad_norm": grad_norm,
+        }
+        super().log(step, global_avg_loss, global_max_loss, grad_norm, extra_metrics)
+        self.journal.add("step", self._last)
+
+    def log_round(self, record: RoundRecord) -> None:
+        """Log one round of the outer loop."""
+        if not self.is_logging_rank:
+            return
+        values = record.as_dict()
+        self.journal.add("round", values)
+        numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and key != "step"}
+        self.logger.log({f"semi_sync/{key}": value for key, value in numbers.items()}, record.step)
+        torchtitan_metrics.logger.info(
+            "round %d after step %d: %d site(s) averaged, %.2f MB sent, %.2f s quorum, %.2f s reduce, %.2f s apply%s",
+            record.round,
+            record.step,
+            record.participants,
+            record.bytes_sent / 1e6,
+            record.seconds_quorum,
+            record.seconds_reduce,
+            record.seconds_apply,
+            "" if record.committed else f" - NOT COMMITTED: {record.error}",
+        )
+
+    def summarize(self, *, site: str, step: int, ledger: Ledger | None, shared_state_sha256: str) -> None:
+        """Write ``summary.json``."""
+        ledger = ledger or Ledger()
+        self.journal.summarize(
+            {
+                "site": site,
+                "first_loss": self._first_loss,
+                "final_loss": self._last.get("loss"),
+                "steps": step,
+                "tokens": self._last.get("tokens", 0),
+                "rounds": ledger.rounds,
+                "failed_rounds": ledger.failed,
+                "bytes_sent": ledger.bytes_sent,
+                "bytes_received": ledger.bytes_received,
+                "seconds_syncing": round(ledger.seconds, 3),
+                "seconds": round(time.perf_counter() - self._started, 3),
+                "shared_state_sha256": shared_state_sha256,
+            }
+        )
+
+    def close(self) -> None:
+        """Close the files."""
+        super().close()
+        self.journal.close()
