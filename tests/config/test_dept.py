@@ -78,7 +78,7 @@ method = "des_loc"
 [[semi_sync.scopes]]
 name = "embeddings"
 parameters = ["tok_embeddings.*", "lm_head.*"]
-shared = "rows"
+shared = "sparse_rows"
 sync_every = 4
 codec = "int8"
 """

@@ -23,14 +23,14 @@ CASES = {
     "des_loc": {"sync_every": 1},
     "eager_diloco": {"sync_every": 2},
     "des_loc adopt": {"method": "des_loc", "sync_every": 1, "inner": "ADOPT"},
-    "mt_dao": {"sync_every": 2, "momentum_sync_every": [2, 4], "inner": "QHAdamW", "betas": [0.9, 0.99, 0.999], "omegas": [0.3, 0.5]},
+    "mt_dao": {"sync_every": 2, "settings": {"mt_dao": {"momentum_sync_every": [2, 4]}}, "inner": "QHAdamW", "betas": [0.9, 0.99, 0.999], "omegas": [0.3, 0.5]},
     "lordo": {"sync_every": 2, "inner": "LowRankAdamW", "rank": 8, "basis_from": "outer"},
     "muloco": {"sync_every": 2, "inner": "Muon"},
     "noloco": {"sync_every": 2},
-    "sparta": {"sync_every": 4, "sparta_share": 0.1},
+    "sparta": {"sync_every": 4, "settings": {"sparta": {"sparta_fraction": 0.1}}},
     "demo": {"inner": "DeMo"},
     **{f"{codec} codec": {"method": "diloco", "sync_every": 2, "codec": codec} for codec in ("bf16", "int8", "int4", "topk")},
-    "all of topk": {"method": "diloco", "sync_every": 2, "codec": "topk", "topk_density": 1.0},
+    "all of topk": {"method": "diloco", "sync_every": 2, "codec": "topk", "settings": {"topk": {"density": 1.0}}},
     "des_loc int8": {"method": "des_loc", "sync_every": 2, "codec": "int8"},
     "eager int4": {"method": "eager_diloco", "sync_every": 2, "codec": "int4"},
 }
@@ -125,7 +125,7 @@ def _stopped_and_resumed(trainer, optimizers, outer, build):
     saved = copied(outer.state_dict())
     states = [copied(each.state_dict()) for each in optimizers.optimizers]
     parameters = [copied(dict(part.named_parameters())) for part in trainer.model_parts]
-    outer._flight.close()
+    outer._in_flight.close()
     _reset(trainer.model_parts)
     optimizers, outer = build()
     with torch.no_grad():

@@ -26,7 +26,7 @@ from tests.lighthouse_page import (
     wait_until,
 )
 from titan_ext.replica import Replica, ReplicaConfig
-from titan_ext.semi_sync import SemiSync, SiteRanks
+from titan_ext.semi_sync import SemiSync, SiteOptions
 
 context = forking("tests.replica.sites")
 
@@ -245,16 +245,15 @@ def _train(site: Site, rank: int, lighthouse: str, signals: Any, outcome: Outcom
         model_parts=[model],
         optimizers=[],
         manager=replica,
-        site_ranks=SiteRanks(),
-        site_name=site.name,
+        site=SiteOptions(name=site.name),
         on_round=records.append,
     )
     try:
         if site.hold_at == JOIN:
             _wait_to_be_let_go(*signals)
         outer.join()
-        while outer.clock < site.steps:
-            if outer.clock == site.hold_at:
+        while outer.inner_step < site.steps:
+            if outer.inner_step == site.hold_at:
                 _wait_to_be_let_go(*signals)
             model.weight.data += site.rate
             outer.step()

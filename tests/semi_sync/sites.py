@@ -14,7 +14,7 @@ from torchft.manager import Manager
 from torchft.process_group import ProcessGroupGloo
 
 from tests.lighthouse_page import PATIENCE_SECONDS
-from titan_ext.semi_sync import SemiSync, SiteRanks
+from titan_ext.semi_sync import SemiSync, SiteOptions, SiteRanks
 
 TIMEOUT = timedelta(seconds=30)
 
@@ -121,9 +121,11 @@ def in_background(call: Callable[..., Any], *arguments: Any) -> Future:
 
 def outer_loop(model: torch.nn.Module, optimizer: torch.optim.Optimizer, own: Manager, **settings: Any) -> SemiSync:
     """The outer loop of a site that is a thread."""
-    options = {key: settings.pop(key) for key in ("site_weight", "on_round", "silence_seconds") if key in settings}
+    options = {key: settings.pop(key) for key in ("on_round",) if key in settings}
+    own_site = {key: settings.pop(key) for key in ("weight", "heartbeat_timeout_seconds") if key in settings}
+    site = SiteOptions(ranks=SiteRanks(alone=True), **own_site)
     return SemiSync.Config(**settings).build(
-        model_parts=[model], optimizers=optimizer, manager=own, site_ranks=SiteRanks(alone=True), **options
+        model_parts=[model], optimizers=optimizer, manager=own, site=site, **options
     )
 
 

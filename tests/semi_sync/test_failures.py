@@ -94,7 +94,7 @@ def site(index: int, address: str, where: str, fault: str, options: dict, settin
     records = []
     outer = outer_loop(model, [], own, sync_every=2, bucket_mib=4 * 10 / 2**20, on_round=records.append, **settings)
     outer.join()
-    while outer.clock < options["steps"]:
+    while outer.inner_step < options["steps"]:
         model.weight.data += RATES[index]
         outer.step()
         time.sleep(options["pause"])

@@ -45,9 +45,9 @@ def test_late_site_takes_over_state_and_round(delay):
         model = one_weight(1.0 if index == 0 else 50.0)
         outer = outer_loop(model, [], own, on_round=records.append, **settings)
         outer.join()
-        joined_at = outer.clock
-        while outer.clock < 12:
-            if index == 0 and outer.clock == 6:
+        joined_at = outer.inner_step
+        while outer.inner_step < 12:
+            if index == 0 and outer.inner_step == 6:
                 newcomer_may_come.arrive()
                 wait_for_requests(own.lighthouse, 1)
             advance(model, -0.1 if index == 0 else -0.3)
@@ -91,7 +91,7 @@ def test_site_whose_vote_alone_failed_rejoins_at_the_others_point():
         model = one_weight(0.0)
         outer = outer_loop(model, [], own, method="diloco", sync_every=2, on_round=records.append)
         outer.join()
-        while outer.clock < 6:
+        while outer.inner_step < 6:
             advance(model, 1.0 + index)
             outer.step()
         return outer.shared_state_sha256(), model.weight.tolist(), records
@@ -104,7 +104,10 @@ def test_site_whose_vote_alone_failed_rejoins_at_the_others_point():
 
 @pytest.mark.parametrize(
     "theirs, named",
-    [(dict(sync_every=4), "sync_every"), (dict(sync_every=2, outer_lr=0.5), "outer_lr")],
+    [
+        (dict(sync_every=4), "rule params/0.period: theirs"),
+        (dict(sync_every=2, outer_lr=0.5), "rule params/0.apply.optimizer.lr: theirs"),
+    ],
 )
 def test_sites_that_differ_refuse_to_train_together(theirs, named):
     def body(index, own):
@@ -140,8 +143,8 @@ def test_models_of_other_shape_are_refused():
 @pytest.mark.parametrize("stop_at", [3, 4, 6])
 def test_stop_and_resume_equals_never_stopped(settings, stop_at):
     def steps(model, outer, index, upto):
-        while outer.clock < upto:
-            advance(model, 0.1 * (index + 1) * (outer.clock + 1))
+        while outer.inner_step < upto:
+            advance(model, 0.1 * (index + 1) * (outer.inner_step + 1))
             outer.step()
 
     def straight(index, own):

@@ -7,7 +7,7 @@ from tests.lighthouse_page import wait_for_requests
 from tests.semi_sync.sites import Meeting, run_sites
 from tests.semi_sync.test_membership import advance, one_weight
 from titan_ext.errors import UserError
-from titan_ext.semi_sync import SemiSync, SiteRanks
+from titan_ext.semi_sync import SemiSync, SiteOptions, SiteRanks
 
 METHODS = [
     dict(method="local_sgd", sync_every=2),
@@ -17,7 +17,7 @@ METHODS = [
     dict(method="diloco", sync_every=2, codec="int8"),
     dict(method="eager_diloco", sync_every=2),
     dict(method="noloco", sync_every=2),
-    dict(method="sparta", sync_every=2, sparta_share=0.5),
+    dict(method="sparta", sync_every=2, settings={"sparta": {"sparta_fraction": 0.5}}),
 ]
 
 
@@ -28,8 +28,7 @@ def built(index, own, **settings):
         model_parts=[model],
         optimizers=[],
         manager=own,
-        site_ranks=SiteRanks(alone=True),
-        site_name=f"site{index}",
+        site=SiteOptions(name=f"site{index}", ranks=SiteRanks(alone=True)),
     )
     return model, outer
 
@@ -116,8 +115,8 @@ def late(load):
             outer.join()
         except UserError as error:
             return str(error)
-        while outer.clock < 8:
-            if index == 0 and outer.clock == 4:
+        while outer.inner_step < 8:
+            if index == 0 and outer.inner_step == 4:
                 may_come.arrive()
                 wait_for_requests(own.lighthouse, 1)
             outer.step()
@@ -143,7 +142,7 @@ def test_what_a_checkpoint_restored_is_not_taken_from_the_parameters():
     def body(index, own):
         model, outer = built(index, own, method="diloco", sync_every=2)
         state = outer.state_dict()
-        state["rows"]["params/0"]["weight"]["global"].fill_(7.0)
+        state["states"]["params/0"]["weight"]["global"].fill_(7.0)
         model.weight.data.fill_(5.0)
         outer.load_state_dict(state)
         outer.join()

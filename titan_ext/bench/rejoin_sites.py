@@ -17,7 +17,7 @@ from torchft.process_group import ProcessGroupGloo
 
 from titan_ext.bench.contenders import TORCHFT, SyntheticModel
 from titan_ext.replica import Replica, ReplicaConfig
-from titan_ext.semi_sync import SemiSync
+from titan_ext.semi_sync import SemiSync, SiteOptions
 
 OURS = "ours"
 MIN_SITES = 2
@@ -218,7 +218,7 @@ class _Ours:
             model_parts=[model],
             optimizers=inner,
             manager=self.manager,
-            silence_seconds=config.heartbeat_timeout_seconds,
+            site=SiteOptions(heartbeat_timeout_seconds=config.heartbeat_timeout_seconds),
         )
         self._outer.join()
 

@@ -19,6 +19,7 @@ from titan_ext.config.binder import Binder, field_types  # noqa: E402
 from titan_ext.config.choices import bind_activation_checkpoint, bind_loss  # noqa: E402
 from titan_ext.config.model import ModelChoice, choose_model, flavor_config, model_module  # noqa: E402
 from titan_ext.config.optimizer import bind_optimizer  # noqa: E402
+from titan_ext.config.outer_loop import bind_semi_sync  # noqa: E402
 from titan_ext.config.sections import DeptConfig, SiteConfig, SiteHeader  # noqa: E402
 from titan_ext.config.settings import Origin, Settings  # noqa: E402
 from titan_ext.config.tokenizer import TokenizerChoice, choose_tokenizer  # noqa: E402
@@ -27,7 +28,7 @@ from titan_ext.trainer.trainer import Trainer  # noqa: E402
 
 # Fields of the trainer's config that are not sections: other keys of ours decide them.
 _DECIDED = {"model_spec", "hf_assets_path", "dump_folder", "tokenizer", "dataloader", "site"}
-_CHOSEN = {"loss", "activation_checkpoint", "optimizer"}
+_CHOSEN = {"loss", "activation_checkpoint", "optimizer", "semi_sync"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ def build_config(settings: Settings, site: SiteConfig, header: SiteHeader) -> Bu
         defaults.apply_defaults(base, _situation(settings, base, site), settings.origins), Origin.TITAN_EXT
     )
     changes = {name: binder.section(name, getattr(base, name)) for name in section_names() if name not in _CHOSEN}
+    changes["semi_sync"] = bind_semi_sync(settings, binder, base.semi_sync)
     changes["semi_sync"].scopes = dept_variants.variant_scopes(settings, dept, changes["semi_sync"].scopes)
     rows = getattr(spec.model, "vocab_size", chosen.vocabulary)
     changes |= {

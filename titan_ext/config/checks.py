@@ -6,10 +6,14 @@ from typing import Any
 from titan_ext.config.binder import Binder
 from titan_ext.config.dept import own_vocabulary
 from titan_ext.config.model import VOCABULARY, ModelChoice
+from titan_ext.config.outer_loop import plan_of
 from titan_ext.config.settings import Settings, show
 from titan_ext.config.tokenizer import TokenizerChoice
 from titan_ext.errors import UserError
-from titan_ext.semi_sync.plan.scopes import shares_rows
+from titan_ext.semi_sync.build import is_elementwise
+from titan_ext.semi_sync.plan.plan import SyncPlan
+from titan_ext.semi_sync.plan.resolve import shares_sparse_rows
+from titan_ext.semi_sync.plan.scopes import assign
 
 _AT_LEAST_ONE = (
     "training.steps",
@@ -21,7 +25,7 @@ _AT_LEAST_ONE = (
     "comm.train_timeout_seconds",
 )
 # What a site may choose for itself although it shares the outer loop's other settings.
-_SITES_OWN = {"bucket_mib", "global_device"}
+_SITES_OWN = {"outer_state_device"}
 
 
 def check_numbers(settings: Settings, config: Any) -> None:
@@ -86,15 +90,13 @@ def check_outer_loop(settings: Settings, config: Any) -> list[str]:
     binder.guard("optimizer_switch", type(config.optimizer_switch), config.optimizer_switch.validate)
     _check_reset(settings, config)
     outer = config.semi_sync
-    binder.guard("semi_sync", type(outer), outer.validate)
     if outer.method == "none":
         return []
-    plan = binder.guard("semi_sync", type(outer), outer.plan)
-    whole = outer.resolved()
-    if whole.num_fragments > 1 or whole.fragments is not None or whole.scopes:
-        binder.guard("semi_sync", type(outer), lambda: _deal(config, whole))
+    plan = binder.guard("semi_sync", type(outer), lambda: plan_of(config))
+    if plan.num_fragments > 1 or plan.fragments is not None or plan.scopes:
+        binder.guard("semi_sync", type(outer), lambda: _assign(config, plan))
     notes = _check_states(settings, config, plan)
-    first = min(row.period for row in plan.rows if not row.final)
+    first = min(rule.period for rule in plan.rules if not rule.final)
     if config.training.steps < first:
         notes.append(f"training.steps ({config.training.steps}) ends before the first sync (every {first} steps)")
     return notes
@@ -119,10 +121,10 @@ def _check_states(settings: Settings, config: Any, plan: Any) -> list[str]:
     states = InnerStates(config.optimizer)
     shapes = parameter_shapes(config)
     names = ", ".join(sorted({group.optimizer_name for group in config.optimizer.param_groups}))
-    for row in plan.rows:
-        kept = [states.shape(row.state, name, shape, shape) is not None for name, shape in shapes.items()]
-        if (row.required == "all" and not all(kept)) or (row.required == "some" and not any(kept)):
-            problem = f"exchanges the inner optimizer's {row.state.replace('|', ' or ')}, which {names} does not keep"
+    for rule in plan.rules:
+        kept = [states.shape(rule.state, name, shape, shape) is not None for name, shape in shapes.items()]
+        if (rule.required == "all" and not all(kept)) or (rule.required == "some" and not any(kept)):
+            problem = f"exchanges the inner optimizer's {rule.state.replace('|', ' or ')}, which {names} does not keep"
             raise settings.error("semi_sync.method", problem, config.semi_sync.method)
     if config.semi_sync.method == "lordo":
         local = [group for group in config.optimizer.param_groups if group.optimizer_kwargs.get("basis_from") != "outer"]
@@ -140,7 +142,7 @@ def check_pairing(settings: Settings, config: Any) -> None:
     outer = config.semi_sync
     if outer.method == "none" or outer.pairing != "leader":
         return
-    if any(row.kind is not None and not row.kind.any_layout for row in outer.plan().rows):
+    if not all(is_elementwise(rule) for rule in plan_of(config).rules):
         problem = "works on each rank's own shards and needs one parallel layout at all sites"
         raise settings.error("semi_sync.method", problem, outer.method)
 
@@ -152,7 +154,7 @@ def check_rows(settings: Settings, config: Any, layout: Any) -> None:
         UserError: naming the pairing.
     """
     outer, cut = config.semi_sync, layout.shard * layout.context * layout.tensor > 1
-    if outer.method != "none" and outer.pairing == "rank" and cut and shares_rows(outer):
+    if outer.method != "none" and outer.pairing == "rank" and cut and shares_sparse_rows(outer):
         problem = 'must be "leader" where embeddings are shared by row and cut over ranks'
         raise settings.error("semi_sync.pairing", problem, "rank")
 
@@ -180,11 +182,10 @@ def check_sites(file: str, sites: list) -> None:
             )
 
 
-def _deal(config: Any, outer: Any) -> None:
+def _assign(config: Any, plan: SyncPlan) -> None:
     from titan_ext.config.cost.cost import parameter_shapes
-    from titan_ext.semi_sync.plan.scopes import deal
 
-    deal({name: shape.numel() for name, shape in parameter_shapes(config).items()}, outer)
+    assign({name: shape.numel() for name, shape in parameter_shapes(config).items()}, plan)
 
 
 def _check_data(settings: Settings, key: str, data: Any) -> None:

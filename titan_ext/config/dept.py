@@ -18,7 +18,7 @@ AUTO = "auto"
 _FILE = "vocabulary.json"
 # GLOB shares the whole table, and any tokenizer of a site's own goes with SPEC-OPT.
 _TRIMMED = ("trim", "spec")
-_SHARED = {"trim": "rows", "spec": "no", "spec-opt": "no"}
+_SHARED = {"trim": "sparse_rows", "spec": "local", "spec-opt": "local"}
 
 
 def own_vocabulary(dept: DeptConfig) -> bool:

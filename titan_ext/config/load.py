@@ -19,11 +19,9 @@ from titan_ext.config.build import build_config, dump_root, keys_by_name, sectio
 from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select  # noqa: E402
 from titan_ext.config.layout import Layout, check_layout, resolve_layout  # noqa: E402
 from titan_ext.config.model import ModelChoice  # noqa: E402
-from titan_ext.config.optimizer import hyper_parameters  # noqa: E402
 from titan_ext.config.pairing import resolve_pairing  # noqa: E402
 from titan_ext.config.settings import Origin, Settings, show  # noqa: E402
-from titan_ext.semi_sync.methods.des_loc import with_half_lives  # noqa: E402
-from titan_ext.semi_sync.plan.scopes import shares_rows  # noqa: E402
+from titan_ext.semi_sync.plan.resolve import fill_defaults, shares_sparse_rows  # noqa: E402
 from titan_ext.trainer.trainer import Trainer  # noqa: E402
 
 
@@ -148,11 +146,7 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], sharing: int) -> Site:
 
 def _fill_method(config: Trainer.Config) -> dict[str, Origin]:
     """Write the method's own defaults into the config, so that the resolved one says everything."""
-    given, config.semi_sync = config.semi_sync, config.semi_sync.resolved()
-    if config.semi_sync.half_life_periods:
-        group = config.optimizer.param_groups[0]
-        betas = ((hyper_parameters(config.optimizer, group.optimizer_name) or {}) | group.optimizer_kwargs)["betas"]
-        config.semi_sync = with_half_lives(config.semi_sync, betas)
+    given, config.semi_sync = config.semi_sync, fill_defaults(config.semi_sync)
     return {
         f"semi_sync.{each.name}": Origin.METHOD
         for each in fields(given)
@@ -163,7 +157,7 @@ def _fill_method(config: Trainer.Config) -> dict[str, Origin]:
 def _pair(config: Trainer.Config, plans: Sequence[SitePlan]) -> dict[str, Origin]:
     """Settle who exchanges with whom, before any site has met another."""
     asked = config.semi_sync.pairing
-    config.semi_sync.pairing = resolve_pairing(asked, plans, type(config.parallelism)(), shares_rows(config.semi_sync))
+    config.semi_sync.pairing = resolve_pairing(asked, plans, type(config.parallelism)(), shares_sparse_rows(config.semi_sync))
     return {"semi_sync.pairing": Origin.LAYOUT} if asked == "auto" else {}
 
 

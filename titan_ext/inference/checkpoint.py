@@ -28,7 +28,7 @@ Weights = Literal["site", "global"]
 
 LATEST = "latest"
 _STEP = re.compile(r"^step-(\d+)$")
-_GLOBAL = re.compile(r"^semi_sync\.rows\.[^.]+\.(.+)\.global$")
+_GLOBAL = re.compile(r"^semi_sync\.states\.[^.]+\.(.+)\.global$")
 # What may stand in a checkpoint beside the weights: the trainer's other states, and in Hugging Face's files a buffer
 # and a tied head.
 _BESIDE = re.compile(r"^(optimizer|lr_scheduler|dataloader|train_state|semi_sync)\b|\.inv_freq$|^lm_head\.weight$")

@@ -23,7 +23,7 @@ class ReplicaConfig:
     expected_timeout_seconds: float = 120.0
     """How long; then those that are here begin, if they are ``min_sites``."""
 
-    roll_back: bool = False
+    allow_rollback: bool = False
     """Go on from a checkpoint older than the run's last commit although a site that took part in that commit is
     missing; without it a site waits for the others."""
 

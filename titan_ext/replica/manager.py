@@ -10,6 +10,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from torch.distributed import ProcessGroup
 from torchft.manager import Manager
 
 from titan_ext.errors import RunError, UserError
@@ -139,13 +140,18 @@ class Replica(Manager):
             release_free_memory()
         return committed
 
-    def tend(self, make: Callable[[], Any] | None = None) -> None:
+    @property
+    def process_group(self) -> ProcessGroup:
+        """The group of this rank and those it is paired with at the other sites."""
+        return self._pg
+
+    def serve_snapshot_requests(self, make: Callable[[], Any] | None = None) -> None:
         """Call between inner steps: a site that is about to join may want a copy of the shared state.
 
         Args:
             make: the state; by default all that was registered.
         """
-        self._checkpoint_transport.tend(self.current_step(), make or self._manager_state_dict)
+        self._checkpoint_transport.serve_snapshot_requests(self.current_step(), make or self._manager_state_dict)
 
     def _admitted(
         self, store_address: str, secret: Secret | None, catch_up: Callable[..., Any] | None

@@ -1,46 +1,79 @@
-"""What the engine is made of, and how it is put together for one rank."""
+"""A plan and a rank's tensors, put together to the parts of the engine."""
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from titan_ext.semi_sync.binding import bind_rows, fingerprint_number, fingerprint_of, pair, reductions_of
-from titan_ext.semi_sync.config import SemiSyncConfig
-from titan_ext.semi_sync.methods.des_loc import with_half_lives
-from titan_ext.semi_sync.plan.plan import SyncPlan
-from titan_ext.semi_sync.plan.progress import Progress
-from titan_ext.semi_sync.plan.sampling import Draw
-from titan_ext.semi_sync.plan.schedule import Schedule
+from titan_ext.semi_sync.compat.torchft_manager import adapt_manager
+from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan, SyncRule, Wire, short_hash
+from titan_ext.semi_sync.plan.sampling import SiteSampler
+from titan_ext.semi_sync.plan.schedule import Progress, Schedule
+from titan_ext.semi_sync.plan.scopes import assign
 from titan_ext.semi_sync.round.commit_log import CommitLog
+from titan_ext.semi_sync.round.error_feedback import ErrorFeedback
 from titan_ext.semi_sync.round.exchange import Exchange
 from titan_ext.semi_sync.round.healing import Healing
-from titan_ext.semi_sync.round.in_flight import Flight
+from titan_ext.semi_sync.round.in_flight import InFlightRound
 from titan_ext.semi_sync.round.lineage import Lineage
-from titan_ext.semi_sync.round.site_status import MOST_ROWS, NAME_BYTES
+from titan_ext.semi_sync.round.site_status import MOST_RULES, NAME_BYTES
+from titan_ext.semi_sync.site.by_leader import ByLeader
+from titan_ext.semi_sync.site.by_rank import ByRank
+from titan_ext.semi_sync.site.leader_manager import LeaderManager
 from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.semi_sync.site.shards import SiteShards
 from titan_ext.semi_sync.state.checksum import SharedChecksum
-from titan_ext.semi_sync.state.synced_state import SyncedRow
-from titan_ext.semi_sync.state.token_row_map import RowIds
-from titan_ext.semi_sync.state.views import ModelView, as_optimizers
+from titan_ext.semi_sync.state.sparse_tables import SparseTable, reduce_by_row
+from titan_ext.semi_sync.state.synced_state import BindOptions, SyncedState
+from titan_ext.semi_sync.state.tensors import BoundTensors
+from titan_ext.semi_sync.state.views import ModelView
+from titan_ext.semi_sync.wire.ledger import Ledger
 from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.reductions import Reduction
+from titan_ext.semi_sync.wire.token_row_map import TokenRowMap
+
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class SiteOptions:
+    """Who a site is, and what it chooses for itself; the plan holds what all sites share."""
+
+    name: str = ""
+    """Under which commits are recorded; no two sites of a run share one. At most 64 bytes."""
+    weight: float = 1.0
+    """Its weight under ``weighting = "site"``."""
+    ranks: SiteRanks = field(default_factory=SiteRanks)
+    """Its ranks; by default those of the default process group."""
+    commit_log: CommitLog | None = None
+    """Where commits are recorded; that of rank 0 counts."""
+    allow_rollback: bool = False
+    """Go on from a checkpoint older than the site's last commit even if a site that took part in it is missing."""
+    token_rows: TokenRowMap | None = None
+    """Which rows of the run's tables it holds, for scopes with ``shared = "sparse_rows"``."""
+    heartbeat_timeout_seconds: float = 0.0
+    """After which the lighthouse takes a site for dead. A round that breaks is tried again after about as long; until
+    then a quorum would be waited for, and the inner loop goes on instead."""
+    pairing: Literal["rank", "leader"] = "rank"
+    """Who exchanges with the other sites: each rank, or rank 0 for all."""
+    outer_state_device: Literal["same", "cpu"] = "same"
+    """Where the global copy, the outer optimizer's state and the buffers lie."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineState:
     """The parts of one rank's outer loop."""
 
-    config: SemiSyncConfig
-    """Resolved."""
     plan: SyncPlan
     view: ModelView
     site: SiteRanks
-    rows: list[SyncedRow]
-    """The plan's, bound to this rank."""
+    states: list[SyncedState]
+    """The plan's rules bound to this rank."""
     pairing: Pairing
     manager: ReplicaManager
     lineage: Lineage
@@ -48,86 +81,151 @@ class Parts:
     checksum: SharedChecksum
     exchange: Exchange
     schedule: Schedule
-    draw: Draw
+    sampler: SiteSampler
     device: torch.device
     """Of a round's buffer."""
-    flight: Flight = field(default_factory=Flight)
+    in_flight: InFlightRound = field(default_factory=InFlightRound)
     progress: Progress = field(default_factory=Progress)
+    ledger: Ledger = field(default_factory=Ledger)
 
 
-def assemble(
-    config: SemiSyncConfig,
+def build(
+    plan: SyncPlan,
     *,
     model_parts: Iterable[nn.Module],
     optimizers: Any,
     manager: ReplicaManager | None,
-    site: SiteRanks,
-    site_name: str,
-    commit_log: CommitLog | None,
-    roll_back: bool,
-    outer_optimizers: Sequence[Optimizer] | None,
-    row_ids: RowIds | None,
-    silence_seconds: float,
-) -> Parts:
-    """Put the parts together; arguments as those of ``SemiSync``. A collective over the site.
+    site: SiteOptions,
+    outer_optimizers: Sequence[Optimizer] | None = None,
+) -> EngineState:
+    """Put the parts together. A collective over the site.
 
     Raises:
-        ValueError: a setting is wrong, or a synced state does not exist.
+        ValueError: the site's name or the plan is too long, a scope or fragment does not fit the model, or a synced
+            state does not exist.
     """
-    config, plan = _planned(config, optimizers)
-    if len(site_name.encode()) > NAME_BYTES:
-        raise ValueError(f"site name {site_name!r}: must be at most {NAME_BYTES} bytes")
-    draw = Draw(config, site_name)
-    lineage = Lineage(site_name, commit_log, site, roll_back=roll_back)
+    if len(site.name.encode()) > NAME_BYTES:
+        raise ValueError(f"site name {site.name!r}: must be at most {NAME_BYTES} bytes")
+    if len(plan.rules) > MOST_RULES:
+        raise ValueError(f"{len(plan.rules)} rules in the plan: must be at most {MOST_RULES} (fewer fragments)")
+    sampler, ranks = SiteSampler(plan.sampling, site.name), site.ranks
+    lineage = Lineage(site.name, site.commit_log, ranks, allow_rollback=site.allow_rollback)
     view = ModelView(model_parts, optimizers)
-    rows = bind_rows(plan, config, view, site, outer_optimizers, row_ids)
-    pairing, manager = pair(config, rows, view, site, manager)
-    fingerprint = fingerprint_of(config, pairing.fingerprint(rows))
-    device = _device(config, rows)
-    exchange = Exchange(
-        manager,
-        rows,
-        fingerprint=fingerprint_number(fingerprint),
-        lineage=lineage,
-        reductions=reductions_of(rows, config),
-        pairing=pairing,
-        gather=site.gather,
-        guard=(config.outlier_threshold, config.outlier_action),
-        device=device,
-        silence=silence_seconds,
-    )
-    return Parts(
-        config=config,
+    states = bind_states(plan, view, site, outer_optimizers)
+    pairing, manager = _pair(plan, site, states, view, adapt_manager(manager))
+    fingerprint = plan.fingerprint() | {key: short_hash(value) for key, value in pairing.fingerprint(states).items()}
+    device = _device(site, states)
+    healing = Healing(states, lineage, manager, ranks, fingerprint)
+    return EngineState(
         plan=plan,
         view=view,
-        site=site,
-        rows=rows,
+        site=ranks,
+        states=states,
         pairing=pairing,
         manager=manager,
         lineage=lineage,
-        healing=Healing(rows, lineage, manager, site, fingerprint),
-        checksum=SharedChecksum(rows, site, pairing.speaks_for),
-        exchange=exchange,
+        healing=healing,
+        checksum=SharedChecksum(states, ranks, pairing.speaks_for),
+        exchange=Exchange(
+            manager=manager,
+            states=states,
+            fingerprint=_number(fingerprint),
+            lineage=lineage,
+            healing=healing,
+            error_feedback=ErrorFeedback(states, device),
+            reductions=build_reductions(states),
+            pairing=pairing,
+            site=ranks,
+            guard=plan.outlier_guard,
+            device=device,
+            heartbeat_timeout_seconds=site.heartbeat_timeout_seconds,
+        ),
         schedule=Schedule(plan),
-        draw=draw,
+        sampler=sampler,
         device=device,
     )
 
 
-def _planned(config: SemiSyncConfig, optimizers: Any) -> tuple[SemiSyncConfig, SyncPlan]:
-    """Resolved settings and their plan."""
-    config = config.resolved()
-    if config.method == "none":
-        raise ValueError('method = "none": there is no outer loop to build')
-    if config.half_life_periods:
-        config = with_half_lives(config, as_optimizers(optimizers)[0].param_groups[0]["betas"])
-    plan = config.plan()
-    if len(plan.rows) > MOST_ROWS:
-        raise ValueError(f"{len(plan.rows)} rows in the plan: must be at most {MOST_ROWS} (fewer fragments)")
-    return config, plan
+def bind_states(
+    plan: SyncPlan, view: ModelView, site: SiteOptions, outer_optimizers: Sequence[Optimizer] | None = None
+) -> list[SyncedState]:
+    """Bind every rule of the plan to the shards that this rank holds. A collective over the site.
+
+    Fragments are cut from the whole model, so that every pipeline stage agrees on them; a rank may
+    hold nothing of a fragment and still takes part in its rounds.
+
+    Raises:
+        ValueError: fragments or scopes that do not fit the model, or a state that no optimizer keeps.
+    """
+    sizes: dict[str, int] = {}
+    for rank_sizes in site.ranks.gather(view.sizes()):
+        sizes.update(rank_sizes)
+    home = assign(sizes, plan)
+    for rule in plan.rules:
+        view.check_state(rule.state, rule.required)
+    device = torch.device("cpu") if site.outer_state_device == "cpu" else None
+    states = []
+    for rule in plan.rules:
+        names = [
+            name
+            for name, parameter in view.parameters.items()
+            if home.get(name) == (rule.scope, rule.fragment)
+            and (rule.state == PARAMETERS or (parameter.requires_grad and view.keeps(rule.state, name)))
+        ]
+        own = outer_optimizers[rule.fragment] if outer_optimizers and not rule.scope else None
+        tensors = BoundTensors(view, rule.state, names, device)
+        states.append(bind(rule, tensors, BindOptions(own_outer=own, token_rows=site.token_rows or TokenRowMap.all(0))))
+    for state in states:
+        if isinstance(state, SparseTable):
+            reduce_by_row(state, [name for name, place in home.items() if place[0] == state.rule.scope], sizes)
+    return states
 
 
-def _device(config: SemiSyncConfig, rows: Sequence[SyncedRow]) -> torch.device:
-    if config.global_device == "cpu":
+def bind(rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> SyncedState:
+    """A rule as a state of this rank."""
+    return rule.apply.bind(rule, tensors, options)
+
+
+def is_elementwise(rule: SyncRule) -> bool:
+    """Whether sites that cut their tensors differently can exchange a rule."""
+    probe = bind(rule, BoundTensors(ModelView([], []), rule.state, []))
+    return probe.facts.elementwise and rule.wire.aggregation.elementwise
+
+
+def build_reductions(states: Sequence[SyncedState]) -> list[Reduction]:
+    """How each state is summed: its own way, or that of its rule's wire, which neighbours of a scope share."""
+    shared: dict[tuple[str, Wire], Reduction] = {}
+    reductions = []
+    for state in states:
+        key = (state.rule.scope, state.rule.wire)
+        if state.reduction is None and key not in shared:
+            shared[key] = state.rule.wire.build_reduction()
+        reductions.append(state.reduction or shared[key])
+    return reductions
+
+
+def _pair(
+    plan: SyncPlan,
+    site: SiteOptions,
+    states: Sequence[SyncedState],
+    view: ModelView,
+    manager: ReplicaManager | None,
+) -> tuple[Pairing, ReplicaManager]:
+    """Who exchanges with whom, and the manager that every rank of the site then has. A collective over the site."""
+    if site.pairing != "leader":
+        return ByRank(states, site.ranks), manager
+    shards = SiteShards(view.parameters, site.ranks.group, alone=site.ranks.alone)
+    bucket_elements = max(rule.wire.bucket_elements for rule in plan.rules)
+    return ByLeader(states, shards, bucket_elements), LeaderManager(manager, shards)
+
+
+def _device(site: SiteOptions, states: Sequence[SyncedState]) -> torch.device:
+    if site.outer_state_device == "cpu":
         return torch.device("cpu")
-    return next((row.device for row in rows if row.numel), torch.device("cpu"))
+    return next((state.tensors.device for state in states if state.numel), torch.device("cpu"))
+
+
+def _number(fingerprint: Mapping[str, str]) -> int:
+    """A non-negative number below 2**62 that equal fingerprints share."""
+    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 2

@@ -4,73 +4,59 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from titan_ext.semi_sync.build import Parts
-from titan_ext.semi_sync.round.round import Round, flight_state
+from titan_ext.semi_sync.build import EngineState
+from titan_ext.semi_sync.round.round import RoundResult, describe, in_flight_tensors, restored
 
 
-class Saving:
-    """Gathers what the parts of the outer loop know, and gives it back to them.
+def save(engine: EngineState, unsettled: list[int]) -> dict[str, Any]:
+    """Everything the outer loop knows, with global shapes.
+
+    A round in flight is waited for and saved as its reduced buffer, so that it is applied after a
+    resume exactly as it would have been.
 
     Args:
-        parts: of this rank's outer loop.
+        engine: the parts of this rank's outer loop.
+        unsettled: rules to be tried again after a resume if no round is in flight.
     """
+    result, states = _exchanged(engine), engine.states
+    counters = {
+        "step": engine.progress.step,
+        "lineage": engine.lineage.state_dict(),
+        "tokens": engine.progress.tokens,
+        "pending": engine.schedule.keys(engine.schedule.pending if result else unsettled),
+        "not_before": engine.schedule.not_before,
+        "in_flight": None if result is None else {"apply_at": engine.in_flight.apply_at, **describe(result, states)},
+        "manager": engine.manager.state_dict(),
+        "ledger": engine.ledger.state_dict(),
+    }
+    return {
+        "counters": json.dumps(counters),
+        "states": {state.key: state.checkpoint_state() for state in states},
+        "in_flight": in_flight_tensors(result, states),
+        "residuals": engine.exchange.error_feedback.checkpoint_state(result),
+    }
 
-    def __init__(self, parts: Parts) -> None:
-        self._rows = parts.rows
-        self._progress = parts.progress
-        self._lineage = parts.lineage
-        self._schedule = parts.schedule
-        self._flight = parts.flight
-        self._residuals = parts.exchange.residuals
-        self._manager = parts.manager
-        self._device = parts.device
 
-    def save(self, unsettled: list[int]) -> dict[str, Any]:
-        """Everything, with global shapes.
+def load(engine: EngineState, state_dict: Mapping[str, Any]) -> None:
+    """Restore what ``save`` returned."""
+    counters = json.loads(state_dict["counters"])
+    engine.progress.step, engine.progress.tokens = counters["step"], counters["tokens"]
+    engine.lineage.load_state_dict(counters["lineage"])
+    engine.schedule.pending = engine.schedule.indices(counters["pending"])
+    engine.schedule.not_before = counters["not_before"]
+    engine.manager.load_state_dict(counters["manager"])
+    engine.ledger.load_state_dict(counters["ledger"])
+    for state in engine.states:
+        state.load_checkpoint_state(state_dict["states"].get(state.key, {}))
+    engine.exchange.error_feedback.load_checkpoint_state(state_dict.get("residuals", {}))
+    in_flight = counters["in_flight"]
+    if in_flight is not None:
+        result = restored(in_flight, state_dict["in_flight"], engine.states, engine.device)
+        engine.in_flight.keep(result, in_flight["apply_at"])
 
-        A round in flight is waited for and saved as its reduced buffer, so that it lands after a
-        resume exactly as it would have.
 
-        Args:
-            unsettled: rows to be tried again after a resume if no round is in flight.
-        """
-        flight = self._arrived_flight()
-        counters = {
-            "clock": self._progress.clock,
-            "lineage": self._lineage.state_dict(),
-            "tokens": self._progress.tokens,
-            "pending": self._schedule.keys(self._schedule.pending if flight else unsettled),
-            "not_before": self._schedule.not_before,
-            "flight": None if flight is None else {"land_at": self._flight.land_at, **flight.describe(self._rows)},
-            "manager": self._manager.state_dict(),
-        }
-        return {
-            "counters": json.dumps(counters),
-            "rows": {row.row.key: row.checkpoint_state() for row in self._rows},
-            "flight": flight_state(flight, self._rows),
-            "residuals": self._residuals.checkpoint_state(flight),
-        }
-
-    def load(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what ``save`` returned."""
-        counters = json.loads(state_dict["counters"])
-        self._progress.clock, self._progress.tokens = counters["clock"], counters["tokens"]
-        self._lineage.load_state_dict(counters["lineage"])
-        self._schedule.pending = self._schedule.indices(counters["pending"])
-        self._schedule.not_before = counters.get("not_before", 0)
-        self._manager.load_state_dict(counters["manager"])
-        for row in self._rows:
-            row.load_checkpoint_state(state_dict["rows"].get(row.row.key, {}))
-        self._residuals.load_checkpoint_state(state_dict.get("residuals", {}))
-        flight = counters["flight"]
-        if flight is not None:
-            round_ = Round.restored(flight, state_dict["flight"], self._rows, self._device)
-            self._progress.launch_clock = round_.clock
-            self._flight.hold(round_, flight["land_at"])
-
-    def _arrived_flight(self) -> Round | None:
-        """The round in flight once its reduction is complete; None if there is none or it failed."""
-        round_ = self._flight.arrived()
-        if round_ is None:
-            return None
-        return round_ if round_.problem is None and self._manager.errored() is None and round_.rows else None
+def _exchanged(engine: EngineState) -> RoundResult | None:
+    """The round in flight once its reduction is complete; None if there is none or it failed."""
+    result = engine.in_flight.peek()
+    failed = result is None or result.verdict.problem is not None or engine.manager.errored() is not None
+    return None if failed or result.sum is None else result

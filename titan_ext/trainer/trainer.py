@@ -23,8 +23,8 @@ from titan_ext.replica import ReplicaConfig  # noqa: E402
 from titan_ext.replica.shutdown.graceful_exit import Left  # noqa: E402
 from titan_ext.replica.shutdown.graceful_shutdown import Departure  # noqa: E402
 from titan_ext.replica.shutdown.replica import LeavingReplica  # noqa: E402
-from titan_ext.semi_sync import CommitLog, RowIds, SemiSync, SemiSyncConfig  # noqa: E402
-from titan_ext.semi_sync.plan.scopes import shares_rows  # noqa: E402
+from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, TokenRowMap  # noqa: E402
+from titan_ext.semi_sync.plan.resolve import shares_sparse_rows  # noqa: E402
 from titan_ext.trainer.checkpoints import CheckpointManager  # noqa: E402
 from titan_ext.trainer.metrics import MetricsProcessor  # noqa: E402
 from titan_ext.trainer.optimizers import OptimizersContainer  # noqa: E402
@@ -42,7 +42,7 @@ class Trainer(torchtitan_trainer.Trainer):
     @dataclass(kw_only=True, slots=True)
     class Config(torchtitan_trainer.Trainer.Config):
         site: SiteConfig = field(default_factory=SiteConfig)
-        semi_sync: SemiSyncConfig = field(default_factory=SemiSyncConfig)
+        semi_sync: SemiSync.Config = field(default_factory=SemiSync.Config)
         dept: DeptConfig = field(default_factory=DeptConfig)
         replica: ReplicaConfig = field(default_factory=ReplicaConfig)
         metrics: MetricsProcessor.Config = field(default_factory=MetricsProcessor.Config)
@@ -82,17 +82,17 @@ class Trainer(torchtitan_trainer.Trainer):
         for part in self.model_parts:
             if hasattr(part, "set_step"):
                 part.set_step(self.step)
-        if self.outer is not None and self.outer.idle:
-            # The sites share one clock, and the learning rate goes by it; the data waits.
+        if self.outer is not None and self.outer.sits_out:
+            # The sites share the count of inner steps, and the learning rate goes by it; the data waits.
             self.lr_schedulers.step()
         else:
             super().train_step(data_iterator)
         if self.outer is not None:
-            if self.config.semi_sync.order == "after_step":
+            if self.config.semi_sync.sync_point == "after_step":
                 self._outer_step()
             # A site that fell behind and was healed stands where the others stand.
-            self._follow_clock()
-            self.outer.tend()
+            self._follow_inner_step()
+            self.outer.serve_snapshot_requests()
             checkpoint = self.config.checkpoint
             if self.step >= self.config.training.steps and checkpoint.enable and checkpoint.last_save_model_only:
                 # What is saved now is the finished model, not a place to go on from.
@@ -158,30 +158,32 @@ class Trainer(torchtitan_trainer.Trainer):
             model_parts=self.model_parts,
             optimizers=self.optimizers,
             manager=self.replica,
-            site_weight=config.site.weight,
-            site_name=config.site.name,
-            commit_log=CommitLog(Path(config.dump_folder) / "commits.jsonl"),
-            roll_back=config.replica.roll_back,
+            site=SiteOptions(
+                name=config.site.name,
+                weight=config.site.weight,
+                commit_log=CommitLog(Path(config.dump_folder) / "commits.jsonl"),
+                allow_rollback=config.replica.allow_rollback,
+                token_rows=self._token_rows(),
+                heartbeat_timeout_seconds=config.replica.heartbeat_timeout_seconds,
+            ),
             on_round=self.metrics_processor.log_round,
-            row_ids=self._row_ids(),
-            silence_seconds=config.replica.heartbeat_timeout_seconds,
         )
-        if config.semi_sync.order == "paper":
+        if config.semi_sync.sync_point == "before_step":
             self.optimizers.register_step_pre_hook(self._outer_step)
         if config.checkpoint.enable:
             self.checkpointer.states["semi_sync"] = self.outer
 
-    def _row_ids(self) -> RowIds | None:
+    def _token_rows(self) -> TokenRowMap | None:
         """Which tokens the rows of this site's tables stand for, where tables are shared by row."""
-        if not shares_rows(self.config.semi_sync):
+        if not shares_sparse_rows(self.config.semi_sync):
             return None
         vocabulary = getattr(self.tokenizer, "vocabulary", None)
         rows = self.config.model_spec.model.vocab_size
         if vocabulary is not None:
-            return RowIds(vocabulary.row_ids(rows), vocabulary.total, vocabulary.tokenizer)
+            return TokenRowMap(vocabulary.row_ids(rows), vocabulary.total, vocabulary.tokenizer)
         total = row_count(self.tokenizer)
         places = torch.arange(rows)
-        return RowIds(torch.where(places < total, places, -1), total, fingerprint(self.tokenizer))
+        return TokenRowMap(torch.where(places < total, places, -1), total, fingerprint(self.tokenizer))
 
     def _join(self) -> None:
         paired = "their leaders exchange for all ranks" if self.outer.pairing == "leader" else "rank by rank"
@@ -192,11 +194,11 @@ class Trainer(torchtitan_trainer.Trainer):
                 self.replica.lighthouse,
                 paired,
             )
-        self.outer.clock = max(self.outer.clock, self.step)
+        self.outer.inner_step = max(self.outer.inner_step, self.step)
         self._tokens_told = self.ntokens_seen
         self.outer.join()
         self._joined = True
-        self._follow_clock()
+        self._follow_inner_step()
         logger.info(
             "site %s: joined a quorum of %d site(s) at step %d",
             self.config.site.name,
@@ -204,11 +206,11 @@ class Trainer(torchtitan_trainer.Trainer):
             self.step,
         )
 
-    def _follow_clock(self) -> None:
-        """The inner step is a clock that all sites share: it sets the learning rate and the end of the run."""
-        if self.step == self.outer.clock:
+    def _follow_inner_step(self) -> None:
+        """All sites share the count of inner steps: it sets the learning rate and the end of the run."""
+        if self.step == self.outer.inner_step:
             return
-        self.step = self.outer.clock
+        self.step = self.outer.inner_step
         self.lr_schedulers.load_state_dict({"last_epoch": self.step})
         for scheduler in self.lr_schedulers.schedulers:
             # torchtitan leaves this to the optimizer's checkpoint, which a healed site has not read.

@@ -39,7 +39,7 @@ def test_averaging_needs_no_outer_optimizer(write: Callable) -> None:
 
 
 def test_the_global_copy_may_live_in_host_memory(write: Callable) -> None:
-    site = load_site(write(), "alpha", ["--semi_sync.global_device=cpu"])
+    site = load_site(write(), "alpha", ["--semi_sync.outer_state_device=cpu"])
     cost, count = site_cost(site), numel(site)
     assert (cost.memory_bytes, cost.host_bytes) == (4 * count * 4, 4 * count * 4)
 

@@ -3,7 +3,7 @@
 import torch
 
 STATE = {
-    "rows": {"params/0": {"w": {"global": torch.randn(3, 4), "outer.step": torch.tensor(3.0)}}},
+    "states": {"params/0": {"w": {"global": torch.randn(3, 4), "outer.step": torch.tensor(3.0)}}},
     "empty": torch.empty(0, 4),
     "half": torch.arange(5).bfloat16(),
     "turned": torch.arange(6).reshape(2, 3).T,

@@ -18,7 +18,7 @@ from titan_ext.replica.process_group import SiteProcessGroup
 from titan_ext.replica.state_transfer.chunks import LATEST
 from titan_ext.replica.state_transfer.prefetch_state import fetch_ahead
 from titan_ext.replica.state_transfer.transport import StateTransport
-from titan_ext.semi_sync import SemiSync, SiteRanks
+from titan_ext.semi_sync import SemiSync, SiteOptions, SiteRanks
 
 SECONDS = timedelta(seconds=20)
 
@@ -83,7 +83,7 @@ def outer_loop(own, value, name):
     model = torch.nn.Linear(3, 2)
     torch.nn.init.constant_(model.weight, value)
     outer = SemiSync.Config(method="diloco", sync_every=4).build(
-        model_parts=[model], optimizers=[], manager=own, site_ranks=SiteRanks(alone=True), site_name=name
+        model_parts=[model], optimizers=[], manager=own, site=SiteOptions(name=name, ranks=SiteRanks(alone=True))
     )
     return model, outer
 
@@ -91,7 +91,7 @@ def outer_loop(own, value, name):
 def step(own, model, outer):
     model.weight.data += 0.5
     outer.step()
-    own._checkpoint_transport.tend(own.current_step(), own._manager_state_dict)
+    own._checkpoint_transport.serve_snapshot_requests(own.current_step(), own._manager_state_dict)
 
 
 @pytest.mark.parametrize("outdated", [False, True], ids=["still the latest", "outdated"])
@@ -105,7 +105,7 @@ def test_a_newcomer_needs_no_transfer_in_its_quorum_unless_the_member_moved_on(o
         asking = in_background(lambda: fetch_ahead(url, site="site1", rank=0, fetch=transport.fetch_ahead))
         while not asking.done():
             # The member is between two inner steps again and again; no round is due meanwhile.
-            member._checkpoint_transport.tend(member.current_step(), member._manager_state_dict)
+            member._checkpoint_transport.serve_snapshot_requests(member.current_step(), member._manager_state_dict)
         assert asking.result()
         if outdated:
             for _ in range(4):
@@ -117,8 +117,8 @@ def test_a_newcomer_needs_no_transfer_in_its_quorum_unless_the_member_moved_on(o
                 mine = (model, outer) if name == "site0" else outer_loop(own, value, name)
                 if name == "site1":
                     mine[1].join()
-                    results["clock"] = mine[1].clock
-                while mine[1].clock < 12:
+                    results["clock"] = mine[1].inner_step
+                while mine[1].inner_step < 12:
                     step(own, *mine)
                 results[name] = mine[1].shared_state_sha256()
 
@@ -139,13 +139,13 @@ def test_a_copy_is_not_what_the_member_goes_on_changing():
         transport = Counting("127.0.0.1", 0, SECONDS)
         asking = in_background(transport.fetch_ahead, member._checkpoint_transport.metadata())
         while not asking.done():
-            member._checkpoint_transport.tend(member.current_step(), member._manager_state_dict)
+            member._checkpoint_transport.serve_snapshot_requests(member.current_step(), member._manager_state_dict)
         asking.result()
-        before = transport._ahead["user"]["titan_ext"]["rows"]["params/0"]["weight"]["global"].clone()
+        before = transport._ahead["user"]["titan_ext"]["states"]["params/0"]["weight"]["global"].clone()
         for _ in range(3):
             step(member, model, outer)
         after = outer.global_parameters()["weight"]
-        assert torch.equal(transport._ahead["user"]["titan_ext"]["rows"]["params/0"]["weight"]["global"], before)
+        assert torch.equal(transport._ahead["user"]["titan_ext"]["states"]["params/0"]["weight"]["global"], before)
         assert not torch.equal(after, before)
         assert member._checkpoint_transport._copy is None  # forgotten at the commit
         transport.shutdown()
@@ -201,7 +201,7 @@ def test_a_lighthouse_that_is_away_is_waited_for():
 def test_a_member_in_a_quorum_keeps_nobody_waiting(asked_first):
     """Maybe it waits there for the very site that asks."""
     member, newcomer = (StateTransport("127.0.0.1", 0, SECONDS) for _ in range(2))
-    member.tend(3, dict)  # it does make copies
+    member.serve_snapshot_requests(3, dict)  # it does make copies
     if asked_first:
         asking = in_background(newcomer.fetch_ahead, member.metadata())
         wait_until(lambda: member._copy_wanted, "the request")
@@ -212,7 +212,7 @@ def test_a_member_in_a_quorum_keeps_nobody_waiting(asked_first):
             asking.result(PATIENCE_SECONDS)
     asking = in_background(newcomer.fetch_ahead, member.metadata())
     while not asking.done():
-        member.tend(3, lambda: {"torchft": {"step": 3}})
+        member.serve_snapshot_requests(3, lambda: {"torchft": {"step": 3}})
     assert newcomer.recv_checkpoint(0, "nowhere", 3, SECONDS) == {"torchft": {"step": 3}}
     for each in (member, newcomer):
         each.shutdown()
@@ -235,8 +235,8 @@ def test_a_site_that_fell_behind_goes_on_from_the_members_step_not_from_that_of_
         def member():
             model, outer = one_step_after_a_round(ahead, "site0")
             while not fetched.is_set():
-                ahead._checkpoint_transport.tend(ahead.current_step(), ahead._manager_state_dict)
-            while outer.clock < 16:
+                ahead._checkpoint_transport.serve_snapshot_requests(ahead.current_step(), ahead._manager_state_dict)
+            while outer.inner_step < 16:
                 step(ahead, model, outer)
             return outer.shared_state_sha256()
 
@@ -247,9 +247,9 @@ def test_a_site_that_fell_behind_goes_on_from_the_members_step_not_from_that_of_
             behind._checkpoint_transport.fetch_ahead(ahead._checkpoint_transport.metadata())
             fetched.set()
             before = behind._checkpoint_transport.fetched
-            while outer.clock < 16:
+            while outer.inner_step < 16:
                 step(behind, model, outer)
-                clocks.append(outer.clock)
+                clocks.append(outer.inner_step)
             assert behind._checkpoint_transport.fetched == before, "it had a copy"
             return outer.shared_state_sha256()
 

@@ -97,12 +97,12 @@ def test_late_site_is_healed_through_torchfts_keys():
         inner = torch.optim.SGD(model.parameters(), lr=0.05)
         outer = [torch.optim.SGD(part.parameters(), lr=0.7, momentum=0.9, nesterov=True) for part in model]
         with ours.DiLoCo(own, list(model), inner, outer, sync_every=4) as context:
-            while context._outer.clock < 20:
-                if index == 0 and context._outer.clock == 6:
+            while context._outer.inner_step < 20:
+                if index == 0 and context._outer.inner_step == 6:
                     may_come.arrive()
                     wait_for_requests(own.lighthouse, 1)
                 inner.zero_grad()
-                model(DATA[index, context._outer.clock]).square().mean().backward()
+                model(DATA[index, context._outer.inner_step]).square().mean().backward()
                 inner.step()
         momentum = [outer[0].state_dict()["state"][0]["momentum_buffer"]]
         return context._outer.shared_state_sha256(), momentum, context._outer.ledger.last.participants

@@ -7,7 +7,7 @@ import torch
 
 from tests.lighthouse_page import wait_for_requests
 from tests.semi_sync.sites import Meeting, outer_loop, run_sites
-from titan_ext.semi_sync import PARAMETERS, SemiSyncConfig
+from titan_ext.semi_sync import PARAMETERS, SemiSyncConfig, resolve
 
 SITES, STEPS, SIZE = 4, 50, 3
 LR, BETA1, BETA2, EPS = 0.02, 0.9, 0.95, 1e-8
@@ -54,8 +54,8 @@ def train(index, own, steps=STEPS, **settings):
     outer = outer_loop(model, optimizer, own, **settings)
     outer.join()
     history = []
-    while outer.clock < steps:
-        model.weight.grad = torch.tensor(gradient(index, outer.clock + 1, model.weight.tolist()))
+    while outer.inner_step < steps:
+        model.weight.grad = torch.tensor(gradient(index, outer.inner_step + 1, model.weight.tolist()))
         optimizer.step()
         outer.step()
         state = optimizer.state[model.weight]
@@ -75,7 +75,7 @@ def train(index, own, steps=STEPS, **settings):
         (dict(method="local_adam", sync_every=5), (5, 5, 5), None),
         (dict(method="des_loc", sync_every=2), (2, 6, 12), None),
         (
-            dict(method="des_loc", sync_every=4, first_moment_sync_every=3, second_moment_sync_every=7),
+            dict(method="des_loc", sync_every=4, settings={"des_loc": {"first_moment_sync_every": 3, "second_moment_sync_every": 7}}),
             (4, 3, 7),
             None,
         ),
@@ -102,8 +102,8 @@ def test_default_periods_halve_the_bytes_of_local_adam():
     """T12: 1/K + 1/3K + 1/6K against 3/K."""
 
     def exchanges(config):
-        plan = config.plan()
-        return sum(len(plan.due(clock)) for clock in range(1, 6 * 16 * 4 + 1))
+        plan = resolve(config)
+        return sum(len(plan.due(step)) for step in range(1, 6 * 16 * 4 + 1))
 
     assert exchanges(SemiSyncConfig(method="des_loc")) * 2 == exchanges(SemiSyncConfig(method="local_adam"))
 
@@ -122,19 +122,19 @@ def test_newcomer_gets_the_mean_of_the_moments_and_the_step_count():
         model.weight = torch.nn.Parameter(torch.tensor([0.5, -1.0, 2.0]))
         optimizer = torch.optim.Adam([model.weight], lr=LR, betas=(BETA1, BETA2), eps=EPS)
         outer = outer_loop(
-            model, optimizer, own, method="des_loc", sync_every=2, first_moment_sync_every=100, second_moment_sync_every=100
+            model, optimizer, own, method="des_loc", sync_every=2, settings={"des_loc": {"first_moment_sync_every": 100, "second_moment_sync_every": 100}}
         )
         outer.join()
         state = optimizer.state[model.weight]
         if index == 2:
-            joined["clock"] = outer.clock
-        while outer.clock < 12:
-            if outer.clock == joined.get("clock"):
+            joined["clock"] = outer.inner_step
+        while outer.inner_step < 12:
+            if outer.inner_step == joined.get("clock"):
                 break
-            if index == 0 and outer.clock == 4:
+            if index == 0 and outer.inner_step == 4:
                 newcomer_may_come.arrive()
                 wait_for_requests(own.lighthouse, 2)  # of the newcomer and of site 1, which is ahead
-            model.weight.grad = torch.tensor(gradient(index, outer.clock + 1, model.weight.tolist()))
+            model.weight.grad = torch.tensor(gradient(index, outer.inner_step + 1, model.weight.tolist()))
             optimizer.step()
             before_round = {key: state[key].clone() for key in ("exp_avg", "exp_avg_sq")}
             outer.step()
@@ -143,7 +143,7 @@ def test_newcomer_gets_the_mean_of_the_moments_and_the_step_count():
         else:
             raise AssertionError("the newcomer never came")
         own_moments = {key: state[key].clone() for key in ("exp_avg", "exp_avg_sq")}
-        return own_moments, before_round if index < 2 else None, float(state["step"]), outer.clock
+        return own_moments, before_round if index < 2 else None, float(state["step"]), outer.inner_step
 
     results = run_sites(3, body, min_sites=2, before=before)
     for key in ("exp_avg", "exp_avg_sq"):
@@ -163,7 +163,7 @@ def test_t19_a_site_that_dies_between_syncs_is_missing_in_the_next_mean_and_nowh
         model.weight = torch.nn.Parameter(torch.tensor([0.5, -1.0, 2.0]))
         optimizer = torch.optim.Adam([model.weight], lr=LR, betas=(BETA1, BETA2), eps=EPS)
         outer = outer_loop(
-            model, optimizer, own, method="des_loc", sync_every=2, first_moment_sync_every=2, second_moment_sync_every=2
+            model, optimizer, own, method="des_loc", sync_every=2, settings={"des_loc": {"first_moment_sync_every": 2, "second_moment_sync_every": 2}}
         )
         outer.join()
         state = optimizer.state[model.weight]
@@ -172,11 +172,11 @@ def test_t19_a_site_that_dies_between_syncs_is_missing_in_the_next_mean_and_nowh
             return [each.detach().clone() for each in (model.weight, state["exp_avg"], state["exp_avg_sq"])]
 
         seen = []
-        while outer.clock < 6:
-            if index == 2 and outer.clock == 5:
+        while outer.inner_step < 6:
+            if index == 2 and outer.inner_step == 5:
                 own.shutdown(wait=False)  # its heartbeats end
                 return None
-            model.weight.grad = torch.tensor(gradient(index, outer.clock + 1, model.weight.tolist()))
+            model.weight.grad = torch.tensor(gradient(index, outer.inner_step + 1, model.weight.tolist()))
             optimizer.step()
             mine = values()
             outer.step()

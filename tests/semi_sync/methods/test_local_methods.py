@@ -10,8 +10,7 @@ import torch
 
 from tests.semi_sync.sites import outer_loop, run_sites
 from titan_ext.optim import ADOPT, QHADOPT, QHSGDM, QHAdamW
-from titan_ext.semi_sync import SemiSyncConfig
-from titan_ext.semi_sync.methods.des_loc import half_life
+from titan_ext.semi_sync import SemiSyncConfig, resolve
 
 SITES, STEPS, LR = 4, 50, 0.02
 START = torch.tensor([0.5, -1.0, 2.0, 0.1, 1.5], dtype=torch.float64)
@@ -65,8 +64,8 @@ def qhsgdm(s, g, n, betas, omegas):
     s["x"] = s["x"] - LR * direction
 
 
-def simulate(rule, periods, betas, omegas=None, *, sites=SITES, steps=STEPS, order="post", gradients=gradient):
-    """After each step the states of every site; ``periods`` by state; ``order`` as in section 1b of the notes."""
+def simulate(rule, periods, betas, omegas=None, *, sites=SITES, steps=STEPS, sync_point="after_step", gradients=gradient):
+    """After each step the states of every site; ``periods`` by state; ``sync_point`` as in ``[semi_sync]``."""
     states = [{key: START.clone() if key == "x" else torch.zeros_like(START) for key in periods} for _ in range(sites)]
     history = []
 
@@ -79,11 +78,11 @@ def simulate(rule, periods, betas, omegas=None, *, sites=SITES, steps=STEPS, ord
 
     for n in range(1, steps + 1):
         found = [gradients(site, n, s["x"]) for site, s in enumerate(states)]
-        if order == "paper":
+        if sync_point == "before_step":
             average(n - 1)
         for s, g in zip(states, found):
             rule(s, g, n, betas, omegas)
-        if order == "post":
+        if sync_point == "after_step":
             average(n)
         history.append([{key: value.clone() for key, value in s.items()} for s in states])
     return history
@@ -117,10 +116,10 @@ def train(inner, betas, omegas=None, *, sites=SITES, steps=STEPS, gradients=grad
         history = []
         for n in range(1, steps + 1):
             model.weight.grad = gradients(site, n, model.weight.detach())
-            if settings.get("order") == "paper":
+            if settings.get("sync_point") == "before_step":
                 outer.step()
             optimizer.step()
-            if settings.get("order") != "paper":
+            if settings.get("sync_point") != "before_step":
                 outer.step()
             state = optimizer.state[model.weight]
             own_state = {short: state[key].clone() for short, key in KEYS[inner].items() if key in state}
@@ -145,20 +144,20 @@ def assert_same(got, want):
         ("adopt", (0.95, 0.999), None, {"method": "local_adam", "sync_every": 5}, {"x": 5, "u0": 5, "v": 5}),
         ("sgdm", (0.9,), None, {"method": "local_adam", "sync_every": 5}, {"x": 5, "u0": 5}),
         ("adopt", (0.95, 0.999), None, {"method": "des_loc", "sync_every": 2}, {"x": 2, "u0": 6, "v": 12}),
-        ("sgdm", (0.9,), None, {"method": "des_loc", "sync_every": 2, "first_moment_sync_every": 3}, {"x": 2, "u0": 3}),
+        ("sgdm", (0.9,), None, {"method": "des_loc", "sync_every": 2, "settings": {"des_loc": {"first_moment_sync_every": 3}}}, {"x": 2, "u0": 3}),
         ("qhadam", (0.99, 0.999), (0.9,), {"method": "mt_dao", "sync_every": 4}, {"x": 4, "u0": 4, "v": 4}),
         (
             "qhadam",
             (0.9, 0.99, 0.999),
             (0.3, 0.5),
-            {"method": "mt_dao", "sync_every": 4, "momentum_sync_every": [3, 8], "second_moment_sync_every": 7},
+            {"method": "mt_dao", "sync_every": 4, "settings": {"mt_dao": {"momentum_sync_every": [3, 8], "second_moment_sync_every": 7}}},
             {"x": 4, "u0": 3, "u1": 8, "v": 7},
         ),
         (
             "qhadopt",
             (0.9, 0.99, 0.999),
             (0.3, 0.6),
-            {"method": "mt_dao", "sync_every": 4, "momentum_sync_every": [4, 8]},
+            {"method": "mt_dao", "sync_every": 4, "settings": {"mt_dao": {"momentum_sync_every": [4, 8]}}},
             {"x": 4, "u0": 4, "u1": 8, "v": 4},
         ),
         ("qhsgdm", (0.99,), (0.8,), {"method": "mt_dao", "sync_every": 4}, {"x": 4, "u0": 4}),
@@ -166,7 +165,7 @@ def assert_same(got, want):
             "adam",
             (0.9, 0.95),
             None,
-            {"method": "des_loc", "sync_every": 4, "order": "paper"},
+            {"method": "des_loc", "sync_every": 4, "sync_point": "before_step"},
             {"x": 4, "u0": 12, "v": 24},
         ),
     ],
@@ -184,9 +183,9 @@ def assert_same(got, want):
 )
 def test_every_state_at_every_step(inner, betas, omegas, settings, periods):
     got = train(inner, betas, omegas, **settings)
-    order = "paper" if settings.get("order") == "paper" else "post"
-    assert_same(got, simulate(RULES[inner], periods, betas, omegas, order=order))
-    last = STEPS - 1 if order == "paper" else STEPS
+    sync_point = settings.get("sync_point", "after_step")
+    assert_same(got, simulate(RULES[inner], periods, betas, omegas, sync_point=sync_point))
+    last = STEPS - 1 if sync_point == "before_step" else STEPS
     exchanges = sum(last // period for period in periods.values())
     # T12: a ring sends 2 (M - 1) / M of the payload.
     assert got[0][1] == pytest.approx(2 * (SITES - 1) / SITES * 4 * len(START) * exchanges)
@@ -203,12 +202,12 @@ def test_t1_one_site_is_the_inner_optimizer():
             torch.testing.assert_close(got[0][0][n - 1]["x"], weight.detach(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("order", ["after_step", "paper"])
-def test_t2_identical_data_is_the_inner_optimizer(order):
+@pytest.mark.parametrize("sync_point", ["after_step", "before_step"])
+def test_t2_identical_data_is_the_inner_optimizer(sync_point):
     def same(site, step, x):
         return gradient(1, step, x)
 
-    got = train("adam", (0.9, 0.95), gradients=same, steps=20, method="des_loc", sync_every=2, order=order)
+    got = train("adam", (0.9, 0.95), gradients=same, steps=20, method="des_loc", sync_every=2, sync_point=sync_point)
     alone = simulate(adam, {"x": 10**9, "u0": 10**9, "v": 10**9}, (0.9, 0.95), sites=1, steps=20, gradients=same)
     for history, _ in got:
         for step, seen in enumerate(history):
@@ -216,7 +215,7 @@ def test_t2_identical_data_is_the_inner_optimizer(order):
 
 
 def test_t3_means_of_momentum_sgd_obey_its_recursion_under_any_schedule():
-    for order in ("after_step", "paper"):
+    for sync_point in ("after_step", "before_step"):
         seen = {}
 
         def noted(site, step, x):
@@ -225,7 +224,7 @@ def test_t3_means_of_momentum_sgd_obey_its_recursion_under_any_schedule():
             return g
 
         got = train(
-            "qhsgdm", (0.9,), (1.0,), gradients=noted, method="mt_dao", sync_every=4, momentum_sync_every=[3], order=order
+            "qhsgdm", (0.9,), (1.0,), gradients=noted, method="mt_dao", sync_every=4, settings={"mt_dao": {"momentum_sync_every": [3]}}, sync_point=sync_point
         )
         u, x = torch.zeros_like(START), START.clone()
         for n in range(1, STEPS + 1):
@@ -271,7 +270,7 @@ def test_t5_t6_momentum_sgd_averaged_every_step_is_data_parallel_only_after_the_
     for history, _ in train("qhsgdm", (0.9,), (1.0,), **every_step):
         for step, seen in enumerate(history):
             torch.testing.assert_close(seen["x"].double(), want[step]["x"], rtol=1e-5, atol=1e-6)
-    papers = train("qhsgdm", (0.9,), (1.0,), order="paper", **every_step)
+    papers = train("qhsgdm", (0.9,), (1.0,), sync_point="before_step", **every_step)
     assert all((papers[0][0][n]["x"] - papers[1][0][n]["x"]).abs().max() > 1e-4 for n in range(STEPS))
     assert any((papers[0][0][n]["x"].double() - want[n]["x"]).abs().max() > 1e-4 for n in range(STEPS))
 
@@ -303,15 +302,15 @@ def test_t8_after_the_step_is_the_papers_order_with_the_gradient_at_the_mean():
             torch.testing.assert_close(
                 sum(s[key] for s in states), sum(s[key] for s in after[n - 1]), rtol=1e-9, atol=1e-12
             )
-    papers = simulate(adam, periods, betas, order="paper")
+    papers = simulate(adam, periods, betas, sync_point="before_step")
     assert (papers[-1][0]["x"] - after[-1][0]["x"]).abs().max() > 1e-4
 
 
 def test_t9_periods_turn_des_loc_into_its_neighbours():
-    equal = {"first_moment_sync_every": 4, "second_moment_sync_every": 4}
+    equal = {"settings": {"des_loc": {"first_moment_sync_every": 4, "second_moment_sync_every": 4}}}
     local_adam = train("adam", (0.9, 0.95), steps=20, method="local_adam", sync_every=4)
     des_loc = train("adam", (0.9, 0.95), steps=20, method="des_loc", sync_every=4, **equal)
-    never = {"first_moment_sync_every": 10**6, "second_moment_sync_every": 10**6}
+    never = {"settings": {"des_loc": {"first_moment_sync_every": 10**6, "second_moment_sync_every": 10**6}}}
     nesterov = {"outer_optimizer": "sgd", "outer_lr": 0.7, "outer_momentum": 0.9, "nesterov": True}
     diloco = train("adam", (0.9, 0.95), steps=20, method="diloco", sync_every=4)
     as_diloco = train("adam", (0.9, 0.95), steps=20, method="des_loc", sync_every=4, **never, **nesterov)
@@ -331,10 +330,10 @@ def test_t10_states_are_equal_bit_for_bit_when_they_have_been_averaged():
 
 
 def test_m1_one_momentum_of_full_weight_is_des_loc_around_adam():
-    equal = {"first_moment_sync_every": 4, "second_moment_sync_every": 4}
+    equal = {"settings": {"des_loc": {"first_moment_sync_every": 4, "second_moment_sync_every": 4}}}
     des_loc = train("adam", (0.9, 0.95), method="des_loc", sync_every=4, **equal)
     mt_dao = train("qhadam", (0.9, 0.95), (1.0,), method="mt_dao", sync_every=4)
-    halves = train("qhadam", (0.9, 0.9, 0.95), (0.25, 0.5), method="mt_dao", sync_every=4, momentum_sync_every=[4, 4])
+    halves = train("qhadam", (0.9, 0.9, 0.95), (0.25, 0.5), method="mt_dao", sync_every=4, settings={"mt_dao": {"momentum_sync_every": [4, 4]}})
     whole = train("qhadam", (0.9, 0.95), (0.75,), method="mt_dao", sync_every=4)
     for one, other in ((des_loc, mt_dao), (whole, halves)):
         for (mine, _), (theirs, _) in zip(one, other):
@@ -343,13 +342,11 @@ def test_m1_one_momentum_of_full_weight_is_des_loc_around_adam():
 
 
 def test_periods_may_follow_the_half_lives():
-    assert half_life(0.9) == pytest.approx(6.58, abs=0.01) and half_life(0.999) == pytest.approx(692.8, abs=0.1)
-
     def body(site, own):
         model = torch.nn.Linear(2, 2)
         optimizer = torch.optim.Adam(model.parameters(), betas=(0.95, 0.999))
-        outer = outer_loop(model, optimizer, own, method="des_loc", sync_every=4, half_life_periods=True)
-        return [row.period for row in outer.plan.rows]
+        outer = outer_loop(model, optimizer, own, method="des_loc", sync_every=4, settings={"des_loc": {"half_life_periods": True}})
+        return [row.period for row in outer.plan.rules]
 
     # ln 2 / 0.05 = 13.9 and ln 2 / 0.001 = 693.1, at the nearest multiple of 4.
     assert run_sites(1, body) == [[4, 12, 692]]
@@ -358,15 +355,15 @@ def test_periods_may_follow_the_half_lives():
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"method": "mt_dao", "momentum_sync_every": []}, "momentum_sync_every = []"),
-        ({"method": "mt_dao", "momentum_sync_every": [4, 0]}, "momentum_sync_every = [4, 0]"),
-        ({"method": "diloco", "momentum_sync_every": [4]}, 'left out unless method = "mt_dao"'),
-        ({"method": "des_loc", "half_life_periods": True, "first_moment_sync_every": 3}, "half_life_periods = True"),
-        ({"method": "des_loc", "order": "before"}, "order = 'before'"),
+        ({"method": "mt_dao", "settings": {"mt_dao": {"momentum_sync_every": []}}}, "momentum_sync_every = ()"),
+        ({"method": "mt_dao", "settings": {"mt_dao": {"momentum_sync_every": [4, 0]}}}, "momentum_sync_every = (4, 0)"),
+        ({"method": "diloco", "settings": {"mt_dao": {"momentum_sync_every": [4]}}}, 'left out unless method = "mt_dao"'),
+        ({"method": "des_loc", "settings": {"des_loc": {"half_life_periods": True, "first_moment_sync_every": 3}}}, "half_life_periods = True"),
+        ({"method": "des_loc", "sync_point": "before"}, "sync_point = 'before'"),
         ({"method": "lordo", "error_feedback": True}, "error_feedback = True"),
     ],
 )
 def test_bad_settings_are_named(settings, words):
     with pytest.raises(ValueError) as caught:
-        SemiSyncConfig(**settings).resolved()
+        resolve(SemiSyncConfig(**settings))
     assert words in str(caught.value)

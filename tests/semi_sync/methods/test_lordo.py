@@ -6,7 +6,7 @@ import torch
 from tests.lighthouse_page import wait_for_requests
 from tests.semi_sync.sites import Meeting, outer_loop, run_sites
 from titan_ext.optim import LowRankAdamW
-from titan_ext.semi_sync import SemiSyncConfig
+from titan_ext.semi_sync import SemiSyncConfig, resolve
 
 SITES, STEPS, EVERY, RANK = 4, 50, 5, 2
 LR, BETAS, EPS = 0.02, (0.9, 0.99), 1e-8
@@ -212,11 +212,11 @@ def test_a_late_site_gets_basis_and_moments():
         optimizer = LowRankAdamW(model.parameters(), lr=LR, betas=BETAS, rank=RANK, basis_from="outer")
         loop = outer_loop(model, optimizer, own, method="lordo", sync_every=EVERY)
         loop.join()
-        while loop.clock < 30:
-            model.left.grad = gradient(site, loop.clock + 1, "left", model.left.detach())
+        while loop.inner_step < 30:
+            model.left.grad = gradient(site, loop.inner_step + 1, "left", model.left.detach())
             optimizer.step()
             loop.step()
-            if site == 0 and loop.clock == 7:
+            if site == 0 and loop.inner_step == 7:
                 meeting.arrive()
                 wait_for_requests(own.lighthouse, 2)  # of the newcomer and of site 1, which is ahead
         state = optimizer.state[model.left]
@@ -235,4 +235,4 @@ def test_another_optimizer_is_refused_by_name():
             outer_loop(model, torch.optim.AdamW(model.parameters()), own, method="lordo", sync_every=4)
 
     run_sites(1, body)
-    assert SemiSyncConfig(method="lordo").resolved().sync_every == 32
+    assert resolve(SemiSyncConfig(method="lordo")).rules[0].period == 32

@@ -80,7 +80,7 @@ def train(index, own, steps, **settings):
 )
 def test_rounds_match_the_equations(settings, expected):
     def body(index, own):
-        options = {"site_weight": 0.5 * (index + 1)} if settings.get("weighting") == "site" else {}
+        options = {"weight": 0.5 * (index + 1)} if settings.get("weighting") == "site" else {}
         return train(index, own, 12, **settings, **options)
 
     results = run_sites(3, body)
@@ -193,14 +193,12 @@ def test_streaming_matches_the_equations(delay, alpha):
 @pytest.mark.parametrize("name", ["adam", "yogi", "adagrad"])
 def test_adaptive_outer_optimizers_follow_the_pseudo_gradient(name):
     """The outer step is that optimizer's own on the mean pseudo-gradient, from its very first round."""
-    from titan_ext.semi_sync.state.outer_optimizers import OuterSettings, build_outer_optimizer
+    from titan_ext.semi_sync.state.outer_optimizers import OUTER_OPTIMIZERS
 
     settings = dict(method="diloco", sync_every=2, outer_optimizer=name, outer_lr=0.05)
     results = run_sites(2, lambda index, own: train(index, own, 8, **settings))
     theta = torch.tensor(START)
-    optimizer = build_outer_optimizer(
-        name, [theta], OuterSettings(lr=0.05, momentum=0.0, nesterov=False, betas=(0.9, 0.99), eps=1e-3)
-    )
+    optimizer = OUTER_OPTIMIZERS.get(name)(lr=0.05).build([theta])
     local = [list(START), list(START)]
     for step in range(1, 9):
         local = [inner_step(site, step, local[site]) for site in range(2)]

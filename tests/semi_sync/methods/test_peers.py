@@ -122,13 +122,13 @@ def test_eager_with_fragments_takes_each_from_its_own_launch():
 
 def test_sparta_with_a_whole_share_averages_every_step():
     every_step = trained(2, 5, method="local_sgd", sync_every=1)
-    assert_equal(trained(2, 5, method="sparta", sparta_share=1.0, sync_every=1000), every_step, range(6))
+    assert_equal(trained(2, 5, method="sparta", settings={"sparta": {"sparta_fraction": 1.0}}, sync_every=1000), every_step, range(6))
 
 
 @pytest.mark.parametrize("stretch", [1, 4, 8])
 def test_sparta_visits_every_element_once_a_cycle(stretch):
     """Elements that have just been averaged are equal at both sites; no others are."""
-    got = trained(2, 3 * stretch, method="sparta", sparta_share=1 / stretch, sync_every=10**6)
+    got = trained(2, 3 * stretch, method="sparta", settings={"sparta": {"sparta_fraction": 1 / stretch}}, sync_every=10**6)
     for cycle in (1, 2):
         visits = [torch.zeros(shape) for shape in SHAPES]
         for step in range(stretch * cycle, stretch * (cycle + 1)):  # inner steps are counted from 1
@@ -138,7 +138,7 @@ def test_sparta_visits_every_element_once_a_cycle(stretch):
 
 
 def test_sparta_with_a_share_below_one_element_sends_none_or_one():
-    got = trained(2, 6, method="sparta", sparta_share=1e-4, sync_every=10**6)
+    got = trained(2, 6, method="sparta", settings={"sparta": {"sparta_fraction": 1e-4}}, sync_every=10**6)
     for step in range(6):
         equal = sum((a == b).sum().item() for a, b in zip(got[0][step], got[1][step]))
         assert equal in (0, 1)
@@ -148,7 +148,7 @@ def test_sparta_with_diloco_has_the_mean_of_diloco():
     """Averaging samples leaves the mean of the sites where it is, so after a full sync the numbers are DiLoCo's
     where the inner step is linear."""
     settings = {"sync_every": 6, "outer_optimizer": "sgd", "outer_lr": 0.7, "outer_momentum": 0.9, "nesterov": True}
-    mixed = trained(2, 18, method="sparta", sparta_share=0.2, **settings)
+    mixed = trained(2, 18, method="sparta", settings={"sparta": {"sparta_fraction": 0.2}}, **settings)
     plain = trained(2, 18, method="diloco", **settings)
     assert_equal(mixed, plain, [5, 11, 17])
 
@@ -260,7 +260,7 @@ def test_demo_is_its_equations(sites, kept, chunk):
     def body(site, own):
         model = Model()
         optimizer = DeMo(model.parameters(), lr=rate, beta=beta)
-        outer = outer_loop(model, optimizer, own, method="demo", demo_kept=kept, demo_chunk=chunk)
+        outer = outer_loop(model, optimizer, own, method="demo", settings={"demo": {"compression_topk": kept, "compression_chunk": chunk}})
         outer.join()
         seen = []
         for _ in range(steps):
@@ -316,7 +316,7 @@ def test_a_site_that_joins_late_takes_over_what_the_method_shares():
     """It starts where a member stands, and never pulls the mean towards its own past."""
     for method, settings in {
         "eager_diloco": {"sync_every": 3},
-        "sparta": {"sync_every": 4, "sparta_share": 0.3},
+        "sparta": {"sync_every": 4, "settings": {"sparta": {"sparta_fraction": 0.3}}},
         "noloco": {"sync_every": 3},
     }.items():
         meeting = Meeting()
@@ -328,10 +328,10 @@ def test_a_site_that_joins_late_takes_over_what_the_method_shares():
                     parameter.data.fill_(1e4)  # what it would bring if it were let in as it is
             outer = outer_loop(model, [], own, method=method, **settings)  # noqa: B023
             outer.join()
-            while outer.clock < 16:
+            while outer.inner_step < 16:
                 model.inner_step(site)
                 outer.step()
-                if site == 0 and outer.clock == 5:
+                if site == 0 and outer.inner_step == 5:
                     meeting.arrive()  # noqa: B023
                     wait_for_requests(own.lighthouse, 1)
             outer.finish()

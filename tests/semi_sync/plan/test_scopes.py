@@ -9,14 +9,18 @@ from torch import nn
 from tests.lighthouse_page import wait_for_requests
 from tests.semi_sync.sites import Meeting, run_sites
 from titan_ext.optim import QHAdamW
-from titan_ext.semi_sync import RowIds, ScopeConfig, SemiSync, SemiSyncConfig, SiteRanks
-from titan_ext.semi_sync.wire.sparse_reductions import RowAdoption, RowReduction
+from titan_ext.semi_sync import ScopeConfig, SemiSync, SemiSyncConfig, SiteOptions, SiteRanks, TokenRowMap
+from titan_ext.semi_sync.compat.torchft_manager import adapt_manager
+from titan_ext.semi_sync.state.sparse_tables import SparseTable
+from titan_ext.semi_sync.wire.codecs import CODECS
+from titan_ext.semi_sync.wire.reductions import RoundFacts
+from titan_ext.semi_sync.wire.sparse_reductions import SparseAdoption, SparseReduction
 
 WIDTH = 3
 TOTAL = 11
 IDS = ([0, 2, 3, 7, 10, -1], [2, 3, 4, 5, 6, 7, 8], [0, 3, 10, -1])
-BY_ROW = ScopeConfig(name="embeddings", parameters=["tok_embeddings.*", "lm_head.*"], shared="rows")
-LOCAL = ScopeConfig(name="embeddings", parameters=["tok_embeddings.*", "lm_head.*"], shared="no")
+BY_ROW = ScopeConfig(name="embeddings", parameters=["tok_embeddings.*", "lm_head.*"], shared="sparse_rows")
+LOCAL = ScopeConfig(name="embeddings", parameters=["tok_embeddings.*", "lm_head.*"], shared="local")
 
 
 class Model(nn.Module):
@@ -35,18 +39,17 @@ class Model(nn.Module):
 
 
 def row_ids(index):
-    return RowIds(torch.tensor(IDS[index]), TOTAL)
+    return TokenRowMap(torch.tensor(IDS[index]), TOTAL)
 
 
 def outer_of(model, own, index, *, optimizer=(), rows=None, **settings):
-    options = {key: settings.pop(key) for key in ("site_weight", "on_round") if key in settings}
+    options = {key: settings.pop(key) for key in ("on_round",) if key in settings}
+    weight = settings.pop("weight", 1.0)
     return SemiSync.Config(**settings).build(
         model_parts=[model],
         optimizers=list(optimizer),
         manager=own,
-        site_ranks=SiteRanks(alone=True),
-        site_name=f"site{index}",
-        row_ids=rows,
+        site=SiteOptions(name=f"site{index}", weight=weight, ranks=SiteRanks(alone=True), token_rows=rows),
         **options,
     )
 
@@ -66,18 +69,18 @@ def local_step(model, index, step):
 @pytest.mark.parametrize("bucket_elements", [1, 7, 10_000])
 def test_rows_are_summed_over_the_sites_that_contribute_them(codec, bound, bucket_elements):
     weights = [1.0, 2.0, 0.0]
-    built = SemiSyncConfig(codec=codec).build_codec()
+    built = CODECS.get(codec)()
 
     def body(index, own):
         own.register_state_dict_fn("nothing", lambda state: None, dict)
         own.start_quorum()
         rank = own.participating_rank()
         ids = row_ids(rank)
-        reduction = RowReduction(ids, WIDTH, built, bucket_elements)
+        reduction = SparseReduction(ids, WIDTH, built, bucket_elements)
         tables = torch.randn(2, ids.rows, WIDTH, generator=torch.Generator().manual_seed(rank)) * weights[rank]
         flat = torch.cat([tables.flatten(), (ids.ids >= 0) * weights[rank]])
         own_values, lost = flat.clone(), torch.empty_like(flat)
-        assert reduction.reduce(own, flat, clock=0, weights=weights, lost=lost)
+        assert reduction.reduce(adapt_manager(own), flat, RoundFacts(0, weights), lost)
         own.should_commit()
         return rank, own_values, flat, lost, reduction.take_sent()
 
@@ -124,8 +127,8 @@ def test_adoption_takes_each_row_from_the_first_of_its_holders():
         rank = own.participating_rank()
         ids = row_ids(rank)
         flat = torch.full((ids.rows * WIDTH,), -0.0 if rank == 1 else float(rank))
-        adoption = RowAdoption(ids, WIDTH, None, 5)
-        adoption.reduce(own, flat, clock=0, weights=places)
+        adoption = SparseAdoption(ids, WIDTH, CODECS.get("fp32")(), 5)
+        adoption.reduce(adapt_manager(own), flat, RoundFacts(0, places))
         own.should_commit()
         return rank, flat.view(-1, WIDTH)
 
@@ -176,7 +179,7 @@ def test_row_means_equal_the_equations(settings):
         with torch.no_grad():
             model.tok_embeddings.weight[held] = start[row_ids(index).held]
         outer = outer_of(
-            model, own, index, rows=row_ids(index), sync_every=2, weighting="site", site_weight=weights[index],
+            model, own, index, rows=row_ids(index), sync_every=2, weighting="site", weight=weights[index],
             scopes=[BY_ROW], **settings,
         )  # fmt: skip
         outer.join()
@@ -210,7 +213,7 @@ def test_all_rows_at_all_sites_are_the_whole_table(settings):
     def run(scopes):
         def body(index, own):
             model = Model(TOTAL, seed=1)
-            outer = outer_of(model, own, index, rows=RowIds.all(TOTAL), sync_every=2, scopes=scopes, **settings)
+            outer = outer_of(model, own, index, rows=TokenRowMap.all(TOTAL), sync_every=2, scopes=scopes, **settings)
             outer.join()
             for step in range(6):
                 local_step(model, index, step)
@@ -229,7 +232,7 @@ def test_disjoint_tables_keep_what_each_site_did():
     def body(index, own):
         model, alone = Model(2, seed=index), Model(2, seed=index)
         outer = outer_of(
-            model, own, index, method="local_sgd", sync_every=1, scopes=[BY_ROW], rows=RowIds(torch.tensor(ids[index]), 4)
+            model, own, index, method="local_sgd", sync_every=1, scopes=[BY_ROW], rows=TokenRowMap(torch.tensor(ids[index]), 4)
         )
         outer.join()
         for step in range(3):
@@ -250,14 +253,14 @@ def test_rows_without_a_contribution_stay_as_they_are():
         outer.join()
         local_step(model, index, 0)
         outer.step()
-        row = next(each for each in outer._rows if each.by_row)
-        states = [row.global_flat.clone(), row.private_state()["lm_head.weight"]["outer.momentum_buffer"].clone()]
+        table = next(each for each in outer._states if isinstance(each, SparseTable))
+        states = [table.global_flat.clone(), table.private_state()["lm_head.weight"]["outer.momentum_buffer"].clone()]
         local_step(model, index, 1)
         if index == 1:
             with torch.no_grad():
                 model.body.weight[0, 0] = float("nan")
         outer.step()
-        after = [row.global_flat, row.private_state()["lm_head.weight"]["outer.momentum_buffer"]]
+        after = [table.global_flat, table.private_state()["lm_head.weight"]["outer.momentum_buffer"]]
         return states, [each.clone() for each in after], model.lm_head.weight.detach().clone()
 
     states, after, weight = run_sites(3, body)[1]
@@ -287,19 +290,19 @@ def test_a_newcomer_gets_the_rows_that_others_hold_and_keeps_its_own(settings):
         )
         outer.join()
         states = []
-        while outer.clock < 8:
-            if index == 0 and outer.clock == 4:
+        while outer.inner_step < 8:
+            if index == 0 and outer.inner_step == 4:
                 newcomer_may_come.arrive()
-            if index < 2 and outer.clock == 4:
+            if index < 2 and outer.inner_step == 4:
                 wait_for_requests(own.lighthouse, 1)
             for parameter in model.parameters():
                 parameter.grad = torch.full_like(parameter, 0.1 * (index + 1))
             optimizer.step()
             outer.step()
-            states.append(outer.clock)
+            states.append(outer.inner_step)
         outer.finish()
-        row = next(each for each in outer._rows if each.by_row)
-        return row.split(row.global_flat.clone()), [dict(value) for value in row.private_state().values()], states
+        table = next(each for each in outer._states if isinstance(each, SparseTable))
+        return table.tensors.split(table.global_flat.clone()), [dict(value) for value in table.private_state().values()], states
 
     results = run_sites(3, body, min_sites=2, before=before)
     assert results[2][2][0] > 4
@@ -369,7 +372,7 @@ def test_local_tables_of_any_size_never_leave_their_site(method):
                 for name in ("tok_embeddings", "lm_head")
                 for ours, theirs in zip(getattr(model, name).parameters(), getattr(alone, name).parameters())
             )
-            shared = set(outer.shared_state()["rows"]["params/0"])
+            shared = set(outer.shared_state()["states"]["params/0"])
             return same, shared, [record.bytes_sent for record in records], outer.shared_state_sha256()
 
         return run_sites(2, body)
@@ -386,7 +389,7 @@ def test_local_tables_of_any_size_never_leave_their_site(method):
 # -- rounds ------------------------------------------------------------------------------------------
 
 
-def test_drawn_sites_alone_are_averaged():
+def test_sampled_sites_alone_are_averaged():
     """models.md 1(b): a uniform draw without replacement in each round, equal at all sites; clocks stay common."""
 
     def body(index, own):
@@ -397,11 +400,11 @@ def test_drawn_sites_alone_are_averaged():
         )
         outer.join()
         sat_out = []
-        while outer.clock < 12:
-            sat_out.append(outer.idle)
-            if not outer.idle:
-                local_step(model, index, outer.clock)
-            outer.step(tokens=0 if outer.idle else 1)
+        while outer.inner_step < 12:
+            sat_out.append(outer.sits_out)
+            if not outer.sits_out:
+                local_step(model, index, outer.inner_step)
+            outer.step(tokens=0 if outer.sits_out else 1)
         return sat_out, [sorted(record.contributors) for record in records], model.body.weight.detach().clone()
 
     results = run_sites(3, body)
@@ -445,11 +448,11 @@ def test_the_inner_optimizer_forgets_after_each_round():
     [
         (dict(scopes=[ScopeConfig(name="a", parameters=["nothing.*"])]), "fit no parameter"),
         (dict(scopes=[ScopeConfig(name="a", parameters=["*"])]), "no parameter is left"),
-        (dict(scopes=[ScopeConfig(name="a", parameters=["body.*"], shared="rows")]), "row ids"),
+        (dict(scopes=[ScopeConfig(name="a", parameters=["body.*"], shared="sparse_rows")]), "token rows"),
         (dict(scopes=[LOCAL, LOCAL]), "a name of its own"),
         (dict(scopes=[ScopeConfig(name="a", parameters=["a"], sync_every=0)]), r"\(a\): sync_every = 0"),
         (dict(scopes=[BY_ROW], aggregation="median"), "aggregation"),
-        (dict(scopes=[BY_ROW], method="noloco"), "shared = \"rows\""),
+        (dict(scopes=[BY_ROW], method="noloco"), "shared = \"sparse_rows\""),
         (dict(reset_inner_optimizer=True, method="des_loc"), "reset_inner_optimizer"),
         (dict(sites_per_round=2, num_fragments=2, sync_every=4), "sites_per_round"),
     ],
@@ -457,12 +460,12 @@ def test_the_inner_optimizer_forgets_after_each_round():
 def test_what_cannot_be_is_refused_by_name(settings, words):
     with pytest.raises(ValueError, match=words):
         SemiSync.Config(**{"method": "diloco", **settings}).build(
-            model_parts=[Model(4, seed=0)], optimizers=[], manager=None, site_ranks=SiteRanks(alone=True), register=False
+            model_parts=[Model(4, seed=0)], optimizers=[], manager=None, site=SiteOptions(ranks=SiteRanks(alone=True)), register=False
         )
 
 
 def test_row_ids_are_checked():
     with pytest.raises(ValueError, match="same global row"):
-        RowIds(torch.tensor([1, 1]), 4)
+        TokenRowMap(torch.tensor([1, 1]), 4)
     with pytest.raises(ValueError, match="from 0 to 3"):
-        RowIds(torch.tensor([4]), 4)
+        TokenRowMap(torch.tensor([4]), 4)

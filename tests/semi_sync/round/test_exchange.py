@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.semi_sync.sites import outer_loop, run_sites
-from titan_ext.semi_sync import PARAMETERS, SyncPlan, SyncRow, register_method
+from titan_ext.semi_sync import Average, PARAMETERS, SyncRule, register_method
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 
 
@@ -46,7 +46,7 @@ def test_weighted_mean_over_three_sites():
     def body(index, own):
         model = torch.nn.Linear(1, 1, bias=False)
         outer = outer_loop(
-            model, [], own, method="local_sgd", sync_every=2, weighting="site", site_weight=[1.0, 2.0, 5.0][index]
+            model, [], own, method="local_sgd", sync_every=2, weighting="site", weight=[1.0, 2.0, 5.0][index]
         )
         outer.join()
         model.weight.data.fill_(float(index + 1))
@@ -59,14 +59,12 @@ def test_weighted_mean_over_three_sites():
 
 def test_optimizer_states_are_synced_states_like_any_other():
     @register_method("moments_for_test", sync_every=2, outer_optimizer="average")
-    def moments(config):
-        return SyncPlan(
-            (
-                SyncRow(period=config.sync_every),
-                SyncRow(state="exp_avg", period=2 * config.sync_every),
-                SyncRow(state="exp_avg_sq", period=4 * config.sync_every),
-            )
-        )
+    def moments(context):
+        return [
+            SyncRule(period=context.sync_every, apply=Average()),
+            SyncRule(state="exp_avg", period=2 * context.sync_every, apply=Average()),
+            SyncRule(state="exp_avg_sq", period=4 * context.sync_every, apply=Average()),
+        ]
 
     def body(index, own):
         generator = torch.Generator().manual_seed(index)
@@ -100,8 +98,8 @@ def test_optimizer_states_are_synced_states_like_any_other():
 
 def test_state_that_the_optimizer_does_not_keep_is_named():
     @register_method("unknown_state_for_test", sync_every=2, outer_optimizer="average")
-    def unknown(config):
-        return SyncPlan((SyncRow(period=2), SyncRow(state="exp_avgg", period=2)))
+    def unknown(context):
+        return [SyncRule(period=2, apply=Average()), SyncRule(state="exp_avgg", period=2, apply=Average())]
 
     def body(index, own):
         model = torch.nn.Linear(3, 2)
@@ -129,18 +127,18 @@ def test_streaming_equals_torchft_diloco_on_the_same_updates():
         """Its step is the deterministic update; torchft hangs on its hooks."""
 
         def step(self, closure=None):
-            inner(self.model, self.clock, self.site)
+            inner(self.model, self.inner_step, self.site)
 
     def theirs(index, own, delay, alpha):
         model = build()
         optimizer = Hooked(model.parameters(), lr=0.1)
-        optimizer.model, optimizer.site, optimizer.clock = model, index, 0
+        optimizer.model, optimizer.site, optimizer.inner_step = model, index, 0
         outers = [torch.optim.SGD(part.parameters(), lr=0.7, momentum=0.9, nesterov=True) for part in model]
         with DiLoCo(
             own, list(model), optimizer, outers, sync_every=6, fragment_sync_delay=delay, fragment_update_alpha=alpha
         ):
             for clock in range(1, 25):
-                optimizer.clock = clock
+                optimizer.inner_step = clock
                 optimizer.step()
         return [p.detach().clone() for p in model.parameters()]
 

@@ -106,7 +106,7 @@ AMOUNTS = [1.0, 2.0, 3.0, 4.0, -5000.0]
     [
         (dict(aggregation="median"), 2.0),
         (dict(aggregation="trimmed_mean"), 2.0),
-        (dict(aggregation="trimmed_mean", trimmed_sites=7), 2.0),
+        (dict(aggregation="trimmed_mean", settings={"trimmed_mean": {"sites": 7}}), 2.0),
         (dict(aggregation="median", codec="bf16"), 2.0),
         (dict(aggregation="median", codec="int8"), 2.0),
     ],

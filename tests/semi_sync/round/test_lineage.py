@@ -9,29 +9,31 @@ from tests.lighthouse_page import wait_for_requests
 from tests.semi_sync.sites import Meeting, run_sites
 from tests.semi_sync.test_membership import advance, copy_tensors, one_weight
 from titan_ext.errors import UserError
-from titan_ext.semi_sync import CommitLog, SemiSync, SiteRanks
+from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, SiteRanks
 
 SETTINGS = dict(method="diloco", sync_every=2, outer_momentum=0.5)
 
 
-def site_of(index, own, tmp_path, *, name=None, records=None, roll_back=False, value=0.0):
+def site_of(index, own, tmp_path, *, name=None, records=None, allow_rollback=False, value=0.0):
     """A model and its outer loop, with a log of commits."""
     model = one_weight(value)
     outer = SemiSync.Config(**SETTINGS).build(
         model_parts=[model],
         optimizers=[],
         manager=own,
-        site_ranks=SiteRanks(alone=True),
-        site_name=name or f"site{index}",
-        commit_log=CommitLog(tmp_path / f"{index}" / "commits.jsonl"),
-        roll_back=roll_back,
+        site=SiteOptions(
+            name=name or f"site{index}",
+            ranks=SiteRanks(alone=True),
+            commit_log=CommitLog(tmp_path / f"{index}" / "commits.jsonl"),
+            allow_rollback=allow_rollback,
+        ),
         on_round=records.append if records is not None else None,
     )
     return model, outer
 
 
 def train(index, model, outer, until):
-    while outer.clock < until:
+    while outer.inner_step < until:
         advance(model, 0.25 * (index + 1))
         outer.step(tokens=10 * (index + 1))
 
@@ -215,7 +217,7 @@ def test_a_site_behind_its_log_waits_for_the_one_that_has_the_later_state(tmp_pa
 
             own.should_commit = noted
         outer.join()
-        return outer.clock, outer.rounds, outer.shared_state_sha256()
+        return outer.inner_step, outer.rounds, outer.shared_state_sha256()
 
     first, second = run_sites(2, body, min_sites=1, before=before)
     assert first == second
@@ -230,7 +232,7 @@ def test_all_behind_go_on_in_a_new_generation(tmp_path):
         model, outer = site_of(index, own, tmp_path)
         resume(model, outer, states[index])
         outer.join()
-        joined_at = outer.clock
+        joined_at = outer.inner_step
         train(index, model, outer, 10)
         return joined_at, own.current_step(), outer.shared_state_sha256()
 
@@ -253,10 +255,10 @@ def test_a_generation_left_behind_heals_nobody(tmp_path):
             other_may_come.wait()
 
     def body(index, own):
-        model, outer = site_of(index, own, tmp_path, roll_back=index == 0)
+        model, outer = site_of(index, own, tmp_path, allow_rollback=index == 0)
         resume(model, outer, states[index])
         outer.join()
-        joined_at = outer.clock
+        joined_at = outer.inner_step
         if index == 0:
             train(index, model, outer, 5)
             other_may_come.arrive()
@@ -280,8 +282,8 @@ def test_a_site_whose_shared_state_went_astray_is_found_and_mended(tmp_path):
         train(index, model, outer, 4)
         if index == 2:
             outer.global_parameters()["weight"][1] += 1e-3
-            outer._parts.checksum.forget()
-            outer._parts.lineage.checksum = outer._parts.checksum.after(())
+            outer._engine.checksum.forget()
+            outer._engine.lineage.checksum = outer._engine.checksum.after(())
         train(index, model, outer, 10)
         return outer.shared_state_sha256(), [(r.step, r.committed, r.error, r.healed) for r in records]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.semi_sync.sites import outer_loop, run_sites
-from titan_ext.semi_sync.plan.pace import Pace
+from titan_ext.semi_sync.plan.schedule import StepTimer
 
 EVERY = 20
 PACES = (30, 50)
@@ -37,9 +37,9 @@ def rounds_of(steps, silence, *, held_back=None, breaks=1, reloaded_at=None):
 
         own.allreduce = allreduce
         outer = outer_loop(
-            model, [], own, method="local_sgd", sync_every=EVERY, silence_seconds=silence, on_round=records.append
+            model, [], own, method="local_sgd", sync_every=EVERY, heartbeat_timeout_seconds=silence, on_round=records.append
         )
-        outer._pace.milliseconds = lambda: PACES[index]
+        outer._timer.take_milliseconds = lambda: PACES[index]
         outer.join()
         for step in range(1, steps + 1):
             model.weight.data += index + 1.0
@@ -101,13 +101,13 @@ def test_sites_that_come_at_different_steps_meet_again():
 def test_the_pace_leaves_rounds_out(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    pace = Pace()
-    assert pace.milliseconds() == 0
-    pace.stop()  # nobody knows when this step began
-    pace.start()
+    timer = StepTimer()
+    assert timer.take_milliseconds() == 0
+    timer.stop()  # nobody knows when this step began
+    timer.start()
     for seconds in (0.1, 0.3):
         now[0] += seconds
-        pace.stop()
+        timer.stop()
         now[0] += 5.0  # a round
-        pace.start()
-    assert pace.milliseconds() == 200 and pace.milliseconds() == 0
+        timer.start()
+    assert timer.take_milliseconds() == 200 and timer.take_milliseconds() == 0

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
 from tests.forkserver import forking
-from titan_ext.semi_sync.site.leader_manager import LedManager
+from titan_ext.semi_sync.site.leader_manager import LeaderManager
 from titan_ext.semi_sync.site.shards import SiteShards
 
 context = forking("tests.semi_sync.site.test_leader_manager")
@@ -31,7 +31,7 @@ class Leading:
     def state_dict(self):
         return {"step": 7, "batches_committed": 14}
 
-    def tend(self, make):
+    def serve_snapshot_requests(self, make):
         if self.wanted:
             self.copies.append(make())
 
@@ -42,11 +42,11 @@ def rank_of_site(rank, store, results):
     sharded = distribute_tensor(WHOLE, mesh, [Shard(0)])
     shards = SiteShards({"weight": sharded})
     leading = Leading() if rank == 0 else None
-    manager = LedManager(leading, shards)
+    manager = LeaderManager(leading, shards)
     manager.register_state_dict_fn(
-        "outer", lambda state: None, lambda: {"clock": 3, "rows": {"params": {"weight": {"global": sharded.to_local()}}}}
+        "outer", lambda state: None, lambda: {"step": 3, "states": {"params": {"weight": {"global": sharded.to_local()}}}}
     )
-    manager.tend()
+    manager.serve_snapshot_requests()
     if rank == 0:
         leading.wanted = True
     # A round in flight has its own thread, whose messages between the ranks must not mix with those of the copy.
@@ -55,14 +55,14 @@ def rank_of_site(rank, store, results):
     flight = threading.Thread(target=lambda: shared.extend(map(shards.share, numbers)))
     flight.start()
     for _ in range(20):
-        manager.tend()
+        manager.serve_snapshot_requests()
     flight.join()
     whole = [copy["user"]["outer"] for copy in leading.copies] if leading else []
     results.put(
         (
             rank,
             shared == list(range(200)),
-            [(state["clock"], state["rows"]["params"]["weight"]["global"].tolist()) for state in whole],
+            [(state["step"], state["states"]["params"]["weight"]["global"].tolist()) for state in whole],
             [copy["torchft"] for copy in leading.copies] if leading else [],
         )
     )

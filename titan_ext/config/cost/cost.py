@@ -50,7 +50,7 @@ class SiteCost:
     memory_bytes: int
     """Sum of what lies with the parameters, without activations."""
     host_bytes: int
-    """What ``semi_sync.global_device = "cpu"`` puts into host memory instead: global copy, outer optimizer, buffer."""
+    """What ``semi_sync.outer_state_device = "cpu"`` puts into host memory instead: global copy, outer optimizer, buffer."""
     round_bytes: int
     """What the site sends (and receives) in its largest round, all ranks together."""
     rounds: int
@@ -88,7 +88,7 @@ def site_cost(site: Any) -> SiteCost:
         "optimizer_bytes": _optimizer_bytes(config, {name: local[name] for name in fullest}, width),
     }
     between = outer["global_copy_bytes"] + outer["outer_optimizer_bytes"] + outer["send_buffer_bytes"]
-    on_host = config.semi_sync.global_device == "cpu"
+    on_host = config.semi_sync.outer_state_device == "cpu"
     return SiteCost(
         parameters=sum(shape.numel() for shape in shapes.values()),
         **inner,

@@ -1,4 +1,4 @@
-"""What the outer loop of a configuration will cost: the plan's rows, bound to shapes instead of tensors."""
+"""What the outer loop of a configuration will cost: the plan's rules, bound to shapes instead of tensors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 import torch
 
 from titan_ext.config.cost.inner_states import InnerStates
-from titan_ext.semi_sync.binding import kind_of
-from titan_ext.semi_sync.plan.plan import SyncRow
-from titan_ext.semi_sync.plan.scopes import deal, settings_by_scope
+from titan_ext.config.outer_loop import plan_of
+from titan_ext.semi_sync.build import bind, build_reductions
+from titan_ext.semi_sync.plan.plan import SyncRule
+from titan_ext.semi_sync.plan.scopes import assign
 from titan_ext.semi_sync.site.shards import batches_of
-from titan_ext.semi_sync.state.synced_state import SyncedRow
+from titan_ext.semi_sync.state.synced_state import SyncedState
+from titan_ext.semi_sync.state.tensors import BoundTensors
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
-from titan_ext.semi_sync.wire.reductions import AllReduce
+from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction
 
 _FP32 = 4
-# State tensors of an outer optimizer, of the size of the parameter; the others keep a momentum, if they have one.
-_OUTER_STATES = {"average": 0, "adam": 2, "adagrad": 1, "yogi": 2}
 _NOTHING = dict.fromkeys(
     ("global_copy_bytes", "outer_optimizer_bytes", "send_buffer_bytes", "round_bytes", "rounds", "run_bytes"), 0
 )
@@ -51,16 +51,13 @@ def outer_costs(
     if site.config.semi_sync.method == "none":
         return dict(_NOTHING)
     rounds = _Rounds(site, shapes, on_site, held, fullest)
-    rows = rounds.rows
-    groups = rows_by_launch(rounds.plan.rows, site.config.training.steps)
-    sent = {launched: sum(map(rounds.row_bytes, launched)) for launched in groups}
-    feeds_back = [row.elements for row in rows if row.feeds_back]
-    stepped = sum(
-        _outer_states(rounds.settings[row.row.scope]) * row.elements for row in rows if row.row.outer_optimizer
-    )
+    states = rounds.states
+    groups = rules_by_launch(rounds.plan.rules, site.config.training.steps)
+    sent = {launched: sum(map(rounds.rule_bytes, launched)) for launched in groups}
+    kept = sum(state.facts.copies * state.elements + (state.elements if state.feeds_back else 0) for state in states)
     return {
-        "global_copy_bytes": _FP32 * (sum(row.copies * row.elements for row in rows) + sum(feeds_back)),
-        "outer_optimizer_bytes": _FP32 * stepped,
+        "global_copy_bytes": _FP32 * kept,
+        "outer_optimizer_bytes": _FP32 * sum(_outer_states(state.rule) * state.elements for state in states),
         "send_buffer_bytes": max(map(rounds.launch_memory, groups), default=0),
         "round_bytes": max(sent.values(), default=0),
         "rounds": sum(groups.values()),
@@ -69,7 +66,7 @@ def outer_costs(
 
 
 class _Rounds:
-    """A site's rows and what an exchange of each takes; arguments as those of ``outer_costs``."""
+    """A site's rules and what an exchange of each takes; arguments as those of ``outer_costs``."""
 
     def __init__(
         self,
@@ -80,67 +77,65 @@ class _Rounds:
         fullest: int,
     ) -> None:
         self._site = site
-        self._outer = site.config.semi_sync.resolved()
         self._shapes = shapes
         self._on_site = on_site
-        self.plan = self._outer.plan()
-        self.settings = settings_by_scope(self._outer)
-        self._home = deal({name: shape.numel() for name, shape in shapes.items()}, self._outer)
-        self._states = InnerStates(site.config.optimizer)
-        self._stages = [[self._bound(row, names) for row in self.plan.rows] for names in held]
-        self.rows = self._stages[fullest]
-        """The plan's, as the fullest rank holds them."""
-        self._defaults = [self.settings[row.scope].build_reduction() for row in self.plan.rows]
+        self.plan = plan_of(site.config)
+        self._home = assign({name: shape.numel() for name, shape in shapes.items()}, self.plan)
+        self._inner = InnerStates(site.config.optimizer)
+        self._stages = [[self._bound(rule, names) for rule in self.plan.rules] for names in held]
+        self._reductions = [build_reductions(stage) for stage in self._stages]
+        self._fullest = fullest
+        self.states = self._stages[fullest]
+        """The plan's rules, as the fullest rank holds them."""
 
-    def row_bytes(self, index: int) -> int:
-        """What all ranks of the site send for a row in one round."""
-        row, reduction, sites = self.rows[index], self._reduction(index), self._site.count
-        names = sorted(self._covered(row.row, self._shapes))
-        if self._outer.pairing == "leader":
-            return _led_bytes(row, reduction, {name: self._shapes[name].numel() for name in names}, sites, self._outer)
-        if isinstance(reduction, AllReduce) and row.any_layout:
-            elements = row.values_per_element * sum(self._on_site[name] for name in names)
+    def rule_bytes(self, index: int) -> int:
+        """What all ranks of the site send for a rule in one round."""
+        state, reduction, sites = self.states[index], self._reductions[self._fullest][index], self._site.count
+        names = sorted(self._covered(state.rule, self._shapes))
+        if self._site.config.semi_sync.pairing == "leader":
+            return _leader_bytes(state, reduction, {name: self._shapes[name].numel() for name in names}, sites)
+        if isinstance(reduction, AllReduce) and state.facts.elementwise:
+            elements = state.facts.values_per_element * sum(self._on_site[name] for name in names)
             return ring_all_reduce_bytes(_FP32 * elements, sites)
         # A message's size follows from what one rank holds; uneven shards count as the largest.
         return (self._site.layout.ranks // len(self._stages)) * sum(
-            (stage[index].reduction or self._defaults[index]).wire_bytes(stage[index].numel, sites)
-            for stage in self._stages
+            reductions[index].wire_bytes(stage[index].numel, sites)
+            for stage, reductions in zip(self._stages, self._reductions, strict=True)
         )
 
     def launch_memory(self, launched: Sequence[int]) -> int:
-        """Bytes of the buffers of a round of these rows, on the fullest rank."""
+        """Bytes of the buffers of a round of these rules, on the fullest rank."""
+        reductions = self._reductions[self._fullest]
         scratch = max(
-            self._reduction(index).scratch_elements(self.rows[index].numel, self._site.count) for index in launched
+            reductions[index].scratch_elements(self.states[index].numel, self._site.count) for index in launched
         )
-        return _FP32 * (sum(self.rows[index].numel for index in launched) + scratch)
+        return _FP32 * (sum(self.states[index].numel for index in launched) + scratch)
 
-    def _reduction(self, index: int) -> Any:
-        return self.rows[index].reduction or self._defaults[index]
+    def _bound(self, rule: SyncRule, held: Mapping[str, torch.Size]) -> SyncedState:
+        covered = self._covered(rule, held)
+        return bind(rule, BoundTensors(_Shapes(covered), rule.state, list(covered)))
 
-    def _bound(self, row: SyncRow, held: Mapping[str, torch.Size]) -> SyncedRow:
-        covered = self._covered(row, held)
-        return kind_of(row)(row, list(covered), _Shapes(covered), self.settings[row.scope])
-
-    def _covered(self, row: SyncRow, held: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
-        """Shapes of what the row covers on a rank that holds ``held``."""
+    def _covered(self, rule: SyncRule, held: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+        """Shapes of what the rule covers on a rank that holds ``held``."""
         found = {
-            name: self._states.shape(row.state, name, self._shapes[name], shape)
+            name: self._inner.shape(rule.state, name, self._shapes[name], shape)
             for name, shape in held.items()
-            if self._home.get(name) == (row.scope, row.fragment)
+            if self._home.get(name) == (rule.scope, rule.fragment)
         }
         return {name: shape for name, shape in found.items() if shape is not None}
 
 
-def _outer_states(outer: Any) -> int:
-    """State tensors that the outer optimizer keeps of a parameter."""
-    return _OUTER_STATES.get(outer.outer_optimizer, 1 if outer.outer_momentum else 0)
+def _outer_states(rule: SyncRule) -> int:
+    """State tensors that the rule's outer optimizer keeps of a parameter."""
+    optimizer = getattr(rule.apply, "optimizer", None)
+    return 0 if optimizer is None else optimizer.state_copies()
 
 
-def rows_by_launch(rows: Sequence[SyncRow], steps: int) -> dict[tuple[int, ...], int]:
-    """Rounds of a run: which rows travel together, and how often."""
+def rules_by_launch(rules: Sequence[SyncRule], steps: int) -> dict[tuple[int, ...], int]:
+    """Rounds of a run: which rules travel together, and how often."""
     launched: dict[int, list[int]] = {}
-    for index, row in enumerate(rows):
-        due = [steps + 1] if row.final else range((row.offset - 1) % row.period + 1, steps + 1, row.period)
+    for index, rule in enumerate(rules):
+        due = [steps + 1] if rule.final else range((rule.offset - 1) % rule.period + 1, steps + 1, rule.period)
         for step in due:
             launched.setdefault(step, []).append(index)
     groups: dict[tuple[int, ...], int] = {}
@@ -149,8 +144,8 @@ def rows_by_launch(rows: Sequence[SyncRow], steps: int) -> dict[tuple[int, ...],
     return groups
 
 
-def _led_bytes(row: SyncedRow, reduction: Any, sizes: Mapping[str, int], sites: int, outer: Any) -> int:
-    total = reduction.wire_bytes(row.plain_numbers, sites)
-    for batch in batches_of(sizes, max(1, int(outer.bucket_mib * 2**18))):
-        total += row.values_per_element * reduction.wire_bytes(sum(sizes[name] for name in batch), sites)
+def _leader_bytes(state: SyncedState, reduction: Reduction, sizes: Mapping[str, int], sites: int) -> int:
+    total = reduction.wire_bytes(state.plain_numbers, sites)
+    for batch in batches_of(sizes, state.rule.wire.bucket_elements):
+        total += state.facts.values_per_element * reduction.wire_bytes(sum(sizes[name] for name in batch), sites)
     return total

@@ -19,7 +19,7 @@ from titan_ext.experiments.convergence.methods import METHODS
 from titan_ext.experiments.convergence.model import build_model, loss_of
 from titan_ext.experiments.convergence.settings import Run, Settings
 from titan_ext.experiments.convergence.text import Batch
-from titan_ext.semi_sync import SemiSync, SiteRanks
+from titan_ext.semi_sync import SemiSync, SiteOptions, SiteRanks
 from titan_ext.semi_sync.testing.simulator import InProcessSites
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 
@@ -85,7 +85,7 @@ class SemiSynchronous:
                 model_parts=[inner.model],
                 optimizers=inner.optimizer,
                 manager=manager,
-                site_ranks=SiteRanks(alone=True),
+                site=SiteOptions(ranks=SiteRanks(alone=True)),
             )
             for inner, manager in zip(self._inner, self._sites.managers(), strict=True)
         ]

@@ -13,17 +13,17 @@ class Arm:
 
     label: str
     vocabulary: Vocabulary
-    embeddings: Literal["whole", "rows", "no"] | None
+    embeddings: Literal["full", "sparse_rows", "local"] | None
     """How the sites share embedding and head; None: there are no sites, gradients are averaged in every step."""
 
 
 # Keys are those of titan_ext.models.dept.cost.
 ARMS: dict[str, Arm] = {
     "std": Arm("STD", "joint", None),
-    "glob": Arm("GLOB", "joint", "whole"),
-    "trim": Arm("TRIM", "trimmed", "rows"),
-    "spec": Arm("SPEC", "trimmed", "no"),
-    "spec-opt": Arm("SPEC-OPT", "own", "no"),
+    "glob": Arm("GLOB", "joint", "full"),
+    "trim": Arm("TRIM", "trimmed", "sparse_rows"),
+    "spec": Arm("SPEC", "trimmed", "local"),
+    "spec-opt": Arm("SPEC-OPT", "own", "local"),
 }
 STANDARD = "std"
 """What the others are compared with."""

@@ -17,7 +17,7 @@ from titan_ext.experiments.dept.learner import Learner
 from titan_ext.experiments.dept.model import adopt_body, body_of, build_model, table_of
 from titan_ext.experiments.dept.settings import Settings
 from titan_ext.experiments.dept.text import Texts, joined
-from titan_ext.semi_sync import RowIds, ScopeConfig, SemiSync, SiteRanks
+from titan_ext.semi_sync import ScopeConfig, SemiSync, SiteOptions, SiteRanks, TokenRowMap
 from titan_ext.semi_sync.testing.simulator import InProcessSites
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 
@@ -93,10 +93,9 @@ class Federated:
                 model_parts=[learner.model],
                 optimizers=learner.optimizer,
                 manager=manager,
-                site_ranks=SiteRanks(alone=True),
-                row_ids=row_ids,
+                site=SiteOptions(ranks=SiteRanks(alone=True), token_rows=token_rows),
             )
-            for learner, manager, row_ids in sites
+            for learner, manager, token_rows in sites
         ]
         self._sites.at_once(lambda site: self._outer[site].join())
 
@@ -125,10 +124,10 @@ def _outer(settings: Settings, arm: Arm) -> SemiSync.Config:
     )
 
 
-def _row_ids(settings: Settings, texts: Texts, models: Sequence[nn.Module], arm: Arm) -> list[RowIds | None]:
+def _row_ids(settings: Settings, texts: Texts, models: Sequence[nn.Module], arm: Arm) -> list[TokenRowMap | None]:
     """Which rows of the joint vocabulary's table each site has, where they are shared."""
     return [
-        texts.row_ids(language, len(table_of(model))) if arm.embeddings == "rows" else None
+        texts.row_ids(language, len(table_of(model))) if arm.embeddings == "sparse_rows" else None
         for language, model in zip(settings.languages, models, strict=True)
     ]
 
@@ -138,7 +137,7 @@ def _site_models(settings: Settings, texts: Texts, run: Run, arm: Arm) -> list[n
     joint = build_model(settings, texts.tokens("joint", settings.languages[0]), run.seed)
     models = []
     for site, language in enumerate(settings.languages):
-        own_seed = run.seed if arm.embeddings == "whole" else _SITE_SEEDS * (run.seed + 1) + site
+        own_seed = run.seed if arm.embeddings == "full" else _SITE_SEEDS * (run.seed + 1) + site
         models.append(build_model(settings, texts.tokens(arm.vocabulary, language), own_seed))
         adopt_body(models[-1], body_of(joint))
     for model, row_ids in zip(models, _row_ids(settings, texts, models, arm)):

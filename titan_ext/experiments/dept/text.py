@@ -15,7 +15,7 @@ from titan_ext.experiments.convergence.text import Batch
 from titan_ext.experiments.dept.arms import Vocabulary
 from titan_ext.experiments.dept.settings import Settings
 from titan_ext.experiments.dept.tokenizers import TRAINING, VALIDATION, open_text, tokenizer_files
-from titan_ext.semi_sync import RowIds
+from titan_ext.semi_sync import TokenRowMap
 
 _VALIDATION_SEQUENCES, _TOGETHER = 128, 32
 # Packed text of all languages under all vocabularies; it is kept in 32 bits.
@@ -38,11 +38,11 @@ class Texts:
         """Tokens of a vocabulary."""
         return _tokens(*tokenizer_files(self._folder, vocabulary, language))
 
-    def row_ids(self, language: str, rows: int) -> RowIds:
+    def row_ids(self, language: str, rows: int) -> TokenRowMap:
         """Which rows of the joint vocabulary a table of ``rows`` for the trimmed one has."""
         _, file = tokenizer_files(self._folder, "trimmed", language)
         held = TrimmedVocabulary.load(file)
-        return RowIds(held.row_ids(rows), held.total)
+        return TokenRowMap(held.row_ids(rows), held.total)
 
     def training(self, vocabulary: Vocabulary, language: str, order: tuple[int, ...], batch: int) -> Iterator[Batch]:
         """Batches without end, each epoch in another order.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import nn
 from torchtitan.distributed import ParallelDims
@@ -12,8 +12,12 @@ from torchtitan.distributed.pipeline_parallel import _get_pipeline_metadata, pip
 
 from titan_ext.errors import UserError
 
-if TYPE_CHECKING:
-    from titan_ext.models.abbie.model import AbbieModel
+
+class StagedConfig(Protocol):
+    """A model's config that knows where its pipeline may be cut."""
+
+    def pipeline_stages(self, parallelism: Any, parallel_dims: Any) -> list[list[str]]:
+        """Module names of each stage."""
 
 
 def pipeline_abbie(
@@ -21,7 +25,7 @@ def pipeline_abbie(
     *,
     parallel_dims: ParallelDims,
     parallelism: Any,
-    model_config: "AbbieModel.Config",
+    model_config: StagedConfig,
     **kwargs: Any,
 ) -> tuple[Any, list[nn.Module], bool, bool]:
     """torchtitan's pipeline for a decoder, cut around the body; takes and returns what ``pipeline_llm`` does.
@@ -39,7 +43,7 @@ def pipeline_abbie(
     )
 
 
-def cut(model_config: "AbbieModel.Config", parallelism: Any, parallel_dims: Any) -> list[list[str]]:
+def cut(model_config: StagedConfig, parallelism: Any, parallel_dims: Any) -> list[list[str]]:
     """Module names of each stage: the user's, or a cut that makes the slowest stage as fast as can be.
 
     Args:
@@ -66,7 +70,7 @@ def cut(model_config: "AbbieModel.Config", parallelism: Any, parallel_dims: Any)
     return [[name for names, _ in parts[first:end] for name in names] for first, end in pairwise(bounds)]
 
 
-def _check_whole_body(model_config: "AbbieModel.Config", stages: Sequence[Sequence[str]]) -> None:
+def _check_whole_body(model_config: StagedConfig, stages: Sequence[Sequence[str]]) -> None:
     homes = {name: place for place, names in enumerate(stages) for name in names}
     first = model_config.body_modules[0]
     for name in model_config.body_modules:

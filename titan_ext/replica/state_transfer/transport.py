@@ -98,7 +98,7 @@ class StateTransport(CheckpointTransport[Any]):
             self._offer = offer
             self._changed.notify_all()
 
-    def tend(self, step: int, make: Callable[[], Any]) -> None:
+    def serve_snapshot_requests(self, step: int, make: Callable[[], Any]) -> None:
         """Call between inner steps: makes the copy that a newcomer has asked for, and forgets one that is outdated.
 
         Args:

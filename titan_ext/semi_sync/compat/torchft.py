@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from torchft.manager import Manager
 
-from titan_ext.semi_sync.config import SemiSyncConfig
+from titan_ext.semi_sync.compat.torchft_manager import quorum_is_asynchronous
 from titan_ext.semi_sync.engine import SemiSync
 
 _MIB = 32.0
@@ -25,7 +25,7 @@ class _OnOptimizerHooks:
     """Runs an outer loop from the hooks of the inner optimizer."""
 
     def __init__(self, manager: Manager, optimizer: Optimizer) -> None:
-        if manager._use_async_quorum:
+        if quorum_is_asynchronous(manager):
             raise ValueError(
                 f"{type(self).__name__} needs a synchronous quorum: build the manager with use_async_quorum=False"
             )
@@ -77,7 +77,7 @@ class LocalSGD(_OnOptimizerHooks):
 
     def __init__(self, manager: Manager, model: nn.Module, optimizer: Optimizer, sync_every: int) -> None:
         super().__init__(manager, optimizer)
-        self._outer = SemiSyncConfig(method="local_sgd", sync_every=sync_every).build(
+        self._outer = SemiSync.Config(method="local_sgd", sync_every=sync_every).build(
             model_parts=[model], optimizers=optimizer, manager=manager
         )
 
@@ -128,7 +128,7 @@ class DiLoCo(_OnOptimizerHooks):
         whole = nn.Module()
         for index, fragment in enumerate(model_fragments):
             whole.add_module(str(index), fragment)
-        config = SemiSyncConfig(
+        config = SemiSync.Config(
             method="diloco",
             sync_every=sync_every,
             fragments=[[str(index)] for index in range(len(model_fragments))],
@@ -136,7 +136,7 @@ class DiLoCo(_OnOptimizerHooks):
             fragment_update_alpha=fragment_update_alpha,
             codec="int8" if should_quantize else "fp32",
             bucket_mib=bucket_cap_mb or _MIB,
-            global_device="cpu" if backup_device is None or backup_device.type == "cpu" else "same",
+            outer_state_device="cpu" if backup_device is None or backup_device.type == "cpu" else "same",
         )
         self._outer = config.build(
             model_parts=[whole],
@@ -153,25 +153,25 @@ class DiLoCo(_OnOptimizerHooks):
             self._register_fragment(index, last=index == len(model_fragments) - 1)
 
     def _save_counters(self) -> dict[str, Any]:
-        return {key: value for key, value in self._outer.shared_state().items() if key != "rows"}
+        return {key: value for key, value in self._outer.shared_state().items() if key != "states"}
 
     def _load_counters(self, state: dict[str, Any]) -> None:
-        self._arriving = {**state, "rows": {}}
+        self._arriving = {**state, "states": {}}
 
     def _register_fragment(self, index: int, *, last: bool) -> None:
         key, prefix = f"params/{index}", f"{index}."
 
         def save() -> dict[str, Any]:
-            row = self._outer.shared_state()["rows"][key]
-            originals = {name.removeprefix(prefix): values["global"] for name, values in row.items()}
+            shared = self._outer.shared_state()["states"][key]
+            originals = {name.removeprefix(prefix): values["global"] for name, values in shared.items()}
             return {"outer_optimizer": self._optimizers[index].state_dict(), "original_parameters": originals}
 
         def load(state: dict[str, Any]) -> None:
             self._optimizers[index].load_state_dict(state["outer_optimizer"])
-            row = self._outer.shared_state()["rows"][key]
+            own = self._outer.shared_state()["states"][key]
             originals = {prefix + name: value for name, value in state["original_parameters"].items()}
-            self._arriving["rows"][key] = {
-                name: {**row[name], "global": value} for name, value in originals.items() if name in row
+            self._arriving["states"][key] = {
+                name: {**own[name], "global": value} for name, value in originals.items() if name in own
             }
             if last:
                 self._outer.receive_shared_state(self._arriving)

@@ -2,22 +2,58 @@
 
 The rest stays in the momentum for later steps. The parameters take the sign of what the mean of the
 sent coefficients stands for, so all sites hold the same ones. Tensors are cut into tiles of at most
-``demo_chunk`` in each dimension (the largest divisors); sharded ones shard by shard. A coefficient's
+``compression_chunk`` in each dimension (the largest divisors); sharded ones shard by shard. A coefficient's
 mean is over the sites that sent it. A joining site takes a member's parameters, with no momentum.
 The authors' decoding may differ between devices; here it goes site by site, in one order.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from titan_ext.semi_sync.methods import register_method
-from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan, SyncRow
-from titan_ext.semi_sync.state.synced_state import Landing, SyncedRow
+from titan_ext.semi_sync.methods.registry import MethodContext, register_method
+from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncRule
+from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState
+from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState
 from titan_ext.semi_sync.wire.codecs import Codec, pack_12_bits, unpack_12_bits
 from titan_ext.semi_sync.wire.reductions import CodedReduction
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """``[semi_sync.demo]``.
+
+    Raises:
+        ValueError: a number is outside its range.
+    """
+
+    compression_chunk: int = 64
+    """Largest side of a tile, from 1 to 64."""
+
+    compression_topk: int = 32
+    """Coefficients of a tile that travel, at least 1."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.compression_chunk <= 64:
+            raise ValueError(f"compression_chunk = {self.compression_chunk}: must be from 1 to 64")
+        if self.compression_topk < 1:
+            raise ValueError(f"compression_topk = {self.compression_topk}: must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SignStep(Apply):
+    """A step of the learning rate against the sign of what the mean coefficients stand for."""
+
+    chunk: int
+    topk: int
+
+    def bind(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> SyncedState:
+        """The momenta, whose exchange moves the parameters."""
+        return SignedMomentum(rule, tensors, options)
 
 
 def cosine_basis(size: int) -> torch.Tensor:
@@ -38,20 +74,28 @@ def _as_matrix(shape: torch.Size) -> tuple[int, int]:
     return (shape[0], shape[1:].numel()) if len(shape) > 1 else (1, shape.numel())
 
 
+@dataclass(frozen=True)
 class StrongestCoefficients(Codec):
-    """The largest values of every tile in fp32, with their places in 12 bits each.
+    """The largest values of every tile in fp32, with their places in 12 bits each."""
 
-    Args:
-        tiles: count and elements of the tiles, in the order of the values.
-        kept: values that travel of each tile, if it has as many.
-    """
+    shapes: tuple[tuple[int, int], ...]
+    """Count and elements of the tiles, in the order of the values."""
+    kept: int
+    """Values that travel of each tile, if it has as many."""
 
     sparse = True
 
-    def __init__(self, tiles: Sequence[tuple[int, int]], kept: int) -> None:
-        self._tiles = [(count, size, min(kept, size)) for count, size in tiles if count * size]
-        self._sent = sum(count * kept for count, _, kept in self._tiles)
-        self._filling = -self._sent % 8  # so that a message is of whole words
+    @cached_property
+    def _tiles(self) -> list[tuple[int, int, int]]:
+        return [(count, size, min(self.kept, size)) for count, size in self.shapes if count * size]
+
+    @cached_property
+    def _sent(self) -> int:
+        return sum(count * kept for count, _, kept in self._tiles)
+
+    @property
+    def _filling(self) -> int:
+        return -self._sent % 8  # so that a message is of whole words
 
     def wire_bytes(self, numel: int) -> int:
         return 4 * self._sent + 3 * (self._sent + self._filling) // 2
@@ -88,7 +132,7 @@ class StrongestCoefficients(Codec):
 
     def _split(self, values: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
         parts = values.split([count * size for count, size, _ in self._tiles]) if self._tiles else ()
-        return [(part.view(count, size), kept) for part, (count, size, kept) in zip(parts, self._tiles)]
+        return [(part.view(count, size), kept) for part, (count, size, kept) in zip(parts, self._tiles, strict=True)]
 
     def _sent_in(self, message: torch.Tensor, values: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
         strongest = message[: 4 * self._sent].view(torch.float32)
@@ -101,52 +145,57 @@ class StrongestCoefficients(Codec):
         return found
 
 
-class SignRow(SyncedRow):
+class SignedMomentum(SyncedState):
     """Sends the momentum's coefficients, tile after tile; the sign of what comes back moves the parameters."""
 
-    any_layout = False
-    takes_lost = True
+    facts = StateFacts(elementwise=False)
+    takes_residual = True
 
-    def __init__(self, row, names, view, config, device=None) -> None:
-        super().__init__(row, names, view, config, device)
-        self._sides = [tile_sides(shape, config.demo_chunk) if shape.numel() else (1, 1) for shape in self._shapes]
-        self._bases = {side: cosine_basis(side).to(self.device) for sides in self._sides for side in sides}
-        tiles = [
-            (shape.numel() // math.prod(sides), math.prod(sides)) for shape, sides in zip(self._shapes, self._sides)
-        ]
-        self.reduction = CodedReduction(StrongestCoefficients(tiles, config.demo_kept), max(1, self.elements))
+    def __init__(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> None:
+        super().__init__(rule, tensors, options)
+        apply, shapes = rule.apply, tensors.shapes
+        assert isinstance(apply, SignStep)
+        self._sides = [tile_sides(shape, apply.chunk) if shape.numel() else (1, 1) for shape in shapes]
+        self._bases = {side: cosine_basis(side).to(tensors.device) for sides in self._sides for side in sides}
+        areas = [math.prod(sides) for sides in self._sides]
+        tiles = tuple((shape.numel() // area, area) for shape, area in zip(shapes, areas, strict=True))
+        self.reduction = CodedReduction(StrongestCoefficients(tiles, apply.topk), max(1, self.elements))
 
     @torch.no_grad()
-    def write(self, out: torch.Tensor, clock: int) -> None:
+    def write(self, out: torch.Tensor, step: int) -> None:
         """The coefficients."""
-        for part, momentum, sides in zip(self.split(out), self.locals(), self._sides):
+        for part, momentum, sides in zip(self.tensors.split(out), self.tensors.locals(), self._sides, strict=True):
             part.view(-1).copy_(self._transform(momentum.to(out), sides))
 
     @torch.no_grad()
-    def apply(self, total: torch.Tensor, landing: Landing) -> None:
+    def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
         """A step of each parameter's learning rate against the sign."""
-        parameters = self.view.tensors(PARAMETERS, self.names)
-        rates = self.view.tensors("rate", self.names)
-        for part, parameter, rate, sides in zip(self.split(total), parameters, rates, self._sides):
+        parameters = self.tensors.view.tensors(PARAMETERS, self.names)
+        rates = self.tensors.view.tensors("rate", self.names)
+        for part, parameter, rate, sides in zip(
+            self.tensors.split(total), parameters, rates, self._sides, strict=True
+        ):
             parameter.sub_((self._inverse(part, sides).sign_() * rate.to(part)).to(parameter))
 
     @torch.no_grad()
-    def take_lost(self, lost: torch.Tensor) -> None:
+    def take_residual(self, residual: torch.Tensor) -> None:
         """What was not sent is what remains of the momentum."""
-        for part, momentum, sides in zip(self.split(lost), self.locals(), self._sides):
+        for part, momentum, sides in zip(
+            self.tensors.split(residual), self.tensors.locals(), self._sides, strict=True
+        ):
             momentum.copy_(self._inverse(part, sides))
 
-    def shared_state(self) -> dict[str, dict[str, Any]]:
+    def shared_state(self) -> NamedState:
         """The parameters: all sites hold the same."""
-        return {name: {"value": value} for name, value in zip(self.names, self.global_values())}
+        return {name: {"value": value} for name, value in zip(self.names, self.global_values(), strict=True)}
 
     def load_shared_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """A member's parameters, without momentum."""
         self.load(self.shared_state(), state)
         if self.elements:
-            torch._foreach_zero_(self.locals())
+            torch._foreach_zero_(self.tensors.locals())
 
-    def checkpoint_state(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> NamedState:
         """Nothing: the model's and the optimizer's own checkpoints hold all there is."""
         return {}
 
@@ -155,7 +204,7 @@ class SignRow(SyncedRow):
 
     def global_values(self) -> list[torch.Tensor]:
         """The parameters themselves."""
-        return self.view.tensors(PARAMETERS, self.names)
+        return self.tensors.view.tensors(PARAMETERS, self.names)
 
     def _transform(self, value: torch.Tensor, sides: tuple[int, int]) -> torch.Tensor:
         """Coefficients of a tensor, tile after tile, flat."""
@@ -174,17 +223,15 @@ class SignRow(SyncedRow):
 
 @register_method(
     "demo",
+    settings=DemoSettings,
     fixed={"outer_optimizer": "average", "codec": "fp32", "weighting": "uniform", "sync_every": 1, "aggregation": "mean"},
     sync_every=1,
     outer_optimizer="average",
-    demo_chunk=64,
-    demo_kept=32,
 )
-def demo(config) -> SyncPlan:
-    """One row of momentum for each fragment, every step."""
-    return SyncPlan(
-        tuple(
-            SyncRow(kind=SignRow, state="momentum", fragment=fragment, period=1, retry=False)
-            for fragment in range(config.num_fragments)
-        )
-    )
+def demo(context: MethodContext) -> list[SyncRule]:
+    """One rule of momentum for each fragment, every step."""
+    step = SignStep(chunk=context.settings.compression_chunk, topk=context.settings.compression_topk)
+    return [
+        SyncRule(state="momentum", fragment=fragment, period=1, retry=False, wire=context.wire, apply=step)
+        for fragment in range(context.num_fragments)
+    ]

@@ -3,17 +3,17 @@
 They work around AdamW, ADOPT, SGD with momentum and Muon alike: the first moment is whichever of these
 an optimizer keeps, the second may be missing. By default the averages are taken after the inner step (the
 order of both public code bases), which equals the paper's algorithm 1 with the gradient of a sync step
-evaluated at the averaged parameters; ``order = "paper"`` takes them between the gradient and the step.
+evaluated at the averaged parameters; ``sync_point = "before_step"`` takes them between the gradient and the step.
 Unconfirmed in the paper and chosen so: Adam's usual bias correction and epsilon, with a step count that
 all sites share.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
-from titan_ext.semi_sync.methods import register_method
-from titan_ext.semi_sync.plan.plan import SyncPlan, SyncRow
+from titan_ext.semi_sync.methods.registry import MethodContext, register_method
+from titan_ext.semi_sync.plan.plan import SyncRule
+from titan_ext.semi_sync.state.synced_parameters import Average, average_or_step
 
 FIRST_MOMENT = "exp_avg|momentum_buffer"
 SECOND_MOMENT = "exp_avg_sq"
@@ -21,86 +21,96 @@ SECOND_MOMENT = "exp_avg_sq"
 _AT_ONCE = {"fragment_sync_delay": 0}  # the inner loop goes on changing the moments
 
 
-def half_life(decay: float) -> float:
-    """Steps after which half of a moment is gone: ``ln 0.5 / ln decay``."""
-    return math.log(0.5) / math.log(decay) if decay > 0 else 0.0
+@dataclass(frozen=True, kw_only=True)
+class DesLocSettings:
+    """``[semi_sync.des_loc]``.
 
-
-def with_half_lives(config, betas: Sequence[float]):
-    """The configuration with the moments' periods from their half-lives (the paper's appendix I).
-
-    A moment is averaged about every ``ln 2 / (1 - beta)`` steps, at the nearest multiple of ``sync_every``,
-    never more often than the parameters.
-
-    Args:
-        config: resolved settings of DES-LOC.
-        betas: decay rates of the inner optimizer's first and second moment.
+    Raises:
+        ValueError: a period is below 1, or periods are given twice.
     """
-    first, second = (
-        config.sync_every * max(1, round(math.log(2) / (1 - beta) / config.sync_every)) for beta in betas[:2]
-    )
-    return replace(config, first_moment_sync_every=first, second_moment_sync_every=second, half_life_periods=False)
+
+    first_moment_sync_every: int | None = None
+    """K_u: inner steps between two averages of the first moment; by default 3 times sync_every."""
+
+    second_moment_sync_every: int | None = None
+    """K_v: inner steps between two averages of the second moment; by default 6 times sync_every."""
+
+    half_life_periods: bool = False
+    """Average each moment about once in its half-life (from the inner optimizer's betas) instead (appendix I)."""
+
+    def __post_init__(self) -> None:
+        given = {key: getattr(self, key) for key in ("first_moment_sync_every", "second_moment_sync_every")}
+        for key, period in given.items():
+            if period is not None and period < 1:
+                raise ValueError(f"{key} = {period}: must be at least 1")
+        if self.half_life_periods and any(given.values()):
+            both = " or ".join(given)
+            raise ValueError(f"half_life_periods = {self.half_life_periods}: must be false where {both} is given")
 
 
-@register_method(
-    "des_loc",
-    fixed=_AT_ONCE,
-    sync_every=16,
-    outer_optimizer="average",
-    first_moment_sync_every=None,
-    second_moment_sync_every=None,
-    half_life_periods=False,
-)
-def des_loc(config) -> SyncPlan:
+@register_method("des_loc", settings=DesLocSettings, fixed=_AT_ONCE, sync_every=16, outer_optimizer="average")
+def des_loc(context: MethodContext) -> list[SyncRule]:
     """Parameters every K_x, first moment every K_u, second every K_v; by default 3 and 6 times K_x.
 
     With ``outer_optimizer = "sgd"`` it is the paper's DES-LOC Nesterov (section 5.5).
     """
-    return _plan(
-        config,
-        config.first_moment_sync_every or 3 * config.sync_every,
-        config.second_moment_sync_every or 6 * config.sync_every,
+    own: DesLocSettings = context.settings
+    if own.half_life_periods and context.inner_betas is not None:
+        first, second = (half_life_period(beta, context.sync_every) for beta in context.inner_betas[:2])
+        return _rules(context, first, second)
+    return _rules(
+        context,
+        own.first_moment_sync_every or 3 * context.sync_every,
+        own.second_moment_sync_every or 6 * context.sync_every,
     )
 
 
+def half_life_period(beta: float, sync_every: int) -> int:
+    """Inner steps between two averages of a moment: about ``ln 2 / (1 - beta)``, a multiple of ``sync_every``.
+
+    Never more often than the parameters (arXiv 2505.22549, appendix I).
+    """
+    return sync_every * max(1, round(math.log(2) / (1 - beta) / sync_every))
+
+
 @register_method("local_adam", fixed=_AT_ONCE, sync_every=16, outer_optimizer="average")
-def local_adam(config) -> SyncPlan:
+def local_adam(context: MethodContext) -> list[SyncRule]:
     """Parameters and all moments together every K steps: Local Adam, Local ADOPT, Local SGDM."""
-    return _plan(config, config.sync_every, config.sync_every)
+    return _rules(context, context.sync_every, context.sync_every)
 
 
-def _plan(config, first_moment_period: int, second_moment_period: int) -> SyncPlan:
-    rows = []
-    for fragment in range(config.num_fragments):
-        offset = staggered(config, fragment)
-        rows += [
-            parameter_row(config, fragment, offset),
-            SyncRow(
+def _rules(context: MethodContext, first_moment_period: int, second_moment_period: int) -> list[SyncRule]:
+    rules = []
+    for fragment in range(context.num_fragments):
+        place = {"fragment": fragment, "offset": context.staggered_offset(fragment), "wire": context.wire}
+        rules += [
+            parameter_rule(context, fragment),
+            SyncRule(
                 name="first_moment",
                 state=FIRST_MOMENT,
                 required="some",
-                fragment=fragment,
                 period=first_moment_period,
-                offset=offset,
+                apply=Average(),
+                **place,
             ),
-            SyncRow(
+            SyncRule(
                 name="second_moment",
                 state=SECOND_MOMENT,
                 required="none",
-                fragment=fragment,
                 period=second_moment_period,
-                offset=offset,
+                apply=Average(),
+                **place,
             ),
         ]
-    return SyncPlan(tuple(rows))
+    return rules
 
 
-def staggered(config, fragment: int) -> int:
-    """Offset of a fragment: the last is due after every multiple of a period, the others so many steps earlier."""
-    return -(config.num_fragments - 1 - fragment) * (config.sync_every // config.num_fragments)
-
-
-def parameter_row(config, fragment: int, offset: int) -> SyncRow:
+def parameter_rule(context: MethodContext, fragment: int) -> SyncRule:
     """The parameters of a fragment, averaged or taken by the outer optimizer every K_x steps."""
-    outer = config.outer_optimizer != "average"
-    return SyncRow(fragment=fragment, period=config.sync_every, offset=offset, outer_optimizer=outer)
+    return SyncRule(
+        fragment=fragment,
+        period=context.sync_every,
+        offset=context.staggered_offset(fragment),
+        wire=context.wire,
+        apply=average_or_step(context.outer_optimizer),
+    )

@@ -1,23 +1,21 @@
 """Local SGD (FedAvg): parameters averaged every K inner steps (arXiv 1805.09767)."""
 
-from titan_ext.semi_sync.methods import register_method
-from titan_ext.semi_sync.plan.plan import SyncPlan, SyncRow
+from titan_ext.semi_sync.methods.registry import MethodContext, register_method
+from titan_ext.semi_sync.plan.plan import SyncRule
+from titan_ext.semi_sync.state.synced_parameters import average_or_step
 
 
 @register_method("local_sgd", sync_every=16, outer_optimizer="average")
-def local_sgd(config) -> SyncPlan:
-    """One row of parameters for each fragment, applied by the mean."""
-    spacing = config.sync_every // config.num_fragments
-    return SyncPlan(
-        tuple(
-            SyncRow(
-                fragment=fragment,
-                period=config.sync_every,
-                offset=(fragment + 1) * spacing - config.fragment_sync_delay,
-                delay=config.fragment_sync_delay,
-                mixing=config.fragment_update_alpha,
-                outer_optimizer=config.outer_optimizer != "average",
-            )
-            for fragment in range(config.num_fragments)
+def local_sgd(context: MethodContext) -> list[SyncRule]:
+    """One rule of parameters for each fragment."""
+    return [
+        SyncRule(
+            fragment=fragment,
+            period=context.sync_every,
+            offset=(fragment + 1) * context.spacing - context.delay,
+            delay=context.delay,
+            wire=context.wire,
+            apply=average_or_step(context.outer_optimizer, context.mixing),
         )
-    )
+        for fragment in range(context.num_fragments)
+    ]

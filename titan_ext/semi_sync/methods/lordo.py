@@ -8,32 +8,56 @@ one random orthonormal basis for all sites until the first sync. Error feedback 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from titan_ext.optim.projection import projection, random_basis
-from titan_ext.semi_sync.methods import register_method
-from titan_ext.semi_sync.methods.des_loc import parameter_row, staggered
-from titan_ext.semi_sync.plan.plan import SyncPlan, SyncRow
-from titan_ext.semi_sync.state.synced_parameters import GlobalRow
-from titan_ext.semi_sync.state.synced_state import Landing, SyncedRow
+from titan_ext.semi_sync.methods.registry import MethodContext, register_method
+from titan_ext.semi_sync.plan.plan import Apply, SyncRule
+from titan_ext.semi_sync.state.outer_optimizers import OuterOptimizer
+from titan_ext.semi_sync.state.synced_parameters import Average, SyncedParameters
+from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState
+from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState
 from titan_ext.semi_sync.state.views import like, local_tensor
 
 
-class LowRankMoments(SyncedRow):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LowRankAverage(Apply):
+    """The mean of moments that have the shape of their basis."""
+
+    def bind(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> SyncedState:
+        """The moments."""
+        return LowRankMoments(rule, tensors, options)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefreshBases(Apply):
+    """The mean or an outer step moves the parameters; their change renews the bases of the inner optimizer."""
+
+    optimizer: OuterOptimizer | None
+    """None takes the mean itself."""
+
+    def bind(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> SyncedParameters:
+        """Parameters with the bases of the inner optimizer."""
+        return ParametersWithBases(rule, tensors, options)
+
+
+class LowRankMoments(SyncedState):
     """Moments in the shape of their basis, not of their parameter."""
 
-    any_layout = False
+    facts = StateFacts(elementwise=False)
 
 
-class BasisRow(GlobalRow):
+class ParametersWithBases(SyncedParameters):
     """Parameters whose averaged pseudo-gradient renews the bases of the inner optimizer."""
 
-    any_layout = False
+    facts = StateFacts(copies=1, elementwise=False, equal_at_all_sites=True)
 
-    def __init__(self, row, names, view, config, device=None, **options: Any) -> None:
-        super().__init__(row, names, view, config, device, **options)
+    def __init__(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> None:
+        super().__init__(rule, tensors, options)
+        view = tensors.view
         self._optimizer_of = {
             name: optimizer
             for optimizer in getattr(view, "optimizers", [])
@@ -45,29 +69,26 @@ class BasisRow(GlobalRow):
             self._optimizer_of[name].set_basis(parameter, random_basis(min(parameter.shape), self._rank(name)))
 
     @torch.no_grad()
-    def apply(self, total: torch.Tensor, landing: Landing) -> None:
-        """Move the parameters, then the bases. The moments' rows of the round come first."""
+    def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
+        """Move the parameters, then the bases. The moments' rules of the round come first."""
         before = {name: self._part(name).clone() for name in self._renewed()}
-        super().apply(total, landing)
+        super().apply(total, of)
         for name, old in before.items():
-            parameter, optimizer = self.view.parameters[name], self._optimizer_of[name]
+            parameter, optimizer = self.tensors.view.parameters[name], self._optimizer_of[name]
             change = like(parameter, old.sub_(self._part(name)).to(local_tensor(parameter).device))
             iterations = self._group(name)["power_iterations"]
             optimizer.set_basis(parameter, projection(change, self._rank(name), iterations))
 
-    def shared_state(self) -> dict[str, dict[str, Any]]:
+    def shared_state(self) -> NamedState:
         """Global values and the bases."""
         shared = super().shared_state()
         for name, optimizer in self._optimizer_of.items():
-            shared[name]["basis"] = local_tensor(optimizer.state[self.view.parameters[name]]["basis"])
+            shared[name]["basis"] = local_tensor(optimizer.state[self.tensors.view.parameters[name]]["basis"])
         return shared
 
-    def checkpoint_state(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> NamedState:
         """Without the bases, which the inner optimizer's own checkpoint holds."""
-        return {
-            name: {key: self.with_global_shape(name, value) for key, value in values.items()}
-            for name, values in super().shared_state().items()
-        }
+        return self.tensors.with_global_shapes(super().shared_state())
 
     def load_checkpoint_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Restore what ``checkpoint_state`` returned."""
@@ -83,7 +104,7 @@ class BasisRow(GlobalRow):
         return self._group(name)["rank"]
 
     def _group(self, name: str) -> dict[str, Any]:
-        parameter = self.view.parameters[name]
+        parameter = self.tensors.view.parameters[name]
         groups = self._optimizer_of[name].param_groups
         return next(group for group in groups if any(each is parameter for each in group["params"]))
 
@@ -99,24 +120,19 @@ def _low_rank(optimizer: Any) -> list[torch.Tensor]:
     outer_optimizer="average",
     error_feedback=False,
 )
-def lordo(config) -> SyncPlan:
+def lordo(context: MethodContext) -> list[SyncRule]:
     """Parameters and all moments every K steps, the moments first."""
-    rows = []
-    for fragment in range(config.num_fragments):
-        place = {"fragment": fragment, "period": config.sync_every, "offset": staggered(config, fragment)}
+    moments, parameters = [], []
+    for fragment in range(context.num_fragments):
+        place = {
+            "fragment": fragment,
+            "period": context.sync_every,
+            "offset": context.staggered_offset(fragment),
+            "wire": context.wire,
+        }
         for state in ("low_exp_avg", "low_exp_avg_sq"):
-            rows.append(SyncRow(kind=LowRankMoments, state=state, required="some", **place))
+            moments.append(SyncRule(state=state, required="some", apply=LowRankAverage(), **place))
         for state in ("exp_avg", "exp_avg_sq"):
-            rows.append(SyncRow(state=state, required="none", **place))
-    for fragment in range(config.num_fragments):
-        base = parameter_row(config, fragment, staggered(config, fragment))
-        rows.append(
-            SyncRow(
-                kind=BasisRow,
-                fragment=fragment,
-                period=base.period,
-                offset=base.offset,
-                outer_optimizer=base.outer_optimizer,
-            )
-        )
-    return SyncPlan(tuple(rows))
+            moments.append(SyncRule(state=state, required="none", apply=Average(), **place))
+        parameters.append(SyncRule(apply=RefreshBases(optimizer=context.outer_optimizer), **place))
+    return [*moments, *parameters]

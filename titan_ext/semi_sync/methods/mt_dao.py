@@ -5,34 +5,60 @@ over a whole round. Where the averages stand in the printed algorithm was not se
 the inner step, as in DES-LOC.
 """
 
-from titan_ext.semi_sync.methods import register_method
-from titan_ext.semi_sync.methods.des_loc import parameter_row, staggered
-from titan_ext.semi_sync.plan.plan import SyncPlan, SyncRow
+from dataclasses import dataclass
+
+from titan_ext.semi_sync.methods.des_loc import parameter_rule
+from titan_ext.semi_sync.methods.registry import MethodContext, register_method
+from titan_ext.semi_sync.plan.plan import SyncRule
+from titan_ext.semi_sync.state.synced_parameters import Average
+
+
+@dataclass(frozen=True, kw_only=True)
+class MtDaoSettings:
+    """``[semi_sync.mt_dao]``.
+
+    Raises:
+        ValueError: a period is below 1.
+    """
+
+    momentum_sync_every: tuple[int, ...] | None = None
+    """Inner steps between two averages of each momentum, in the order of the optimizer's betas; one momentum, averaged
+    with the parameters, by default."""
+
+    second_moment_sync_every: int | None = None
+    """K_v: inner steps between two averages of the second moment; by default sync_every."""
+
+    def __post_init__(self) -> None:
+        momenta, second = self.momentum_sync_every, self.second_moment_sync_every
+        if momenta is not None and not (momenta and all(each >= 1 for each in momenta)):
+            raise ValueError(f"momentum_sync_every = {momenta}: must be a list of periods, each at least 1")
+        if second is not None and second < 1:
+            raise ValueError(f"second_moment_sync_every = {second}: must be at least 1")
 
 
 @register_method(
     "mt_dao",
+    settings=MtDaoSettings,
     fixed={"fragment_sync_delay": 0},  # the inner loop goes on changing the moments
     sync_every=32,
     outer_optimizer="average",
-    momentum_sync_every=None,
-    second_moment_sync_every=None,
 )
-def mt_dao(config) -> SyncPlan:
+def mt_dao(context: MethodContext) -> list[SyncRule]:
     """Parameters every K_x, the j-th momentum every K_j, the second moment every K_v; all K_x by default."""
-    rows = []
-    for fragment in range(config.num_fragments):
-        offset = staggered(config, fragment)
-        rows.append(parameter_row(config, fragment, offset))
-        for place, period in enumerate(config.momentum_sync_every or [config.sync_every]):
-            rows.append(SyncRow(state=f"exp_avg_{place}", fragment=fragment, period=period, offset=offset))
-        rows.append(
-            SyncRow(
+    own: MtDaoSettings = context.settings
+    rules = []
+    for fragment in range(context.num_fragments):
+        place = {"fragment": fragment, "offset": context.staggered_offset(fragment), "wire": context.wire}
+        rules.append(parameter_rule(context, fragment))
+        for index, period in enumerate(own.momentum_sync_every or (context.sync_every,)):
+            rules.append(SyncRule(state=f"exp_avg_{index}", period=period, apply=Average(), **place))
+        rules.append(
+            SyncRule(
                 state="exp_avg_sq",
                 required="none",
-                fragment=fragment,
-                period=config.second_moment_sync_every or config.sync_every,
-                offset=offset,
+                period=own.second_moment_sync_every or context.sync_every,
+                apply=Average(),
+                **place,
             )
         )
-    return SyncPlan(tuple(rows))
+    return rules

@@ -3,47 +3,79 @@
 With slow weights phi and fast ones theta, and means over the pair:
 ``delta = alpha delta + beta mean(theta - phi) - gamma (phi - mean(phi))``, ``phi = phi + delta``, ``theta = phi``
 (equation 2 with the sign of the paper's own proof and code). alpha is ``outer_momentum``, beta ``outer_lr``, gamma
-``gossip_gamma``. A site without a partner steps alone. The paper leaves open what a joining site and the finished
+``[semi_sync.noloco] gossip_gamma``. A site without a partner steps alone. The paper leaves open what a joining site and the finished
 model are; here a joining site takes a member's slow weights with delta = 0, and the sites average once at the end.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from titan_ext.semi_sync.methods import register_method
-from titan_ext.semi_sync.methods.final_mean import final_rows
-from titan_ext.semi_sync.plan.plan import SyncPlan, SyncRow
-from titan_ext.semi_sync.state.synced_state import Landing, SyncedRow, refresh
+from titan_ext.semi_sync.methods.final_average import final_rules
+from titan_ext.semi_sync.methods.registry import MethodContext, register_method
+from titan_ext.semi_sync.plan.plan import Apply, SyncRule
+from titan_ext.semi_sync.state.outer_optimizers import Sgd
+from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState
+from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState
 from titan_ext.semi_sync.wire.gossip import PairExchange
 
 
-class GossipRow(SyncedRow):
+@dataclass(frozen=True, kw_only=True)
+class NoLoCoSettings:
+    """``[semi_sync.noloco]``.
+
+    Raises:
+        ValueError: gamma is negative.
+    """
+
+    gossip_gamma: float = 0.7
+    """How strongly the slow weights of a pair pull at each other."""
+
+    def __post_init__(self) -> None:
+        if self.gossip_gamma < 0:
+            raise ValueError(f"gossip_gamma = {self.gossip_gamma}: must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GossipStep(Apply):
+    """The modified momentum of equation 2 on a pair's means."""
+
+    alpha: float
+    beta: float
+    gamma: float
+
+    def bind(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> SyncedState:
+        """Parameters with slow weights."""
+        return GossipParameters(rule, tensors, options)
+
+
+class GossipParameters(SyncedState):
     """Sends fast weights, slow weights and, as the last number, its weight: the pair's total follows."""
 
-    copies = 2  # phi and delta
-    values_per_element = 2
+    facts = StateFacts(copies=2, values_per_element=2)  # phi and delta
     plain_numbers = 1
 
-    def __init__(self, row, names, view, config, device=None) -> None:
-        super().__init__(row, names, view, config, device)
-        self._alpha, self._beta, self._gamma = config.outer_momentum, config.outer_lr, config.gossip_gamma
-        self._slow, self._delta = self.empty(), self.empty().zero_()
-        if self.elements:
-            torch._foreach_copy_(self.split(self._slow), self.locals())
-        self.reduction = PairExchange(int(config.bucket_mib * 2**18))
+    def __init__(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> None:
+        super().__init__(rule, tensors, options)
+        apply = rule.apply
+        assert isinstance(apply, GossipStep)
+        self._alpha, self._beta, self._gamma = apply.alpha, apply.beta, apply.gamma
+        self._slow, self._delta = tensors.empty(), tensors.empty().zero_()
+        tensors.read(self._slow)
+        self.reduction = PairExchange(rule.wire.bucket_elements)
 
     @torch.no_grad()
-    def write(self, out: torch.Tensor, clock: int) -> None:
+    def write(self, out: torch.Tensor, step: int) -> None:
         """``[theta, phi, 1]``."""
         fast, slow, one = out.split([self.elements, self.elements, 1])
-        super().write(fast, clock)
+        super().write(fast, step)
         slow.copy_(self._slow)
         one.fill_(1.0)
 
     @torch.no_grad()
-    def apply(self, total: torch.Tensor, landing: Landing) -> None:
+    def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
         """The step on the pair's means."""
         weight = total[-1].item()
         if weight == 0 or not self.elements:
@@ -54,19 +86,17 @@ class GossipRow(SyncedRow):
         self._slow.add_(self._delta)
         self.reset_local_to_global()
 
-    @torch.no_grad()
     def reset_local_to_global(self) -> None:
         """Back to the slow weights."""
-        if self.elements:
-            torch._foreach_copy_(self.locals(), self.split(self._slow))
+        self.tensors.write(self.tensors.split(self._slow))
 
     def start_from_local(self) -> bool:
         """The parameters become the slow weights."""
-        return refresh(self.split(self._slow), self.locals())
+        return self.tensors.refresh(self.tensors.split(self._slow))
 
-    def shared_state(self) -> dict[str, dict[str, Any]]:
+    def shared_state(self) -> NamedState:
         """The slow weights."""
-        return {name: {"slow": part} for name, part in zip(self.names, self.split(self._slow))}
+        return {name: {"slow": part} for name, part in zip(self.names, self.tensors.split(self._slow), strict=True)}
 
     def load_shared_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """A member's slow weights become ours, at rest."""
@@ -74,33 +104,41 @@ class GossipRow(SyncedRow):
         self._delta.zero_()
         self.reset_local_to_global()
 
-    def private_state(self) -> dict[str, dict[str, Any]]:
+    def private_state(self) -> NamedState:
         """The momentum."""
-        return {name: {"delta": part} for name, part in zip(self.names, self.split(self._delta))}
+        return {name: {"delta": part} for name, part in zip(self.names, self.tensors.split(self._delta), strict=True)}
 
 
 @register_method(
     "noloco",
+    settings=NoLoCoSettings,
     fixed={
         "fragment_sync_delay": 0,
         "fragment_update_alpha": 0.0,
-        "outer_optimizer": "average",
+        "outer_optimizer": "sgd",  # its learning rate and momentum are beta and alpha
+        "nesterov": False,
         "codec": "fp32",
         "aggregation": "mean",
     },
     sync_every=50,
-    outer_optimizer="average",
+    outer_optimizer="sgd",
     outer_lr=0.7,
     outer_momentum=0.5,
-    gossip_gamma=0.7,
+    nesterov=False,
 )
-def noloco(config) -> SyncPlan:
-    """One row for each fragment, in turn."""
-    spacing = config.sync_every // config.num_fragments
-    return SyncPlan(
-        tuple(
-            SyncRow(kind=GossipRow, fragment=fragment, period=config.sync_every, offset=(fragment + 1) * spacing)
-            for fragment in range(config.num_fragments)
+def noloco(context: MethodContext) -> list[SyncRule]:
+    """One rule for each fragment, in turn."""
+    outer = context.outer_optimizer
+    assert isinstance(outer, Sgd)
+    step = GossipStep(alpha=outer.momentum, beta=outer.lr, gamma=context.settings.gossip_gamma)
+    rules = [
+        SyncRule(
+            fragment=fragment,
+            period=context.sync_every,
+            offset=(fragment + 1) * context.spacing,
+            wire=context.wire,
+            apply=step,
         )
-        + final_rows(config)
-    )
+        for fragment in range(context.num_fragments)
+    ]
+    return [*rules, *final_rules(context)]

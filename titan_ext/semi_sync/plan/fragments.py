@@ -12,10 +12,10 @@ def layer_of(name: str) -> str:
     return match.group(1) if match else name.split(".", 1)[0]
 
 
-def deal_by_bytes(sizes: Mapping[str, int], num_fragments: int) -> dict[str, int]:
-    """Deal whole layers over fragments so that their sizes are as even as possible.
+def assign_by_bytes(sizes: Mapping[str, int], num_fragments: int) -> dict[str, int]:
+    """Assign whole layers to fragments so that their sizes are as even as possible.
 
-    The largest layer goes to the lightest fragment first. Equal layers are therefore dealt in
+    The largest layer goes to the lightest fragment first. Equal layers are therefore assigned in
     turn (the strided pattern of Streaming DiLoCo, arXiv 2501.18512, section 2.2).
 
     Args:
@@ -45,7 +45,7 @@ def deal_by_bytes(sizes: Mapping[str, int], num_fragments: int) -> dict[str, int
     return {name: home[layer_of(name)] for name in sizes}
 
 
-def deal_by_modules(sizes: Mapping[str, int], fragments: Sequence[Sequence[str]]) -> dict[str, int]:
+def assign_by_modules(sizes: Mapping[str, int], fragments: Sequence[Sequence[str]]) -> dict[str, int]:
     """Assign every parameter to the fragment that lists its module.
 
     Args:

@@ -1,25 +1,67 @@
-"""The sync plan: what a method exchanges, when, and how it is applied.
+"""The sync plan: what a method exchanges, when, how it travels and how it is applied.
 
-A method of the field is a table of rows. The engine reads nothing but the table, so two
-methods never differ in code that touches the wire.
+A method of the field is a table of rules. A rule carries all that the runtime needs, so nothing below the plan
+sees the configuration, and two methods never differ in code that touches the wire.
 """
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field, fields, is_dataclass
 from math import gcd
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from titan_ext.semi_sync.state.synced_state import SyncedRow
+from titan_ext.semi_sync.wire.aggregations import Aggregation, Mean
+from titan_ext.semi_sync.wire.codecs import Codec, Float32
+from titan_ext.semi_sync.wire.reductions import Reduction
 
 PARAMETERS = "params"
 """The synced state that is the model's parameters; any other name is an optimizer state's key."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SyncRow:
+class Wire:
+    """How a rule's values travel between the sites."""
+
+    codec: Codec = Float32()
+    aggregation: Aggregation = Mean()
+    """How the sites' contributions become one."""
+    error_feedback: bool = False
+    """Whether what the codec takes away is added to the site's next contribution."""
+    bucket_bytes: int = 32 * 2**20
+    """Largest message handed to the wire at once, as fp32 bytes before coding."""
+
+    @property
+    def bucket_elements(self) -> int:
+        """fp32 elements of a bucket, at least 1."""
+        return max(1, self.bucket_bytes // 4)
+
+    def build_reduction(self) -> Reduction:
+        """The reduction that this comes to."""
+        return self.aggregation.build(self.codec, self.bucket_elements)
+
+
+class Apply:
+    """How what the sites exchanged becomes new values: a frozen dataclass whose fields are its settings.
+
+    Subclasses say which class binds a rule to a rank's tensors; that class is the other half of the rule's meaning.
+    """
+
+
+    def bind(self, rule: "SyncRule", tensors: Any, **options: Any) -> Any:
+        """The rule as a ``SyncedState`` of this rank.
+
+        Args:
+            rule: that this belongs to.
+            tensors: the ``BoundTensors`` that the rule covers on this rank.
+            **options: what only some kinds take (see ``build.bind_states``).
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyncRule:
     """One synced state of one fragment, with its own place in the schedule.
 
-    The row is launched after inner step ``t`` when ``t % period == offset % period`` and lands
+    The rule is launched after inner step ``t`` when ``t % period == offset % period``, and its result is applied
     ``delay`` inner steps later, before anything is launched at that step.
 
     Raises:
@@ -29,6 +71,12 @@ class SyncRow:
     period: int
     """Inner steps between two launches (the papers' K or H)."""
 
+    apply: Apply
+    """How the result becomes new values."""
+
+    wire: Wire = Wire()
+    """How values travel."""
+
     state: str = PARAMETERS
     """``params``, or the key of an optimizer state such as ``exp_avg``; of several with ``|`` between them a
     parameter's first counts."""
@@ -37,29 +85,19 @@ class SyncRow:
     """Which trained parameters must have the state; those without are left out."""
 
     fragment: int = 0
-    """Index of the fragment of the model that this row covers."""
+    """Index of the fragment of the model that this rule covers."""
 
     offset: int = 0
-    """Inner step, modulo the period, after which the row is launched."""
+    """Inner step, modulo the period, after which the rule is launched."""
 
     delay: int = 0
-    """Inner steps between launch and landing (Streaming DiLoCo's tau)."""
-
-    outer_optimizer: bool = False
-    """False: the weighted mean of the values. True: the outer optimizer's step on the pseudo-gradient."""
-
-    mixing: float = 0.0
-    """Share of the local value kept at landing (Streaming DiLoCo's alpha); 0 takes the global one."""
-
-    kind: "type[SyncedRow] | None" = None
-    """What the row sends and how it takes what comes back, where that is a method's own; by default the
-    mean of a state, or the global copy's step for parameters."""
+    """Inner steps between launch and application (Streaming DiLoCo's tau)."""
 
     scope: str = ""
     """Name of the scope whose parameters it covers; empty for those of no other scope."""
 
     name: str | None = None
-    """Told apart by this from another row of the same state and fragment."""
+    """Told apart by this from another rule of the same state and fragment."""
 
     retry: bool = True
     """After a round that was not committed: try again at the next inner step, or wait for the next launch."""
@@ -72,63 +110,136 @@ class SyncRow:
             raise ValueError(f"period = {self.period}: a sync period is at least 1 inner step")
         if not 0 <= self.delay <= self.period:
             raise ValueError(f"delay = {self.delay}: must lie between 0 and the period ({self.period})")
-        if not 0.0 <= self.mixing <= 1.0:
-            raise ValueError(f"mixing = {self.mixing}: must lie between 0 and 1")
 
     @property
     def key(self) -> str:
-        """Name of the row in logs and checkpoints."""
+        """Name of the rule in logs and checkpoints."""
         scope = f"{self.scope}/" if self.scope else ""
         return f"{scope}{self.name or self.state}/{self.fragment}"
 
-    def due(self, clock: int) -> bool:
-        """Whether the row is launched after inner step ``clock`` (1 for the first step)."""
-        return clock > 0 and not self.final and (clock - self.offset) % self.period == 0
+    def due(self, step: int) -> bool:
+        """Whether the rule is launched after inner step ``step`` (1 for the first step)."""
+        return step > 0 and not self.final and (step - self.offset) % self.period == 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutlierGuard:
+    """What becomes of an update that is far larger than the other sites'."""
+
+    threshold: float = 10.0
+    """Times the median norm of the sites' updates above which one is an outlier, if at least three sites
+    contribute; 0 lets everything pass."""
+    action: Literal["clip", "drop"] = "clip"
+    """Shrink the update to the threshold, or leave the site's whole contribution out of the round."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteSampling:
+    """Which sites train in a round, where not all do."""
+
+    sites_per_round: int | None = None
+    """How many; None for all."""
+    seed: int = 0
+    period: int = 1
+    """Inner steps of a round."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScopePatterns:
+    """Which parameters a scope claims; the first scope of which a pattern fits a name has the parameter."""
+
+    name: str
+    parameters: tuple[str, ...]
+    shared: bool
+    """False: they stay at their site, and no rule covers them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SyncPlan:
-    """The rows of a method, in the order in which they travel.
+    """All that the sites of a run must have in common, beside their model and layout.
 
     Raises:
-        ValueError: two rows share a key, or one would be launched while another is in flight.
+        ValueError: two rules share a key, or one would be launched while another is in flight.
     """
 
-    rows: tuple[SyncRow, ...]
+    rules: tuple[SyncRule, ...]
+    """In the order in which they travel."""
+    num_fragments: int = 1
+    fragments: tuple[tuple[str, ...], ...] | None = None
+    """Module names of each fragment; None deals layers evenly by size."""
+    scopes: tuple[ScopePatterns, ...] = ()
+    sync_point: Literal["after_step", "before_step"] = "after_step"
+    """Sync after the inner step, or between a step's gradient and the step."""
+    weighting: Literal["uniform", "site", "tokens"] = "uniform"
+    """A site's weight in a round's mean."""
+    outlier_guard: OutlierGuard = field(default_factory=OutlierGuard)
+    sampling: SiteSampling = field(default_factory=SiteSampling)
+    reset_inner_optimizer: bool = False
+    """Set the inner optimizer's states to zero after each round."""
 
     def __post_init__(self) -> None:
-        keys = [row.key for row in self.rows]
+        keys = [rule.key for rule in self.rules]
         if len(set(keys)) != len(keys):
-            raise ValueError(f"sync plan: two rows with one key among {keys}")
-        scheduled = [row for row in self.rows if not row.final]
-        for row in scheduled:
+            raise ValueError(f"sync plan: two rules with one key among {keys}")
+        scheduled = [rule for rule in self.rules if not rule.final]
+        for rule in scheduled:
             for other in scheduled:
-                _refuse_overlap(row, other)
+                _refuse_overlap(rule, other)
 
-    def due(self, clock: int) -> list[int]:
-        """Indices of the rows to launch after inner step ``clock``."""
-        return [index for index, row in enumerate(self.rows) if row.due(clock)]
+    def due(self, step: int) -> list[int]:
+        """Indices of the rules to launch after inner step ``step``."""
+        return [index for index, rule in enumerate(self.rules) if rule.due(step)]
 
     def final(self) -> list[int]:
-        """Indices of the rows to launch after the last inner step."""
-        return [index for index, row in enumerate(self.rows) if row.final]
+        """Indices of the rules to launch after the last inner step."""
+        return [index for index, rule in enumerate(self.rules) if rule.final]
+
+    def fingerprint(self) -> dict[str, str]:
+        """All of it as text by key, so that a difference between two sites can be named."""
+        described: dict[str, str] = {}
+        for each in fields(self):
+            if each.name != "rules":
+                described |= _leaves(each.name, getattr(self, each.name))
+        for rule in self.rules:
+            described |= _leaves(f"rule {rule.key}", rule)
+        return described
 
 
-def _refuse_overlap(row: SyncRow, other: SyncRow) -> None:
+def short_hash(text: str) -> str:
+    """64 bits of the SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _leaves(key: str, value: Any) -> dict[str, str]:
+    """A value's parts as text that depends on nothing but what it says; dataclasses by class and field."""
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {key: type(value).__name__}
+        for each in fields(value):
+            found |= _leaves(f"{key}.{each.name}", getattr(value, each.name))
+        return found
+    if isinstance(value, (tuple, list)):
+        found = {key: f"{len(value)} of them"}
+        for place, each in enumerate(value):
+            found |= _leaves(f"{key}[{place}]", each)
+        return found
+    return {key: repr(value)}
+
+
+def _refuse_overlap(rule: SyncRule, other: SyncRule) -> None:
     """One round is in flight at a time: the commit vote is one per quorum.
 
-    Launch times of two rows differ by every value congruent to the difference of their offsets
+    Launch times of two rules differ by every value congruent to the difference of their offsets
     modulo the greatest common divisor of their periods, so the smallest positive one decides.
     """
-    divisor = gcd(row.period, other.period)
-    apart = (other.offset - row.offset) % divisor
-    if apart == 0 and row.delay != other.delay:
+    divisor = gcd(rule.period, other.period)
+    apart = (other.offset - rule.offset) % divisor
+    if apart == 0 and rule.delay != other.delay:
         raise ValueError(
-            f"sync plan: rows {row.key} and {other.key} are launched together but land "
-            f"{row.delay} and {other.delay} steps later"
+            f"sync plan: rules {rule.key} and {other.key} are launched together but applied "
+            f"{rule.delay} and {other.delay} steps later"
         )
-    if 0 < (apart or divisor) < row.delay:
+    if 0 < (apart or divisor) < rule.delay:
         raise ValueError(
-            f"sync plan: row {other.key} would be launched {apart or divisor} steps after row {row.key}, "
-            f"which lands only after {row.delay}; lower the delay"
+            f"sync plan: rule {other.key} would be launched {apart or divisor} steps after rule {rule.key}, "
+            f"which is applied only after {rule.delay}; lower the delay"
         )

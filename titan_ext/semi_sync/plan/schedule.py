@@ -1,15 +1,53 @@
-"""What is due, and what is still to be tried again."""
+"""What is due, what is still to be tried again, and where a site stands between two rounds."""
 
+import math
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from titan_ext.semi_sync.plan.plan import SyncPlan
 
 
+@dataclass(slots=True)
+class Progress:
+    """Counters of one site."""
+
+    step: int = 0
+    """Inner steps of the run so far; all sites share them."""
+    tokens: int = 0
+    """What this site has trained on since its last commit."""
+
+
+class StepTimer:
+    """How long a site's inner steps take: from ``start``, after a step's round, to ``stop``, after the next inner step."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._seconds = 0.0
+        self._steps = 0
+
+    def start(self) -> None:
+        """An inner step begins."""
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """It is over; the first one, of which the beginning is not known, does not count."""
+        if self._since is not None:
+            self._seconds += time.perf_counter() - self._since
+            self._steps += 1
+
+    def take_milliseconds(self) -> int:
+        """Of a step, on average since the last call, rounded up; 0 without any."""
+        mean = 1000 * self._seconds / self._steps if self._steps else 0.0
+        self._seconds, self._steps = 0.0, 0
+        return math.ceil(mean)
+
+
 class Schedule:
-    """The rows of a plan that wait for a round.
+    """The rules of a plan that wait for a round.
 
     Args:
-        plan: the method's plan; rows are named by their place in it.
+        plan: the method's plan; rules are named by their place in it.
     """
 
     def __init__(self, plan: SyncPlan) -> None:
@@ -19,24 +57,24 @@ class Schedule:
         self.not_before = 0
         """Inner step until which what waits may wait, unless more falls due."""
 
-    def advance(self, clock: int) -> None:
-        """Add what is due after inner step ``clock``."""
-        due = self._plan.due(clock)
+    def advance(self, step: int) -> None:
+        """Add what is due after inner step ``step``."""
+        due = self._plan.due(step)
         if due:
             self.not_before = 0
         self.pending = _union(self.pending, due)
 
-    def is_ready(self, clock: int) -> bool:
-        """Whether a round is to see to what waits after inner step ``clock``."""
-        return bool(self.pending) and clock >= self.not_before
+    def is_ready(self, step: int) -> bool:
+        """Whether a round is to see to what waits after inner step ``step``."""
+        return bool(self.pending) and step >= self.not_before
 
-    def finish(self, clock: int) -> bool:
+    def finish(self, step: int) -> bool:
         """Add what is due after the last inner step; whether a round is to see to it, or to what was put off."""
-        rows = [] if self._finished else self._plan.final()
+        rules = [] if self._finished else self._plan.final()
         self._finished = True
-        put_off = bool(self.pending) and clock < self.not_before
-        self.pending = _union(self.pending, rows)
-        return bool(rows) or put_off
+        put_off = bool(self.pending) and step < self.not_before
+        self.pending = _union(self.pending, rules)
+        return bool(rules) or put_off
 
     def take(self) -> list[int]:
         """All that waits, which a round now sees to."""
@@ -44,30 +82,30 @@ class Schedule:
         self.not_before = 0
         return taken
 
-    def again(self, rows: Iterable[int]) -> None:
-        """Try rows of a round that was not committed once more, those of a kind that does."""
-        self.pending = _union([index for index in rows if self._plan.rows[index].retry], self.pending)
+    def again(self, rules: Iterable[int]) -> None:
+        """Try rules of a round that was not committed once more, those that are to be retried."""
+        self.pending = _union([index for index in rules if self._plan.rules[index].retry], self.pending)
 
-    def replace(self, rows: Iterable[int]) -> None:
+    def replace(self, rules: Iterable[int]) -> None:
         """Have wait what waits at a peer, should its round fail."""
         self.pending = []
-        self.again(rows)
+        self.again(rules)
 
-    def settle(self, rows: Iterable[int]) -> None:
-        """Forget rows that a round has brought."""
-        self.pending = [index for index in self.pending if index not in set(rows)]
+    def settle(self, rules: Iterable[int]) -> None:
+        """Forget rules that a round has brought."""
+        self.pending = [index for index in self.pending if index not in set(rules)]
 
-    def beside(self, rows: Iterable[int] | None) -> list[int]:
-        """``rows`` of a round under way, and all that waits."""
-        return _union(list(rows or []), self.pending)
+    def beside(self, rules: Iterable[int]) -> list[int]:
+        """``rules`` of a round under way, and all that waits."""
+        return _union(list(rules), self.pending)
 
-    def keys(self, rows: Iterable[int]) -> list[str]:
-        """Keys of rows, which outlive a change of their order."""
-        return [self._plan.rows[index].key for index in rows]
+    def keys(self, rules: Iterable[int]) -> list[str]:
+        """Keys of rules, which outlive a change of their order."""
+        return [self._plan.rules[index].key for index in rules]
 
     def indices(self, keys: Iterable[str]) -> list[int]:
         """The inverse of ``keys``."""
-        known = [row.key for row in self._plan.rows]
+        known = [rule.key for rule in self._plan.rules]
         return [known.index(key) for key in keys]
 
 

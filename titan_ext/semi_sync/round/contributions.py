@@ -18,11 +18,11 @@ class Contributions:
     weights: list[float]
     """0 for a site that contributes nothing."""
     norms: list[list[float]]
-    """``[site][guarded row]``: Euclidean norm of its update."""
+    """``[site][guarded rule]``: Euclidean norm of its update."""
 
     @classmethod
     def own(cls, rank: int, sites: int, weight: float, norms: Sequence[float]) -> torch.Tensor:
-        """This site's line in an empty table, to be summed over the sites: float64 ``[sites, 1 + rows]``."""
+        """This site's line in an empty table, to be summed over the sites: float64 ``[sites, 1 + guarded]``."""
         table = torch.zeros(sites, 1 + len(norms), dtype=torch.float64)
         table[rank] = torch.tensor([weight, *norms], dtype=torch.float64)
         return table
@@ -45,13 +45,13 @@ class Contributions:
 
     def outliers(self, threshold: float) -> dict[int, list[float]]:
         """By rank of each site with an update above ``threshold`` times the contributors' median norm: the
-        factor for each guarded row that brings it back to that bound."""
+        factor for each guarded rule that brings it back to that bound."""
         contributors = self.contributors
         if threshold <= 0 or len(contributors) < FEWEST_PEERS:
             return {}
-        bounds = [threshold * median(norms) for norms in zip(*(self.norms[rank] for rank in contributors))]
+        bounds = [threshold * median(norms) for norms in zip(*(self.norms[rank] for rank in contributors), strict=True)]
         factors = {
-            rank: [min(1.0, bound / norm) if norm > 0 else 1.0 for bound, norm in zip(bounds, self.norms[rank])]
+            rank: [min(1.0, bound / norm) if norm > 0 else 1.0 for bound, norm in zip(bounds, self.norms[rank], strict=True)]
             for rank in contributors
         }
         return {rank: each for rank, each in factors.items() if min(each, default=1.0) < 1.0}

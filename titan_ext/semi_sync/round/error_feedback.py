@@ -1,59 +1,57 @@
-"""Error feedback: what a codec took away from a contribution goes into the next one of the same row."""
+"""Error feedback: what a codec took away from a contribution goes into the next one of the same rule."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from titan_ext.semi_sync.round.round import Round
-from titan_ext.semi_sync.state.synced_state import SyncedRow
+from titan_ext.semi_sync.round.round import RoundResult, Sum
+from titan_ext.semi_sync.state.synced_state import SyncedState
 
 
-class Residuals:
-    """What reductions have lost so far; it is this site's alone.
+class ErrorFeedback:
+    """What reductions have taken away so far; it is this site's alone.
 
     Args:
-        rows: the plan's rows bound to this rank.
+        states: the plan's rules bound to this rank.
         device: where the memory lies.
     """
 
-    def __init__(self, rows: Sequence[SyncedRow], device: torch.device) -> None:
-        self._rows = rows
-        self._kept = {
-            index: torch.zeros(row.numel, device=device)
-            for index, row in enumerate(rows)
-            if row.feeds_back
+    def __init__(self, states: Sequence[SyncedState], device: torch.device) -> None:
+        self._states = states
+        self._residuals = {
+            index: torch.zeros(state.numel, device=device) for index, state in enumerate(states) if state.feeds_back
         }
 
     def takes(self, index: int) -> bool:
-        """Whether anybody wants to know what a row's reduction loses."""
-        return index in self._kept or self._rows[index].takes_lost
+        """Whether anybody wants to know what a rule's reduction takes away."""
+        return index in self._residuals or self._states[index].takes_residual
 
     def add(self, index: int, contribution: torch.Tensor) -> None:
-        """Put what a row has lost into its contribution (fp32 ``[numel]``)."""
-        if index in self._kept:
-            contribution.add_(self._kept[index])
+        """Put what a rule is owed into its contribution (fp32 ``[numel]``)."""
+        if index in self._residuals:
+            contribution.add_(self._residuals[index])
 
-    def settle(self, round_: Round) -> None:
-        """Call when a round is committed: what it lost is owed by the next one."""
-        for index, lost in round_.lost.items():
-            if self._rows[index].takes_lost:
-                self._rows[index].take_lost(lost)
+    def settle(self, committed: Sum) -> None:
+        """Call when a round is committed: what it took away is owed by the next one."""
+        for index, residual in committed.residuals.items():
+            if self._states[index].takes_residual:
+                self._states[index].take_residual(residual)
             else:
-                self._kept[index] = lost
+                self._residuals[index] = residual
 
-    def checkpoint_state(self, flight: Round | None) -> dict[str, dict[str, torch.Tensor]]:
-        """By row and parameter, with global shapes.
+    def checkpoint_state(self, in_flight: RoundResult | None) -> dict[str, dict[str, torch.Tensor]]:
+        """By rule and parameter, with global shapes.
 
         Args:
-            flight: a reduced round that has not landed; what it lost counts as settled.
+            in_flight: a reduced round that has not been applied; what it took away counts as settled.
         """
-        lost = flight.lost if flight is not None else {}
+        residuals = in_flight.sum.residuals if in_flight is not None else {}
         return {
-            self._rows[index].row.key: self._rows[index].named_parts(lost.get(index, flat))
-            for index, flat in self._kept.items()
+            self._states[index].key: self._states[index].named_message(residuals.get(index, flat))
+            for index, flat in self._residuals.items()
         }
 
     def load_checkpoint_state(self, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Restore what ``checkpoint_state`` returned."""
-        for index, flat in self._kept.items():
-            self._rows[index].fill_from_parts(flat, state[self._rows[index].row.key])
+        for index, flat in self._residuals.items():
+            self._states[index].fill_message(flat, state[self._states[index].key])

@@ -1,300 +1,319 @@
-"""One round's exchange: quorum, agreement, reduction. Knows nothing of methods or of how results are applied."""
+"""One round's exchange: quorum, agreement, healing, reduction. Knows nothing of methods or of how results are applied."""
 
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch.distributed import ReduceOp
+from torch.profiler import record_function
 
-from titan_ext.semi_sync.plan.plan import PARAMETERS
-from titan_ext.semi_sync.round.agreement import Agreement, agree
+from titan_ext.semi_sync.plan.plan import PARAMETERS, OutlierGuard
+from titan_ext.semi_sync.round.agreement import Verdict, agree
 from titan_ext.semi_sync.round.contributions import Contributions
-from titan_ext.semi_sync.round.error_feedback import Residuals
+from titan_ext.semi_sync.round.error_feedback import ErrorFeedback
+from titan_ext.semi_sync.round.healing import Healing
 from titan_ext.semi_sync.round.lineage import Lineage
-from titan_ext.semi_sync.round.round import Round
-from titan_ext.semi_sync.round.site_status import Standing
+from titan_ext.semi_sync.round.round import Contribution, Launch, Role, RoundResult, Sum, parts_of
+from titan_ext.semi_sync.round.site_status import SiteStatus, all_gather_status
 from titan_ext.semi_sync.site.pairing import Pairing
-from titan_ext.semi_sync.state.synced_state import SyncedRow
-from titan_ext.semi_sync.wire.ledger import RoundRecord
+from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.semi_sync.state.sparse_tables import SparseTable
+from titan_ext.semi_sync.state.synced_state import Adoptable, Guarded, SyncedState
 from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
-from titan_ext.semi_sync.wire.reductions import Reduction
+from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
 
 logger = logging.getLogger(__name__)
 
+TakeIn = Callable[[Launch, Verdict], tuple[bool, bool]]
+"""Called once this rank knows the round: whether all ranks of the site do, and whether a peer's state was taken in."""
 
+
+@dataclass(slots=True, kw_only=True)
 class Exchange:
     """Runs rounds over a manager, on the caller's thread or on another one.
 
-    Args:
-        manager: this rank's replica manager.
-        rows: the plan's rows bound to this rank.
-        fingerprint: equal at sites that may exchange.
-        lineage: the run and how far it has come.
-        reductions: how each row is summed over the sites that has no way of its own.
-        pairing: which ranks do so with which.
-        gather: a value of every rank of the site, a collective.
-        guard: above how many times the sites' median norm an update is an outlier (0: never), and what becomes of it.
-        device: where buffers live.
-        silence: seconds after which a site that says nothing counts as dead.
+    Hazard: Gloo matches the collectives of two sites by their order alone. All sites issue those of a round in the
+    order of ``run``, and skip the same ones: what decides is the table of statuses, equal at all sites.
     """
 
-    def __init__(
-        self,
-        manager: ReplicaManager,
-        rows: Sequence[SyncedRow],
-        *,
-        fingerprint: int,
-        lineage: Lineage,
-        reductions: Sequence[Reduction],
-        pairing: Pairing,
-        gather: Callable[[Any], list[Any]],
-        guard: tuple[float, Literal["clip", "drop"]],
-        device: torch.device,
-        silence: float = 0.0,
-    ) -> None:
-        self._manager = manager
-        self._rows = rows
-        self._fingerprint = fingerprint
-        self._reductions = [row.reduction or each for row, each in zip(rows, reductions, strict=True)]
-        self._pairing = pairing
-        self._lineage = lineage
-        self._gather = gather
-        self._guard = guard
-        self._device = device
-        self._forgets_after = silence
-        self._linger = 0
-        self.residuals = Residuals(rows, device)
+    manager: ReplicaManager
+    states: Sequence[SyncedState]
+    """The plan's rules bound to this rank."""
+    fingerprint: int
+    """Equal at sites that may exchange."""
+    lineage: Lineage
+    healing: Healing
+    error_feedback: ErrorFeedback
+    reductions: Sequence[Reduction]
+    """How each state is summed over the sites."""
+    pairing: Pairing
+    """Which ranks exchange with which."""
+    site: SiteRanks
+    guard: OutlierGuard
+    device: torch.device
+    """Where buffers live."""
+    heartbeat_timeout_seconds: float = 0.0
+    """After which a site that says nothing counts as dead."""
+    _retry_after_steps: int = field(default=0, init=False)
+    """From the last table of statuses that came whole."""
 
-    def fill(self, round_: Round) -> None:
-        """Write this site's weighted contribution for ``round_.rows`` into a fresh buffer."""
-        numel = sum(self._rows[index].numel for index in round_.rows)
-        if round_.weight <= 0:
-            round_.buffer = torch.zeros(numel, dtype=torch.float32, device=self._device)
-            round_.norms = [0.0] * len(self._guarded(round_.rows))
-            return
-        round_.buffer = torch.empty(numel, dtype=torch.float32, device=self._device)
-        squares = []
-        for index, part in round_.parts(self._rows):
-            self._rows[index].write(part, round_.clock)
-            if index in self._guarded(round_.rows):
-                squares.append(self._rows[index].update_norm(part) ** 2)
-            if round_.weight != 1.0:
-                part.mul_(round_.weight)
-            self.residuals.add(index, part)
-        told = self._gather((_is_finite(round_.buffer), squares))
-        round_.norms = [math.sqrt(sum(ranks)) for ranks in zip(*(each for _, each in told))]
-        if not all(finite for finite, _ in told):
-            # One NaN would reach every site. What the others agree on comes back and heals this one.
-            logger.warning(
-                "this site's contribution after inner step %d is not finite; it is left out of the round", round_.clock
-            )
-            self._silence(round_)
-
-    def record(
-        self, round_: Round, *, committed: bool, failure: object | None, **measured: Any
-    ) -> RoundRecord:
-        """What a round cost and what came of it.
+    def run(self, launch: Launch, contribution: Contribution | None = None, take_in: TakeIn | None = None) -> RoundResult:
+        """Exchange a round. Errors end up in the verdict's ``problem`` or at the manager, never as exceptions of the wire.
 
         Args:
-            round_: after its landing.
-            committed: whether it was applied.
-            failure: the manager's error, if any.
-            **measured: the fields of the record that are not the round's own.
-        """
-        return RoundRecord(
-            rows=[self._rows[index].row.key for index in round_.rows],
-            participants=len(round_.contributors) if committed else 0,
-            contributors=[round_.name(rank) for rank in round_.contributors] if committed else [],
-            sites=round_.sites,
-            bytes_sent=(wire := self._wire_bytes(round_)),
-            bytes_received=wire,
-            seconds_quorum=round_.seconds_quorum,
-            seconds_reduce=round_.seconds_reduce,
-            committed=committed,
-            error=None if committed else str(round_.problem or failure or "a rank or site of the round failed"),
-            **measured,
-        )
-
-    def run(self, round_: Round, all_ready: Callable[[Round], bool]) -> Round:
-        """Quorum, agreement and reduction; errors end up in ``round_.problem`` or at the manager, never as
-        exceptions of the wire.
-
-        Args:
-            round_: filled already if its rows are in flight while the inner loop goes on.
-            all_ready: called once this rank knows the round, before the buffer is written: whether all ranks of the
-                site do. Takes in the state of a peer if this site was behind.
+            launch: what this site means to do.
+            contribution: this site's, where the inner loop goes on meanwhile and the parameters change.
+            take_in: takes in a peer's state if this site was behind. None where the inner loop goes on meanwhile: the
+                ranks of the site may not meet then, and a state is taken in when the round is applied.
         """
         started = time.perf_counter()
-        self._manager.start_quorum()
-        round_.sites = self._manager.num_participants()
-        outcome = self._agreed(round_)
-        round_.seconds_quorum = time.perf_counter() - started
-        if not all_ready(round_) or self._manager.errored() is not None:
-            round_.rows = round_.rows or list(round_.launched)
-            return round_
-        rows = outcome.rows
-        if outcome.newcomers:
-            self._bring_rows(round_)
-        if outcome.newcomers and rows:
-            rows = self._with_moments(rows)
-        self._take(round_, rows)
-        if round_.rows and self._manager.errored() is None:
-            self._reduce(round_)
-        return round_
-
-    def _agreed(self, round_: Round) -> Agreement:
-        own = Standing(
-            fingerprint=self._fingerprint,
-            clock=round_.clock,
-            rows=round_.intent,
-            tokens=round_.tokens,
-            pace=round_.pace,
-            **self._lineage.said(),
+        with record_function("titan_ext::quorum"):
+            self.manager.start_quorum()
+        # A peer's state comes with the quorum.
+        role = Role.HEALED if self.healing.has_arrived else launch.role
+        with record_function("titan_ext::agree"):
+            verdict = self._verdict(launch, role)
+        result = RoundResult(
+            launch=launch,
+            role=role,
+            sites=self.manager.num_participants(),
+            verdict=verdict,
+            retry_after_steps=self._retry_after_steps,
+            seconds_quorum=time.perf_counter() - started,
         )
-        outcome = agree(self._manager, own)
-        if self._manager.errored() is None:
-            # From one table, so that all sites come to one step.
-            slowest = max(site.pace for site in outcome.table)
-            self._linger = math.ceil(1000 * self._forgets_after / slowest) if slowest else 0
-        round_.table, round_.problem = outcome.table, outcome.problem
-        round_.refused, round_.diverged = outcome.refused, outcome.diverged
-        if round_.problem is None and self._manager.errored() is None and all(site.rows is None for site in outcome.table):
-            round_.opening = self._lineage.opening(self._manager, outcome.table)
-            if round_.opening is None and self._manager.errored() is None:
-                round_.problem = self._lineage.why_waiting(outcome.table)
-        if round_.problem is not None:
-            self._manager.report_error(RuntimeError(round_.problem))
-        else:
-            round_.agreed, round_.clock = outcome.rows, outcome.clock
-        round_.linger, round_.meet_at = self._linger, outcome.meet_at
-        return outcome
+        if take_in is not None:
+            with record_function("titan_ext::heal"):
+                ready, healed = take_in(launch, verdict)
+            result = replace(result, healed=healed)
+            if not ready:
+                return result
+        if self.manager.errored() is not None:
+            return result
+        if verdict.newcomers:
+            result = replace(result, adopted=self._bring_tables(verdict))
+        rules = self._with_moments(verdict.rules) if verdict.newcomers else verdict.rules
+        if not rules:
+            return result
+        if contribution is None or role.abstains:
+            # Taken in by the members: what this site did before is not measured from their point.
+            contribution = self.contribution(rules, verdict.step, 0.0 if role.abstains else launch.weight)
+        if self.manager.errored() is None:
+            with record_function("titan_ext::reduce"):
+                result = replace(result, sum=self._reduce(contribution, verdict))
+        return result
 
-    def _bring_rows(self, round_: Round) -> None:
-        """Rows of tables, each from the site that is furthest of those that hold it, to the newcomers."""
-        sites = range(len(round_.table))
-        if len({site.position for site in round_.table}) == 1 and round_.table[0].position.round > 0:
-            return  # all hold what the last commit left
-        furthest = sorted(sites, key=lambda site: (round_.table[site].position, -site), reverse=True)
-        places = [float(furthest.index(site)) for site in sites]
-        for index, row in enumerate(self._rows):
-            if row.adopts:
-                messages = row.offered()
-                for message in messages:
-                    self._pairing.reduce(
-                        row.adoption, self._manager, [row], message, clock=round_.clock, weights=places, lost=None
-                    )
-                round_.adopted[index] = messages
+    def contribution(self, rules: Sequence[int], step: int, weight: float) -> Contribution:
+        """This site's weighted contribution to the rules of a round, in a fresh buffer. A collective over the site."""
+        rules, numel = tuple(rules), sum(self.states[index].numel for index in rules)
+        if weight <= 0:
+            return self._nothing(rules, torch.empty(numel, dtype=torch.float32, device=self.device))
+        buffer = torch.empty(numel, dtype=torch.float32, device=self.device)
+        squares = []
+        with record_function("titan_ext::contribution"):
+            for index, part in parts_of(buffer, rules, self.states):
+                state = self.states[index]
+                state.write(part, step)
+                if self._is_guarded(state):
+                    squares.append(state.update_norm(part) ** 2)
+                if weight != 1.0:
+                    part.mul_(weight)
+                self.error_feedback.add(index, part)
+        by_rank = self.site.gather((_is_finite(buffer), squares))
+        norms = [math.sqrt(sum(ranks)) for ranks in zip(*(each for _, each in by_rank), strict=True)]
+        if all(finite for finite, _ in by_rank):
+            return Contribution(rules, weight, buffer, norms)
+        # One NaN would reach every site. What the others agree on comes back and heals this one.
+        logger.warning("this site's contribution after inner step %d is not finite; it is left out of the round", step)
+        return self._nothing(rules, buffer)
 
-    def _with_moments(self, rows: list[int]) -> list[int]:
-        """The rows of a round that takes in a newcomer: all states without a global value come along.
+    def bytes_sent(self, result: RoundResult) -> int:
+        """Bytes that all ranks of the site sent in the round's reductions. A collective over the site."""
+        return self._measured_bytes() + self._computed_bytes(result)
+
+    # -- who, and what -----------------------------------------------------------------------------
+
+    def _verdict(self, launch: Launch, role: Role) -> Verdict:
+        own = SiteStatus(
+            fingerprint=self.fingerprint,
+            step=launch.step,
+            rules=None if role.abstains else list(launch.rules),
+            tokens=launch.tokens,
+            step_time_ms=launch.step_time_ms,
+            **self.lineage.status_fields(),
+        )
+        table = all_gather_status(self.manager, own)
+        if self.manager.errored() is not None:
+            return Verdict([own], [], own.step)
+        verdict = agree(table, self.manager.participating_rank())
+        self._retry_after_steps = verdict.steps_until_forgotten(self.heartbeat_timeout_seconds)
+        if verdict.problem is None and verdict.all_join:
+            opening = self.lineage.opening(self.manager, table)
+            waits = opening is None and self.manager.errored() is None
+            verdict = replace(verdict, opening=opening, problem=self.lineage.why_waiting(table) if waits else None)
+        if verdict.problem is not None:
+            self.manager.report_error(RuntimeError(verdict.problem))
+        return verdict
+
+    def _bring_tables(self, verdict: Verdict) -> dict[int, list[torch.Tensor]]:
+        """Rows of tables to the newcomers, each from the site that is furthest of those that hold it."""
+        table = verdict.table
+        if len({site.position for site in table}) == 1 and table[0].position.round > 0:
+            return {}  # all hold what the last commit left
+        ranks = range(len(table))
+        furthest = sorted(ranks, key=lambda rank: (table[rank].position, -rank), reverse=True)
+        places = [float(furthest.index(rank)) for rank in ranks]
+        adopted = {}
+        for index, state in enumerate(self.states):
+            if isinstance(state, Adoptable):
+                adopted[index] = state.offered()
+                for message in adopted[index]:
+                    self.pairing.reduce(state.adoption, self.manager, [state], message, RoundFacts(verdict.step, places), None)
+        return adopted
+
+    def _with_moments(self, rules: list[int]) -> list[int]:
+        """The rules of a round that takes in a newcomer: all states without a global value come along.
 
         Those are nowhere whole but in the mean over the members, and a newcomer that started from
         zero would pull the next mean down.
         """
-        if any(self._rows[index].row.delay for index in rows):
-            return rows  # written already, and the inner loop is changing the moments
-        moments = [index for index, row in enumerate(self._rows) if row.row.state != PARAMETERS]
-        return sorted({*rows, *moments})
+        if not rules or any(self.states[index].rule.delay for index in rules):
+            return rules  # written already, and the inner loop is changing the moments
+        moments = [index for index, state in enumerate(self.states) if state.rule.state != PARAMETERS]
+        return sorted({*rules, *moments})
 
-    def _take(self, round_: Round, rows: list[int]) -> None:
-        round_.rows = rows
-        if round_.intent is None:
-            # Taken in by the members: what this site did before is not measured from their point.
-            round_.weight = 0.0
-            round_.buffer = None
-        if rows and round_.buffer is None:
-            self.fill(round_)
+    # -- the wire ----------------------------------------------------------------------------------
 
-    def _reduce(self, round_: Round) -> None:
+    def _reduce(self, contribution: Contribution, verdict: Verdict) -> Sum:
         started = time.perf_counter()
-        self._weigh(round_)
-        parts = dict(round_.parts(self._rows))
-        for rows in self._together(round_.rows):
-            values = self._joined(round_.buffer, [parts[index] for index in rows])
-            wanted = [index for index in rows if self.residuals.takes(index)]
-            lost = torch.empty_like(values) if wanted and round_.weight > 0 else None
-            travelled = self._pairing.reduce(
-                self._reductions[rows[0]],
-                self._manager,
-                [self._rows[index] for index in rows],
-                values,
-                clock=round_.clock,
-                weights=round_.contributions.weights,
-                lost=lost,
-            )
-            round_.silent |= set() if travelled else set(rows)
-            if lost is not None:
-                sizes = [parts[index].numel() for index in rows]
-                round_.lost |= {index: part for index, part in zip(rows, lost.split(sizes)) if index in wanted}
-        round_.seconds_reduce = time.perf_counter() - started
+        contribution, contributions = self._weigh(contribution, verdict)
+        of = RoundFacts(verdict.step, contributions.weights)
+        parts = dict(parts_of(contribution.buffer, contribution.rules, self.states))
+        residuals: dict[int, torch.Tensor] = {}
+        without_partner: set[int] = set()
+        for run in self._together(contribution.rules):
+            values = _stretch(contribution.buffer, [parts[index] for index in run])
+            wanted = [index for index in run if self.error_feedback.takes(index)]
+            residual = torch.empty_like(values) if wanted and contribution.weight > 0 else None
+            states = [self.states[index] for index in run]
+            if not self.pairing.reduce(self.reductions[run[0]], self.manager, states, values, of, residual):
+                without_partner |= set(run)
+            if residual is not None:
+                pieces = residual.split([parts[index].numel() for index in run])
+                residuals |= {index: part for index, part in zip(run, pieces, strict=True) if index in wanted}
+        return Sum(
+            rules=contribution.rules,
+            buffer=contribution.buffer,
+            weight=contribution.weight,
+            contributions=contributions,
+            residuals=residuals,
+            without_partner=frozenset(without_partner),
+            seconds=time.perf_counter() - started,
+        )
 
-    def _weigh(self, round_: Round) -> None:
+    def _weigh(self, contribution: Contribution, verdict: Verdict) -> tuple[Contribution, Contributions]:
         """Learn what every site puts in, and hold back what is out of all proportion."""
-        rank = self._manager.participating_rank()
-        table = Contributions.own(rank, round_.sites, round_.weight, round_.norms).to(wire_device(self._manager))
-        self._manager.allreduce(table, reduce_op=ReduceOp.SUM).wait()
-        round_.contributions = Contributions.of(table)
-        threshold, action = self._guard
-        outliers = round_.contributions.guard(threshold, action)
+        rank, sites = self.manager.participating_rank(), self.manager.num_participants()
+        own = Contributions.own(rank, sites, contribution.weight, contribution.norms).to(wire_device(self.manager))
+        self.manager.allreduce(own, reduce_op=ReduceOp.SUM).wait()
+        contributions = Contributions.of(own)
+        outliers = contributions.guard(self.guard.threshold, self.guard.action)
         for site, factors in outliers.items():
             logger.warning(
                 "site %s: its update after inner step %d is %.3g times the largest that its peers' median allows; %s",
-                round_.name(site),
-                round_.clock,
+                verdict.name(site),
+                verdict.step,
                 1 / min(factors),
-                "left out" if action == "drop" else "clipped",
+                "left out" if self.guard.action == "drop" else "clipped",
             )
-        if rank not in outliers:
-            return
-        if action == "drop":
-            self._silence(round_)
-            return
-        parts = dict(round_.parts(self._rows))
-        for index, factor in zip(self._guarded(round_.rows), outliers[rank]):
-            self._rows[index].damp(parts[index], factor, round_.weight)
+        if rank in outliers and self.guard.action == "drop":
+            contribution = self._nothing(contribution.rules, contribution.buffer)
+        elif rank in outliers:
+            self._clip(contribution, outliers[rank])
+        return contribution, contributions
 
-    def _guarded(self, rows: Sequence[int]) -> list[int]:
-        return [index for index in rows if self._rows[index].guarded] if self._guard[0] > 0 else []
+    def _clip(self, contribution: Contribution, factors: Sequence[float]) -> None:
+        parts = [
+            (self.states[index], part)
+            for index, part in parts_of(contribution.buffer, contribution.rules, self.states)
+            if self._is_guarded(self.states[index])
+        ]
+        for (state, part), factor in zip(parts, factors, strict=True):
+            state.damp(part, factor, contribution.weight)
 
-    def _silence(self, round_: Round) -> None:
+    def _is_guarded(self, state: SyncedState) -> bool:
+        return isinstance(state, Guarded) and self.guard.threshold > 0
+
+    def _nothing(self, rules: tuple[int, ...], buffer: torch.Tensor) -> Contribution:
         """Contribute nothing."""
-        round_.weight = 0.0
-        round_.buffer.zero_()
+        guarded = sum(self._is_guarded(self.states[index]) for index in rules)
+        return Contribution(rules, 0.0, buffer.zero_(), [0.0] * guarded)
 
-    def _wire_bytes(self, round_: Round) -> int:
-        if not round_.seconds_reduce:
+    def _measured_bytes(self) -> int:
+        """Of tables shared by row, whose messages' sizes depend on who holds what. All ranks meet or none."""
+        bound = zip(self.states, self.reductions, strict=True)
+        tables = [(state, reduction) for state, reduction in bound if isinstance(state, SparseTable)]
+        if not tables:
             return 0
-        travelled = [index for index in round_.rows if index not in round_.silent]
-        total = 0
-        for run in self._together(travelled):
-            reduction = self._reductions[run[0]]
-            if self._rows[run[0]].by_row:
-                total += self._measured(reduction)
-            else:
-                total += self._pairing.wire_bytes(reduction, run, round_.sites)
-        return total + sum(self._measured(row.adoption) for row in self._rows if row.adopts)
+        own = sum(reduction.take_sent() for _, reduction in tables)
+        own += sum(state.adoption.take_sent() for state, _ in tables if isinstance(state, Adoptable))
+        return sum(self.site.gather(own))
 
-    def _measured(self, reduction: Reduction) -> int:
-        """Bytes that all ranks of the site sent; a collective over it."""
-        return sum(self._gather(reduction.take_sent()))
+    def _computed_bytes(self, result: RoundResult) -> int:
+        """Of everything else: it follows from sizes."""
+        if result.sum is None:
+            return 0
+        travelled = [
+            index
+            for index in result.sum.rules
+            if index not in result.sum.without_partner and not isinstance(self.states[index], SparseTable)
+        ]
+        return sum(
+            self.pairing.wire_bytes(self.reductions[run[0]], run, result.sites) for run in self._together(travelled)
+        )
 
-    def _together(self, rows: Sequence[int]) -> list[list[int]]:
-        """Neighbouring rows that are summed alike travel as one: fewer and fuller buckets."""
+    def _together(self, rules: Sequence[int]) -> list[list[int]]:
+        """Neighbouring rules that are summed alike travel as one: fewer and fuller buckets."""
         runs: list[list[int]] = []
-        for index in rows:
-            if runs and self._reductions[runs[-1][0]] is self._reductions[index]:
+        for index in rules:
+            if runs and self.reductions[runs[-1][0]] is self.reductions[index]:
                 runs[-1].append(index)
             else:
                 runs.append([index])
         return runs
 
-    def _joined(self, buffer: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The stretch of the buffer that the neighbouring parts make up."""
-        start = parts[0].storage_offset() - buffer.storage_offset()
-        return buffer[start : start + sum(part.numel() for part in parts)]
+
+def record_fields(
+    result: RoundResult, committed: bool, failure: object | None, states: Sequence[SyncedState]
+) -> dict[str, Any]:
+    """The fields of a ``RoundRecord`` that a round tells of itself.
+
+    Args:
+        result: after its vote.
+        committed: whether it was applied.
+        failure: the manager's error, if any.
+        states: the plan's rules bound to this rank.
+    """
+    return {
+        "rules": [states[index].key for index in result.rules],
+        "participants": len(result.contributors) if committed else 0,
+        "contributors": [result.verdict.name(rank) for rank in result.contributors] if committed else [],
+        "sites": result.sites,
+        "seconds_quorum": result.seconds_quorum,
+        "seconds_reduce": result.sum.seconds if result.sum is not None else 0.0,
+        "committed": committed,
+        "healed": result.healed,
+        "error": None if committed else str(result.verdict.problem or failure or "a rank or site of the round failed"),
+    }
+
+
+def _stretch(buffer: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The stretch of the buffer that the neighbouring parts make up."""
+    start = parts[0].storage_offset() - buffer.storage_offset()
+    return buffer[start : start + sum(part.numel() for part in parts)]
 
 
 def _is_finite(values: torch.Tensor) -> bool:

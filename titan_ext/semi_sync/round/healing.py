@@ -4,11 +4,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from titan_ext.semi_sync.binding import differences
 from titan_ext.semi_sync.round.lineage import Lineage
-from titan_ext.semi_sync.round.round import Round
+from titan_ext.semi_sync.round.round import RoundResult
 from titan_ext.semi_sync.site.ranks import SiteRanks
-from titan_ext.semi_sync.state.synced_state import SyncedRow
+from titan_ext.semi_sync.state.synced_state import SyncedState
 from titan_ext.semi_sync.wire.manager import ReplicaManager
 
 logger = logging.getLogger(__name__)
@@ -22,7 +21,7 @@ class Healing:
     hold two models.
 
     Args:
-        rows: the plan's rows bound to this rank.
+        states: the plan's rules bound to this rank.
         lineage: the run and how far it has come.
         manager: this rank's replica manager.
         site: the ranks of the site.
@@ -31,13 +30,13 @@ class Healing:
 
     def __init__(
         self,
-        rows: Sequence[SyncedRow],
+        states: Sequence[SyncedState],
         lineage: Lineage,
         manager: ReplicaManager,
         site: SiteRanks,
         fingerprint: Mapping[str, str],
     ) -> None:
-        self._rows = rows
+        self._states = states
         self._lineage = lineage
         self._manager = manager
         self._site = site
@@ -45,14 +44,22 @@ class Healing:
         self._arrived: Mapping[str, Any] | None = None
         self._counters: dict[str, int] = {}
 
-    def offer(self, clock: int, pending: list[int]) -> dict[str, Any]:
-        """This site's shared state; its tensors are the live ones, unchanged until the round's commit."""
+    @property
+    def has_arrived(self) -> bool:
+        """Whether a peer's state waits to be taken in."""
+        return self._arrived is not None
+
+    def offer(self, step: int, pending: list[int]) -> dict[str, Any]:
+        """This site's shared state.
+
+        Hazard: its tensors are the live ones. They may be read until the round's commit, which changes them.
+        """
         return {
             "fingerprint": self._fingerprint,
-            "clock": clock,
+            "step": step,
             **self._lineage.state_dict(),
             "pending": pending,
-            "rows": {row.row.key: row.shared_state() for row in self._rows},
+            "states": {state.key: state.shared_state() for state in self._states},
         }
 
     def receive(self, state: Mapping[str, Any]) -> None:
@@ -75,27 +82,33 @@ class Healing:
             return False, None
         state, self._arrived = self._arrived, None
         if state is not None:
-            for row in self._rows:
-                row.load_shared_state(state["rows"].get(row.row.key, {}))
-            self._lineage.adopt(state)
-            logger.info("took the shared state of a peer at inner step %d, round %d", state["clock"], state["round"])
+            for each in self._states:
+                each.load_shared_state(state["states"].get(each.key, {}))
+            self._lineage.take_over(state)
+            logger.info("took the shared state of a peer at inner step %d, round %d", state["step"], state["round"])
         return True, state
 
-    def give_up(self, round_: Round) -> None:
+    def give_up(self, result: RoundResult) -> None:
         """The round failed: a site that is behind must count as such, so as to be healed in the next one."""
         counters = self._manager.state_dict()
         if self._arrived is not None:
             # It came, and could not be taken in; the manager already counts as healed.
             self._arrived, counters = None, self._counters
-        elif round_.diverged:
+        elif result.verdict.diverged:
             logger.error("this site's shared state is not that of the others; taking theirs")
             counters["step"] = max(0, counters["step"] - 1)
         else:
             return
         self._manager.load_state_dict(counters)
 
-    def mismatch(self, problem: str) -> str:
+    def explain(self, problem: str) -> str:
         """A refusal with the keys in which a peer's fingerprint differs, where one came."""
         theirs = (self._arrived or {}).get("fingerprint")
-        differing = "" if theirs is None else differences(self._fingerprint, theirs)
+        differing = "" if theirs is None else _differences(self._fingerprint, theirs)
         return f"{problem}: {differing}" if differing else problem
+
+
+def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    """The keys in which two fingerprints differ, with both values."""
+    keys = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    return "; ".join(f"{key}: theirs {theirs.get(key)}, ours {ours.get(key)}" for key in keys)

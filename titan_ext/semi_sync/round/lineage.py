@@ -17,9 +17,9 @@ from torch.distributed import ReduceOp
 
 from titan_ext.semi_sync.round.agreement import described
 from titan_ext.semi_sync.round.commit_log import Commit, CommitLog
-from titan_ext.semi_sync.round.site_status import BITS, Position, Standing
-from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
+from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.semi_sync.round.site_status import BITS, Position, SiteStatus
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +34,10 @@ class Lineage:
         name: of the site.
         log: where commits are recorded; None keeps no record. Only rank 0's is used.
         site: the ranks of the site.
-        roll_back: go on from an older checkpoint even if a site of the last commit is missing.
+        allow_rollback: go on from an older checkpoint even if a site of the last commit is missing.
     """
 
-    def __init__(self, name: str, log: CommitLog | None, site: SiteRanks, *, roll_back: bool = False) -> None:
+    def __init__(self, name: str, log: CommitLog | None, site: SiteRanks, *, allow_rollback: bool = False) -> None:
         self.name = name
         self.run = 0
         self.origin = 0
@@ -46,7 +46,7 @@ class Lineage:
         self.checksum = 0
         self._log = log
         self._site = site
-        self._roll_back = roll_back
+        self._allow_rollback = allow_rollback
         self._last: Commit | None = None
 
     @property
@@ -54,8 +54,8 @@ class Lineage:
         """Hexadecimal."""
         return f"{self.run:016x}"
 
-    def said(self) -> dict[str, Any]:
-        """The lineage's part of this site's standing."""
+    def status_fields(self) -> dict[str, Any]:
+        """The lineage's part of this site's status."""
         return {
             "name": self.name,
             "run": self.run,
@@ -66,12 +66,12 @@ class Lineage:
             "checksum": self.checksum,
         }
 
-    def opening(self, manager: ReplicaManager, table: Sequence[Standing]) -> tuple[int, Position] | None:
+    def opening(self, manager: ReplicaManager, table: Sequence[SiteStatus]) -> tuple[int, Position] | None:
         """Run and position from which sites that all just join may begin; None if they have to wait. A collective.
 
         Args:
             manager: with the quorum of the table.
-            table: the standings of all sites.
+            table: the statuses of all sites.
         """
         run = next((site.run for site in table if site.run), 0)
         if not run:
@@ -90,7 +90,7 @@ class Lineage:
         )
         return run, Position(known.generation + 1, best.round)
 
-    def why_waiting(self, table: Sequence[Standing]) -> str:
+    def why_waiting(self, table: Sequence[SiteStatus]) -> str:
         """What the wait is for, in words."""
         missing = self._missing(table)
         if not missing:
@@ -98,7 +98,7 @@ class Lineage:
         return (
             f"this site's checkpoint ({described(self.run, self.position)}) is older than its last commit (round "
             f"{self._last.round}); waiting for {', '.join(missing)}, which took part in it. If they are gone for good, "
-            "restart with --replica.roll_back true"
+            "restart with --replica.allow_rollback true"
         )
 
     def open(self, manager: ReplicaManager, run: int, position: Position) -> None:
@@ -123,7 +123,7 @@ class Lineage:
             return f"a peer sent an older state ({described(run, position)}) than ours ({described(run, self.position)})"
         return None
 
-    def adopt(self, state: Mapping[str, Any]) -> None:
+    def take_over(self, state: Mapping[str, Any]) -> None:
         """Stand where the peer stands whose shared state was taken in."""
         self._take_place(state)
 
@@ -131,11 +131,11 @@ class Lineage:
         """A round is committed."""
         self.position = Position(self.position.generation, self.position.round + 1)
 
-    def record(self, table: Sequence[Standing], contributors: Sequence[int], step: int, checksum: int) -> None:
+    def record(self, table: Sequence[SiteStatus], contributors: Sequence[int], step: int, checksum: int) -> None:
         """Write the commit that ``advance`` counted to the log.
 
         Args:
-            table: the standings of the round's sites.
+            table: the statuses of the round's sites.
             contributors: ranks of those that were averaged.
             step: inner step of the launch.
             checksum: of the shared state after it, 0 if there is none.
@@ -175,9 +175,9 @@ class Lineage:
             return self.position
         return max(self.position, self._last.position)
 
-    def _missing(self, table: Sequence[Standing]) -> list[str]:
+    def _missing(self, table: Sequence[SiteStatus]) -> list[str]:
         """Sites of our last commit that are not here, if we are behind it."""
-        if self._known() <= self.position or self._roll_back:
+        if self._known() <= self.position or self._allow_rollback:
             return []
         return sorted({*self._last.sites} - {site.name for site in table})
 

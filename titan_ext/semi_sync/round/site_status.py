@@ -1,4 +1,4 @@
-"""What each site says of itself at the start of a round, and the table that all their words make up."""
+"""What each site tells the others of itself at the start of a round, and the table of all sites."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ BITS = 62
 """Bits of a hash in the table: small enough to be no negative number of 64."""
 
 NAME_BYTES = 64
-MOST_ROWS = 8 * BITS
+MOST_RULES = 8 * BITS
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -23,7 +23,7 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class SiteStatus:
     """One site before a round."""
 
     name: str = ""
@@ -43,18 +43,18 @@ class Standing:
     """The last commit of the run that it remembers; later than ``position`` where an older checkpoint was loaded."""
     checksum: int = 0
     """Of the shared state; 0 where a method has none that is equal at all sites."""
-    clock: int
+    step: int
     """Inner steps taken."""
-    rows: list[int] | None
-    """Indices of the rows it is about to exchange; None to abstain and learn the round from the others."""
+    rules: list[int] | None
+    """Indices of the rules it is about to exchange; None to abstain and learn the round from the others."""
     tokens: int = 0
     """What it has trained on since its last commit."""
-    pace: int = 0
+    step_time_ms: int = 0
     """Milliseconds that an inner step takes it; 0 if it has taken none yet."""
 
 
-def table_of(manager: ReplicaManager, own: Standing) -> list[Standing]:
-    """The standing of every site of the quorum, in the order of their ranks; ``own`` alone after an error.
+def all_gather_status(manager: ReplicaManager, own: SiteStatus) -> list[SiteStatus]:
+    """The status of every site of the quorum, in the order of their ranks; ``own`` alone after an error.
 
     One all-reduce, to which every site adds a line that the others leave empty.
     """
@@ -69,16 +69,16 @@ def table_of(manager: ReplicaManager, own: Standing) -> list[Standing]:
 
 
 _NUMBERS = 13
-_ROW_WORDS = MOST_ROWS // BITS
+_RULE_WORDS = MOST_RULES // BITS
 _NAME_WORD = 7  # bytes in a word
 _NAME_WORDS = -(-NAME_BYTES // _NAME_WORD)
-_WORDS = _NUMBERS + _ROW_WORDS + _NAME_WORDS
+_WORDS = _NUMBERS + _RULE_WORDS + _NAME_WORDS
 
 
-def _pack(own: Standing) -> list[int]:
-    rows = [0] * _ROW_WORDS
-    for row in own.rows or []:
-        rows[row // BITS] |= 1 << (row % BITS)
+def _pack(own: SiteStatus) -> list[int]:
+    rules = [0] * _RULE_WORDS
+    for rule in own.rules or []:
+        rules[rule // BITS] |= 1 << (rule % BITS)
     name = own.name.encode().ljust(_NAME_WORDS * _NAME_WORD, b"\0")
     return [
         own.fingerprint,
@@ -90,22 +90,22 @@ def _pack(own: Standing) -> list[int]:
         own.known.generation,
         own.known.round,
         own.checksum,
-        own.clock,
+        own.step,
         own.tokens,
-        own.pace,
-        int(own.rows is None),
-        *rows,
+        own.step_time_ms,
+        int(own.rules is None),
+        *rules,
         *(int.from_bytes(name[start : start + _NAME_WORD], "big") for start in range(0, len(name), _NAME_WORD)),
     ]
 
 
-def _unpack(line: list[int]) -> Standing:
-    fingerprint, run, origin, salt, *positions, checksum, clock, tokens, pace, abstains = line[:_NUMBERS]
+def _unpack(line: list[int]) -> SiteStatus:
+    fingerprint, run, origin, salt, *positions, checksum, step, tokens, step_time_ms, abstains = line[:_NUMBERS]
     generation, round_, known_generation, known_round = positions
-    words = line[_NUMBERS : _NUMBERS + _ROW_WORDS]
-    name = b"".join(word.to_bytes(_NAME_WORD, "big") for word in line[_NUMBERS + _ROW_WORDS :])
-    rows = [index * BITS + bit for index, word in enumerate(words) for bit in range(BITS) if word >> bit & 1]
-    return Standing(
+    words = line[_NUMBERS : _NUMBERS + _RULE_WORDS]
+    name = b"".join(word.to_bytes(_NAME_WORD, "big") for word in line[_NUMBERS + _RULE_WORDS :])
+    rules = [index * BITS + bit for index, word in enumerate(words) for bit in range(BITS) if word >> bit & 1]
+    return SiteStatus(
         name=name.rstrip(b"\0").decode(errors="replace"),
         fingerprint=fingerprint,
         run=run,
@@ -114,8 +114,8 @@ def _unpack(line: list[int]) -> Standing:
         position=Position(generation, round_),
         known=Position(known_generation, known_round),
         checksum=checksum,
-        clock=clock,
-        rows=None if abstains else rows,
+        step=step,
+        rules=None if abstains else rules,
         tokens=tokens,
-        pace=pace,
+        step_time_ms=step_time_ms,
     )

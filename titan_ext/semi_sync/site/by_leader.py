@@ -4,46 +4,47 @@ from collections.abc import Sequence
 
 import torch
 
-from titan_ext.semi_sync.site.leader_manager import LedManager
+from titan_ext.semi_sync.site.leader_manager import LeaderManager
 from titan_ext.semi_sync.site.shards import SiteShards
-from titan_ext.semi_sync.state.synced_state import SyncedRow
+from titan_ext.semi_sync.state.synced_state import SyncedState
 from titan_ext.semi_sync.wire.manager import ReplicaManager
-from titan_ext.semi_sync.wire.reductions import Reduction
+from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
 
 
 class ByLeader:
     """Tensors are made whole on the leader some at a time, exchanged, and cut up again.
 
     Args:
-        rows: the plan's rows bound to this rank.
+        states: the plan's rules bound to this rank.
         shards: the shards of the site's parameters.
         bucket_elements: about how much is whole at once, more if one tensor is larger.
 
     Raises:
-        ValueError: a row is not elementwise, so that sites of different layout cannot exchange it.
+        ValueError: a state or its aggregation is not elementwise, so that sites of different layout cannot exchange it.
     """
 
     name = "leader"
 
-    def __init__(self, rows: Sequence[SyncedRow], shards: SiteShards, bucket_elements: int) -> None:
-        for row in rows:
-            if not row.any_layout:
+    def __init__(self, states: Sequence[SyncedState], shards: SiteShards, bucket_elements: int) -> None:
+        for state in states:
+            if not (state.facts.elementwise and state.rule.wire.aggregation.elementwise):
+                kind = state if not state.facts.elementwise else state.rule.wire.aggregation
                 raise ValueError(
-                    f'pairing = "leader": {type(row).__name__} of the method works on a rank\'s own shards; '
+                    f'pairing = "leader": {type(kind).__name__} works on a rank\'s own shards; '
                     'give all sites one parallel layout, or set semi_sync.pairing = "rank"'
                 )
         self._shards = shards
         self._bucket_elements = max(1, bucket_elements)
-        held = shards.gather([row.names for row in rows])
-        self._names = [sorted({name for names in held for name in names[index]}) for index in range(len(rows))]
-        self._index = {id(row): index for index, row in enumerate(rows)}
-        self._rows = rows
+        held = shards.gather([state.names for state in states])
+        self._names = [sorted({name for names in held for name in names[index]}) for index in range(len(states))]
+        self._index = {id(state): index for index, state in enumerate(states)}
+        self._states = states
 
-    def fingerprint(self, rows: Sequence[SyncedRow]) -> dict[str, str]:
+    def fingerprint(self, states: Sequence[SyncedState]) -> dict[str, str]:
         """What sites that pair so must have in common beside their settings: every whole tensor."""
         shapes = [
-            (row.row.key, name, row.agreed_shape(self._shards.shape(name)))
-            for row, names in zip(rows, self._names)
+            (state.key, name, state.agreed_shape(self._shards.shape(name)))
+            for state, names in zip(states, self._names, strict=True)
             for name in names
         ]
         return {"model": repr(shapes), "pairing": self.name}
@@ -52,70 +53,80 @@ class ByLeader:
         """Whether this rank's shard of a parameter counts in the site's checksum: of equal shards one does."""
         return self._shards.sends(self._shards.rank, name)
 
-    def wire_bytes(self, reduction: Reduction, rows: Sequence[int], sites: int) -> int:
-        """Bytes that the leader sends to sum ``rows`` (indices)."""
+    def wire_bytes(self, reduction: Reduction, rules: Sequence[int], sites: int) -> int:
+        """Bytes that the leader sends to sum ``rules`` (indices)."""
         total = 0
-        for index in rows:
+        for index in rules:
             for batch in self._shards.batches(self._names[index], self._bucket_elements):
                 numel = sum(torch.Size(self._shards.shape(name)).numel() for name in batch)
-                total += self._rows[index].values_per_element * reduction.wire_bytes(numel, sites)
-            total += reduction.wire_bytes(self._rows[index].plain_numbers, sites)
+                total += self._states[index].facts.values_per_element * reduction.wire_bytes(numel, sites)
+            total += reduction.wire_bytes(self._states[index].plain_numbers, sites)
         return total
 
     def reduce(
         self,
         reduction: Reduction,
         manager: ReplicaManager,
-        rows: Sequence[SyncedRow],
+        states: Sequence[SyncedState],
         values: torch.Tensor,
-        *,
-        clock: int,
-        weights: Sequence[float],
-        lost: torch.Tensor | None,
+        of: RoundFacts,
+        residual: torch.Tensor | None,
     ) -> bool:
-        """Sum the messages of neighbouring ``rows``, which lie one after the other in ``values``; see ``Reduction``."""
-        assert isinstance(manager, LedManager)
-        wants_lost = lost is not None  # on all ranks or on none
+        """Sum the messages of neighbouring ``states``, which lie one after the other in ``values``; see ``Reduction``."""
+        assert isinstance(manager, LeaderManager)
+        wants_residual = residual is not None  # on all ranks or on none
         travelled = True
-        for row, own, own_lost in zip(rows, *(_by_row(rows, flat) for flat in (values, lost))):
-            index = self._index[id(row)]
-            sections = [row.elements] * row.values_per_element + [row.plain_numbers]
+        by_state = zip(states, _split(states, values), _split(states, residual), strict=True)
+        for state, own, own_residual in by_state:
+            index = self._index[id(state)]
+            sections = [state.elements] * state.facts.values_per_element + [state.plain_numbers]
             parts = own.split(sections)
-            lost_parts = own_lost.split(sections) if own_lost is not None else [None] * len(sections)
-            for part, lost_part in zip(parts[:-1], lost_parts[:-1]):
+            residuals = own_residual.split(sections) if own_residual is not None else [None] * len(sections)
+            for part, residual_part in zip(parts[:-1], residuals[:-1], strict=True):
                 for batch in self._shards.batches(self._names[index], self._bucket_elements):
                     travelled &= self._reduce_batch(
-                        reduction, manager, row, batch, part, lost_part, wants_lost, clock=clock, weights=weights
+                        reduction, manager, state, batch, part, residual_part, wants_residual, of
                     )
-            self._reduce_numbers(reduction, manager, parts[-1], clock=clock, weights=weights)
+            self._reduce_numbers(reduction, manager, parts[-1], of)
         return bool(self._shards.share(travelled))
 
-    def _reduce_batch(self, reduction, manager, row, names, part, lost_part, wants_lost, **of_round) -> bool:
-        own = dict(zip(row.names, row.split(part)))
+    def _reduce_batch(
+        self,
+        reduction: Reduction,
+        manager: LeaderManager,
+        state: SyncedState,
+        names: Sequence[str],
+        part: torch.Tensor,
+        residual_part: torch.Tensor | None,
+        wants_residual: bool,
+        of: RoundFacts,
+    ) -> bool:
+        own = dict(zip(state.names, state.tensors.split(part), strict=True))
         whole = self._shards.collect(names, own)
-        travelled, whole_lost = True, None
+        travelled, whole_residual = True, None
         if whole is not None:
-            whole_lost = torch.empty_like(whole) if wants_lost else None
-            travelled = reduction.reduce(manager.leading, whole, lost=whole_lost, **of_round)
-        for name, dealt in self._shards.deal(names, whole).items():
-            own[name].copy_(dealt)
-        if wants_lost:
-            own_lost = dict(zip(row.names, row.split(lost_part))) if lost_part is not None else {}
-            for name, dealt in self._shards.deal(names, whole_lost).items():
-                own_lost[name].copy_(dealt)
+            whole_residual = torch.empty_like(whole) if wants_residual else None
+            travelled = reduction.reduce(manager.leading, whole, of, whole_residual)
+        for name, shard in self._shards.scatter(names, whole).items():
+            own[name].copy_(shard)
+        if wants_residual and residual_part is not None:
+            own_residual = dict(zip(state.names, state.tensors.split(residual_part), strict=True))
+            for name, shard in self._shards.scatter(names, whole_residual).items():
+                own_residual[name].copy_(shard)
         return travelled
 
-    def _reduce_numbers(self, reduction, manager, numbers: torch.Tensor, **of_round) -> None:
+    def _reduce_numbers(
+        self, reduction: Reduction, manager: LeaderManager, numbers: torch.Tensor, of: RoundFacts
+    ) -> None:
         """Plain numbers are the same on all ranks of a site: the leader's travel."""
         if not numbers.numel():
             return
         summed = numbers.to("cpu", copy=True)
         if self._shards.is_leader:
-            reduction.reduce(manager.leading, summed, **of_round)
+            reduction.reduce(manager.leading, summed, of)
         self._shards.share_tensor(summed)
         numbers.copy_(summed)
 
 
-def _by_row(rows: Sequence[SyncedRow], flat: torch.Tensor | None) -> list[torch.Tensor | None]:
-    return [None] * len(rows) if flat is None else list(flat.split([row.numel for row in rows]))
-
+def _split(states: Sequence[SyncedState], flat: torch.Tensor | None) -> list[torch.Tensor | None]:
+    return [None] * len(states) if flat is None else list(flat.split([state.numel for state in states]))

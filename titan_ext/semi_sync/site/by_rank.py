@@ -1,20 +1,22 @@
 """Rank r of a site exchanges with rank r of the others: most bandwidth, for sites of equal layout."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from titan_ext.semi_sync.site.ranks import SiteRanks
-from titan_ext.semi_sync.state.synced_state import SyncedRow
+from titan_ext.semi_sync.state.sparse_tables import SparseTable
+from titan_ext.semi_sync.state.synced_state import SyncedState
 from titan_ext.semi_sync.wire.manager import ReplicaManager
-from titan_ext.semi_sync.wire.reductions import Reduction
+from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts, WholeReduction
 
 
 class ByRank:
     """What a rank holds is what it exchanges.
 
     Args:
-        rows: the plan's rows bound to this rank.
+        states: the plan's rules bound to this rank.
         site: the ranks of the site.
 
     Raises:
@@ -23,21 +25,24 @@ class ByRank:
 
     name = "rank"
 
-    def __init__(self, rows: Sequence[SyncedRow], site: SiteRanks) -> None:
-        for row in rows:
-            if row.by_row and any(part.shape != row.view.parameters[name].shape for name, part in row.described()):
+    def __init__(self, states: Sequence[SyncedState], site: SiteRanks) -> None:
+        for state in states:
+            if isinstance(state, SparseTable) and any(
+                part.shape != state.tensors.view.parameters[name].shape for name, part in _described(state)
+            ):
                 raise ValueError(
                     'pairing = "rank": tables shared by row are cut over the ranks of the site; '
                     'set semi_sync.pairing = "leader"'
                 )
-        # A row's own reduction may depend on a rank's shapes: each counts with its own.
-        self._ranks = site.gather([(row.numel, row.reduction) for row in rows])
+        self._site = site
+        # A state's own reduction may depend on a rank's shapes: each counts with its own.
+        self._ranks = site.gather([(state.numel, state.reduction) for state in states])
         self._layout = str(len(self._ranks))
 
-    def fingerprint(self, rows: Sequence[SyncedRow]) -> dict[str, str]:
+    def fingerprint(self, states: Sequence[SyncedState]) -> dict[str, str]:
         """What sites that pair so must have in common beside their settings: every shard."""
         shards = [
-            (row.row.key, name, row.agreed_shape(tensor.shape)) for row in rows for name, tensor in row.described()
+            (state.key, name, state.agreed_shape(tensor.shape)) for state in states for name, tensor in _described(state)
         ]
         return {"model and layout": repr(shards), "ranks": self._layout}
 
@@ -45,11 +50,11 @@ class ByRank:
         """Whether this rank's shard of a parameter counts in the site's checksum: sites of equal layout count alike."""
         return True
 
-    def wire_bytes(self, reduction: Reduction, rows: Sequence[int], sites: int) -> int:
-        """Bytes that the site sends to sum neighbouring ``rows`` (indices), all its ranks together."""
+    def wire_bytes(self, reduction: Reduction, rules: Sequence[int], sites: int) -> int:
+        """Bytes that the site sends to sum neighbouring ``rules`` (indices), all its ranks together."""
         total = 0
         for rank in self._ranks:
-            numel, own = sum(rank[index][0] for index in rows), rank[rows[0]][1]
+            numel, own = sum(rank[index][0] for index in rules), rank[rules[0]][1]
             total += (own or reduction).wire_bytes(numel, sites)
         return total
 
@@ -57,12 +62,20 @@ class ByRank:
         self,
         reduction: Reduction,
         manager: ReplicaManager,
-        rows: Sequence[SyncedRow],
+        states: Sequence[SyncedState],
         values: torch.Tensor,
-        *,
-        clock: int,
-        weights: Sequence[float],
-        lost: torch.Tensor | None,
+        of: RoundFacts,
+        residual: torch.Tensor | None,
     ) -> bool:
-        """Sum the messages of neighbouring ``rows``, which lie one after the other in ``values``; see ``Reduction``."""
-        return reduction.reduce(manager, values, clock=clock, weights=weights, lost=lost)
+        """Sum the messages of neighbouring ``states``, which lie one after the other in ``values``; see ``Reduction``."""
+        if isinstance(reduction, WholeReduction) and not self._site.alone:
+            # Its sums over the ranks need all of them: one that knows of an error must not leave the others waiting.
+            if not all(self._site.gather(manager.errored() is None)):
+                return True
+            of = replace(of, rank_sum=self._site.sum)
+        return reduction.reduce(manager, values, of, residual)
+
+
+def _described(state: SyncedState) -> list[tuple[str, torch.Tensor]]:
+    """Name and local tensor of everything that a state covers on this rank."""
+    return list(zip(state.names, state.tensors.locals(), strict=True))

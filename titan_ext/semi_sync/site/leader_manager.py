@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.distributed import ReduceOp, Work
+from torch.distributed import ProcessGroup, ReduceOp, Work
 from torch.futures import Future
 
 from titan_ext.errors import RunError
@@ -12,7 +12,7 @@ from titan_ext.semi_sync.site.shards import SiteShards
 from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
 
 
-class LedManager:
+class LeaderManager:
     """A ``ReplicaManager`` whose leader alone talks to the other sites.
 
     Each method is a collective over the site; all ranks call them in one order. Errors become known
@@ -34,6 +34,17 @@ class LedManager:
         self._counters: dict[str, int] = leading.state_dict() if leading is not None else {}
         self._counters = shards.share(self._counters)
         self._states: dict[str, tuple[Callable[[Any], None], Callable[[], Any]]] = {}
+
+    @property
+    def process_group(self) -> ProcessGroup:
+        """The leader's; the other ranks have none.
+
+        Raises:
+            RuntimeError: this rank is not the leader.
+        """
+        if self.leading is None:
+            raise RuntimeError("the leader alone exchanges with other sites")
+        return self.leading.process_group
 
     def start_quorum(self) -> None:
         """Agree on who takes part; the other ranks help their leader to give and take state meanwhile."""
@@ -115,12 +126,12 @@ class LedManager:
         if self.leading is not None:
             self.leading.load_state_dict(state_dict)
 
-    def tend(self) -> None:
-        """Between inner steps: all ranks help their leader to the copy that a newcomer has asked it for, if one has."""
+    def serve_snapshot_requests(self, make: Callable[[], Any] | None = None) -> None:
+        """All ranks help their leader to the copy that a newcomer has asked it for, if one has."""
         if self.leading is None:
             self._follow(self._beside)
             return
-        self.leading.tend(
+        self.leading.serve_snapshot_requests(
             lambda: {
                 "user": {key: self._collect(key, self._beside) for key in self._states},
                 "torchft": self.leading.state_dict(),
@@ -157,66 +168,66 @@ class LedManager:
 
     def _give(self, key: str, state: Any) -> None:
         """A peer's whole state, to all ranks."""
-        plain = {name: value for name, value in state.items() if name != "rows"}
-        plain["rows"] = {
-            row: {name: {key: _plain(value) for key, value in values.items()} for name, values in names.items()}
-            for row, names in state["rows"].items()
+        plain = {name: value for name, value in state.items() if name != "states"}
+        plain["states"] = {
+            rule: {name: {key: _plain(value) for key, value in values.items()} for name, values in names.items()}
+            for rule, names in state["states"].items()
         }
         self._shards.share({"give": key, "plain": plain})
-        self._take(key, plain, state["rows"])
+        self._take(key, plain, state["states"])
 
-    def _take(self, key: str, plain: dict[str, Any], rows: Mapping[str, Any] | None = None) -> None:
+    def _take(self, key: str, plain: dict[str, Any], states: Mapping[str, Any] | None = None) -> None:
         """This rank's part of a state whose plain values all know and whose tensors the leader has."""
         own: dict[str, dict[str, dict[str, Any]]] = {}
-        for row, names in plain["rows"].items():
-            own[row] = {}
+        for rule, names in plain["states"].items():
+            own[rule] = {}
             for name, values in names.items():
                 taken = dict(values)
                 for each, value in values.items():
                     if isinstance(value, str) and value == _WHOLE:
-                        whole = rows[row][name][each].reshape(-1).float() if rows is not None else None
-                        taken[each] = self._shards.deal([name], whole).get(name)
+                        whole = states[rule][name][each].reshape(-1).float() if states is not None else None
+                        taken[each] = self._shards.scatter([name], whole).get(name)
                 if all(value is not None for value in taken.values()):
-                    own[row][name] = taken
-        self._states[key][0]({**plain, "rows": own})
+                    own[rule][name] = taken
+        self._states[key][0]({**plain, "states": own})
 
     def _whole(self, state: dict[str, Any], shards: SiteShards) -> dict[str, Any]:
         """The leader's view of a state with every shard made whole."""
         described = [
-            {row: {name: _shardwise(values) for name, values in names.items()} for row, names in each.items()}
-            for each in shards.gather(_kinds(state["rows"]))
+            {rule: {name: _shardwise(values) for name, values in names.items()} for rule, names in each.items()}
+            for each in shards.gather(_kinds(state["states"]))
         ]
         keys: dict[str, dict[str, list[str]]] = {}
-        for rows in described:
-            for row, names in rows.items():
-                keys.setdefault(row, {}).update(names)
+        for states in described:
+            for rule, names in states.items():
+                keys.setdefault(rule, {}).update(names)
         whole: dict[str, dict[str, dict[str, Any]]] = {}
-        plain = self._plain_of_all(state["rows"], shards)
-        for row in sorted(keys):
-            whole[row] = {}
-            for name in sorted(keys[row]):
-                held = state["rows"].get(row, {}).get(name, {})
-                whole[row][name] = dict(plain[row].get(name, {}))
-                for each in keys[row][name]:
+        plain = self._plain_of_all(state["states"], shards)
+        for rule in sorted(keys):
+            whole[rule] = {}
+            for name in sorted(keys[rule]):
+                held = state["states"].get(rule, {}).get(name, {})
+                whole[rule][name] = dict(plain[rule].get(name, {}))
+                for each in keys[rule][name]:
                     parts = {name: held[each]} if each in held else {}
                     made = shards.collect([name], parts)
                     if made is not None:
-                        whole[row][name][each] = made.view(shards.shape(name))
-        return {**state, "rows": whole}
+                        whole[rule][name][each] = made.view(shards.shape(name))
+        return {**state, "states": whole}
 
-    def _plain_of_all(self, rows: Mapping[str, Any], shards: SiteShards) -> dict[str, dict[str, dict[str, Any]]]:
+    def _plain_of_all(self, states: Mapping[str, Any], shards: SiteShards) -> dict[str, dict[str, dict[str, Any]]]:
         """Values that are not shards, such as step counts, of all ranks' parameters."""
         own = {
-            row: {
+            rule: {
                 name: {key: value for key, value in values.items() if not _is_shard(value)}
                 for name, values in names.items()
             }
-            for row, names in rows.items()
+            for rule, names in states.items()
         }
         merged: dict[str, dict[str, dict[str, Any]]] = {}
         for each in shards.gather(own):
-            for row, names in each.items():
-                merged.setdefault(row, {}).update(names)
+            for rule, names in each.items():
+                merged.setdefault(rule, {}).update(names)
         return merged
 
 
@@ -232,10 +243,10 @@ def _plain(value: Any) -> Any:
     return _WHOLE if _is_shard(value) else value
 
 
-def _kinds(rows: Mapping[str, Any]) -> dict[str, dict[str, dict[str, bool]]]:
+def _kinds(states: Mapping[str, Any]) -> dict[str, dict[str, dict[str, bool]]]:
     return {
-        row: {name: {key: _is_shard(value) for key, value in values.items()} for name, values in names.items()}
-        for row, names in rows.items()
+        rule: {name: {key: _is_shard(value) for key, value in values.items()} for name, values in names.items()}
+        for rule, names in states.items()
     }
 
 

@@ -29,6 +29,10 @@ class SiteRanks:
         dist.all_gather_object(gathered, value, group=self.group)
         return gathered
 
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A small tensor's sum over the ranks, in rank order, so that all of them have the same bits. A collective."""
+        return torch.stack([each.to(tensor) for each in self.gather(tensor.detach().cpu())]).sum(0)
+
 
 def tensors_sha256(tensors: Iterable[tuple[str, torch.Tensor]], site: SiteRanks) -> str:
     """Hash of named tensors that does not depend on how a site shards or pipelines them.

@@ -40,11 +40,6 @@ class Piece:
         """Elements of the part."""
         return self.local_shape.numel()
 
-    @property
-    def whole_numel(self) -> int:
-        """Elements of the whole tensor."""
-        return torch.Size(self.shape).numel()
-
     def take(self, whole: torch.Tensor) -> torch.Tensor:
         """The part of a whole tensor; a view where it is one stretch in each dimension."""
         for dim, stretches in enumerate(self.runs):
@@ -143,8 +138,6 @@ class SiteShards:
             self._pieces[0] = own
         else:
             dist.all_gather_object(self._pieces, own, group=self._group)
-        self.names = sorted({name for pieces in self._pieces for name in pieces})
-        """Parameters of the site, in an order that every site shares."""
 
     def beside(self) -> "SiteShards":
         """The same over a group of its own, for use while another thread uses this one. A collective over the site."""
@@ -176,16 +169,16 @@ class SiteShards:
             self._send(_flat([parts[name] for name in wanted]), LEADER)
             return None
         whole = torch.zeros(sum(torch.Size(self.shape(name)).numel() for name in names))
-        places = dict(zip(names, self._split(whole, names)))
+        places = dict(zip(names, self._split(whole, names), strict=True))
         for rank, pieces in enumerate(self._pieces):
             wanted = [name for name in names if name in pieces and self.sends(rank, name)]
             sizes = [pieces[name].numel for name in wanted]
             arrived = _flat([parts[name] for name in wanted]) if rank == LEADER else self._receive(sum(sizes), rank)
-            for name, part in zip(wanted, arrived.split(sizes)):
+            for name, part in zip(wanted, arrived.split(sizes), strict=True):
                 pieces[name].put(places[name], part.view(pieces[name].local_shape))
         return whole
 
-    def deal(self, names: Sequence[str], whole: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    def scatter(self, names: Sequence[str], whole: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """The inverse: every rank gets its parts of ``names``, fp32, by name.
 
         Args:
@@ -195,7 +188,7 @@ class SiteShards:
         own = self._pieces[self.rank]
         mine = [name for name in names if name in own]
         if self.is_leader:
-            places = dict(zip(names, self._split(whole, names)))
+            places = dict(zip(names, self._split(whole, names), strict=True))
             for rank, pieces in enumerate(self._pieces):
                 if rank != LEADER:
                     held = [name for name in names if name in pieces]
@@ -203,7 +196,7 @@ class SiteShards:
             return {name: own[name].take(places[name]) for name in mine}
         sizes = [own[name].numel for name in mine]
         arrived = self._receive(sum(sizes), LEADER).split(sizes)
-        return {name: part.view(own[name].local_shape) for name, part in zip(mine, arrived)}
+        return {name: part.view(own[name].local_shape) for name, part in zip(mine, arrived, strict=True)}
 
     def share(self, value: object) -> object:
         """The leader's ``value`` on every rank; any object that pickles (the site's ranks trust each other)."""
@@ -234,7 +227,7 @@ class SiteShards:
     def _split(self, whole: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
         shapes = [torch.Size(self.shape(name)) for name in names]
         parts = whole.split([shape.numel() for shape in shapes])
-        return [part.view(shape) for part, shape in zip(parts, shapes)]
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _send(self, flat: torch.Tensor, rank: int) -> None:
         if flat.numel():

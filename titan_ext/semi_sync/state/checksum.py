@@ -8,7 +8,8 @@ import torch
 
 from titan_ext.semi_sync.plan.plan import PARAMETERS
 from titan_ext.semi_sync.site.ranks import SiteRanks
-from titan_ext.semi_sync.state.synced_state import SyncedRow
+from titan_ext.semi_sync.state.sparse_tables import SparseTable
+from titan_ext.semi_sync.state.synced_state import SyncedState
 
 _MASK = 2**64 - 1
 _PIECE = 2**17  # elements worked on at a time, so that they stay in a processor's cache
@@ -19,13 +20,13 @@ class SharedChecksum:
     """The checksum of all shared state that is equal at all sites; what has not changed is not read again.
 
     Args:
-        rows: the plan's rows bound to this rank.
+        states: the plan's rules bound to this rank.
         site: the ranks of the site.
         speaks_for: whether this rank counts a parameter's shard; of equal shards one rank does.
     """
 
-    def __init__(self, rows: Sequence[SyncedRow], site: SiteRanks, speaks_for: Callable[[str], bool]) -> None:
-        self._rows = [row for row in rows if row.agrees]
+    def __init__(self, states: Sequence[SyncedState], site: SiteRanks, speaks_for: Callable[[str], bool]) -> None:
+        self._states = [state for state in states if state.facts.equal_at_all_sites]
         self._site = site
         self._speaks_for = speaks_for
         self._parts: dict[str, int] = {}
@@ -35,36 +36,36 @@ class SharedChecksum:
         self._parts.clear()
 
     def after(self, changed: Collection[str]) -> int:
-        """Below 2**62, once the rows of these keys have changed; 0 if nothing is equal at all sites. A collective."""
-        for row in self._rows:
-            if row.row.key in changed or row.row.key not in self._parts:
-                self._parts[row.row.key] = state_checksum(row.shared_state(), self._speaks_for)
-        if not self._rows:
+        """Below 2**62, once the states of these keys have changed; 0 if nothing is equal at all sites. A collective."""
+        for state in self._states:
+            if state.key in changed or state.key not in self._parts:
+                self._parts[state.key] = state_checksum(state.shared_state(), self._speaks_for)
+        if not self._states:
             return 0
         total = sum(self._site.gather(sum(self._parts.values()))) & _MASK
         return _hash(f"{total:x}") >> 2 or 1
 
 
-def model_checksum(rows: Sequence[SyncedRow], site: SiteRanks, speaks_for: Callable[[str], bool]) -> int:
+def model_checksum(states: Sequence[SyncedState], site: SiteRanks, speaks_for: Callable[[str], bool]) -> int:
     """A checksum below 2**62, and not 0, of the parameters that all sites share whole. A collective over the site.
 
     Args:
-        rows: the plan's rows bound to this rank.
+        states: the plan's rules bound to this rank.
         site: the ranks of the site.
         speaks_for: whether this rank counts a parameter's shard; of equal shards one rank does.
     """
     parameters = {
         name: {"value": tensor}
-        for row in rows
-        if row.row.state == PARAMETERS and not row.by_row
-        for name, tensor in zip(row.names, row.locals(), strict=True)
+        for state in states
+        if state.rule.state == PARAMETERS and not isinstance(state, SparseTable)
+        for name, tensor in zip(state.names, state.tensors.locals(), strict=True)
     }
     total = sum(site.gather(state_checksum(parameters, speaks_for))) & _MASK
     return _hash(f"{total:x}") >> 2 or 1
 
 
 def state_checksum(state: Mapping[str, Mapping[str, Any]], speaks_for: Callable[[str], bool]) -> int:
-    """This rank's part of the checksum of a row's ``shared_state``, modulo 2**64; parts of ranks add up.
+    """This rank's part of the checksum of a ``shared_state``, modulo 2**64; parts of ranks add up.
 
     For each tensor the sum of its elements' bits and of their squares, as integers: exact, in any order,
     and changed by any single difference. Two sites whose values differ by rounding are told apart; somebody

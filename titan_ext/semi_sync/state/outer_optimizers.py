@@ -1,90 +1,155 @@
 """Outer optimizers: what turns an averaged pseudo-gradient into new global parameters.
 
-They are ordinary ``torch.optim`` optimizers over the global copy; the averaged pseudo-gradient
-(start minus end) is their gradient, so descending it moves towards the sites. Whether they go tensor
-by tensor or all at once (``foreach``) is torch's choice: on a CPU the latter only takes memory.
+They are ordinary ``torch.optim`` optimizers over the global copy; the averaged pseudo-gradient (start minus end) is
+their gradient, so descending it moves towards the sites. Whether they go tensor by tensor or all at once (``foreach``)
+is torch's choice: on a CPU the latter only takes memory.
+
+An outer optimizer is described by a frozen dataclass whose fields are its settings. Those that many share are keys of
+``[semi_sync]`` itself (``SHARED_KEYS``); others are ``[semi_sync.NAME]``, where NAME is what it is registered under.
 """
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.optim import Optimizer
 
+from titan_ext.errors import require
 from titan_ext.optim import Yogi
+from titan_ext.semi_sync.registry import Registry
 from titan_ext.semi_sync.state.views import local_tensor, materialize_state
 
+OUTER_OPTIMIZERS: "Registry[type[OuterOptimizer]]" = Registry("outer_optimizer")
+"""Outer optimizers by the name that ``outer_optimizer`` accepts beside "average"."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OuterSettings:
-    """Hyper-parameters handed to an outer optimizer's factory."""
-
-    lr: float
-    momentum: float
-    nesterov: bool
-    betas: tuple[float, float]
-    eps: float
-
-
-OuterFactory = Callable[[list[torch.Tensor], OuterSettings], Optimizer]
+SHARED_KEYS = {
+    "lr": "outer_lr",
+    "momentum": "outer_momentum",
+    "nesterov": "nesterov",
+    "betas": "outer_betas",
+    "eps": "outer_eps",
+}
+"""Fields of outer optimizers that are keys of ``[semi_sync]``."""
 
 
-def _sgd(parameters: list[torch.Tensor], settings: OuterSettings) -> Optimizer:
-    """DiLoCo (arXiv 2311.08105, algorithm 1); lr 1 and no momentum is FedAvg."""
-    return torch.optim.SGD(
-        parameters,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        # torch refuses Nesterov without momentum, where the two coincide.
-        nesterov=settings.nesterov and settings.momentum > 0,
-    )
-
-
-def _adam(parameters: list[torch.Tensor], settings: OuterSettings) -> Optimizer:
-    """FedAdam (arXiv 2003.00295, algorithm 2), bias-corrected as in Photon's server."""
-    return torch.optim.Adam(parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps)
-
-
-def _adagrad(parameters: list[torch.Tensor], settings: OuterSettings) -> Optimizer:
-    """FedAdagrad (arXiv 2003.00295, algorithm 2)."""
-    return torch.optim.Adagrad(parameters, lr=settings.lr, eps=settings.eps)
-
-
-def _yogi(parameters: list[torch.Tensor], settings: OuterSettings) -> Optimizer:
-    """FedYogi (arXiv 2003.00295, algorithm 2)."""
-    return Yogi(parameters, lr=settings.lr, betas=settings.betas, eps=settings.eps)
-
-
-_FACTORIES: dict[str, OuterFactory] = {"sgd": _sgd, "adam": _adam, "adagrad": _adagrad, "yogi": _yogi}
-
-
-def register_outer_optimizer(name: str, factory: OuterFactory) -> None:
-    """Make ``outer_optimizer = name`` build ``factory(parameters, settings)``.
-
-    The optimizer must be elementwise: on a sharded model it sees each rank's shard alone.
+def register_outer_optimizer(name: str):
+    """Decorate a frozen dataclass that is an ``OuterOptimizer``, so that ``outer_optimizer = "name"`` selects it.
 
     Raises:
         ValueError: the name is taken.
     """
-    if name in _FACTORIES or name == "average":
-        raise ValueError(f"outer optimizer {name!r} is already registered")
-    _FACTORIES[name] = factory
+
+    def register(optimizer: "type[OuterOptimizer]") -> "type[OuterOptimizer]":
+        return OUTER_OPTIMIZERS.add(name, optimizer)
+
+    return register
 
 
-def outer_optimizer_names() -> list[str]:
-    """Names that ``outer_optimizer`` accepts."""
-    return ["average", *sorted(_FACTORIES)]
+@dataclass(frozen=True, kw_only=True)
+class OuterOptimizer(ABC):
+    """The settings of one outer optimizer. It must be elementwise: on a sharded model it sees a rank's shard alone.
 
-
-def build_outer_optimizer(name: str, parameters: list[torch.Tensor], settings: OuterSettings) -> Optimizer:
-    """Build the outer optimizer with all its state present, as if zero steps had been taken.
-
-    A checkpoint is loaded in place and a peer is healed by copying, so every state tensor must
-    exist from the start, not from the first round on.
+    Raises:
+        ValueError: a setting is outside its range.
     """
-    optimizer = _FACTORIES[name](parameters, settings)
-    materialize_state(optimizer)
-    return optimizer
+
+    lr: float = 1.0
+    """Learning rate."""
+
+    def __post_init__(self) -> None:
+        require(self.lr >= 0, "lr", self.lr, "at least 0")
+
+    @abstractmethod
+    def create(self, parameters: list[torch.Tensor]) -> Optimizer:
+        """The optimizer over the global copies of ``parameters``."""
+
+    def state_copies(self) -> int:
+        """State tensors of a parameter's size that it keeps."""
+        probe = torch.zeros(1, 1)
+        state = self.build([probe]).state[probe]
+        return sum(isinstance(value, torch.Tensor) and value.shape == probe.shape for value in state.values())
+
+    def build(self, parameters: list[torch.Tensor]) -> Optimizer:
+        """The optimizer with all its state present, as if zero steps had been taken.
+
+        A checkpoint is loaded in place and a peer is healed by copying, so every state tensor must
+        exist from the start, not from the first round on.
+        """
+        optimizer = self.create(parameters)
+        materialize_state(optimizer)
+        return optimizer
+
+
+@register_outer_optimizer("sgd")
+@dataclass(frozen=True, kw_only=True)
+class Sgd(OuterOptimizer):
+    """DiLoCo (arXiv 2311.08105, algorithm 1); lr 1 and no momentum is FedAvg."""
+
+    momentum: float = 0.0
+    """Momentum, from 0 to below 1."""
+    nesterov: bool = False
+    """Nesterov momentum."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "from 0 to below 1")
+
+    def create(self, parameters: list[torch.Tensor]) -> Optimizer:
+        """torch's SGD, which refuses Nesterov without momentum, where the two coincide."""
+        nesterov = self.nesterov and self.momentum > 0
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, nesterov=nesterov)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Adaptive(OuterOptimizer):
+    eps: float = 1e-3
+    """Adaptivity floor (arXiv 2003.00295), above 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.eps > 0, "eps", self.eps, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TwoMoments(_Adaptive):
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay rates of the two moments (arXiv 2003.00295), each from 0 to below 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(fits, "betas", self.betas, "two numbers in [0, 1)")
+
+
+@register_outer_optimizer("adam")
+@dataclass(frozen=True, kw_only=True)
+class Adam(_TwoMoments):
+    """FedAdam (arXiv 2003.00295, algorithm 2), bias-corrected as in Photon's server."""
+
+    def create(self, parameters: list[torch.Tensor]) -> Optimizer:
+        """torch's Adam."""
+        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, eps=self.eps)
+
+
+@register_outer_optimizer("yogi")
+@dataclass(frozen=True, kw_only=True)
+class FedYogi(_TwoMoments):
+    """FedYogi (arXiv 2003.00295, algorithm 2)."""
+
+    def create(self, parameters: list[torch.Tensor]) -> Optimizer:
+        """``titan_ext.optim.Yogi``."""
+        return Yogi(parameters, lr=self.lr, betas=self.betas, eps=self.eps)
+
+
+@register_outer_optimizer("adagrad")
+@dataclass(frozen=True, kw_only=True)
+class Adagrad(_Adaptive):
+    """FedAdagrad (arXiv 2003.00295, algorithm 2)."""
+
+    def create(self, parameters: list[torch.Tensor]) -> Optimizer:
+        """torch's Adagrad."""
+        return torch.optim.Adagrad(parameters, lr=self.lr, eps=self.eps)
 
 
 def work_on(optimizer: Optimizer, parameters: Sequence[torch.Tensor], copies: Sequence[torch.Tensor]) -> None:

@@ -1,76 +1,96 @@
 """Parameters with a global copy: the mean or an outer optimizer's step moves it, the local ones follow."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from titan_ext.semi_sync.plan.plan import SyncRow
-from titan_ext.semi_sync.state.outer_optimizers import build_outer_optimizer, work_on
-from titan_ext.semi_sync.state.synced_state import Landing, SyncedRow, refresh
-from titan_ext.semi_sync.state.views import ModelView
-
-if TYPE_CHECKING:
-    from titan_ext.semi_sync.config import SemiSyncConfig
+from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncRule
+from titan_ext.semi_sync.state.outer_optimizers import OuterOptimizer, work_on
+from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, Guarded, StateFacts, SyncedState
+from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState
 
 _PIECE = 2**22  # elements whose difference is formed at a time
 
 
-class GlobalRow(SyncedRow):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Average(Apply):
+    """The weighted mean becomes the value: of an optimizer's state, or of the parameters' global copy."""
+
+    mixing: float = 0.0
+    """Share of the local parameters kept when the mean is applied (Streaming DiLoCo's alpha); 0 takes the global ones."""
+
+    def bind(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> SyncedState:
+        """Parameters keep a global copy, states do not."""
+        kind = SyncedParameters if rule.state == PARAMETERS else SyncedState
+        return kind(rule, tensors, options)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OuterStep(Apply):
+    """An outer optimizer takes the mean pseudo-gradient as the gradient of the global copy."""
+
+    optimizer: OuterOptimizer
+    mixing: float = 0.0
+    """As that of ``Average``."""
+
+    def bind(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> SyncedState:
+        """Parameters with a global copy and the optimizer's state."""
+        return SyncedParameters(rule, tensors, options)
+
+
+def average_or_step(optimizer: OuterOptimizer | None, mixing: float = 0.0) -> Average | OuterStep:
+    """How parameters take what comes back: by the mean where there is no outer optimizer."""
+    return Average(mixing=mixing) if optimizer is None else OuterStep(optimizer=optimizer, mixing=mixing)
+
+
+class SyncedParameters(SyncedState, Guarded):
     """Keeps the last committed global value in fp32.
 
     Args:
-        row: the plan's row.
-        names: the parameters of the row's fragment that this rank holds, in an order equal at all sites.
-        view: this rank's tensors.
-        config: resolved settings.
-        device: where the global copy lives; None is where the parameters are.
-        own_outer: an optimizer over the model's parameters to use instead of the configured one, see ``work_on``.
+        rule: the plan's rule; its ``apply`` says which outer optimizer takes the mean and what of the local value stays.
+        tensors: what it covers on this rank.
+        options: an outer optimizer of the user's own.
     """
 
-    copies = 1
-    guarded = True
-    agrees = True
+    facts = StateFacts(copies=1, equal_at_all_sites=True)
 
-    def __init__(
-        self,
-        row: SyncRow,
-        names: Sequence[str],
-        view: ModelView,
-        config: "SemiSyncConfig",
-        device: torch.device | None = None,
-        own_outer: Optimizer | None = None,
-    ) -> None:
-        super().__init__(row, names, view, config, device)
-        # The mean of values is exact for one site and cheaper. A late landing must not undo the
+    value_key = "global"
+    """Key of the global values in shared state and checkpoints; another where they are the site's own."""
+
+    def __init__(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> None:
+        super().__init__(rule, tensors, options)
+        optimizer: OuterOptimizer | None = getattr(rule.apply, "optimizer", None)
+        self._mixing: float = getattr(rule.apply, "mixing", 0.0)
+        # The mean of values is exact for one site and cheaper. A late result must not undo the
         # steps taken meanwhile, and a codec's error must be one of the difference, not of the value.
-        self.sends_difference = row.outer_optimizer or row.delay > 0 or config.codec != "fp32"
-        self.global_flat = self.empty()
-        self.global_parts = self.split(self.global_flat)
-        if self.elements:
-            torch._foreach_copy_(self.global_parts, self.locals())
+        self.sends_difference = optimizer is not None or rule.delay > 0 or not rule.wire.codec.lossless
+        self.global_flat = tensors.empty()
+        self.global_parts = tensors.split(self.global_flat)
+        tensors.read(self.global_flat)
         self.outer: Optimizer | None = None
-        if own_outer is not None and self.elements:
-            self.outer = own_outer
-            work_on(own_outer, [view.parameters[name] for name in self.names], self.global_parts)
-        elif row.outer_optimizer and self.elements:
-            self.outer = build_outer_optimizer(config.outer_optimizer, self.global_parts, config.outer_settings())
+        if options.own_outer is not None and self.elements:
+            self.outer = options.own_outer
+            work_on(self.outer, [tensors.view.parameters[name] for name in self.names], self.global_parts)
+        elif optimizer is not None and self.elements:
+            self.outer = optimizer.build(self.global_parts)
 
     @torch.no_grad()
-    def write(self, out: torch.Tensor, clock: int) -> None:
+    def write(self, out: torch.Tensor, step: int) -> None:
         """The values, or the pseudo-gradient: global minus local."""
-        super().write(out, clock)
+        super().write(out, step)
         if self.sends_difference:
             torch.sub(self.global_flat, out, out=out)
 
     @torch.no_grad()
-    def apply(self, total: torch.Tensor, landing: Landing) -> None:
+    def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
         """Move the global copy, then the local parameters."""
         if not self.elements:
             return
-        self.move_global(landing.mean(total))
-        self._mix_into_local()
+        self.move_global(of.mean(total))
+        self.mix_into_local()
 
     @torch.no_grad()
     def move_global(self, mean: torch.Tensor) -> None:
@@ -78,17 +98,26 @@ class GlobalRow(SyncedRow):
         if self.outer is None:
             self.global_flat.sub_(mean) if self.sends_difference else self.global_flat.copy_(mean)
             return
-        for part, gradient in zip(self.global_parts, self.split(mean), strict=True):
+        for part, gradient in zip(self.global_parts, self.tensors.split(mean), strict=True):
             part.grad = gradient
         self.outer.step()
         for part in self.global_parts:
             part.grad = None
 
     @torch.no_grad()
+    def mix_into_local(self) -> None:
+        """The local parameters follow the global copy, but for the share of their own that the rule keeps."""
+        if self._mixing == 0.0:
+            self.reset_local_to_global()
+            return
+        for local, part in zip(self.tensors.locals(), self.global_parts, strict=True):
+            local.copy_(torch.lerp(part, local.to(part), self._mixing))
+
+    @torch.no_grad()
     def update_norm(self, contribution: torch.Tensor) -> float:
         """Of the pseudo-gradient, also where the values themselves are sent."""
         total = 0.0
-        for part, base in zip(contribution.split(_PIECE), self.global_flat.split(_PIECE)):
+        for part, base in zip(contribution.split(_PIECE), self.global_flat.split(_PIECE), strict=True):
             update = part if self.sends_difference else part - base
             total += torch.linalg.vector_norm(update).item() ** 2
         return total**0.5
@@ -100,24 +129,22 @@ class GlobalRow(SyncedRow):
         if not self.sends_difference:
             contribution.add_(self.global_flat, alpha=weight * (1 - factor))
 
+    def start_from_local(self) -> bool:
+        """The parameters become the global copy."""
+        return self.tensors.refresh(self.global_parts)
+
     def global_values(self) -> list[torch.Tensor]:
         """The global copy."""
         return self.global_parts
 
-    @torch.no_grad()
     def reset_local_to_global(self) -> None:
         """Drop local work."""
-        if self.elements:
-            torch._foreach_copy_(self.locals(), self.global_parts)
+        self.tensors.write(self.global_parts)
 
-    def start_from_local(self) -> bool:
-        """The parameters become the global copy."""
-        return refresh(self.global_parts, self.locals())
-
-    def shared_state(self) -> dict[str, dict[str, Any]]:
+    def shared_state(self) -> NamedState:
         """Global values and the outer optimizer's state."""
         return {
-            name: {"global": part, **self._outer_state(part)}
+            name: {self.value_key: part, **self.outer_state(part)}
             for name, part in zip(self.names, self.global_parts, strict=True)
         }
 
@@ -133,17 +160,11 @@ class GlobalRow(SyncedRow):
     def load(self, own: Mapping[str, Mapping[str, Any]], state: Mapping[str, Mapping[str, Any]]) -> None:
         """Tensors in place, and the outer optimizer's plain numbers."""
         super().load(own, state)
-        for name, part in zip(self.names, self.global_parts):
+        for name, part in zip(self.names, self.global_parts, strict=True):
             for key, value in own.get(name, {}).items():
                 if key.startswith("outer.") and not isinstance(value, torch.Tensor):
                     self.outer.state[part][key.removeprefix("outer.")] = state[name][key]
 
-    def _mix_into_local(self) -> None:
-        if self.row.mixing == 0.0:
-            self.reset_local_to_global()
-            return
-        for local, part in zip(self.locals(), self.global_parts, strict=True):
-            local.copy_(torch.lerp(part, local.to(part), self.row.mixing))
-
-    def _outer_state(self, part: torch.Tensor) -> dict[str, Any]:
+    def outer_state(self, part: torch.Tensor) -> dict[str, Any]:
+        """What the outer optimizer keeps of a global part, by key."""
         return {} if self.outer is None else {f"outer.{key}": value for key, value in self.outer.state[part].items()}

@@ -1,28 +1,27 @@
-"""A row of the plan bound to this rank's tensors: what it sends and how it takes what comes back.
+"""A rule of the plan bound to a rank's tensors: what it sends and how it takes what comes back.
 
-``SyncedRow`` is the interface of all kinds. Its plain form is the mean of an optimizer's state;
-``global_row.GlobalRow`` keeps a global copy of parameters, and methods bring kinds of their own.
+``SyncedState`` is the interface of all kinds. Its plain form is the mean of an optimizer's state;
+``synced_parameters.SyncedParameters`` keeps a global copy of parameters, and methods bring kinds of their own.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
-from titan_ext.semi_sync.plan.plan import SyncRow
-from titan_ext.semi_sync.state.views import ModelView, like, local_tensor
+from titan_ext.semi_sync.plan.plan import SyncRule
+from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState, copy_into
 from titan_ext.semi_sync.wire.reductions import Reduction
-
-if TYPE_CHECKING:
-    from titan_ext.semi_sync.config import SemiSyncConfig
+from titan_ext.semi_sync.wire.token_row_map import TokenRowMap
 
 
 @dataclass(frozen=True, slots=True)
-class Landing:
-    """What a row learns of the round that brings it a sum."""
+class AppliedRound:
+    """What a state learns of the round that brings it a sum."""
 
-    clock: int
+    step: int
     """Inner step of the launch, equal at all sites."""
     weight: float
     """This site's own weight in the sum; 0 if it only joins."""
@@ -34,117 +33,103 @@ class Landing:
         return total.div_(self.total_weight) if self.total_weight != 1.0 else total
 
 
-class SyncedRow:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BindOptions:
+    """What only some kinds of states take when they are bound."""
+
+    own_outer: Optimizer | None = None
+    """An optimizer over the model's parameters to use instead of the rule's, see ``outer_optimizers.work_on``."""
+    token_rows: TokenRowMap | None = None
+    """The global row of each row of the site's tables; None takes tables that are whole everywhere."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StateFacts:
+    """What holds of every state of a class."""
+
+    copies: int = 0
+    """Values of the size of the rule's parameters that it keeps, outer optimizer aside."""
+    values_per_element: int = 1
+    """A message is so many values of each parameter's shape, one parameter after the other each time, and then the
+    state's ``plain_numbers``."""
+    elementwise: bool = True
+    """Whether sites that cut their tensors differently can exchange it."""
+    equal_at_all_sites: bool = False
+    """Whether its shared state is the same at all sites after each commit."""
+
+
+class SyncedState:
     """The local part of one synced state of one fragment, possibly empty on this rank.
 
     Its mean over the sites replaces the local value.
 
     Args:
-        row: the plan's row.
-        names: the parameters of the row's fragment that this rank holds, in an order equal at all sites.
-        view: this rank's tensors.
-        config: resolved settings.
-        device: where the row's own memory lies; None is where the parameters are.
+        rule: the plan's rule.
+        tensors: what it covers on this rank.
+        options: what only some kinds take.
     """
 
-    copies = 0
-    """Values of the size of the row's parameters that the kind keeps, outer optimizer aside."""
-
-    values_per_element = 1
-    """A message is so many values of each parameter's shape, one parameter after the other, each time …"""
+    facts = StateFacts()
 
     plain_numbers = 0
-    """… followed by so many numbers that are equal on all ranks of a site."""
+    """Numbers at a message's end that are equal on all ranks of a site."""
 
-    any_layout = True
-    """Whether sites that cut their tensors differently can exchange it: whether it is elementwise."""
+    takes_residual = False
+    """Whether ``take_residual`` is to be called with what the reduction took away."""
 
-    guarded = False
-    """Whether its size is that of an update, so that one far larger than the others' is an outlier."""
-
-    agrees = False
-    """Whether its shared state is equal at all sites after each commit."""
-
-    by_row = False
-    """Whether only the sites that hold a row of a table share it."""
-
-    adopts = False
-    """Whether a newcomer takes its values in a round, from any site, instead of all of them from one member."""
-
-    adoption: Reduction
-    """How newcomers get them; if ``adopts``."""
-
-    takes_lost = False
-    """Whether ``take_lost`` is to be called with what the reduction took away."""
-
-    def __init__(
-        self,
-        row: SyncRow,
-        names: Sequence[str],
-        view: ModelView,
-        config: "SemiSyncConfig",
-        device: torch.device | None = None,
-    ) -> None:
-        self.row = row
-        self.names = list(names)
-        self.view = view
-        locals_ = self.locals()
-        self._shapes = [tensor.shape for tensor in locals_]
-        self.elements = sum(tensor.numel() for tensor in locals_)
-        self.device = device or (locals_[0].device if locals_ else torch.device("cpu"))
-        self.pinned = self.device.type == "cpu" and any(tensor.is_cuda for tensor in locals_)
+    def __init__(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> None:
+        self.rule = rule
+        self.tensors = tensors
         self.reduction: Reduction | None = None
-        """How the row is summed where that is not the configured way."""
-        self._error_feedback = bool(config.error_feedback)
+        """How the state is summed where that is not the way of the rule's wire."""
 
     @property
-    def feeds_back(self) -> bool:
-        """Whether what the codec takes away goes into the next contribution."""
-        return self._error_feedback and self.reduction is None
+    def key(self) -> str:
+        """Of the rule."""
+        return self.rule.key
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that it covers on this rank."""
+        return self.tensors.names
+
+    @property
+    def elements(self) -> int:
+        """Of the local tensors."""
+        return self.tensors.elements
 
     @property
     def numel(self) -> int:
         """fp32 elements of its message."""
-        return self.values_per_element * self.elements + self.plain_numbers
+        return self.facts.values_per_element * self.elements + self.plain_numbers
 
-    def empty(self) -> torch.Tensor:
-        """Room for a value of each of the row's parameters: fp32 ``[elements]``."""
-        return torch.empty(self.elements, dtype=torch.float32, device=self.device, pin_memory=self.pinned)
+    @property
+    def feeds_back(self) -> bool:
+        """Whether what the codec takes away goes into the next contribution."""
+        return self.rule.wire.error_feedback and self.reduction is None
 
-    def split(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Views of a flat ``[elements]`` tensor in the shapes of the row's local tensors."""
-        parts, start = [], 0
-        for shape in self._shapes:
-            parts.append(flat[start : start + shape.numel()].view(shape))
-            start += shape.numel()
-        return parts
+    # -- a round ---------------------------------------------------------------------------------
 
-    def locals(self) -> list[torch.Tensor]:
-        """The local tensors that the row covers."""
-        return self.view.tensors(self.row.state, self.names)
+    def write(self, out: torch.Tensor, step: int) -> None:
+        """Fill ``out`` (fp32 ``[numel]``) with this site's contribution to the round of inner step ``step``."""
+        self.tensors.read(out)
 
-    @torch.no_grad()
-    def write(self, out: torch.Tensor, clock: int) -> None:
-        """Fill ``out`` (fp32 ``[numel]``) with this site's contribution to the round of inner step ``clock``."""
-        if self.elements:
-            torch._foreach_copy_(self.split(out), self.locals())
-
-    @torch.no_grad()
-    def apply(self, total: torch.Tensor, landing: Landing) -> None:
+    def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
         """Take the weighted sum over the sites (fp32 ``[numel]``, overwritten)."""
-        if self.elements:
-            torch._foreach_copy_(self.locals(), self.split(landing.mean(total)))
+        self.tensors.write(self.tensors.split(of.mean(total)))
 
-    def update_norm(self, contribution: torch.Tensor) -> float:
-        """Euclidean norm of the update that ``write`` just wrote (fp32 ``[numel]``), on this rank; if ``guarded``."""
-        raise NotImplementedError
-
-    def damp(self, contribution: torch.Tensor, factor: float, weight: float) -> None:
-        """Shrink the update in a contribution (fp32 ``[numel]``, multiplied by ``weight``) to ``factor``; if ``guarded``."""
-        raise NotImplementedError
-
-    def take_lost(self, lost: torch.Tensor) -> None:
+    def take_residual(self, residual: torch.Tensor) -> None:
         """Take back what the other sites could not read of a committed contribution (fp32 ``[numel]``)."""
+
+    # -- what is global --------------------------------------------------------------------------
+
+    def start_from_local(self) -> bool:
+        """Take the parameters as they are now for what the run starts from, where the kind keeps a copy of them.
+
+        Returns:
+            Whether they differ, on this rank, from what they were when the rule was bound: a model was loaded.
+        """
+        return False
 
     def global_values(self) -> list[torch.Tensor]:
         """The last committed global value of each parameter, where the kind knows it."""
@@ -153,16 +138,8 @@ class SyncedRow:
     def reset_local_to_global(self) -> None:
         """Drop local work, where there is something global to go back to."""
 
-    def start_from_local(self) -> bool:
-        """Take the parameters as they are now for what the run starts from, where the kind keeps a copy of them.
-
-        Returns:
-            Whether they differ, on this rank, from what they were when the row was bound: a model was loaded.
-        """
-        return False
-
-    def shared_state(self) -> dict[str, dict[str, Any]]:
-        """What a joining site takes over, by parameter name: local tensors, not copies."""
+    def shared_state(self) -> NamedState:
+        """What a joining site takes over: local tensors, not copies."""
         return {}
 
     def load_shared_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
@@ -172,21 +149,17 @@ class SyncedRow:
             ValueError: a parameter is missing or has another shape.
         """
 
-    def private_state(self) -> dict[str, dict[str, Any]]:
-        """What a checkpoint holds beside the shared state, by parameter name; it is this site's alone."""
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def private_state(self) -> NamedState:
+        """What a checkpoint holds beside the shared state; it is this site's alone."""
         return {}
 
-    def checkpoint_state(self) -> dict[str, Any]:
+    def checkpoint_state(self) -> NamedState:
         """Shared and private state with global shapes (DTensors where the parameters are), for DCP."""
         shared, private = self.shared_state(), self.private_state()
-        return {
-            name: {
-                key: self.with_global_shape(name, value)
-                for key, value in (shared.get(name, {}) | private.get(name, {})).items()
-            }
-            for name in self.names
-            if name in shared or name in private
-        }
+        names = [name for name in self.names if name in shared or name in private]
+        return self.tensors.with_global_shapes({name: shared.get(name, {}) | private.get(name, {}) for name in names})
 
     def load_checkpoint_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Restore what ``checkpoint_state`` returned; the local parameters are restored elsewhere.
@@ -197,73 +170,57 @@ class SyncedRow:
         self.load(self.shared_state(), state)
         self.load(self.private_state(), state)
 
-    @torch.no_grad()
     def load(self, own: Mapping[str, Mapping[str, Any]], state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Copy into our own tensors those of the same names.
+        """Copy a saved or received state into our own tensors.
 
         Raises:
-            ValueError: one is missing or has another shape.
+            ValueError: a parameter is missing or has another shape.
         """
-        for name, values in own.items():
-            for key, value in values.items():
-                if key not in state.get(name, {}):
-                    raise ValueError(f"the saved or received state lacks {name} ({key})")
-                if isinstance(value, torch.Tensor):
-                    _copy_checked(f"{name} ({key})", value, local_tensor(state[name][key]))
+        copy_into(own, state)
+
+    def named_message(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A message as parameters' shards by name, with global shapes.
+
+        Raises:
+            ValueError: its message is made of other things.
+        """
+        if self.numel != self.elements:
+            raise ValueError(f"rule {self.key}: its message cannot be kept by parameter")
+        return self.tensors.named(flat)
+
+    def fill_message(self, flat: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> None:
+        """The inverse of ``named_message``, into ``flat``."""
+        self.tensors.fill_from_named(flat, parts)
+
+    # -- what sites must have in common ----------------------------------------------------------
 
     def agreed_shape(self, shape: Sequence[int]) -> tuple[object, ...]:
         """What sites must have in common of a tensor of this shape."""
         return tuple(shape)
 
+
+class Guarded:
+    """A state whose contribution is an update, so that one far larger than the other sites' is an outlier."""
+
+    def update_norm(self, contribution: torch.Tensor) -> float:
+        """Euclidean norm, on this rank, of the update that ``write`` just wrote (fp32 ``[numel]``)."""
+        raise NotImplementedError
+
+    def damp(self, contribution: torch.Tensor, factor: float, weight: float) -> None:
+        """Shrink the update in a contribution (fp32 ``[numel]``, multiplied by ``weight``) to ``factor``."""
+        raise NotImplementedError
+
+
+class Adoptable:
+    """A state that a newcomer takes in a round, each value from any site that has it, instead of all from one member."""
+
+    adoption: Reduction
+    """How newcomers get the values."""
+
     def offered(self) -> list[torch.Tensor]:
-        """Messages (fp32 ``[numel]``) with all that a newcomer adopts; if ``adopts``."""
+        """Messages (fp32 ``[numel]``) with all that a newcomer adopts."""
         raise NotImplementedError
 
     def adopt(self, messages: Sequence[torch.Tensor]) -> None:
-        """Take over what ``offered`` came to among all sites; if ``adopts``."""
+        """Take over what ``offered`` came to among all sites."""
         raise NotImplementedError
-
-    def described(self) -> list[tuple[str, torch.Tensor]]:
-        """Name and local tensor of everything the row covers on this rank."""
-        return list(zip(self.names, self.locals(), strict=True))
-
-    def named_parts(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """A message as parameters' shards by name, with global shapes.
-
-        Raises:
-            ValueError: the row's message is made of other things.
-        """
-        if self.numel != self.elements:
-            raise ValueError(f"row {self.row.key}: its message cannot be kept by parameter")
-        return {name: self.with_global_shape(name, part) for name, part in zip(self.names, self.split(flat))}
-
-    @torch.no_grad()
-    def fill_from_parts(self, flat: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> None:
-        """The inverse of ``named_parts``, into ``flat``."""
-        for name, part in zip(self.names, self.split(flat)):
-            part.copy_(local_tensor(parts[name]))
-
-    def with_global_shape(self, name: str, value: Any) -> Any:
-        """A shard of a parameter as the DTensor that the parameter is; anything else as it is."""
-        parameter = self.view.parameters[name]
-        if isinstance(value, torch.Tensor) and value.dim() == parameter.dim() and value.dim() > 0:
-            return like(parameter, value)
-        return value
-
-
-@torch.no_grad()
-def refresh(copies: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> bool:
-    """Copy each source into its copy; whether that changed any."""
-    changed = False
-    for copy, source in zip(copies, sources, strict=True):
-        source = source.to(copy)
-        if not torch.equal(copy, source):
-            copy.copy_(source)
-            changed = True
-    return changed
-
-
-def _copy_checked(name: str, own: torch.Tensor, theirs: torch.Tensor) -> None:
-    if own.shape != theirs.shape:
-        raise ValueError(f"the saved or received {name} has shape {tuple(theirs.shape)}, ours {tuple(own.shape)}")
-    own.copy_(theirs)

@@ -52,6 +52,12 @@ def as_optimizers(optimizers: Any) -> list[Optimizer]:
     return [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
 
 
+def inner_betas(optimizers: Any) -> Sequence[float] | None:
+    """Decay rates of the first group's moments; None where its optimizer has none."""
+    groups = [group for optimizer in as_optimizers(optimizers) for group in optimizer.param_groups]
+    return groups[0].get("betas") if groups else None
+
+
 @torch.no_grad()
 def materialize_state(optimizer: Optimizer) -> None:
     """Create every state tensor of a fresh optimizer, as if zero steps had been taken.

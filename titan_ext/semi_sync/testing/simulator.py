@@ -79,7 +79,12 @@ class InProcessManager(ReplicaManager):
     def __init__(self, sites: InProcessSites, site: int) -> None:
         self._sites = sites
         self._site = site
-        self._pg = _InProcessGroup(sites, site)  # where the outer loop looks for the collectives of bytes
+        self._process_group = _InProcessGroup(sites, site)
+
+    @property
+    def process_group(self) -> Any:
+        """The collectives of bytes."""
+        return self._process_group
 
     def start_quorum(self) -> None:
         """Nothing: the sites are always the same."""
@@ -114,6 +119,9 @@ class InProcessManager(ReplicaManager):
         self, key: str, load_state_dict: Callable[[Any], None], state_dict: Callable[[], Any]
     ) -> None:
         """Nothing: no site is ever behind."""
+
+    def serve_snapshot_requests(self, make: Callable[[], Any] | None = None) -> None:
+        """Nothing: no site ever joins late."""
 
     def state_dict(self) -> dict[str, int]:
         """Nothing to keep."""

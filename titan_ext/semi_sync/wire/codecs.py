@@ -3,26 +3,56 @@
 Every message has a size that depends on the number of elements alone, so all sites know what to
 expect and the ledger can state it beforehand. Writing and reading go piece by piece through scratch
 space that stays in the processor's cache: several passes over a large tensor would each wait for memory.
+
+A codec is a frozen dataclass whose fields are its settings: ``[semi_sync.NAME]`` in a configuration, where NAME is
+what it is registered under.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+
+from titan_ext.semi_sync.registry import Registry
+
+CODECS: "Registry[type[Codec]]" = Registry("codec")
+"""Codecs by the name that ``codec`` accepts: ``@register_codec("name")`` adds one."""
 
 _BLOCK = 256  # elements that share a scale
 _CHUNK = 4096  # elements among which the largest are sought; 12 bits address one
 _PIECE = 2**17  # elements worked on at a time on a CPU
 
 
-class Codec(ABC):
-    """A lossy way to write fp32 values as bytes."""
+def register_codec(name: str):
+    """Decorate a frozen dataclass that is a codec, so that ``codec = "name"`` selects it.
 
-    sparse = False
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(codec: "type[Codec]") -> "type[Codec]":
+        return CODECS.add(name, codec)
+
+    return register
+
+
+@dataclass(frozen=True)
+class Codec(ABC):
+    """A way to write fp32 values as bytes."""
+
+    lossless: ClassVar[bool] = False
+    """Whether what is read is what was written."""
+
+    sparse: ClassVar[bool] = False
     """Whether a message holds only some of the elements, so that messages cannot be summed shard by shard."""
 
-    granularity = 1
+    error_feedback: ClassVar[bool] = False
+    """Whether what it takes away is fed back unless the configuration says otherwise."""
+
+    granularity: ClassVar[int] = 1
     """Elements that belong together; a shard's size is a multiple of it."""
 
     @abstractmethod
@@ -48,8 +78,12 @@ class Codec(ABC):
             self.accumulate(message, values)
 
 
+@register_codec("fp32")
+@dataclass(frozen=True)
 class Float32(Codec):
     """Four bytes an element; loses nothing."""
+
+    lossless = True
 
     def wire_bytes(self, numel: int) -> int:
         return 4 * numel
@@ -64,6 +98,8 @@ class Float32(Codec):
         values.add_(message.view(torch.float32))
 
 
+@register_codec("bf16")
+@dataclass(frozen=True)
 class BFloat16(Codec):
     """Two bytes an element; relative error at most 2**-8."""
 
@@ -80,12 +116,14 @@ class BFloat16(Codec):
         values.add_(message.view(torch.bfloat16))
 
 
+@register_codec("int8")
+@dataclass(frozen=True)
 class Int8(Codec):
     """One byte an element and a scale for each block of 256; error at most absmax / 254 of the block."""
 
     granularity = _BLOCK
-    levels = 127
-    _width = _BLOCK  # bytes of a block's codes
+    levels: ClassVar[int] = 127
+    _width: ClassVar[int] = _BLOCK  # bytes of a block's codes
 
     def wire_bytes(self, numel: int) -> int:
         return numel // _BLOCK * (self._width + 4)
@@ -124,9 +162,12 @@ class Int8(Codec):
         return codes.view(torch.int8)
 
 
+@register_codec("int4")
+@dataclass(frozen=True)
 class Int4(Int8):
     """Half a byte an element and a scale for each block of 256; error at most absmax / 14 of the block."""
 
+    error_feedback = True
     levels = 7
     _width = _BLOCK // 2
 
@@ -142,19 +183,30 @@ class Int4(Int8):
         return both.sub_(8)
 
 
+@register_codec("topk")
+@dataclass(frozen=True)
 class TopK(Codec):
     """The largest values of every 4096 elements in fp32, with their places in 12 bits each.
 
-    Args:
-        density: share of the elements that travel, in (0, 1].
+    Raises:
+        ValueError: the density is outside its range.
     """
 
+    density: float = 0.01
+    """Share of the elements that travel, above 0 and at most 1."""
+
     sparse = True
+    error_feedback = True
     granularity = _CHUNK
 
-    def __init__(self, density: float) -> None:
-        # Two places share three bytes.
-        self.kept = min(_CHUNK, 2 * math.ceil(density * _CHUNK / 2))
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density = {self.density!r}: must be above 0 and at most 1")
+
+    @property
+    def kept(self) -> int:
+        """Values of a chunk that travel: an even number, since two places share three bytes."""
+        return min(_CHUNK, 2 * math.ceil(self.density * _CHUNK / 2))
 
     def wire_bytes(self, numel: int) -> int:
         # Whole words, so that the next message in a buffer starts where fp32 may.
@@ -195,11 +247,3 @@ def unpack_12_bits(packed: torch.Tensor) -> torch.Tensor:
     low, middle, high = packed.view(-1, 3).to(torch.int64).unbind(dim=1)
     return torch.stack([low | ((middle & 15) << 8), (middle >> 4) | (high << 4)], dim=1).view(-1)
 
-
-CODECS = ("fp32", "bf16", "int8", "int4", "topk")
-"""Names that ``codec`` accepts."""
-
-
-def build_codec(name: str, density: float) -> Codec | None:
-    """The codec of a name; None is fp32, which needs none."""
-    return {"fp32": None, "bf16": BFloat16(), "int8": Int8(), "int4": Int4(), "topk": TopK(density)}[name]

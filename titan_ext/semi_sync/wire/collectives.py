@@ -1,21 +1,19 @@
-"""Collectives of bytes between the sites of a quorum, which torchft's manager does not offer itself."""
+"""Collectives of bytes between the sites of a quorum."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from torch.distributed import Work
+from torch.distributed import ProcessGroup, Work
 from torch.distributed.distributed_c10d import AllgatherOptions, AllToAllOptions
 
 from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
 
 
-class Wire:
+class ByteCollectives:
     """Collectives of bytes between the sites; an error is reported to the manager and zeros arrive."""
 
-    def __init__(self, manager: ReplicaManager, weights: Sequence[float]) -> None:
+    def __init__(self, manager: ReplicaManager) -> None:
         self._manager = manager
-        self.weights = weights
         self._device = wire_device(manager)
         self.sites = manager.num_participants()
 
@@ -61,10 +59,10 @@ class Wire:
         except RuntimeError as error:
             self._manager.report_error(error)
 
-    def _issue(self, received: torch.Tensor, start: Callable[[Any], Work]) -> Work | None:
+    def _issue(self, received: torch.Tensor, start: Callable[[ProcessGroup], Work]) -> Work | None:
         if self._manager.errored() is None:
             try:
-                return start(self._manager._pg)  # torchft's manager offers all-reduce alone
+                return start(self._manager.process_group)
             except RuntimeError as error:
                 self._manager.report_error(error)
         received.zero_()

@@ -1,20 +1,20 @@
 """Exchange in pairs: every site with one other, drawn anew each round by a seed that all share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch.distributed import Work
 
 from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
-from titan_ext.semi_sync.wire.reductions import UNDER_WAY, Reduction
+from titan_ext.semi_sync.wire.reductions import UNDER_WAY, Reduction, RoundFacts
 
 
-def partner_of(site: int, sites: int, clock: int) -> int | None:
-    """The site that ``site`` meets in the round of inner step ``clock``; None for the one left over.
+def partner_of(site: int, sites: int, step: int) -> int | None:
+    """The site that ``site`` meets in the round of inner step ``step``; None for the one left over.
 
     A permutation seeded by the round, cut into pairs (as in the authors' code).
     """
-    order = torch.randperm(sites, generator=torch.Generator().manual_seed(clock)).tolist()
+    order = torch.randperm(sites, generator=torch.Generator().manual_seed(step)).tolist()
     place = order.index(site) ^ 1
     return order[place] if place < sites else None
 
@@ -40,15 +40,13 @@ class PairExchange(Reduction):
         self,
         manager: ReplicaManager,
         values: torch.Tensor,
-        *,
-        clock: int,
-        weights: Sequence[float],
-        lost: torch.Tensor | None = None,
+        of: RoundFacts,
+        residual: torch.Tensor | None = None,
     ) -> bool:
-        if lost is not None:
-            lost.zero_()
+        if residual is not None:
+            residual.zero_()
         sites = manager.num_participants()
-        partner = partner_of(manager.participating_rank(), sites, clock) if sites > 1 else None
+        partner = partner_of(manager.participating_rank(), sites, of.step) if sites > 1 else None
         if partner is None or manager.errored() is not None:
             return False
         try:
@@ -58,7 +56,7 @@ class PairExchange(Reduction):
         return True
 
     def _exchange(self, manager: ReplicaManager, values: torch.Tensor, partner: int) -> None:
-        group, wire = manager._pg, wire_device(manager)
+        group, wire = manager.process_group, wire_device(manager)
         under_way: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[Work]]] = []
         for tag, bucket in enumerate(values.split(self._bucket_elements)):
             sent, received = bucket.to(wire), torch.empty_like(bucket, device=wire)
@@ -66,12 +64,12 @@ class PairExchange(Reduction):
             # What is sent must live until it has left.
             under_way.append((bucket, sent, received, works))
             if len(under_way) == UNDER_WAY:
-                _land(under_way.pop(0))
+                _receive(under_way.pop(0))
         for each in under_way:
-            _land(each)
+            _receive(each)
 
 
-def _land(each: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Iterable[Work]]) -> None:
+def _receive(each: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Iterable[Work]]) -> None:
     bucket, _, received, works = each
     for work in works:
         work.wait()

@@ -1,5 +1,6 @@
 """The ledger: what every round cost and what came of it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,8 +13,8 @@ class RoundRecord:
     """Committed rounds so far, this one included if it was."""
     step: int
     """Inner step after which the round was applied or given up."""
-    rows: list[str]
-    """Keys of the rows it carried."""
+    rules: list[str]
+    """Keys of the rules it carried."""
     participants: int
     """Sites whose values were averaged; a site that only joins is not counted."""
     contributors: list[str] = field(default_factory=list)
@@ -44,7 +45,7 @@ class RoundRecord:
 
 @dataclass(slots=True)
 class Ledger:
-    """Totals over the rounds of this process."""
+    """Totals over the rounds of a run, those before a resume included."""
 
     rounds: int = 0
     failed: int = 0
@@ -61,6 +62,18 @@ class Ledger:
         self.bytes_received += record.bytes_received
         self.seconds += record.seconds_quorum + record.seconds_reduce + record.seconds_apply
         self.last = record
+
+    def state_dict(self) -> dict[str, Any]:
+        """The totals, as plain values."""
+        return {name: getattr(self, name) for name in _TOTALS}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from totals that were saved."""
+        for name in _TOTALS:
+            setattr(self, name, state[name])
+
+
+_TOTALS = ("rounds", "failed", "bytes_sent", "bytes_received", "seconds")
 
 
 def ring_all_reduce_bytes(payload: int, sites: int) -> int:

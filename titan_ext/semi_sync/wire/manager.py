@@ -1,18 +1,23 @@
-"""The part of a replica manager that the outer loop needs; ``torchft.manager.Manager`` has it."""
+"""The replica manager that the outer loop needs, one for each rank of a site."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch.distributed import ReduceOp, Work
+from torch.distributed import ProcessGroup, ReduceOp, Work
 
 
 class ReplicaManager(Protocol):
     """Membership, reduction over sites and the commit vote of one rank's replica group.
 
-    One quorum is followed by any number of reductions and one vote. Errors of a reduction are kept
-    by the manager and turn the vote into a no.
+    One quorum is followed by any number of collectives and one vote. Errors of a collective are kept by the manager
+    and turn the vote into a no. ``titan_ext.replica.Replica`` has all of it; ``compat.torchft.adapt_manager`` gives a
+    plain ``torchft.manager.Manager`` what it lacks.
     """
+
+    @property
+    def process_group(self) -> ProcessGroup:
+        """The group of this rank and those it is paired with at the other sites, for collectives of bytes."""
 
     def start_quorum(self) -> None:
         """Agree on who takes part; a site that is behind has its state loaded before this returns."""
@@ -40,8 +45,12 @@ class ReplicaManager(Protocol):
     ) -> None:
         """Name the shared state that a site which is behind receives."""
 
-    def tend(self) -> None:
-        """Make the copy of the shared state that a newcomer has asked for; torchft's own manager does not have it."""
+    def serve_snapshot_requests(self, make: Callable[[], Any] | None = None) -> None:
+        """Give the copy of the shared state that a site which is about to join has asked for, if one has.
+
+        Args:
+            make: the state; by default all that was registered.
+        """
 
     def state_dict(self) -> dict[str, int]:
         """Counters that belong into a checkpoint."""
@@ -56,8 +65,7 @@ def wire_device(manager: ReplicaManager) -> torch.device:
     Gloo moves host memory; it takes an accelerator's tensors for an all-reduce alone. The groups of
     accelerators take nothing else than their own.
     """
-    group = getattr(manager, "_pg", None)
-    name = group.getBackendName() if group is not None else ""
+    name = manager.process_group.getBackendName()
     if any(backend in name for backend in ("nccl", "xccl")):
         return torch.device(torch.accelerator.current_accelerator())
     return torch.device("cpu")

@@ -7,18 +7,34 @@ keep the wire busy while others are coded, few enough to bound what lies in memo
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.distributed import ReduceOp, Work
 
 from titan_ext.semi_sync.wire.codecs import Codec
-from titan_ext.semi_sync.wire.collectives import Wire
+from titan_ext.semi_sync.wire.collectives import ByteCollectives
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 from titan_ext.semi_sync.wire.manager import ReplicaManager
 
 UNDER_WAY = 2
 """Buckets handed to the wire before the first of them is waited for."""
+
+RankSum = Callable[[torch.Tensor], torch.Tensor]
+"""Sums a small tensor over the ranks of the site. A collective over them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFacts:
+    """What a reduction learns of its round; but for ``rank_sum``, equal at all sites."""
+
+    step: int
+    """Inner step of the round."""
+    weights: Sequence[float]
+    """Of each site's values, which are multiplied by it already; 0 where a site gives none."""
+    rank_sum: RankSum = lambda tensor: tensor
+    """Over the ranks that hold the shards of one contribution; by default this rank holds it whole."""
 
 
 class Reduction(ABC):
@@ -33,19 +49,16 @@ class Reduction(ABC):
         self,
         manager: ReplicaManager,
         values: torch.Tensor,
-        *,
-        clock: int,
-        weights: Sequence[float],
-        lost: torch.Tensor | None = None,
+        of: RoundFacts,
+        residual: torch.Tensor | None = None,
     ) -> bool:
         """Replace ``values`` by their sum over the sites. Errors are the manager's, never raised.
 
         Args:
             manager: with a quorum.
             values: fp32 ``[numel]``; undefined after an error.
-            clock: inner step of the round, equal at all sites.
-            weights: of each site's values, which are multiplied by it already; 0 where a site gives none.
-            lost: fp32 ``[numel]``, filled with what the other sites could not read of our values.
+            of: what is known of the round.
+            residual: fp32 ``[numel]``, filled with what the other sites could not read of our values.
 
         Returns:
             whether there was a site to exchange with.
@@ -81,13 +94,11 @@ class AllReduce(Reduction):
         self,
         manager: ReplicaManager,
         values: torch.Tensor,
-        *,
-        clock: int,
-        weights: Sequence[float],
-        lost: torch.Tensor | None = None,
+        of: RoundFacts,
+        residual: torch.Tensor | None = None,
     ) -> bool:
-        if lost is not None:
-            lost.zero_()
+        if residual is not None:
+            residual.zero_()
         works: deque[Work] = deque()
         for bucket in values.split(self._bucket_elements) if values.numel() else ():
             works.append(manager.allreduce(bucket, reduce_op=ReduceOp.SUM))
@@ -127,27 +138,25 @@ class CodedReduction(Reduction):
         self,
         manager: ReplicaManager,
         values: torch.Tensor,
-        *,
-        clock: int,
-        weights: Sequence[float],
-        lost: torch.Tensor | None = None,
+        of: RoundFacts,
+        residual: torch.Tensor | None = None,
     ) -> bool:
-        wire = Wire(manager, weights)
+        wire = ByteCollectives(manager)
         bucket_elements = self._bucket(wire.sites)
         scattered: deque[_Bucket] = deque()
         gathered: deque[_Bucket] = deque()
-        losses = lost.split(bucket_elements) if lost is not None else None
+        residuals = residual.split(bucket_elements) if residual is not None else None
         for index, values_of in enumerate(values.split(bucket_elements) if values.numel() else ()):
-            scattered.append(self._send(wire, values_of, losses[index] if losses is not None else None))
+            scattered.append(self._send(wire, values_of, residuals[index] if residuals is not None else None))
             if len(scattered) == UNDER_WAY:
                 gathered.append(self._pass_on(wire, scattered.popleft()))
             if len(gathered) == UNDER_WAY:
-                self._land(wire, gathered.popleft())
+                self._finish(wire, gathered.popleft(), of)
         while scattered or gathered:
             if scattered:
                 gathered.append(self._pass_on(wire, scattered.popleft()))
             if gathered and (len(gathered) == UNDER_WAY or not scattered):
-                self._land(wire, gathered.popleft())
+                self._finish(wire, gathered.popleft(), of)
         return wire.sites > 1
 
     def _bucket(self, sites: int) -> int:
@@ -160,7 +169,7 @@ class CodedReduction(Reduction):
         whole = numel if self._to_all else -(-numel // sites)
         return -(-whole // self._codec.granularity) * self._codec.granularity
 
-    def _send(self, wire: Wire, values: torch.Tensor, lost: torch.Tensor | None) -> "_Bucket":
+    def _send(self, wire: ByteCollectives, values: torch.Tensor, residual: torch.Tensor | None) -> "_Bucket":
         """Code a bucket and hand it to the wire."""
         copies = 1 if self._to_all else wire.sites
         shard = self._shard(values.numel(), wire.sites)
@@ -171,15 +180,15 @@ class CodedReduction(Reduction):
         message = torch.empty(copies, self._codec.wire_bytes(shard), dtype=torch.uint8, device=values.device)
         for part, row in zip(padded.view(copies, shard), message):
             self._codec.encode(part, row)
-        if lost is not None:
+        if residual is not None:
             decoded = torch.empty_like(padded).view(copies, shard)
             for part, row in zip(decoded, message):
                 self._codec.decode(row, part)
-            torch.sub(values, decoded.view(-1)[: values.numel()], out=lost)
+            torch.sub(values, decoded.view(-1)[: values.numel()], out=residual)
         received, work = wire.gather(message[0]) if self._to_all else wire.exchange(message)
         return _Bucket(values, shard, received, work)
 
-    def _pass_on(self, wire: Wire, bucket: "_Bucket") -> "_Bucket":
+    def _pass_on(self, wire: ByteCollectives, bucket: "_Bucket") -> "_Bucket":
         """Sum the shard that this site owns, and hand the sum to the wire."""
         if self._to_all:
             return bucket
@@ -190,7 +199,7 @@ class CodedReduction(Reduction):
         self._codec.encode(total, message)
         return _Bucket(bucket.values, bucket.shard, *wire.gather(message))
 
-    def _land(self, wire: Wire, bucket: "_Bucket") -> None:
+    def _finish(self, wire: ByteCollectives, bucket: "_Bucket", of: RoundFacts) -> None:
         """Write the sum into the values."""
         wire.wait(bucket.work)
         values, received = bucket.values, bucket.received.to(bucket.values.device)
@@ -198,16 +207,91 @@ class CodedReduction(Reduction):
         whole = values.numel() == copies * bucket.shard
         out = values if whole else values.new_empty(copies * bucket.shard)
         if self._to_all:
-            self._combine(received, wire.weights, out)
+            self._combine(received, of, out)
         else:
             for part, row in zip(out.view(copies, bucket.shard), received):
                 self._codec.decode(row, part)
         if not whole:
             values.copy_(out[: values.numel()])
 
-    def _combine(self, messages: torch.Tensor, weights: Sequence[float], out: torch.Tensor) -> None:
+    def _combine(self, messages: torch.Tensor, of: RoundFacts, out: torch.Tensor) -> None:
         """Overwrite ``out`` with what all sites' messages come to, where every site gets them all."""
         self._codec.combine(messages, out)
+
+
+Combine = Callable[[torch.Tensor], torch.Tensor]
+"""fp32 ``[contributors, numel]`` to their aggregate ``[numel]``; the contributions may be overwritten."""
+
+
+class ElementwiseReduction(CodedReduction):
+    """An aggregate of the contributions, bucket by bucket, times the sum of their weights, which must be equal.
+
+    Args:
+        codec: how values travel.
+        bucket_elements: largest message handed to the wire at once.
+        combine: the aggregate of some elements.
+    """
+
+    def __init__(self, codec: Codec, bucket_elements: int, combine: Combine) -> None:
+        super().__init__(codec, bucket_elements, to_all=True)
+        self._aggregate = combine
+
+    def _combine(self, messages: torch.Tensor, of: RoundFacts, out: torch.Tensor) -> None:
+        contributors = contributing(of.weights)
+        if not contributors:
+            out.zero_()
+            return
+        values = out.new_empty(len(contributors), out.numel())
+        for rank, row in zip(contributors, values, strict=True):
+            self._codec.decode(messages[rank], row)
+        torch.mul(self._aggregate(values), sum(of.weights), out=out)
+
+
+class WholeReduction(ElementwiseReduction):
+    """An aggregate that sees this rank's shards of whole contributions: all buckets are gathered first.
+
+    Args:
+        codec: how values travel.
+        bucket_elements: largest message handed to the wire at once.
+        combine: the aggregate of this rank's shards; sums over the ranks of the site with its second argument.
+    """
+
+    def __init__(
+        self, codec: Codec, bucket_elements: int, combine: Callable[[torch.Tensor, RankSum], torch.Tensor]
+    ) -> None:
+        super().__init__(codec, bucket_elements, self._keep)
+        self._whole = combine
+        self._gathered: list[torch.Tensor] = []
+
+    def scratch_elements(self, numel: int, sites: int) -> int:
+        return sites * numel + super().scratch_elements(numel, sites)
+
+    def reduce(
+        self,
+        manager: ReplicaManager,
+        values: torch.Tensor,
+        of: RoundFacts,
+        residual: torch.Tensor | None = None,
+    ) -> bool:
+        self._gathered.clear()
+        travelled = super().reduce(manager, values, of, residual)
+        contributors = contributing(of.weights)
+        if contributors:
+            # A rank without elements has part in the sums over the ranks all the same.
+            parts = self._gathered or [values.new_empty(len(contributors), 0)]
+            gathered = torch.cat(parts, dim=1)[:, : values.numel()]
+            self._gathered.clear()
+            values.copy_(self._whole(gathered, of.rank_sum).mul_(sum(of.weights)))
+        return travelled
+
+    def _keep(self, contributions: torch.Tensor) -> torch.Tensor:
+        self._gathered.append(contributions)
+        return contributions[0]
+
+
+def contributing(weights: Sequence[float]) -> list[int]:
+    """Ranks of the sites that give something."""
+    return [rank for rank, weight in enumerate(weights) if weight > 0]
 
 
 class _Bucket:

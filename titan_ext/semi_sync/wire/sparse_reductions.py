@@ -10,29 +10,29 @@ from collections.abc import Sequence
 
 import torch
 
-from titan_ext.semi_sync.state.token_row_map import RowIds
 from titan_ext.semi_sync.wire.codecs import Codec, Float32
-from titan_ext.semi_sync.wire.collectives import Wire
+from titan_ext.semi_sync.wire.collectives import ByteCollectives
 from titan_ext.semi_sync.wire.manager import ReplicaManager
-from titan_ext.semi_sync.wire.reductions import Reduction
+from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
+from titan_ext.semi_sync.wire.token_row_map import TokenRowMap
 
 _NUMBER = Float32()
 
 
-class RowReduction(Reduction):
+class SparseReduction(Reduction):
     """Sums rows over the sites that contribute them.
 
     Args:
         rows: which global rows this site's table holds.
         width: columns of a table.
-        codec: how rows travel; None is fp32.
+        codec: how rows travel.
         bucket_elements: about how many elements a site hands to the wire at once.
     """
 
-    def __init__(self, rows: RowIds, width: int, codec: Codec | None, bucket_elements: int) -> None:
+    def __init__(self, rows: TokenRowMap, width: int, codec: Codec, bucket_elements: int) -> None:
         self._rows = rows
         self._width = width
-        self._codec = codec or Float32()
+        self._codec = codec
         self._bucket_elements = bucket_elements
         self._sent = 0
 
@@ -52,23 +52,21 @@ class RowReduction(Reduction):
         self,
         manager: ReplicaManager,
         values: torch.Tensor,
-        *,
-        clock: int,
-        weights: Sequence[float],
-        lost: torch.Tensor | None = None,
+        of: RoundFacts,
+        residual: torch.Tensor | None = None,
     ) -> bool:
-        if lost is not None:
-            lost.zero_()
-        wire = Wire(manager, weights)
+        if residual is not None:
+            residual.zero_()
+        wire = ByteCollectives(manager)
         if wire.sites == 1 or not values.numel():
             return wire.sites > 1
         codecs = self._codecs(values.numel())
-        tables = list(zip(codecs, self._tables(values, codecs), self._tables(lost, codecs)))
+        tables = list(zip(codecs, self._tables(values, codecs), self._tables(residual, codecs), strict=True))
         holders = self._holders(wire)
         self._sent += (wire.sites - 1) * self._bitmap_bytes()
         if manager.errored() is not None:
             return True
-        exchange = _RowExchange(wire, manager.participating_rank(), holders, self._senders(holders, weights))
+        exchange = _SparseExchange(wire, manager.participating_rank(), holders, self._senders(holders, of.weights))
         places = torch.full((self._rows.total,), -1)
         held = self._rows.ids >= 0
         places[self._rows.ids[held]] = torch.arange(self._rows.rows)[held]
@@ -96,7 +94,7 @@ class RowReduction(Reduction):
     def _bitmap_bytes(self) -> int:
         return -(-self._rows.total // 32) * 4
 
-    def _holders(self, wire: Wire) -> torch.Tensor:
+    def _holders(self, wire: ByteCollectives) -> torch.Tensor:
         """Who holds which row: bool ``[sites, total]``."""
         held = torch.zeros(8 * self._bitmap_bytes(), dtype=torch.uint8)
         held[self._rows.held] = 1
@@ -107,7 +105,7 @@ class RowReduction(Reduction):
         return bits.view(wire.sites, -1)[:, : self._rows.total].bool()
 
 
-class RowAdoption(RowReduction):
+class SparseAdoption(SparseReduction):
     """Every holder gets the row of one site: of its holders the one that comes first.
 
     ``weights`` are places in that order, the lowest first.
@@ -121,10 +119,10 @@ class RowAdoption(RowReduction):
         return senders
 
 
-class _RowExchange:
+class _SparseExchange:
     """Rows to their owners, sums back to the holders."""
 
-    def __init__(self, wire: Wire, rank: int, holders: torch.Tensor, senders: torch.Tensor) -> None:
+    def __init__(self, wire: ByteCollectives, rank: int, holders: torch.Tensor, senders: torch.Tensor) -> None:
         self._wire, self._rank, self._sites = wire, rank, wire.sites
         self._holders, self._senders = holders, senders
 
@@ -166,17 +164,17 @@ class _RowExchange:
         return torch.arange(first, max(first, stop), self._sites)
 
     def _encode(self, tables, chosen: torch.Tensor) -> torch.Tensor:
-        """The chosen rows of all tables as one message; what the codec takes away from them goes into ``lost``."""
+        """The chosen rows of all tables as one message; what the codec takes away from them goes into ``residual``."""
         parts = []
-        for (codec, width), table, lost in tables:
+        for (codec, width), table, residual in tables:
             rows = _padded(table[chosen], codec)
             message = torch.empty(codec.wire_bytes(rows.numel()), dtype=torch.uint8, device=table.device)
             codec.encode(rows.view(-1), message)
             parts.append(_to_words(message))
-            if lost is not None:
+            if residual is not None:
                 decoded = torch.empty_like(rows)
                 codec.decode(message, decoded.view(-1))
-                lost[chosen] = table[chosen] - decoded[:, :width]
+                residual[chosen] = table[chosen] - decoded[:, :width]
         return torch.cat(parts)
 
     def _decode(self, message: torch.Tensor, codecs: list[tuple[Codec, int]], rows: int) -> list[torch.Tensor]:

@@ -6,7 +6,7 @@ import torch
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class RowIds:
+class TokenRowMap:
     """The rows that a site holds of a table which all sites share by row.
 
     Raises:
@@ -30,7 +30,7 @@ class RowIds:
             raise ValueError("row ids: two rows of a table are the same global row")
 
     @classmethod
-    def all(cls, rows: int) -> "RowIds":
+    def all(cls, rows: int) -> "TokenRowMap":
         """Of a site that holds every row."""
         return cls(torch.arange(rows), rows)
 

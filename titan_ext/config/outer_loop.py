@@ -1,0 +1,54 @@
+"""The ``[semi_sync]`` section, whose sub-tables belong to methods, codecs, aggregations and outer optimizers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from titan_ext.config.binder import Binder
+from titan_ext.config.optimizer import hyper_parameters
+from titan_ext.config.settings import Settings
+from titan_ext.semi_sync.config import SemiSyncConfig
+from titan_ext.semi_sync.plan.plan import SyncPlan
+from titan_ext.semi_sync.plan.resolve import resolve, settings_tables
+
+
+def bind_semi_sync(settings: Settings, binder: Binder, base: SemiSyncConfig) -> SemiSyncConfig:
+    """The section; ``[semi_sync.NAME]`` is checked against the dataclass that NAME is registered with.
+
+    Raises:
+        UserError: a key, type or value is wrong.
+    """
+    table = settings.table("semi_sync")
+    try:
+        known = settings_tables(table)
+    except ValueError as error:
+        raise settings.error("semi_sync", str(error)) from None
+    own = {name: inner for name, inner in table.items() if name in known and isinstance(inner, Mapping)}
+    rest = {name: value for name, value in table.items() if name not in own}
+    config = binder.table(base, rest, "semi_sync") if rest else base
+    config.settings = config.settings | {
+        name: _bind_own(settings, binder, known[name], inner, f"semi_sync.{name}") for name, inner in own.items()
+    }
+    return config
+
+
+def _bind_own(settings: Settings, binder: Binder, kind: type | None, table: Mapping[str, Any], key: str) -> dict[str, Any]:
+    if kind is None:
+        raise settings.error(key, "has no settings of its own")
+    bound = binder.table(kind, table, key)
+    values = {name: getattr(bound, name) for name in table}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def plan_of(config: Any) -> SyncPlan:
+    """The sync plan of a ``Trainer.Config`` with an outer loop.
+
+    Raises:
+        ValueError: naming the key of ``[semi_sync]``, its value and what is allowed.
+    """
+    return resolve(config.semi_sync, inner_betas(config.optimizer))
+
+
+def inner_betas(optimizer: Any) -> Sequence[float] | None:
+    """Decay rates of the moments of an ``OptimizersContainer.Config``'s first group; None where it has none."""
+    group = optimizer.param_groups[0]
+    return ((hyper_parameters(optimizer, group.optimizer_name) or {}) | group.optimizer_kwargs).get("betas")

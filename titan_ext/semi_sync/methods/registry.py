@@ -1,0 +1,84 @@
+"""The methods by name; each is a file of its own that registers a function from settings to rules.
+
+Registering makes ``method = "name"`` work everywhere: TOML, ``titan-ext check``, the engine. A method from outside
+the package is named by its dotted path, whose module registers it when it is imported.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from titan_ext.semi_sync.plan.plan import SyncRule, Wire
+from titan_ext.semi_sync.registry import Registry
+from titan_ext.semi_sync.state.outer_optimizers import OuterOptimizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MethodContext:
+    """What a method makes its rules from: the settings that all methods share, resolved."""
+
+    sync_every: int
+    """Inner steps between two syncs of the same parameters (K, H)."""
+    num_fragments: int = 1
+    delay: int = 0
+    """Inner steps that overlap an exchange (tau)."""
+    mixing: float = 0.0
+    """Share of the local parameters kept when a result is applied (alpha)."""
+    outer_optimizer: OuterOptimizer | None = None
+    """None is the plain mean."""
+    wire: Wire = Wire()
+    inner_betas: Sequence[float] | None = None
+    """Decay rates of the inner optimizer's moments, where they are known."""
+    settings: Any = None
+    """The method's own: an instance of the dataclass that it is registered with."""
+
+    @property
+    def spacing(self) -> int:
+        """Inner steps between the launches of two fragments."""
+        return self.sync_every // self.num_fragments
+
+    def staggered_offset(self, fragment: int) -> int:
+        """Offset of a fragment: the last is due after every multiple of a period, the others so many steps earlier."""
+        return -(self.num_fragments - 1 - fragment) * self.spacing
+
+
+MakeRules = Callable[[MethodContext], Sequence[SyncRule]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A registered method."""
+
+    rules: MakeRules
+    settings: type | None = None
+    """Frozen dataclass of the method's own settings: ``[semi_sync.NAME]``."""
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    """Values of ``SemiSyncConfig`` fields that the method does not let the user choose."""
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    """Values that the method takes where the user set none."""
+
+
+METHODS: Registry[Method] = Registry("method")
+
+
+def register_method(
+    name: str, *, settings: type | None = None, fixed: Mapping[str, object] | None = None, **defaults: object
+) -> Callable[[MakeRules], MakeRules]:
+    """Decorate the function that makes a method's rules.
+
+    Args:
+        name: the value of ``method`` that selects it.
+        settings: frozen dataclass of the method's own settings; ``[semi_sync.NAME]`` sets its fields, and the function
+            finds an instance in ``context.settings``.
+        fixed: values of ``SemiSyncConfig`` fields that the method does not let the user choose.
+        **defaults: values of such fields that the method takes where the user set none; ``sync_every`` must be there.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(rules: MakeRules) -> MakeRules:
+        METHODS.add(name, Method(rules, settings, fixed or {}, defaults))
+        return rules
+
+    return register

@@ -1,0 +1,338 @@
+"""From settings to a plan, once: nothing below the plan sees the configuration."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import titan_ext.semi_sync.methods  # noqa: F401  (registration)
+from titan_ext.errors import require, require_one_of
+from titan_ext.semi_sync.config import SemiSyncConfig
+from titan_ext.semi_sync.methods.registry import METHODS, Method, MethodContext
+from titan_ext.semi_sync.plan.plan import (
+    PARAMETERS,
+    OutlierGuard,
+    ScopePatterns,
+    SiteSampling,
+    SyncPlan,
+    SyncRule,
+    Wire,
+)
+from titan_ext.semi_sync.plan.scopes import OWN_KEYS, ScopeConfig
+from titan_ext.semi_sync.registry import Registry
+from titan_ext.semi_sync.state.outer_optimizers import OUTER_OPTIMIZERS, SHARED_KEYS, OuterOptimizer
+from titan_ext.semi_sync.state.sparse_tables import SparseRows
+from titan_ext.semi_sync.state.synced_parameters import Average, OuterStep
+from titan_ext.semi_sync.wire.aggregations import AGGREGATIONS
+from titan_ext.semi_sync.wire.codecs import CODECS
+
+NO_OUTER_LOOP = "none"
+"""The ``method`` that trains without an outer loop."""
+
+_AVERAGE = "average"
+_OUTER = tuple(SHARED_KEYS.values())
+
+
+def method_names() -> list[str]:
+    """Names that ``method`` accepts."""
+    return [NO_OUTER_LOOP, *METHODS.names()]
+
+
+def fill_defaults(config: SemiSyncConfig) -> SemiSyncConfig:
+    """A copy with the method's defaults filled in and every value checked.
+
+    Raises:
+        ValueError: naming the key, its value and what is allowed.
+    """
+    if config.method == NO_OUTER_LOOP:
+        return replace(config)
+    filled = _filled(config)
+    resolve(filled)
+    return filled
+
+
+def resolve(config: SemiSyncConfig, inner_betas: Sequence[float] | None = None) -> SyncPlan:
+    """The sync plan of a configuration.
+
+    Args:
+        config: with or without its method's defaults.
+        inner_betas: decay rates of the inner optimizer's moments, for periods that follow from them.
+
+    Raises:
+        ValueError: naming the key, its value and what is allowed.
+    """
+    if config.method == NO_OUTER_LOOP:
+        raise ValueError('method = "none": there is no outer loop to build')
+    config = _filled(config)
+    _check(config)
+    rules = _rules(config, inner_betas)
+    _check_rounds(config, rules)
+    _check_settings(config)
+    scoped = [rule for scope in _scopes(config) for rule in _rules_of_scope(config, scope, inner_betas)]
+    return SyncPlan(
+        rules=(*rules, *scoped),
+        num_fragments=config.num_fragments,
+        fragments=None if config.fragments is None else tuple(tuple(each) for each in config.fragments),
+        scopes=tuple(
+            ScopePatterns(name=each.name, parameters=tuple(each.parameters), shared=each.shared != "local")
+            for each in config.scopes
+        ),
+        sync_point=config.sync_point,
+        weighting=config.weighting,
+        outlier_guard=OutlierGuard(threshold=config.outlier_threshold, action=config.outlier_action),
+        sampling=SiteSampling(
+            sites_per_round=config.sites_per_round, seed=config.sampling_seed, period=config.sync_every
+        ),
+        reset_inner_optimizer=config.reset_inner_optimizer,
+    )
+
+
+def settings_tables(table: Mapping[str, Any]) -> dict[str, type | None]:
+    """The ``[semi_sync.NAME]`` tables that a ``[semi_sync]`` table could have: the dataclass of each, by name.
+
+    Importing what the table names by a dotted path registers it.
+
+    Raises:
+        ValueError: such a path cannot be imported.
+    """
+    for registry in (METHODS, CODECS, AGGREGATIONS, OUTER_OPTIMIZERS):
+        name = table.get(registry.key)
+        if isinstance(name, str) and "." in name:
+            registry.get(name)
+    found: dict[str, type | None] = {name: METHODS.get(name).settings for name in METHODS}
+    for registry in (CODECS, AGGREGATIONS, OUTER_OPTIMIZERS):
+        found |= {name: registry.get(name) for name in registry}
+    return found
+
+
+def shares_sparse_rows(config: SemiSyncConfig) -> bool:
+    """Whether some tables are shared by row, of which a rank's cut holds other rows at every site."""
+    return any(scope.shared == "sparse_rows" for scope in config.scopes)
+
+
+# -- one set of settings -------------------------------------------------------------------------------
+
+
+def _filled(config: SemiSyncConfig) -> SemiSyncConfig:
+    method = METHODS.get(config.method)
+    defaults = dict(method.defaults)
+    if config.outer_optimizer not in (None, defaults.get("outer_optimizer")):
+        # The method's learning rate and momentum are those of its own outer optimizer.
+        defaults = {key: value for key, value in defaults.items() if key not in _OUTER}
+    unset = [each.name for each in fields(config) if getattr(config, each.name) is None]
+    filled = replace(config, **{key: defaults[key] for key in unset if key in defaults})
+    if filled.error_feedback is None:
+        filled.error_feedback = CODECS.get(filled.codec).error_feedback
+    if filled.fragments is not None:
+        filled.num_fragments = len(filled.fragments)
+    return filled
+
+
+def _rules(config: SemiSyncConfig, inner_betas: Sequence[float] | None) -> list[SyncRule]:
+    method = METHODS.get(config.method)
+    context = MethodContext(
+        sync_every=config.sync_every,
+        num_fragments=config.num_fragments,
+        delay=config.fragment_sync_delay,
+        mixing=config.fragment_update_alpha,
+        outer_optimizer=_outer_optimizer(config),
+        wire=Wire(
+            codec=_component(CODECS, config.codec, config),
+            aggregation=_component(AGGREGATIONS, config.aggregation, config),
+            error_feedback=config.error_feedback,
+            bucket_bytes=int(config.bucket_mib * 2**20),
+        ),
+        inner_betas=inner_betas,
+        settings=_method_settings(method, config),
+    )
+    return list(method.rules(context))
+
+
+def _component(registry: Registry, name: str, config: SemiSyncConfig) -> Any:
+    """What a name stands for, with its own settings."""
+    return registry.get(name)(**_own_settings(config, registry.resolve(name)))
+
+
+def _outer_optimizer(config: SemiSyncConfig) -> OuterOptimizer | None:
+    given = {name: getattr(config, key) for name, key in SHARED_KEYS.items() if getattr(config, key) is not None}
+    if config.outer_optimizer == _AVERAGE:
+        _refuse_foreign(given, (), 'outer_optimizer = "average"')
+        return None
+    kind = OUTER_OPTIMIZERS.get(config.outer_optimizer) if config.outer_optimizer in OUTER_OPTIMIZERS else _load(config)
+    names = [each.name for each in fields(kind)]
+    _refuse_foreign(given, names, f'outer_optimizer = "{config.outer_optimizer}"')
+    if "betas" in given:
+        given["betas"] = tuple(given["betas"])
+    try:
+        return kind(**given, **_own_settings(config, OUTER_OPTIMIZERS.resolve(config.outer_optimizer)))
+    except ValueError as error:
+        name, _, problem = str(error).partition(" = ")
+        raise ValueError(f"{SHARED_KEYS.get(name, name)} = {problem}") from None
+
+
+def _load(config: SemiSyncConfig) -> type[OuterOptimizer]:
+    try:
+        return OUTER_OPTIMIZERS.get(config.outer_optimizer)
+    except ValueError as error:
+        raise ValueError(f'{error} (or "average")') from None
+
+
+def _refuse_foreign(given: Mapping[str, Any], known: Sequence[str], of: str) -> None:
+    """A setting that would be ignored is refused."""
+    for name, value in given.items():
+        require(name in known, SHARED_KEYS[name], value, f"left out with {of}, which does not take it")
+
+
+def _method_settings(method: Method, config: SemiSyncConfig) -> Any:
+    own = _own_settings(config, METHODS.resolve(config.method))
+    if method.settings is None:
+        require(not own, f"settings.{config.method}", own, "left out: the method has no settings of its own")
+        return None
+    return method.settings(**own)
+
+
+def _own_settings(config: SemiSyncConfig, name: str) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.settings.get(name, {}).items()}
+
+
+# -- scopes --------------------------------------------------------------------------------------------
+
+
+def _scopes(config: SemiSyncConfig) -> Iterator[ScopeConfig]:
+    """Those that are shared; all are checked."""
+    names = [scope.name for scope in config.scopes]
+    for place, scope in enumerate(config.scopes):
+        key = f"scopes = [{place}]"
+        if not scope.name.isidentifier() or names.count(scope.name) > 1:
+            raise ValueError(f"{key}.name = {scope.name!r}: must be a name of its own, of letters, digits and '_'")
+        if not scope.parameters:
+            raise ValueError(f"{key}.parameters = []: must name parameters, such as 'tok_embeddings.*'")
+        if scope.shared not in ("full", "sparse_rows", "local"):
+            raise ValueError(f"{key}.shared = {scope.shared!r}: must be one of full, sparse_rows, local")
+        try:
+            _of_scope(config, scope)
+        except ValueError as error:
+            raise ValueError(f"{key} ({scope.name}): {error}") from None
+        if scope.shared != "local":
+            yield scope
+
+
+def _of_scope(config: SemiSyncConfig, scope: ScopeConfig) -> SemiSyncConfig:
+    """The outer loop's settings for a scope."""
+    own = {key: getattr(scope, key) for key in OWN_KEYS if getattr(scope, key) is not None}
+    if own.get("outer_optimizer", config.outer_optimizer) != config.outer_optimizer:
+        own = dict.fromkeys(_OUTER) | own
+    scoped = replace(config, scopes=[], fragments=None, num_fragments=1, sites_per_round=None, **own)
+    scoped.settings = config.settings | scope.settings
+    if "codec" in own:
+        scoped.error_feedback = None
+    scoped = _filled(scoped)
+    _check(scoped)
+    codec, aggregation = _component(CODECS, scoped.codec, scoped), _component(AGGREGATIONS, scoped.aggregation, scoped)
+    if scope.shared == "sparse_rows":
+        require(not codec.sparse, "codec", scoped.codec, 'another where shared = "sparse_rows"')
+        require(aggregation.takes_sparse, "aggregation", scoped.aggregation, '"mean" where shared = "sparse_rows"')
+    return scoped
+
+
+def _rules_of_scope(config: SemiSyncConfig, scope: ScopeConfig, inner_betas: Sequence[float] | None) -> list[SyncRule]:
+    """The rules of the method for the parameters of a scope.
+
+    Raises:
+        ValueError: the method has ways of its own with what is to be shared by row.
+    """
+    rules = [replace(rule, scope=scope.name) for rule in _rules(_of_scope(config, scope), inner_betas)]
+    if scope.shared != "sparse_rows":
+        return rules
+    if not all(_is_plain(rule) for rule in rules):
+        raise ValueError(f'scopes ({scope.name}): shared = "sparse_rows": cannot be had with method = "{config.method}"')
+    return [replace(rule, apply=SparseRows(inner=rule.apply)) for rule in rules]
+
+
+def _is_plain(rule: SyncRule) -> bool:
+    """Whether the rule is applied by the mean or an outer step, and not in a method's own way."""
+    return type(rule.apply) in (Average, OuterStep)
+
+
+# -- checks --------------------------------------------------------------------------------------------
+
+
+def _check(config: SemiSyncConfig) -> None:
+    method, period = METHODS.get(config.method), config.sync_every
+    for key, value in method.fixed.items():
+        require(getattr(config, key) == value, key, getattr(config, key), f'{value!r} with method = "{config.method}"')
+    require(period >= 1, "sync_every", period, "at least 1")
+    for key, allowed in _CHOICES.items():
+        require_one_of(key, getattr(config, key), allowed)
+    _check_fragments(config)
+    threshold = config.outlier_threshold
+    require(threshold == 0 or threshold > 1, "outlier_threshold", threshold, "above 1, or 0 to let everything pass")
+    require(config.bucket_mib > 0, "bucket_mib", config.bucket_mib, "above 0")
+    _check_wire(config)
+
+
+_CHOICES = {
+    "sync_point": ("after_step", "before_step"),
+    "outlier_action": ("clip", "drop"),
+    "pairing": ("auto", "rank", "leader"),
+    "weighting": ("uniform", "site", "tokens"),
+    "outer_state_device": ("same", "cpu"),
+}
+
+
+def _check_fragments(config: SemiSyncConfig) -> None:
+    count, period, delay = config.num_fragments, config.sync_every, config.fragment_sync_delay
+    require(count >= 1, "num_fragments", count, "at least 1")
+    even = f"a divisor of sync_every ({period}), so that fragments sync at even distances"
+    require(period % count == 0, "num_fragments", count, even)
+    spacing = period // count
+    allowed = f"from 0 to {spacing - 1} (below sync_every / num_fragments = {spacing})"
+    require(0 <= delay < spacing, "fragment_sync_delay", delay, allowed)
+    require(0 <= config.fragment_update_alpha <= 1, "fragment_update_alpha", config.fragment_update_alpha, "0 to 1")
+
+
+def _check_wire(config: SemiSyncConfig) -> None:
+    codec, aggregation = _component(CODECS, config.codec, config), _component(AGGREGATIONS, config.aggregation, config)
+    loses = not (config.error_feedback and codec.lossless)
+    require(loses, "error_feedback", config.error_feedback, f'false with codec "{config.codec}", which loses nothing')
+    fits = aggregation.weighted or config.weighting == "uniform"
+    require(fits, "aggregation", config.aggregation, f'"mean" with weighting = "{config.weighting}"')
+    fits = aggregation.takes_sparse or not codec.sparse
+    require(fits, "aggregation", config.aggregation, f'other than with codec = "{config.codec}": "mean"')
+    # Its sums over the ranks of a site may not be issued beside an inner step's collectives.
+    fits = aggregation.elementwise or config.fragment_sync_delay == 0
+    require(fits, "fragment_sync_delay", config.fragment_sync_delay, f'0 with aggregation = "{config.aggregation}"')
+
+
+def _check_rounds(config: SemiSyncConfig, rules: Sequence[SyncRule]) -> None:
+    """Refuse sampling sites, or forgetting the inner optimizer, where rounds have no common end."""
+    count, method = config.sites_per_round, config.method
+    require(count is None or count >= 1, "sites_per_round", count, "at least 1, or left out for all sites")
+    for key in ("sites_per_round", "reset_inner_optimizer"):
+        overlap = config.num_fragments > 1 or config.fragment_sync_delay > 0
+        value = getattr(config, key)
+        require(not (value and overlap), key, value, "left out with fragments or a delay: rounds overlap")
+    averages = any(rule.state != PARAMETERS for rule in rules)
+    allowed = f'false with method = "{method}", which averages the states'
+    require(not (config.reset_inner_optimizer and averages), "reset_inner_optimizer", True, allowed)
+    own_way = config.sync_point == "before_step" or not all(_is_plain(rule) for rule in rules)
+    allowed = f'left out with method = "{method}" or sync_point = "before_step"'
+    require(count is None or not own_way, "sites_per_round", count, allowed)
+
+
+def _check_settings(config: SemiSyncConfig) -> None:
+    """Settings of something that is not in use would be ignored."""
+    chosen = [(METHODS, config.method), (AGGREGATIONS, config.aggregation)]
+    for part in (config, *config.scopes):
+        chosen += [(CODECS, part.codec)] if part.codec else []
+        chosen += [(OUTER_OPTIMIZERS, part.outer_optimizer)] if part.outer_optimizer not in (None, _AVERAGE) else []
+    used = {registry.resolve(name) for registry, name in chosen}
+    for part in (config, *config.scopes):
+        for name, own in part.settings.items():
+            require(name in used, f"settings.{name}", own, f"left out unless {_owner_key(name)} is in use")
+
+
+def _owner_key(name: str) -> str:
+    for registry in (METHODS, CODECS, AGGREGATIONS, OUTER_OPTIMIZERS):
+        if name in registry:
+            return f'{registry.key} = "{name}"'
+    return f'"{name}", a method, codec, aggregation or outer optimizer,'
