@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.mark.parametrize(
     ("variant", "shared", "seeds"),
-    [("none", None, [0, 0]), ("glob", None, [0, 0]), ("trim", "rows", [0, 0]), ("spec", "no", [0, 1]), ("spec-opt", "no", [0, 1])],
+    [("none", None, [0, 0]), ("glob", None, [0, 0]), ("trim", "sparse_rows", [0, 0]), ("spec", "local", [0, 1]), ("spec-opt", "local", [0, 1])],
 )
 def test_a_variant_lays_out_scopes_vocabulary_and_rounds(run, variant, shared, seeds):
     sites = load_run(run(variant)).sites
@@ -120,7 +120,7 @@ def test_check_tells_what_each_site_holds_and_sends(run):
         ("trim", 'embeddings = ["nothing.*"]', ["semi_sync", "nothing.*", "fit no parameter"]),
         ("trim", '[semi_sync]\nmethod = "noloco"', ["semi_sync", "noloco"]),
         ("trim", '[semi_sync]\ncodec = "topk"', ["semi_sync", "topk"]),
-        ("spec", '[[semi_sync.scopes]]\nname = "embeddings"\nparameters = ["*"]', ["semi_sync.scopes", '"no"']),
+        ("spec", '[[semi_sync.scopes]]\nname = "embeddings"\nparameters = ["*"]', ["semi_sync.scopes", '"local"']),
     ],
 )
 def test_what_cannot_be_is_one_line(run, variant, more, words):

@@ -24,6 +24,8 @@ def bind_semi_sync(settings: Settings, binder: Binder, base: SemiSyncConfig) -> 
         raise settings.error("semi_sync", str(error)) from None
     own = {name: inner for name, inner in table.items() if name in known and isinstance(inner, Mapping)}
     rest = {name: value for name, value in table.items() if name not in own}
+    if "settings" in rest:
+        raise settings.error("semi_sync.settings", "unknown key; settings of one method, codec … are [semi_sync.NAME]")
     config = binder.table(base, rest, "semi_sync") if rest else base
     config.settings = config.settings | {
         name: _bind_own(settings, binder, known[name], inner, f"semi_sync.{name}") for name, inner in own.items()

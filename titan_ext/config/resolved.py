@@ -29,6 +29,8 @@ def dump_resolved(site: Any) -> dict[str, Any]:
         for each in dataclasses.fields(config)
         if each.name not in ("model_spec", "site", "tokenizer", "dataloader", "dump_folder", "hf_assets_path")
     }
+    # Settings of a method, codec, aggregation or outer optimizer are tables of their own in a file.
+    sections["semi_sync"] |= sections["semi_sync"].pop("settings")
     sections["optimizer"] = _finite(sections["optimizer"])
     sections["loss"] = _loss(config.loss)
     sections["activation_checkpoint"] = _activation_checkpoint(config.activation_checkpoint)
