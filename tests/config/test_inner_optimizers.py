@@ -14,8 +14,9 @@ from torch.distributed import checkpoint
 
 from titan_ext.config import dump_resolved, load_site, site_cost
 from titan_ext.config.binder import Binder
-from titan_ext.config.cost.cost import parameter_shapes
+from titan_ext.config.cost.shapes import parameter_shapes
 from titan_ext.config.optimizer import bind_optimizer
+from titan_ext.config.outer_loop import plan_of
 from titan_ext.config.settings import Origin, Settings
 from titan_ext.trainer.optimizers import OptimizersContainer
 
@@ -297,3 +298,73 @@ def test_cost_of_muon_is_what_it_keeps(settings: str, write: Callable) -> None:
     optimizers = site.config.optimizer.build(model_parts=[model])
     kept = [value for key, value in optimizers.state_dict().items() if key.startswith("state.")]
     assert site_cost(site).optimizer_bytes == sum(each.nbytes for each in kept if each.dim())
+
+
+@pytest.mark.parametrize(
+    "name, settings, periods",
+    [
+        # Multiples of 5 nearest to ln 2 / (1 - decay).
+        ("AdamW", "betas = [0.95, 0.999]", (15, 695)),
+        ("SGD", "lr = 0.1\nmomentum = 0.98", (35, 30)),
+        ("Muon", "momentum = 0.95\nbetas = [0.8, 0.99]", (15, 70)),
+        ("ADOPT", "betas = [0.9, 0.9999]", (5, 6930)),
+    ],
+)
+def test_half_lives_are_those_of_the_optimizer(write, name, settings, periods):
+    text = written(name, settings).replace('"diloco"', '"des_loc"').replace("[[site]]", "[semi_sync.des_loc]\nhalf_life_periods = true\n[[site]]", 1)
+    rules = plan_of(load_site(write(text), "alpha").config).rules
+    assert tuple(rule.period for rule in rules[1:]) == periods
+
+
+@pytest.mark.parametrize(
+    "name, reset, words",
+    [
+        ("AdamW", '["exp_avg_sq"]', "must name 'exp_avg' too"),
+        ("QHADOPT", '["exp_avg_sq"]', "must name 'exp_avg_0' too"),
+        ("Muon", '["exp_avg_sq", "momentum_buffer"]', "must name 'exp_avg' too"),
+        ("AdamW", '["exp_avg_0"]', "'exp_avg_0' must be one of exp_avg, exp_avg_sq"),
+    ],
+)
+def test_a_switch_that_cannot_be_is_refused_with_its_key(write, capsys, name, reset, words):
+    text = written(name).replace("[[site]]", f"[optimizer_switch]\nstep = 5\nreset_states = {reset}\n[[site]]", 1)
+    code, message = checked([write(text)], capsys)
+    assert code == 2 and "optimizer_switch.reset_states" in message and words in message
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_moments_known_before_there_is_a_tensor_are_those_that_are_kept(write, name):
+    from titan_ext.config.cost.inner_states import InnerStates
+    from titan_ext.optim.moments import moments_by_parameter
+    from titan_ext.semi_sync.state.views import materialize_state
+
+    config = load_site(write(written(name, SETTINGS[name][0])), "alpha").config.optimizer
+    model = Small()
+    names = {parameter: each for each, parameter in model.named_parameters()}
+    for optimizer in config.build(model_parts=[model]).optimizers:
+        materialize_state(optimizer)
+        for parameter, found in moments_by_parameter(optimizer):
+            assert found == InnerStates(config).moments(names[parameter], parameter.shape)
+            kept = {key for key, value in optimizer.state[parameter].items() if value.shape == parameter.shape}
+            assert {*found} == kept or not parameter.dim()
+
+
+@pytest.mark.parametrize(
+    "name, settings, method, state",
+    [
+        ("AdamW", "amsgrad = true", "local_adam", "max_exp_avg_sq"),
+        ("LowRankAdamW", "rank = 4", "des_loc", "low_exp_avg"),
+        ("QHAdamW", "betas = [0.9, 0.99, 0.999]\nomegas = [0.3, 0.3]", "mt_dao", "exp_avg_1"),
+    ],
+)
+def test_a_method_that_would_leave_a_state_out_is_refused(write, capsys, name, settings, method, state):
+    text = written(name, settings).replace('"diloco"', f'"{method}"')
+    if method == "mt_dao":
+        text = text.replace("[[site]]", "[semi_sync.mt_dao]\nmomentum_sync_every = [5]\n[[site]]", 1)
+    code, message = checked([write(text)], capsys)
+    assert code == 2 and "semi_sync.method" in message and f"knows nothing of '{state}'" in message
+
+
+def test_every_momentum_has_a_period_where_none_is_given(write):
+    text = written("QHADOPT", "betas = [0.9, 0.99, 0.999]\nomegas = [0.3, 0.3]").replace('"diloco"', '"mt_dao"')
+    periods = {rule.state: rule.period for rule in plan_of(load_site(write(text), "alpha").config).rules}
+    assert periods == {"params": 5, "exp_avg_0": 5, "exp_avg_1": 5, "exp_avg_sq": 5}

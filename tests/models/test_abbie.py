@@ -129,6 +129,49 @@ def test_truncated_gradients():
     assert not torch.allclose(*body) and torch.allclose(*[m.lm_head.weight.grad for m in (whole, last)])
 
 
+def truncated_reference(model, r, kept, final_skip, between):
+    """Logits of ``skip = "input"`` with the graph cut before the last ``kept`` applications of the body."""
+    inputs = batch()
+    through = lambda blocks, h: [h := block(h, inputs["attention_masks"], inputs["positions"]) for block in blocks][-1]
+    blocks = list(model.layers.values())
+    h0 = u = through(blocks[:1], model.tok_embeddings(inputs["tokens"]))
+    for k in range(r):
+        y = through(blocks[1:3], u)
+        if k < r - kept:
+            y = y.detach()
+        u = y + h0 if k < r - 1 or final_skip else y
+        if k < r - 1 and between != "none":
+            u = u / 2 if between == "mean" else F.rms_norm(u, u.shape[-1:])
+    return model.lm_head(model.norm(through(blocks[3:], u)))
+
+
+@pytest.mark.parametrize("between", ["none", "mean", "norm"])
+@pytest.mark.parametrize("final_skip", [False, True])
+@pytest.mark.parametrize("r, kept", list(itertools.product([1, 2, 3], [1, 2, 5])))
+def test_truncated_gradients_reach_head_and_embedding(r, kept, final_skip, between):
+    settings = dict(skip="input", final_skip=final_skip, between=between)
+    ours, reference = build(backprop_iterations=kept, **settings), build(**settings)
+    logits, expected = ours(**batch(), iterations=r), truncated_reference(reference, r, kept, final_skip, between)
+    assert torch.equal(logits, expected)
+    for each in (logits, expected):
+        F.cross_entropy(each.flatten(0, 1), batch(1)["tokens"].flatten()).backward()
+    for (name, mine), theirs in zip(ours.named_parameters(), reference.parameters(), strict=True):
+        assert mine.grad is not None and mine.grad.any(), name
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("r, kept", list(itertools.product([1, 2, 3], [1, 2, 5])))
+def test_truncated_gradients_of_the_depth_baseline_reach_everything(r, kept):
+    model, whole = build(variant="depth", backprop_iterations=kept), build(variant="depth")
+    for each in (model, whole):
+        each(**batch(), iterations=r).square().sum().backward()
+    grads = [dict(each.named_parameters()) for each in (model, whole)]
+    for name, parameter in grads[0].items():
+        assert parameter.grad is not None and parameter.grad.any(), name
+        if kept >= r:
+            assert torch.equal(parameter.grad, grads[1][name].grad), name
+
+
 def test_each_application_of_a_block_can_have_its_own_mask():
     """What a key-value cache needs: one entry for each iteration and layer."""
     model, inputs, asked = build(), batch(), []

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from titan_ext.optim import QHAdamW
+from titan_ext.optim import ADOPT, QHADOPT, LowRankAdamW, Muon, QHAdamW
 from titan_ext.optim.switch import Switch, SwitchConfig
 
 SWITCH = {"step": 4, "betas": [0.99, 0.999], "omegas": [0.9], "reset_states": ["exp_avg_0"], "lr_scale": 2.0}
@@ -79,3 +79,80 @@ def test_never_is_the_default():
 def test_bad_settings_are_named(settings, words):
     with pytest.raises(ValueError, match=words):
         Run(**settings)
+
+
+BUILT = {
+    "adamw": (lambda p: torch.optim.AdamW(p, lr=0.1, betas=(0.9, 0.999), weight_decay=0.0), ["exp_avg", "exp_avg_sq"]),
+    "qhadam": (lambda p: QHAdamW(p, lr=0.1, betas=(0.9, 0.99, 0.999), omegas=(0.5, 0.4)), ["exp_avg_0", "exp_avg_1", "exp_avg_sq"]),
+    "adopt": (lambda p: ADOPT(p, lr=0.1, betas=(0.9, 0.9999)), ["exp_avg", "exp_avg_sq"]),
+    "qhadopt": (lambda p: QHADOPT(p, lr=0.1, betas=(0.9, 0.999)), ["exp_avg_0", "exp_avg_sq"]),
+    "muon": (lambda p: Muon(p, lr=0.1), ["momentum_buffer", "exp_avg", "exp_avg_sq"]),
+    "lowrank": (
+        lambda p: LowRankAdamW(p, lr=0.1, betas=(0.999, 0.999), rank=2, error_feedback=False, basis_from="outer"),
+        ["low_exp_avg", "low_exp_avg_sq", "exp_avg", "exp_avg_sq"],
+    ),
+}
+
+
+def gradients(step: int, parameters: list[nn.Parameter]) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("before", [1, 10, 4000])
+@pytest.mark.parametrize("name", BUILT)
+def test_with_all_moments_zeroed_the_next_steps_are_a_fresh_optimizers(name, before):
+    build, moments = BUILT[name]
+    torch.manual_seed(0)
+    mine = [nn.Parameter(torch.randn(5, 4)), nn.Parameter(torch.randn(3))]
+    optimizer = build(mine)
+    for step in range(min(before, 3)):
+        gradients(step, mine)
+        optimizer.step()
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"].fill_(before)
+    theirs = [nn.Parameter(each.detach().clone()) for each in mine]
+    fresh = build(theirs)
+    if name == "lowrank":
+        fresh.set_basis(theirs[0], optimizer.state[mine[0]]["basis"])
+    switch = Switch(SwitchConfig(step=before, reset_states=moments), [optimizer])
+    for step in range(before, before + 3):
+        switch.before_step(step)
+        gradients(step, mine)
+        gradients(step, theirs)
+        optimizer.step()
+        fresh.step()
+        for one, other in zip(mine, theirs):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("steps, old, new", [(1, (0.9, 0.95), (0.99, 0.9999)), (30, (0.9, 0.9999), (0.5, 0.95))])
+def test_what_is_kept_under_another_decay_keeps_its_corrected_value(steps, old, new):
+    parameter = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, betas=old)
+    for step in range(steps):
+        gradients(step, [parameter])
+        optimizer.step()
+    state = optimizer.state[parameter]
+
+    def corrected():
+        betas = optimizer.param_groups[0]["betas"]
+        return [state[key].double() / (1 - beta**steps) for key, beta in zip(("exp_avg", "exp_avg_sq"), betas)]
+
+    before = corrected()
+    Switch(SwitchConfig(step=steps, betas=list(new)), [optimizer]).before_step(steps)
+    assert optimizer.param_groups[0]["betas"] == new
+    torch.testing.assert_close(corrected(), before, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT])
+def test_a_second_moment_does_not_begin_anew_alone(name):
+    build, moments = BUILT[name]
+    parameters = [nn.Parameter(torch.ones(5, 4)), nn.Parameter(torch.ones(3))]
+    second = [key for key in moments if key.endswith("_sq")][:1]
+    with pytest.raises(ValueError, match=r"reset_states = .*exp_avg_sq.*must name '(low_)?exp_avg"):
+        Switch(SwitchConfig(step=3, reset_states=second), [build(parameters)])
+    with pytest.raises(ValueError, match="'exp_avg_7' must be one of"):
+        Switch(SwitchConfig(step=3, reset_states=["exp_avg_7"]), [build(parameters)])

@@ -1,16 +1,20 @@
 """Checks over several keys of a site, and over the sites of a run."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from titan_ext.config.binder import Binder
+from titan_ext.config.cost.inner_states import InnerStates, moments_by_size
+from titan_ext.config.cost.shapes import parameter_shapes
 from titan_ext.config.dept import own_vocabulary
 from titan_ext.config.model import VOCABULARY, ModelChoice
 from titan_ext.config.outer_loop import plan_of
 from titan_ext.config.settings import Settings, show
 from titan_ext.config.tokenizer import TokenizerChoice
 from titan_ext.errors import UserError
-from titan_ext.semi_sync.build import is_elementwise
+from titan_ext.optim.switch import check_reset
+from titan_ext.semi_sync.build import averages_state, is_elementwise
 from titan_ext.semi_sync.plan.plan import SyncPlan
 from titan_ext.semi_sync.plan.resolve import shares_sparse_rows
 from titan_ext.semi_sync.plan.scopes import assign
@@ -103,21 +107,17 @@ def check_outer_loop(settings: Settings, config: Any) -> list[str]:
 
 
 def _check_reset(settings: Settings, config: Any) -> None:
-    """Refuse to reset states that the inner optimizer does not keep."""
-    from titan_ext.config.cost.inner_states import InnerStates
-
-    states = InnerStates(config.optimizer)
-    for state in config.optimizer_switch.reset_states:
-        if not states.known(state):
-            problem = f"{state!r} is no state of the inner optimizer"
-            raise settings.error("optimizer_switch.reset_states", problem, config.optimizer_switch.reset_states)
+    """Refuse to reset what the inner optimizer does not keep, or only half of what belongs together."""
+    if not config.optimizer_switch.reset_states:
+        return
+    kept = [moments for _, moments in moments_by_size(config)]
+    binder = Binder(settings)
+    switch = config.optimizer_switch
+    binder.guard("optimizer_switch", type(switch), lambda: check_reset(switch.reset_states, kept))
 
 
 def _check_states(settings: Settings, config: Any, plan: Any) -> list[str]:
     """Refuse an inner optimizer without the states that the method exchanges."""
-    from titan_ext.config.cost.cost import parameter_shapes
-    from titan_ext.config.cost.inner_states import InnerStates
-
     states = InnerStates(config.optimizer)
     shapes = parameter_shapes(config)
     names = ", ".join(sorted({group.optimizer_name for group in config.optimizer.param_groups}))
@@ -126,11 +126,21 @@ def _check_states(settings: Settings, config: Any, plan: Any) -> list[str]:
         if (rule.required == "all" and not all(kept)) or (rule.required == "some" and not any(kept)):
             problem = f"exchanges the inner optimizer's {rule.state.replace('|', ' or ')}, which {names} does not keep"
             raise settings.error("semi_sync.method", problem, config.semi_sync.method)
+    _check_covered(settings, config, plan, {name: states.keys(name, shape) for name, shape in shapes.items()}, names)
     if config.semi_sync.method == "lordo":
         local = [group for group in config.optimizer.param_groups if group.optimizer_kwargs.get("basis_from") != "outer"]
         if local:
             return ['optimizer.basis_from is not "outer": every site finds its own bases (LoRDO-Local, the baseline)']
     return []
+
+
+def _check_covered(settings: Settings, config: Any, plan: Any, kept: Mapping[str, list[str]], optimizers: str) -> None:
+    """Refuse a method that averages some of the inner optimizer's states and leaves others out."""
+    averaged = {key for rule in plan.rules if averages_state(rule) for key in rule.state.split("|")}
+    left = sorted({key for keys in kept.values() for key in keys} - averaged)
+    if averaged and left:
+        problem = f"averages the inner optimizer's states, but knows nothing of {left[0]!r}, which {optimizers} keeps"
+        raise settings.error("semi_sync.method", problem, config.semi_sync.method)
 
 
 def check_pairing(settings: Settings, config: Any) -> None:
@@ -183,8 +193,6 @@ def check_sites(file: str, sites: list) -> None:
 
 
 def _assign(config: Any, plan: SyncPlan) -> None:
-    from titan_ext.config.cost.cost import parameter_shapes
-
     assign({name: shape.numel() for name, shape in parameter_shapes(config).items()}, plan)
 
 

@@ -1,10 +1,10 @@
 """The ``[semi_sync]`` section, whose sub-tables belong to methods, codecs, aggregations and outer optimizers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from titan_ext.config.binder import Binder
-from titan_ext.config.optimizer import hyper_parameters
+from titan_ext.config.cost.inner_states import moments_by_size
 from titan_ext.config.settings import Settings
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.plan.plan import SyncPlan
@@ -47,10 +47,4 @@ def plan_of(config: Any) -> SyncPlan:
     Raises:
         ValueError: naming the key of ``[semi_sync]``, its value and what is allowed.
     """
-    return resolve(config.semi_sync, inner_betas(config.optimizer))
-
-
-def inner_betas(optimizer: Any) -> Sequence[float] | None:
-    """Decay rates of the moments of an ``OptimizersContainer.Config``'s first group; None where it has none."""
-    group = optimizer.param_groups[0]
-    return ((hyper_parameters(optimizer, group.optimizer_name) or {}) | group.optimizer_kwargs).get("betas")
+    return resolve(config.semi_sync, lambda: moments_by_size(config))

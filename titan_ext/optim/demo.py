@@ -1,9 +1,12 @@
 """DeMo's inner half (arXiv 2411.19870): it gathers momentum; the parameters move when sites have exchanged it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
+
+from titan_ext.optim.moments import Moment
 
 
 class DeMo(Optimizer):
@@ -27,6 +30,11 @@ class DeMo(Optimizer):
         if weight_decay < 0:
             raise ValueError(f"weight_decay = {weight_decay}: must be at least 0")
         super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay})
+
+    @staticmethod
+    def moments(settings: Mapping[str, Any], name: str, shape: Sequence[int]) -> dict[str, Moment]:
+        """See ``titan_ext.optim.moments``."""
+        return {"momentum": Moment(1, settings["beta"])}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:

@@ -6,7 +6,7 @@ is named at the line. What is computed on shards is exact: a DTensor takes the s
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.optim.adamw import adamw
 
 from titan_ext.optim import low_rank_layout as layout
 from titan_ext.optim.low_rank_step import Matrix, size, take_step
+from titan_ext.optim.moments import Moment, adam_moments
 from titan_ext.optim.projection import projection, rotated
 from titan_ext.optim.shards import require
 
@@ -62,6 +63,9 @@ class LowRankAdamW(Optimizer):
     Raises:
         ValueError: a hyper-parameter is outside its range.
     """
+
+    own_states = ("basis", "error")
+    """What no mean over workers may replace."""
 
     def __init__(
         self,
@@ -119,13 +123,20 @@ class LowRankAdamW(Optimizer):
             self.param_groups.pop()
             raise
 
+    @staticmethod
+    def moments(settings: Mapping[str, Any], name: str, shape: Sequence[int]) -> dict[str, Moment]:
+        """See ``titan_ext.optim.moments``."""
+        if not _is_low_rank(name, shape, settings):
+            return adam_moments(settings["adamw_betas"])
+        return {f"low_{key}": moment for key, moment in adam_moments(settings["betas"]).items()}
+
     def full_rank_names(self) -> list[str]:
         """Names of the parameters left to AdamW; their places where a group has no names."""
-        return [name for name, parameter, group in self._named() if not _is_low_rank(name, parameter, group)]
+        return [name for name, parameter, group in self._named() if not _is_low_rank(name, parameter.shape, group)]
 
     def low_rank_parameters(self) -> dict[str, torch.Tensor]:
         """The parameters that have a basis, by name: those of :meth:`set_basis`."""
-        return {name: parameter for name, parameter, group in self._named() if _is_low_rank(name, parameter, group)}
+        return {name: parameter for name, parameter, group in self._named() if _is_low_rank(name, parameter.shape, group)}
 
     @torch.no_grad()
     def set_basis(self, parameter: torch.Tensor, basis: torch.Tensor) -> bool:
@@ -141,7 +152,7 @@ class LowRankAdamW(Optimizer):
             ValueError: the parameter has no basis, or ``basis`` is not one for it.
         """
         for name, each, group in self._named():
-            if each is parameter and _is_low_rank(name, parameter, group):
+            if each is parameter and _is_low_rank(name, parameter.shape, group):
                 break
         else:
             raise ValueError(f"parameter of shape {[*parameter.shape]}: must be one of low_rank_parameters()")
@@ -166,10 +177,10 @@ class LowRankAdamW(Optimizer):
             graded = [(name, each) for name, each in _names(place, group) if each.grad is not None]
             if any(each.grad.is_sparse for _, each in graded):
                 raise RuntimeError("LowRankAdamW does not support sparse gradients")
-            matrices = [each for name, each in graded if _is_low_rank(name, each, group)]
+            matrices = [each for name, each in graded if _is_low_rank(name, each.shape, group)]
             if matrices:
                 take_step(group, [self._begin(group, each) for each in matrices])
-            rest = [each for name, each in graded if not _is_low_rank(name, each, group)]
+            rest = [each for name, each in graded if not _is_low_rank(name, each.shape, group)]
             if rest:
                 self._step_full_rank(group, rest)
         return loss
@@ -277,10 +288,10 @@ def _names(place: int, group: dict[str, Any]) -> Iterator[tuple[str, torch.Tenso
     return zip(group.get("param_names") or unnamed, group["params"], strict=True)
 
 
-def _is_low_rank(name: str, parameter: torch.Tensor, group: dict[str, Any]) -> bool:
-    if parameter.dim() != 2 or min(parameter.shape) <= group["rank"] or not parameter.is_floating_point():
+def _is_low_rank(name: str, shape: Sequence[int], settings: Mapping[str, Any]) -> bool:
+    if len(shape) != 2 or min(shape) <= settings["rank"]:
         return False
-    return not any(word in name for word in group["adamw_names"])
+    return not any(word in name for word in settings["adamw_names"])
 
 
 def _check(group: dict[str, Any]) -> None:

@@ -1,12 +1,14 @@
 """Muon, MuLoCo's inner optimizer (arXiv 2505.23725): orthonormalised momentum for matrices, AdamW for the rest."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
+
+from titan_ext.optim.moments import Moment, adam_moments
 
 # One row of coefficients for each iteration; the singular values of the result lie in [0.97, 1.15]
 # where the input's are at least 0.003 of its Frobenius norm.
@@ -97,7 +99,7 @@ class Muon(Optimizer):
         for group in self.param_groups:
             names = group.get("param_names") or [""] * len(group["params"])
             with_gradient = [(p, name) for p, name in zip(group["params"], names) if p.grad is not None]
-            matrices = [p for p, name in with_gradient if self._is_matrix(p, name, group)]
+            matrices = [p for p, name in with_gradient if _is_matrix(p.shape, name, group)]
             for parameter in matrices:
                 self._step_matrix(parameter, group)
             taken = {id(each) for each in matrices}
@@ -113,8 +115,11 @@ class Muon(Optimizer):
                 state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device="cpu")
 
     @staticmethod
-    def _is_matrix(parameter: torch.Tensor, name: str, group: dict) -> bool:
-        return parameter.dim() == 2 and not any(word in name for word in group["adamw_names"])
+    def moments(settings: Mapping[str, Any], name: str, shape: Sequence[int]) -> dict[str, Moment]:
+        """See ``titan_ext.optim.moments``."""
+        if _is_matrix(shape, name, settings):
+            return {"momentum_buffer": Moment(1, settings["momentum"])}
+        return adam_moments(settings["betas"])
 
     def _step_matrix(self, parameter: torch.Tensor, group: dict) -> None:
         state = self.state[parameter]
@@ -150,6 +155,10 @@ class Muon(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def _is_matrix(shape: Sequence[int], name: str, settings: Mapping[str, Any]) -> bool:
+    return len(shape) == 2 and not any(word in name for word in settings["adamw_names"])
 
 
 def _orthonormalized_whole(momentum: torch.Tensor) -> torch.Tensor:

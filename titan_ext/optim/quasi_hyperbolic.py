@@ -11,15 +11,16 @@ above 0.998 would never decay.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from titan_ext.optim.shards import local, local_gradient, require, store
+from titan_ext.optim.moments import Moment
+from titan_ext.optim.rounding import copy_randomly, seed_of, shard_of
+from titan_ext.optim.shards import local, local_gradient, require
 
 _STATE_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 # Elements worked on at once, which bounds the temporaries: enough to fill a GPU, or what a CPU's caches hold.
@@ -42,6 +43,16 @@ class _QuasiHyperbolic(Optimizer):
 
     _momentum_key = "exp_avg_{}"
     _has_squares = True
+    _corrects_bias = False
+
+    @classmethod
+    def moments(cls, settings: Mapping[str, Any], name: str, shape: Sequence[int]) -> dict[str, Moment]:
+        """See ``titan_ext.optim.moments``."""
+        firsts = settings["betas"][:-1] if cls._has_squares else settings["betas"]
+        found = {
+            cls._momentum_key.format(place): Moment(1, beta, cls._corrects_bias) for place, beta in enumerate(firsts)
+        }
+        return found | ({"exp_avg_sq": Moment(2, settings["betas"][-1], cls._corrects_bias)} if cls._has_squares else {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with its own values of any setting.
@@ -63,9 +74,9 @@ class _QuasiHyperbolic(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for place, group in enumerate(self.param_groups):
             for (step, *_), parameters in self._buckets(group).items():
-                self._step_bucket(group, step, parameters)
+                self._step_bucket(group, step, parameters, place)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -131,7 +142,7 @@ class _QuasiHyperbolic(Optimizer):
             sizes[alike] += local(parameter).numel()
         return buckets
 
-    def _step_bucket(self, group: dict[str, Any], step: int, parameters: list[torch.Tensor]) -> None:
+    def _step_bucket(self, group: dict[str, Any], step: int, parameters: list[torch.Tensor], place: int) -> None:
         keys, states = self._keys(group), [self.state[each] for each in parameters]
         stored = [[local(each) for each in parameters], *([local(state[key]) for state in states] for key in keys)]
         dtype = torch.promote_types(torch.promote_types(parameters[0].dtype, stored[1][0].dtype), torch.float32)
@@ -142,7 +153,23 @@ class _QuasiHyperbolic(Optimizer):
             *momenta, squares = momenta
         taken = self._update(group, _Bucket(step, worked[0], gradients, momenta, squares))
         torch._foreach_add_([state["step"] for state in states], torch.tensor(float(taken)))
-        store([*chain(*stored)], [*chain(*worked)], seed=step)
+        if any(row[0].dtype != dtype for row in stored):
+            self._store(group, parameters, stored, worked, (step, place))
+
+    def _store(
+        self,
+        group: dict[str, Any],
+        parameters: list[torch.Tensor],
+        stored: list[list[torch.Tensor]],
+        worked: list[list[torch.Tensor]],
+        seeds: tuple[int, ...],
+    ) -> None:
+        """Copy what was worked on in another dtype to where it is kept, each tensor with noise of its own."""
+        places = {parameter: place for place, parameter in enumerate(group["params"])}
+        for kind, (kept, wide) in enumerate(zip(stored, worked, strict=True)):
+            for parameter, to, value in zip(parameters, kept, wide, strict=True):
+                if to is not value:
+                    copy_randomly(to, value, seed_of(*seeds, kind, places[parameter], *shard_of(parameter)))
 
     def _update(self, group: dict[str, Any], bucket: _Bucket) -> int:
         """Update the bucket's tensors in place; returns the steps taken, 1 or 0."""
@@ -230,6 +257,8 @@ class QHAdamW(_QuasiHyperbolic):
     Raises:
         ValueError: a hyper-parameter is outside its range.
     """
+
+    _corrects_bias = True
 
     def __init__(
         self,

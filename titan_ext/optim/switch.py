@@ -2,14 +2,24 @@
 
 Not confirmed in the paper (arXiv 2510.05361) but in its author's runs: plain momentum while the learning
 rate warms up, then slow momenta from zero, and another learning rate.
+
+A second moment that begins anew needs a step count that does: with the old one it would pass for the whole mean of
+the squares, and the next steps would be too large by up to ``1 / sqrt(1 - beta)``. Momenta share that count, so they
+begin anew with it. Momenta alone keep the count, as in the author's runs: they grow from zero without correction.
+What is kept under another decay is scaled so that its bias-corrected value stays.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
+
+from titan_ext.optim.moments import Moment, moments, moments_by_parameter, named, set_steps, steps_of
+
+_OTHER_STATES = ("error",)
+"""States that are no moments and may begin anew at any time."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -26,7 +36,7 @@ class SwitchConfig:
     """New weights of the momenta (quasi-hyperbolic optimizers), as many as before."""
 
     reset_states: list[str] = field(default_factory=list)
-    """States set to zero, such as "exp_avg_0"."""
+    """States set to zero, such as "exp_avg_0"; with a second moment all of a parameter's, and its step count with them."""
 
     lr_scale: float = 1.0
     """Factor on the learning rate from then on."""
@@ -76,24 +86,33 @@ class Switch:
         self._made = True
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
+                before = [moments(optimizer, group, name, each.shape) for name, each in named(group)]
                 for key in ("betas", "omegas"):
                     if getattr(self._config, key) is not None and key in group:
                         group[key] = tuple(getattr(self._config, key))
-            if taken == self._config.step:  # later, states are those of a run that has switched
-                self._reset(optimizer)
+                if taken == self._config.step:  # later, states are those of a run that has switched
+                    for (name, parameter), old in zip(named(group), before, strict=True):
+                        new = moments(optimizer, group, name, parameter.shape)
+                        self._take_over(optimizer.state.get(parameter, {}), old, new)
         for scheduler in self._schedulers:
             scheduler.base_lrs = [rate * self._config.lr_scale for rate in scheduler.base_lrs]
             rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, scheduler.optimizer.param_groups, strict=True)
             for base, factor, group in rates:
                 _set_rate(group, base * factor(scheduler.last_epoch))
 
-    def _reset(self, optimizer: Optimizer) -> None:
-        for state in optimizer.state.values():
-            for key in self._config.reset_states:
-                if key in state:
-                    state[key].zero_()
+    def _take_over(self, state: dict[str, Any], old: Mapping[str, Moment], new: Mapping[str, Moment]) -> None:
+        steps = steps_of(state)
+        for key, value in state.items():
+            if key in self._config.reset_states:
+                value.zero_()
+            elif key in new and old[key].decay != new[key].decay and steps:
+                value.mul_(new[key].mass(steps) / old[key].mass(steps))
+        if steps is not None and _begin_anew(self._config.reset_states, new):
+            set_steps(state, 0)
 
     def _check(self) -> None:
+        kept = (each for optimizer in self._optimizers for _, each in moments_by_parameter(optimizer))
+        check_reset(self._config.reset_states, kept)
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         for key in ("betas", "omegas"):
             given: Sequence[float] | None = getattr(self._config, key)
@@ -107,6 +126,34 @@ class Switch:
                 raise ValueError(f"{key} = {given}: must be numbers from 0 to below 1")
             if key == "omegas" and sum(given) > 1 + 1e-9:
                 raise ValueError(f"omegas = {given}: must sum to at most 1")
+
+
+def check_reset(given: Sequence[str], kept: Iterable[Mapping[str, Moment]]) -> None:
+    """Refuse states that nobody keeps, and a second moment that would share its step count with older momenta.
+
+    Args:
+        given: names of states to be set to zero.
+        kept: for each parameter its moments.
+
+    Raises:
+        ValueError: naming what is allowed.
+    """
+    kept = list(kept)
+    states = sorted({key for each in kept for key in each})
+    unknown = [key for key in given if key not in [*states, *_OTHER_STATES]]
+    if unknown and states:
+        raise ValueError(f"reset_states = {given}: {unknown[0]!r} must be one of {', '.join(states)}")
+    for each in kept:
+        missing = [repr(key) for key in sorted(each) if key not in given]
+        if _begin_anew(given, each) and missing:
+            raise ValueError(
+                f"reset_states = {given}: must name {' and '.join(missing)} too, for a second moment that begins anew "
+                "takes the step count with it"
+            )
+
+
+def _begin_anew(given: Sequence[str], kept: Mapping[str, Moment]) -> bool:
+    return any(moment.order == 2 and key in given for key, moment in kept.items())
 
 
 def _set_rate(group: dict[str, Any], rate: float) -> None:

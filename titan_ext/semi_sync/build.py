@@ -14,7 +14,7 @@ from titan_ext.semi_sync.compat.torchft_manager import adapt_manager
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan, SyncRule, Wire, short_hash
 from titan_ext.semi_sync.plan.sampling import SiteSampler
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
-from titan_ext.semi_sync.plan.scopes import assign
+from titan_ext.semi_sync.plan.scopes import assign, matches
 from titan_ext.semi_sync.round.commit_log import CommitLog
 from titan_ext.semi_sync.round.error_feedback import ErrorFeedback
 from titan_ext.semi_sync.round.exchange import Exchange
@@ -29,9 +29,10 @@ from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.site.shards import SiteShards
 from titan_ext.semi_sync.state.checksum import SharedChecksum
-from titan_ext.semi_sync.state.sparse_tables import SparseTable, reduce_by_row
+from titan_ext.semi_sync.state.sparse_tables import SparseRows, SparseTable, reduce_by_row
 from titan_ext.semi_sync.state.synced_state import BindOptions, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors
+from titan_ext.semi_sync.state.untrained import FROZEN, AverageBuffers, with_buffers
 from titan_ext.semi_sync.state.views import ModelView
 from titan_ext.semi_sync.wire.ledger import Ledger
 from titan_ext.semi_sync.wire.manager import ReplicaManager
@@ -111,6 +112,7 @@ def build(
     sampler, ranks = SiteSampler(plan.sampling, site.name), site.ranks
     lineage = Lineage(site.name, site.commit_log, ranks, allow_rollback=site.allow_rollback)
     view = ModelView(model_parts, optimizers)
+    plan = with_buffers(plan, {name for names in ranks.gather(view.buffers()) for name in names})
     states = bind_states(plan, view, site, outer_optimizers)
     pairing, manager = _pair(plan, site, states, view, adapt_manager(manager))
     fingerprint = plan.fingerprint() | {key: short_hash(value) for key, value in pairing.fingerprint(states).items()}
@@ -149,36 +151,72 @@ def build(
 def bind_states(
     plan: SyncPlan, view: ModelView, site: SiteOptions, outer_optimizers: Sequence[Optimizer] | None = None
 ) -> list[SyncedState]:
-    """Bind every rule of the plan to the shards that this rank holds. A collective over the site.
+    """Bind every rule of the plan to the shards that this rank holds, and after them parameters that do not travel.
+
+    A collective over the site.
 
     Fragments are cut from the whole model, so that every pipeline stage agrees on them; a rank may
     hold nothing of a fragment and still takes part in its rounds.
 
     Raises:
-        ValueError: fragments or scopes that do not fit the model, or a state that no optimizer keeps.
+        ValueError: fragments or scopes that do not fit the model, a state that no optimizer keeps, or one that it keeps
+            and a method that averages states leaves out.
     """
     sizes: dict[str, int] = {}
-    for rank_sizes in site.ranks.gather(view.sizes()):
+    frozen: set[str] = set()
+    for rank_sizes, rank_frozen in site.ranks.gather((view.sizes(), view.frozen())):
         sizes.update(rank_sizes)
-    home = assign(sizes, plan)
+        frozen.update(rank_frozen)
+    home = assign(sizes | dict.fromkeys(frozen, 0), plan)
     for rule in plan.rules:
         view.check_state(rule.state, rule.required)
     device = torch.device("cpu") if site.outer_state_device == "cpu" else None
     states = []
     for rule in plan.rules:
-        names = [
-            name
-            for name, parameter in view.parameters.items()
-            if home.get(name) == (rule.scope, rule.fragment)
-            and (rule.state == PARAMETERS or (parameter.requires_grad and view.keeps(rule.state, name)))
-        ]
+        names = _names_of(rule, home, view, plan)
         own = outer_optimizers[rule.fragment] if outer_optimizers and not rule.scope else None
         tensors = BoundTensors(view, rule.state, names, device)
         states.append(bind(rule, tensors, BindOptions(own_outer=own, token_rows=site.token_rows or TokenRowMap.all(0))))
+    _check_covered(states, view)
     for state in states:
         if isinstance(state, SparseTable):
             reduce_by_row(state, [name for name, place in home.items() if place[0] == state.rule.scope], sizes)
+    if frozen:
+        # All but those of which every site has its own or other rows.
+        apart = {rule.scope for rule in plan.rules if isinstance(rule.apply, SparseRows)}
+        names = [name for name in view.frozen() if name in home and home[name][0] not in apart]
+        states.append(bind(FROZEN, BoundTensors(view, PARAMETERS, names)))
     return states
+
+
+def _names_of(rule: SyncRule, home: Mapping[str, tuple[str, int]], view: ModelView, plan: SyncPlan) -> list[str]:
+    """What of this rank's tensors a rule covers."""
+    if isinstance(rule.apply, AverageBuffers):
+        sparse = {each.scope for each in plan.rules if isinstance(each.apply, SparseRows)}
+        apart = [scope.parameters for scope in plan.scopes if not scope.shared or scope.name in sparse]
+        return [name for name in view.buffers() if not any(matches(name, patterns) for patterns in apart)]
+    return [
+        name
+        for name, parameter in view.parameters.items()
+        if home.get(name) == (rule.scope, rule.fragment) and parameter.requires_grad and view.keeps(rule.state, name)
+    ]
+
+
+def _check_covered(states: Sequence[SyncedState], view: ModelView) -> None:
+    """Refuse an optimizer of whose states a method would average only some: the rest would drift apart unseen."""
+    covered: dict[str, set[str | None]] = {}
+    for state in states:
+        for name in state.names:
+            covered.setdefault(name, set()).update({view.key(state.rule.state, name)} if state.averages_state else ())
+    if not any(covered.values()):
+        return
+    for name, keys in covered.items():
+        left = [key for key in view.shared_states(name) if key not in keys]
+        if left:
+            raise ValueError(
+                f"the method averages the inner optimizer's states, but knows nothing of {left[0]!r}, which it keeps of "
+                f"{name}; take another method or optimizer"
+            )
 
 
 def bind(rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> SyncedState:
@@ -188,8 +226,16 @@ def bind(rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptio
 
 def is_elementwise(rule: SyncRule) -> bool:
     """Whether sites that cut their tensors differently can exchange a rule."""
-    probe = bind(rule, BoundTensors(ModelView([], []), rule.state, []))
-    return probe.facts.elementwise and rule.wire.aggregation.elementwise
+    return _probe(rule).facts.elementwise and rule.wire.aggregation.elementwise
+
+
+def averages_state(rule: SyncRule) -> bool:
+    """Whether a rule replaces an optimizer's state by its mean."""
+    return _probe(rule).averages_state
+
+
+def _probe(rule: SyncRule) -> SyncedState:
+    return bind(rule, BoundTensors(ModelView([], []), rule.state, []))
 
 
 def build_reductions(states: Sequence[SyncedState]) -> list[Reduction]:
@@ -214,7 +260,8 @@ def _pair(
     """Who exchanges with whom, and the manager that every rank of the site then has. A collective over the site."""
     if site.pairing != "leader":
         return ByRank(states, site.ranks), manager
-    shards = SiteShards(view.parameters, site.ranks.group, alone=site.ranks.alone)
+    held = {name: view.tensor(name) for name in [*view.parameters, *view.buffers()]}
+    shards = SiteShards(held, site.ranks.group, alone=site.ranks.alone)
     bucket_elements = max(rule.wire.bucket_elements for rule in plan.rules)
     return ByLeader(states, shards, bucket_elements), LeaderManager(manager, shards)
 

@@ -39,19 +39,25 @@ class SemiSyncConfig:
     """"average", "sgd", "adam", "yogi", "adagrad", or the dotted path of one of your own."""
 
     outer_lr: float | None = None
-    """Learning rate of the outer optimizer."""
+    """Learning rate of the outer optimizer; by default 0.01 for an adaptive one, and the method's own for "sgd" (0.7 in
+    DiLoCo, 1 in DES-LOC)."""
 
     outer_momentum: float | None = None
-    """Momentum of the outer SGD."""
+    """Momentum of the outer SGD; 0.9 by default (MuLoCo: 0.6)."""
 
     nesterov: bool | None = None
-    """Nesterov momentum in the outer SGD."""
+    """Nesterov momentum in the outer SGD, the default."""
 
     outer_betas: tuple[float, float] | None = None
-    """Decay rates of "adam" and "yogi" (arXiv 2003.00295); 0.9 and 0.99 by default."""
+    """Decay rates of an adaptive outer optimizer (arXiv 2003.00295); 0.9 and 0.99 by default."""
 
     outer_eps: float | None = None
-    """Adaptivity floor of "adam", "yogi" and "adagrad" (arXiv 2003.00295); 0.001 by default."""
+    """Adaptivity floor of an adaptive outer optimizer (arXiv 2003.00295); 0.001 by default."""
+
+    outer_reading: Literal["paper", "torch"] | None = None
+    """Outer "adam" and "adagrad" as arXiv 2003.00295 prints them ("paper", the default: algorithm 2, no bias correction,
+    a second moment that begins at the square of ``outer_eps``, and momentum in both), or as torch has them ("adam" from
+    zero and bias-corrected, as in Photon's server; "adagrad" from zero without momentum)."""
 
     weighting: Literal["uniform", "site", "tokens"] = "uniform"
     """A site's weight in a round's mean: equal, fixed by ``[[site]] weight``, or its tokens since the last commit."""

@@ -24,7 +24,7 @@ from titan_ext.semi_sync.site.ranks import tensors_sha256
 from titan_ext.semi_sync.state.checksum import model_checksum
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
 from titan_ext.semi_sync.state.synced_state import Adoptable
-from titan_ext.semi_sync.state.views import inner_betas, like
+from titan_ext.semi_sync.state.views import like, moments_kept
 from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord
 from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
 
@@ -84,7 +84,8 @@ class SemiSync:
         keep_local_work: bool = True,
         register: bool = True,
     ) -> None:
-        self.plan = resolve(config, inner_betas(optimizers))
+        ranks = site.ranks
+        self.plan = resolve(config, lambda: [each for rank in ranks.gather(moments_kept(optimizers)) for each in rank])
         pairing = "leader" if config.pairing == "leader" else "rank"  # "auto" is for a file that knows all sites
         engine = build(
             self.plan,
@@ -294,7 +295,7 @@ class SemiSync:
         Where a method's sites differ until the end, the values are this site's own.
         """
         return {
-            name: like(self._engine.view.parameters[name], part)
+            name: like(self._engine.view.tensor(name), part)
             for state in self._states
             for name, part in zip(state.names, state.global_values(), strict=False)  # some states have none
         }

@@ -80,12 +80,14 @@ def train(index, own, steps=STEPS, **settings):
             None,
         ),
         (
-            dict(method="des_loc", sync_every=4, outer_optimizer="sgd", outer_lr=1.0, outer_momentum=0.9, nesterov=True),
+            dict(method="des_loc", sync_every=4, outer_optimizer="sgd", outer_lr=0.8, outer_momentum=0.5, nesterov=True),
             (4, 12, 24),
-            dict(lr=1.0, momentum=0.9),
+            dict(lr=0.8, momentum=0.5),
         ),
+        (dict(method="des_loc", sync_every=4, outer_optimizer="sgd"), (4, 12, 24), dict(lr=1.0, momentum=0.9)),
+        (dict(method="local_adam", sync_every=5, outer_optimizer="sgd"), (5, 5, 5), dict(lr=1.0, momentum=0.9)),
     ],
-    ids=["local_adam", "des_loc", "own-periods", "des_loc-nesterov"],
+    ids=["local_adam", "des_loc", "own-periods", "des_loc-nesterov", "des_loc-papers-nesterov", "local_adam-nesterov"],
 )
 def test_every_state_at_every_step(settings, periods, outer):
     results = run_sites(SITES, lambda index, own: train(index, own, **settings))

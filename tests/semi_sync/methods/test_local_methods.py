@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.semi_sync.sites import outer_loop, run_sites
-from titan_ext.optim import ADOPT, QHADOPT, QHSGDM, QHAdamW
+from titan_ext.optim import ADOPT, QHADOPT, QHSGDM, LowRankAdamW, Muon, QHAdamW
 from titan_ext.semi_sync import SemiSyncConfig, resolve
 
 SITES, STEPS, LR = 4, 50, 0.02
@@ -138,6 +138,9 @@ def assert_same(got, want):
                 )
 
 
+ALL_STATES = ("x", "u0", "u1", "v")
+
+
 @pytest.mark.parametrize(
     "inner, betas, omegas, settings, periods",
     [
@@ -161,6 +164,9 @@ def assert_same(got, want):
             {"x": 4, "u0": 4, "u1": 8, "v": 4},
         ),
         ("qhsgdm", (0.99,), (0.8,), {"method": "mt_dao", "sync_every": 4}, {"x": 4, "u0": 4}),
+        ("qhadam", (0.9, 0.99, 0.999), (0.3, 0.5), {"method": "mt_dao", "sync_every": 4}, dict.fromkeys(ALL_STATES, 4)),
+        ("qhadopt", (0.9, 0.99, 0.999), (0.3, 0.6), {"method": "mt_dao", "sync_every": 3}, dict.fromkeys(ALL_STATES, 3)),
+        ("qhsgdm", (0.9, 0.99), (0.3, 0.6), {"method": "mt_dao", "sync_every": 4}, {"x": 4, "u0": 4, "u1": 4}),
         (
             "adam",
             (0.9, 0.95),
@@ -178,6 +184,9 @@ def assert_same(got, want):
         "MT-DAO Adam, two momenta",
         "MT-DAO ADOPT, two momenta",
         "MT-DAO SGDM",
+        "MT-DAO Adam, two momenta, no periods",
+        "MT-DAO ADOPT, two momenta, no periods",
+        "MT-DAO SGDM, two momenta, no periods",
         "DES-LOC, paper's order",
     ],
 )
@@ -341,15 +350,50 @@ def test_m1_one_momentum_of_full_weight_is_des_loc_around_adam():
                 torch.testing.assert_close(a["x"], b["x"], rtol=1e-5, atol=1e-6)
 
 
-def test_periods_may_follow_the_half_lives():
+@pytest.mark.parametrize(
+    "build, periods",
+    [
+        # ln 2 / 0.05 = 13.9 and ln 2 / 0.001 = 693.1, at the nearest multiple of 4.
+        (lambda p: torch.optim.Adam(p, betas=(0.95, 0.999)), [4, 12, 692]),
+        (lambda p: ADOPT(p, betas=(0.5, 0.9999)), [4, 4, 6932]),
+        # The momentum of SGD and of Muon's matrices, and no second moment or that of the rest (0.99: 69.3).
+        (lambda p: torch.optim.SGD(p, momentum=0.98), [4, 36, 24]),
+        (lambda p: Muon(p, momentum=0.95, betas=(0.8, 0.99)), [4, 12, 68]),
+        # Most elements decide, wherever they stand.
+        (lambda p: torch.optim.Adam([{"params": p[1:]}, {"params": p[:1], "betas": (0.98, 0.9)}]), [4, 36, 8]),
+        (lambda p: torch.optim.Adam([{"params": p[:1], "betas": (0.98, 0.9)}, {"params": p[1:]}]), [4, 36, 8]),
+    ],
+    ids=["adam", "adopt", "sgd", "muon", "groups", "groups the other way round"],
+)
+def test_periods_may_follow_the_half_lives(build, periods):
     def body(site, own):
-        model = torch.nn.Linear(2, 2)
-        optimizer = torch.optim.Adam(model.parameters(), betas=(0.95, 0.999))
+        model = torch.nn.Linear(3, 2)
+        optimizer = build([model.weight, model.bias])
         outer = outer_loop(model, optimizer, own, method="des_loc", sync_every=4, settings={"des_loc": {"half_life_periods": True}})
-        return [row.period for row in outer.plan.rules]
+        return [rule.period for rule in outer.plan.rules]
 
-    # ln 2 / 0.05 = 13.9 and ln 2 / 0.001 = 693.1, at the nearest multiple of 4.
-    assert run_sites(1, body) == [[4, 12, 692]]
+    assert run_sites(1, body) == [periods]
+
+
+@pytest.mark.parametrize(
+    "build, settings, state",
+    [
+        (lambda p: torch.optim.Adam(p, amsgrad=True), {"method": "local_adam"}, "max_exp_avg_sq"),
+        (lambda p: torch.optim.NAdam(p), {"method": "des_loc"}, "mu_product"),
+        (lambda p: torch.optim.Adamax(p), {"method": "des_loc"}, "exp_inf"),
+        (lambda p: torch.optim.RMSprop(p, momentum=0.9), {"method": "local_adam"}, "square_avg"),
+        (lambda p: LowRankAdamW(p, rank=1), {"method": "des_loc"}, "low_exp_avg"),
+        (lambda p: QHAdamW(p, betas=(0.9, 0.99, 0.999), omegas=(0.3, 0.3)), {"method": "mt_dao", "settings": {"mt_dao": {"momentum_sync_every": [4]}}}, "exp_avg_1"),
+    ],
+    ids=["amsgrad", "nadam", "adamax", "rmsprop", "lowrank", "mt_dao with too few periods"],
+)
+def test_states_that_a_method_would_leave_out_are_named(build, settings, state):
+    def body(site, own):
+        model = torch.nn.Linear(4, 4)
+        with pytest.raises(ValueError, match=f"knows nothing of '{state}', which it keeps of (weight|bias)"):
+            outer_loop(model, build(model.parameters()), own, sync_every=4, **settings)
+
+    run_sites(1, body)
 
 
 @pytest.mark.parametrize(

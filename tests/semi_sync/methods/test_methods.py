@@ -1,12 +1,14 @@
 """Local SGD and DiLoCo against references written from the equations."""
 
 import copy
+import math
 
 import pytest
 import torch
 
 from tests.semi_sync.methods import reference
 from tests.semi_sync.sites import outer_loop, run_sites
+from titan_ext.semi_sync import Average, OuterStep, ScopeConfig, SemiSyncConfig, fill_defaults, resolve
 
 SIZE = 6
 
@@ -190,21 +192,113 @@ def test_streaming_matches_the_equations(delay, alpha):
     assert len({result[2] for result in results}) == 1
 
 
-@pytest.mark.parametrize("name", ["adam", "yogi", "adagrad"])
-def test_adaptive_outer_optimizers_follow_the_pseudo_gradient(name):
-    """The outer step is that optimizer's own on the mean pseudo-gradient, from its very first round."""
-    from titan_ext.semi_sync.state.outer_optimizers import OUTER_OPTIMIZERS
+def adaptive(name, reading, lr, betas, eps, rounds):
+    """Global parameters after each round of two sites, two inner steps each (arXiv 2003.00295, algorithm 2)."""
+    theta, m = list(START), [0.0] * SIZE
+    v = [eps**2 if reading == "paper" else 0.0] * SIZE
+    if name == "yogi":
+        v = [eps**2] * SIZE
+    history = []
+    for n in range(1, rounds + 1):
+        local = [list(theta), list(theta)]
+        for step in (2 * n - 1, 2 * n):
+            local = [inner_step(site, step, local[site]) for site in range(2)]
+        for i in range(SIZE):
+            delta = theta[i] - (local[0][i] + local[1][i]) / 2
+            m[i] = betas[0] * m[i] + (1 - betas[0]) * delta
+            if name == "adam":
+                v[i] = betas[1] * v[i] + (1 - betas[1]) * delta**2
+            elif name == "adagrad":
+                v[i] += delta**2
+            else:
+                v[i] -= (1 - betas[1]) * delta**2 * math.copysign(1, v[i] - delta**2)
+            if reading == "paper" or name == "yogi":
+                theta[i] -= lr * m[i] / (math.sqrt(v[i]) + eps)
+            elif name == "adam":
+                root = math.sqrt(v[i] / (1 - betas[1] ** n))
+                theta[i] -= lr * m[i] / (1 - betas[0] ** n) / (root + eps)
+            else:
+                theta[i] -= lr * delta / (math.sqrt(v[i]) + eps)
+        history.append(list(theta))
+    return history
 
-    settings = dict(method="diloco", sync_every=2, outer_optimizer=name, outer_lr=0.05)
-    results = run_sites(2, lambda index, own: train(index, own, 8, **settings))
-    theta = torch.tensor(START)
-    optimizer = OUTER_OPTIMIZERS.get(name)(lr=0.05).build([theta])
-    local = [list(START), list(START)]
-    for step in range(1, 9):
-        local = [inner_step(site, step, local[site]) for site in range(2)]
-        if step % 2 == 0:
-            theta.grad = theta - torch.tensor(local).mean(dim=0)
-            optimizer.step()
-            torch.testing.assert_close(results[0][0][step // 2 - 1], theta, rtol=0, atol=1e-5)
-            local = [theta.tolist(), theta.tolist()]
-    assert results[0][2] == results[1][2]
+
+@pytest.mark.parametrize("given", [{}, {"outer_lr": 0.05, "outer_betas": (0.7, 0.9), "outer_eps": 0.02}])
+@pytest.mark.parametrize(
+    "name, reading",
+    [("adam", "paper"), ("adam", "torch"), ("yogi", "paper"), ("adagrad", "paper"), ("adagrad", "torch")],
+)
+def test_adaptive_outer_optimizers_match_the_equations(name, reading, given):
+    """From the very first round, whatever method they serve, and with a rate of their own unless one is given."""
+    want = adaptive(
+        name, reading, given.get("outer_lr", 0.01), given.get("outer_betas", (0.9, 0.99)), given.get("outer_eps", 1e-3), 6
+    )
+    for method in ("diloco", "local_sgd"):
+        settings = dict(method=method, sync_every=2, outer_optimizer=name, **given)
+        if name != "yogi":
+            settings["outer_reading"] = reading
+        results = run_sites(2, lambda index, own: train(index, own, 12, **settings))  # noqa: B023
+        for got, expected in zip(results[0][0], want, strict=True):
+            torch.testing.assert_close(got, torch.tensor(expected), rtol=0, atol=1e-5)
+        assert results[0][2] == results[1][2]
+
+
+NESTEROV = (0.9, True)
+
+
+@pytest.mark.parametrize(
+    "settings, want",
+    [
+        ({"method": "diloco"}, (0.7, *NESTEROV)),
+        ({"method": "muloco"}, (0.7, 0.6, True)),
+        ({"method": "eager_diloco"}, (0.7, *NESTEROV)),
+        ({"method": "local_sgd", "outer_optimizer": "sgd"}, (0.7, *NESTEROV)),
+        ({"method": "sparta", "outer_optimizer": "sgd"}, (0.7, *NESTEROV)),
+        ({"method": "des_loc", "outer_optimizer": "sgd"}, (1.0, *NESTEROV)),
+        ({"method": "local_adam", "outer_optimizer": "sgd"}, (1.0, *NESTEROV)),
+        ({"method": "mt_dao", "outer_optimizer": "sgd"}, (1.0, *NESTEROV)),
+        ({"method": "lordo", "outer_optimizer": "sgd"}, (1.0, *NESTEROV)),
+        ({"method": "des_loc", "outer_optimizer": "sgd", "outer_momentum": 0.0}, (1.0, 0.0, True)),
+        ({"method": "diloco", "outer_optimizer": "adam"}, (0.01,)),
+        ({"method": "diloco", "outer_optimizer": "yogi"}, (0.01,)),
+        ({"method": "muloco", "outer_optimizer": "adagrad"}, (0.01,)),
+        ({"method": "des_loc", "outer_optimizer": "adam"}, (0.01,)),
+        ({"method": "diloco", "outer_optimizer": "adam", "outer_lr": 0.3}, (0.3,)),
+    ],
+)
+def test_an_outer_optimizer_has_settings_of_its_own(settings, want):
+    rules = resolve(SemiSyncConfig(**settings)).rules
+    optimizer = next(rule.apply.optimizer for rule in rules if getattr(rule.apply, "optimizer", None))
+    assert (optimizer.lr, getattr(optimizer, "momentum", None), getattr(optimizer, "nesterov", None))[: len(want)] == want
+    assert resolve(fill_defaults(SemiSyncConfig(**settings))).rules == rules
+
+
+@pytest.mark.parametrize("method", ["local_sgd", "des_loc", "diloco"])
+def test_an_average_has_no_outer_optimizer(method):
+    assert isinstance(resolve(SemiSyncConfig(method=method, outer_optimizer="average")).rules[0].apply, Average)
+
+
+def test_a_scope_with_another_outer_optimizer_does_not_take_the_rate_of_the_first():
+    scopes = [
+        ScopeConfig(name="other", parameters=["layers.0.*"], outer_optimizer="yogi"),
+        ScopeConfig(name="same", parameters=["layers.1.*"], outer_momentum=0.3),
+    ]
+    _, other, same = resolve(SemiSyncConfig(method="diloco", outer_lr=0.4, scopes=scopes)).rules
+    assert isinstance(other.apply, OuterStep) and other.apply.optimizer.lr == 0.01
+    assert (same.apply.optimizer.lr, same.apply.optimizer.momentum, same.apply.optimizer.nesterov) == (0.4, 0.3, True)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"method": "local_sgd", "outer_lr": 0.5}, 'outer_lr = 0.5: must be left out with outer_optimizer = "average"'),
+        ({"method": "des_loc", "outer_momentum": 0.9}, "outer_momentum = 0.9"),
+        ({"method": "local_sgd", "nesterov": True}, "nesterov = True"),
+        ({"method": "diloco", "outer_optimizer": "adam", "outer_momentum": 0.9}, "outer_momentum = 0.9"),
+        ({"method": "diloco", "outer_reading": "print"}, "outer_reading = 'print'"),
+    ],
+)
+def test_settings_that_nothing_would_take_are_refused(settings, words):
+    with pytest.raises(ValueError) as caught:
+        resolve(SemiSyncConfig(**settings))
+    assert words in str(caught.value)

@@ -98,6 +98,45 @@ def test_factors_bring_an_outlier_back_to_the_bound():
     assert contributions.contributors == [0, 1] and contributions.total_weight == 2.0
 
 
+@pytest.mark.parametrize(
+    "norms, outliers",
+    [
+        ([0.0, 0.0, 1.0], {}),
+        ([0.0, 0.0, 0.0], {}),
+        ([0.0, 1.0, 100.0], {2: 0.1}),  # the median is no zero
+        ([0.0] * 5 + [1.0, 1.0], {}),  # of two updates none is the outlier
+        ([0.0] * 5 + [1.0, 2.0, 100.0], {7: 0.2}),
+        ([1.0, 1.0, math.inf], {2: 0.0}),  # finite numbers with a norm that fp32 does not have
+        ([0.0, 0.0, math.inf], {}),
+    ],
+)
+def test_who_did_not_move_is_no_measure(norms, outliers):
+    found = Contributions([1.0] * len(norms), [[norm] for norm in norms]).outliers(10.0)
+    assert found == {rank: [pytest.approx(factor)] for rank, factor in outliers.items()}
+
+
+@pytest.mark.parametrize("action", ["clip", "drop"])
+@pytest.mark.parametrize("method", ["local_sgd", "diloco"])
+def test_the_one_site_that_moved_counts_in_full(method, action):
+    settings = PLAIN if method == "diloco" else {}
+    for values, participants, _ in rounds([0.0, 0.0, 3.0], method=method, outlier_action=action, **settings):
+        assert values == {2.0} and participants == [3, 3]
+
+
+@pytest.mark.parametrize("action, want", [("clip", {2 / 3}), ("drop", {1.0})])
+def test_an_update_whose_norm_overflows_is_an_outlier(action, want, caplog):
+    def body(index, own):
+        model = Blobs()
+        outer = outer_loop(model, [], own, method="diloco", sync_every=1, outlier_action=action, **PLAIN)
+        outer.join()
+        model.add([1.0, 1.0, 1e25][index])
+        outer.step()
+        return model.values()
+
+    assert all(values == {round(value, 5) for value in want} for values in run_sites(3, body))
+    assert "inf times" in caplog.text
+
+
 AMOUNTS = [1.0, 2.0, 3.0, 4.0, -5000.0]
 
 

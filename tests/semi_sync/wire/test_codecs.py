@@ -105,7 +105,7 @@ def test_every_codec_agrees_at_all_sites_and_is_near_the_mean(codec, numel, site
 
 def test_everything_kept_equals_fp32_bit_for_bit():
     all_kept, _, _, _ = one_round("topk", 2, 9000, settings={"topk": {"density": 1.0}})
-    plain, _, _, _ = one_round("fp32", 2, 9000, outer_optimizer="sgd")
+    plain, _, _, _ = one_round("fp32", 2, 9000, outer_optimizer="sgd", outer_lr=1.0, outer_momentum=0.0)
     assert torch.equal(all_kept, plain)
 
 
@@ -131,3 +131,51 @@ def test_error_feedback_delivers_everything_in_the_end(codec):
 
     assert drift(True) < 0.1
     assert drift(True) < 0.5 * drift(False)
+
+
+@pytest.mark.parametrize("weighting", ["tokens", "site"])
+def test_what_was_lost_comes_back_with_the_weight_of_the_round_that_brings_it(weighting):
+    """Top-k against a loop: m = D + e; sent = top(m); e = m - sent; the mean is of w sent over w."""
+    sites, size, rounds, kept = 3, 12, 9, 2
+    generator = torch.Generator().manual_seed(3)
+    changes = torch.randn(rounds, sites, size, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(1, 2000, (rounds, sites), generator=generator).tolist()
+    shares = [[0.5, 3.0, 7.0]] * rounds if weighting == "site" else tokens
+
+    def body(index, own):
+        model = torch.nn.Linear(size, 1, bias=False)
+        model.weight.data.zero_()
+        outer = outer_loop(
+            model,
+            [],
+            own,
+            method="local_sgd",
+            sync_every=1,
+            codec="topk",
+            settings={"topk": {"density": kept / 4096}},
+            weighting=weighting,
+            weight=shares[0][index],
+            outlier_threshold=0.0,
+        )
+        outer.join()
+        history = []
+        for change, told in zip(changes, tokens):
+            model.weight.data -= change[index].float()
+            outer.step(tokens=told[index])
+            history.append(model.weight.detach().flatten().clone())
+        return history
+
+    results = run_sites(sites, body)
+    theta, errors = torch.zeros(size, dtype=torch.float64), torch.zeros(sites, size, dtype=torch.float64)
+    for step, (change, weights) in enumerate(zip(changes, shares)):
+        total = torch.zeros(size, dtype=torch.float64)
+        for site in range(sites):
+            whole = change[site] + errors[site]
+            sent = torch.zeros_like(whole)
+            places = whole.abs().topk(kept).indices
+            sent[places] = whole[places]
+            errors[site] = whole - sent
+            total += weights[site] * sent
+        theta -= total / sum(weights)
+        for history in results:
+            torch.testing.assert_close(history[step].double(), theta, rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from titan_ext.config.cost.outer_cost import outer_costs
+from titan_ext.config.cost.shapes import parameter_shapes
 from titan_ext.config.layout import Layout, pipeline_stages
 from titan_ext.config.optimizer import hyper_parameters
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
@@ -61,13 +62,6 @@ class SiteCost:
     """Average over the steps of the run."""
     every_step_bytes: int
     """What data parallelism over all sites would send for each step (fp32 gradients, ring all-reduce)."""
-
-
-def parameter_shapes(config: Any) -> dict[str, torch.Size]:
-    """Shape of each parameter of the whole model by name, without memory; tied ones once."""
-    with torch.device("meta"):
-        model = config.model_spec.model.build()
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 def site_cost(site: Any) -> SiteCost:

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from titan_ext.config.cost.shapes import parameter_shapes
 from titan_ext.config.optimizer import hyper_parameters
+from titan_ext.optim.moments import Moment, moments
 from titan_ext.semi_sync.plan.plan import PARAMETERS
 
 
@@ -18,6 +20,7 @@ class InnerStates:
     """
 
     def __init__(self, config: Any) -> None:
+        self._resolve = config._owner._resolve_optimizer_factory
         self._groups = [
             (group, (hyper_parameters(config, group.optimizer_name) or {}) | group.optimizer_kwargs)
             for group in config.param_groups
@@ -34,27 +37,37 @@ class InnerStates:
         """
         if state == PARAMETERS:
             return held
-        found = next((each for each in self._groups if re.search(each[0].pattern, name)), None)
+        found = self._group(name)
         if found is None:
             return None
         group, chosen = found
         shapes = _states(group.optimizer_name, chosen, name, whole, held)
         return next((shapes[key] for key in state.split("|") if key in shapes), None)
 
-    def known(self, state: str) -> bool:
-        """Whether some parameter could have the state."""
-        matrix, vector = torch.Size([2**20, 2**20]), torch.Size([2**20])
-        return any(
-            state in _states(group.optimizer_name, chosen, "", shape, shape)
-            for group, chosen in self._groups
-            for shape in (matrix, vector)
-        )
+    def moments(self, name: str, whole: torch.Size) -> dict[str, Moment]:
+        """The moments of a parameter of this name and shape."""
+        found = self._group(name)
+        return moments(self._resolve(found[0].optimizer_name), found[1], name, whole) if found else {}
+
+    def keys(self, name: str, whole: torch.Size) -> list[str]:
+        """Keys of the states of a parameter of this name and shape that workers may share."""
+        found = self._group(name)
+        return [] if found is None else list(_states(found[0].optimizer_name, found[1], name, whole, whole))
+
+    def _group(self, name: str) -> tuple[Any, dict[str, Any]] | None:
+        return next((each for each in self._groups if re.search(each[0].pattern, name)), None)
+
+
+def moments_by_size(config: Any) -> list[tuple[int, dict[str, Moment]]]:
+    """Elements and moments of every parameter of a site's configuration."""
+    states = InnerStates(config.optimizer)
+    return [(shape.numel(), states.moments(name, shape)) for name, shape in parameter_shapes(config).items()]
 
 
 def _states(
     optimizer: str, chosen: Mapping[str, Any], name: str, whole: torch.Size, held: torch.Size
 ) -> dict[str, torch.Size]:
-    adamw = {"exp_avg": held, "exp_avg_sq": held}
+    adamw = {"exp_avg": held, "exp_avg_sq": held} | ({"max_exp_avg_sq": held} if chosen.get("amsgrad") else {})
     left_alone = any(word in name for word in chosen.get("adamw_names", ()))
     if optimizer == "SGD":
         return {"momentum_buffer": held} if chosen.get("momentum") else {}

@@ -159,9 +159,10 @@ class AbbieModel(Llama3Model):
         state = self.first_state(start, positions)
         truncated = self.config.recurrence.backprop_iterations
         for iteration in range(iterations):
-            if truncated is not None and iteration == iterations - truncated:
-                state = state.detach()
             output = self.body_forward(state, start, positions, attention_masks, iteration=iteration)
+            if truncated is not None and iteration == iterations - truncated - 1:
+                # The head's output that is added now is the next iteration's input: its gradient is not cut off.
+                output, state = output.detach(), state.detach()
             state = self.next_state(output, state, start, last=iteration == iterations - 1)
         return state
 

@@ -28,7 +28,7 @@ class Recurrence:
     """What else happens between iterations: "mean" halves the sum, "norm" divides it by its root mean square."""
 
     backprop_iterations: int | None = None
-    """Gradients flow through so many last iterations; None: through all."""
+    """Gradients flow through so many last iterations, to the head's output that is added in them; None: through all."""
 
     def next_state(
         self, output: torch.Tensor, state: torch.Tensor, start: torch.Tensor, *, last: bool

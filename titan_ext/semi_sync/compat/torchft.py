@@ -153,10 +153,12 @@ class DiLoCo(_OnOptimizerHooks):
             self._register_fragment(index, last=index == len(model_fragments) - 1)
 
     def _save_counters(self) -> dict[str, Any]:
-        return {key: value for key, value in self._outer.shared_state().items() if key != "states"}
+        """All but the fragments' parameters."""
+        state = self._outer.shared_state()
+        return {**state, "states": {key: each for key, each in state["states"].items() if not key.startswith("params/")}}
 
     def _load_counters(self, state: dict[str, Any]) -> None:
-        self._arriving = {**state, "states": {}}
+        self._arriving = {**state, "states": dict(state["states"])}
 
     def _register_fragment(self, index: int, *, last: bool) -> None:
         key, prefix = f"params/{index}", f"{index}."

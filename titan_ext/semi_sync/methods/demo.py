@@ -148,7 +148,7 @@ class StrongestCoefficients(Codec):
 class SignedMomentum(SyncedState):
     """Sends the momentum's coefficients, tile after tile; the sign of what comes back moves the parameters."""
 
-    facts = StateFacts(elementwise=False)
+    facts = StateFacts(elementwise=False, averages=False)
     takes_residual = True
 
     def __init__(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> None:

@@ -9,8 +9,11 @@ all sites share.
 """
 
 import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from titan_ext.optim.moments import Moment
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
 from titan_ext.semi_sync.plan.plan import SyncRule
 from titan_ext.semi_sync.state.synced_parameters import Average, average_or_step
@@ -19,6 +22,8 @@ FIRST_MOMENT = "exp_avg|momentum_buffer"
 SECOND_MOMENT = "exp_avg_sq"
 
 _AT_ONCE = {"fragment_sync_delay": 0}  # the inner loop goes on changing the moments
+NESTEROV = {"sgd": {"outer_lr": 1.0, "outer_momentum": 0.9, "nesterov": True}}
+"""DES-LOC Nesterov (section 5.5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +41,7 @@ class DesLocSettings:
     """K_v: inner steps between two averages of the second moment; by default 6 times sync_every."""
 
     half_life_periods: bool = False
-    """Average each moment about once in its half-life (from the inner optimizer's betas) instead (appendix I)."""
+    """Average each moment about once in its half-life (from the inner optimizer's decay rates) instead (appendix I)."""
 
     def __post_init__(self) -> None:
         given = {key: getattr(self, key) for key in ("first_moment_sync_every", "second_moment_sync_every")}
@@ -48,32 +53,44 @@ class DesLocSettings:
             raise ValueError(f"half_life_periods = {self.half_life_periods}: must be false where {both} is given")
 
 
-@register_method("des_loc", settings=DesLocSettings, fixed=_AT_ONCE, sync_every=16, outer_optimizer="average")
+@register_method(
+    "des_loc", settings=DesLocSettings, fixed=_AT_ONCE, outer=NESTEROV, sync_every=16, outer_optimizer="average"
+)
 def des_loc(context: MethodContext) -> list[SyncRule]:
     """Parameters every K_x, first moment every K_u, second every K_v; by default 3 and 6 times K_x.
 
-    With ``outer_optimizer = "sgd"`` it is the paper's DES-LOC Nesterov (section 5.5).
+    With ``outer_optimizer = "sgd"`` it is the paper's DES-LOC Nesterov: learning rate 1 and momentum 0.9 by default.
     """
     own: DesLocSettings = context.settings
-    if own.half_life_periods and context.inner_betas is not None:
-        first, second = (half_life_period(beta, context.sync_every) for beta in context.inner_betas[:2])
-        return _rules(context, first, second)
-    return _rules(
-        context,
-        own.first_moment_sync_every or 3 * context.sync_every,
-        own.second_moment_sync_every or 6 * context.sync_every,
-    )
+    first = own.first_moment_sync_every or 3 * context.sync_every
+    second = own.second_moment_sync_every or 6 * context.sync_every
+    if own.half_life_periods and context.moments is not None:
+        kept = list(context.moments())
+        first = half_life_period(kept, 1, context.sync_every) or first
+        second = half_life_period(kept, 2, context.sync_every) or second
+    return _rules(context, first, second)
 
 
-def half_life_period(beta: float, sync_every: int) -> int:
-    """Inner steps between two averages of a moment: about ``ln 2 / (1 - beta)``, a multiple of ``sync_every``.
+def half_life_period(
+    kept: Iterable[tuple[int, Mapping[str, Moment]]], order: int, sync_every: int
+) -> int | None:
+    """Inner steps between two averages of the moments of an order, about ``ln 2 / (1 - decay)``; None without any.
 
-    Never more often than the parameters (arXiv 2505.22549, appendix I).
+    It is a multiple of ``sync_every``, never more often than the parameters (arXiv 2505.22549, appendix I). Where decay
+    rates differ (Muon's matrices and the AdamW of the rest), that of most elements counts.
     """
-    return sync_every * max(1, round(math.log(2) / (1 - beta) / sync_every))
+    elements: Counter[float] = Counter()
+    for numel, moments in kept:
+        for moment in moments.values():
+            if moment.order == order:
+                elements[moment.decay] += numel
+    if not elements:
+        return None
+    decay = max(elements, key=lambda each: (elements[each], each))
+    return sync_every * max(1, round(math.log(2) / (1 - decay) / sync_every))
 
 
-@register_method("local_adam", fixed=_AT_ONCE, sync_every=16, outer_optimizer="average")
+@register_method("local_adam", fixed=_AT_ONCE, outer=NESTEROV, sync_every=16, outer_optimizer="average")
 def local_adam(context: MethodContext) -> list[SyncRule]:
     """Parameters and all moments together every K steps: Local Adam, Local ADOPT, Local SGDM."""
     return _rules(context, context.sync_every, context.sync_every)

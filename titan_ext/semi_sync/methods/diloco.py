@@ -6,11 +6,10 @@ from titan_ext.semi_sync.methods.registry import register_method
 # DiLoCo is Local SGD whose averaged pseudo-gradient an outer Nesterov optimizer takes; its
 # streaming form staggers the fragments (algorithm 2 with offsets t_p), applies them tau steps late
 # and mixes with alpha. The plan is therefore the same table with other defaults.
-register_method("diloco", sync_every=32, outer_optimizer="sgd", outer_lr=0.7, outer_momentum=0.9, nesterov=True)(
-    local_sgd
-)
+_NESTEROV = {"outer_lr": 0.7, "outer_momentum": 0.9, "nesterov": True}
+register_method("diloco", outer={"sgd": _NESTEROV}, sync_every=32, outer_optimizer="sgd")(local_sgd)
 
 # MuLoCo is DiLoCo around Muon ([optimizer] name = "Muon"); its pseudo-gradients bear 4 bits (codec = "int4").
-register_method("muloco", sync_every=30, outer_optimizer="sgd", outer_lr=0.7, outer_momentum=0.6, nesterov=True)(
+register_method("muloco", outer={"sgd": _NESTEROV | {"outer_momentum": 0.6}}, sync_every=30, outer_optimizer="sgd")(
     local_sgd
 )

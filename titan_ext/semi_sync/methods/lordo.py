@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from titan_ext.optim.projection import projection, random_basis
+from titan_ext.semi_sync.methods.des_loc import NESTEROV
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
 from titan_ext.semi_sync.plan.plan import Apply, SyncRule
 from titan_ext.semi_sync.state.outer_optimizers import OuterOptimizer
@@ -115,6 +116,7 @@ def _low_rank(optimizer: Any) -> list[torch.Tensor]:
 
 @register_method(
     "lordo",
+    outer=NESTEROV,
     fixed={"fragment_sync_delay": 0, "error_feedback": False},
     sync_every=32,
     outer_optimizer="average",

@@ -7,7 +7,7 @@ the inner step, as in DES-LOC.
 
 from dataclasses import dataclass
 
-from titan_ext.semi_sync.methods.des_loc import parameter_rule
+from titan_ext.semi_sync.methods.des_loc import NESTEROV, parameter_rule
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
 from titan_ext.semi_sync.plan.plan import SyncRule
 from titan_ext.semi_sync.state.synced_parameters import Average
@@ -22,8 +22,8 @@ class MtDaoSettings:
     """
 
     momentum_sync_every: tuple[int, ...] | None = None
-    """Inner steps between two averages of each momentum, in the order of the optimizer's betas; one momentum, averaged
-    with the parameters, by default."""
+    """Inner steps between two averages of each momentum, in the order of the optimizer's betas; by default all of them
+    are averaged with the parameters."""
 
     second_moment_sync_every: int | None = None
     """K_v: inner steps between two averages of the second moment; by default sync_every."""
@@ -39,6 +39,7 @@ class MtDaoSettings:
 @register_method(
     "mt_dao",
     settings=MtDaoSettings,
+    outer=NESTEROV,
     fixed={"fragment_sync_delay": 0},  # the inner loop goes on changing the moments
     sync_every=32,
     outer_optimizer="average",
@@ -50,7 +51,7 @@ def mt_dao(context: MethodContext) -> list[SyncRule]:
     for fragment in range(context.num_fragments):
         place = {"fragment": fragment, "offset": context.staggered_offset(fragment), "wire": context.wire}
         rules.append(parameter_rule(context, fragment))
-        for index, period in enumerate(own.momentum_sync_every or (context.sync_every,)):
+        for index, period in enumerate(own.momentum_sync_every or [context.sync_every] * _momenta(context)):
             rules.append(SyncRule(state=f"exp_avg_{index}", period=period, apply=Average(), **place))
         rules.append(
             SyncRule(
@@ -62,3 +63,9 @@ def mt_dao(context: MethodContext) -> list[SyncRule]:
             )
         )
     return rules
+
+
+def _momenta(context: MethodContext) -> int:
+    """How many momenta the inner optimizer keeps of a parameter; 1 where it is not known."""
+    kept = context.moments() if context.moments is not None else ()
+    return max((sum(moment.order == 1 for moment in moments.values()) for _, moments in kept), default=1)

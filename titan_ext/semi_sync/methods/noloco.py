@@ -120,11 +120,9 @@ class GossipParameters(SyncedState):
         "codec": "fp32",
         "aggregation": "mean",
     },
+    outer={"sgd": {"outer_lr": 0.7, "outer_momentum": 0.5, "nesterov": False}},
     sync_every=50,
     outer_optimizer="sgd",
-    outer_lr=0.7,
-    outer_momentum=0.5,
-    nesterov=False,
 )
 def noloco(context: MethodContext) -> list[SyncRule]:
     """One rule for each fragment, in turn."""

@@ -4,13 +4,18 @@ Registering makes ``method = "name"`` work everywhere: TOML, ``titan-ext check``
 the package is named by its dotted path, whose module registers it when it is imported.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from titan_ext.optim.moments import Moment
 from titan_ext.semi_sync.plan.plan import SyncRule, Wire
 from titan_ext.semi_sync.registry import Registry
 from titan_ext.semi_sync.state.outer_optimizers import OuterOptimizer
+
+
+MomentsKept = Callable[[], Iterable[tuple[int, Mapping[str, Moment]]]]
+"""For each trained parameter of the site its elements and the moments that the inner optimizer keeps of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +32,8 @@ class MethodContext:
     outer_optimizer: OuterOptimizer | None = None
     """None is the plain mean."""
     wire: Wire = Wire()
-    inner_betas: Sequence[float] | None = None
-    """Decay rates of the inner optimizer's moments, where they are known."""
+    moments: MomentsKept | None = None
+    """The moments of the inner optimizer, where it is known; asked where a method's rules follow from them."""
     settings: Any = None
     """The method's own: an instance of the dataclass that it is registered with."""
 
@@ -54,6 +59,8 @@ class Method:
     """Frozen dataclass of the method's own settings: ``[semi_sync.NAME]``."""
     fixed: Mapping[str, object] = field(default_factory=dict)
     """Values of ``SemiSyncConfig`` fields that the method does not let the user choose."""
+    outer: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """By outer optimizer what the method takes for its settings where the user set none."""
     defaults: Mapping[str, object] = field(default_factory=dict)
     """Values that the method takes where the user set none."""
 
@@ -62,7 +69,12 @@ METHODS: Registry[Method] = Registry("method")
 
 
 def register_method(
-    name: str, *, settings: type | None = None, fixed: Mapping[str, object] | None = None, **defaults: object
+    name: str,
+    *,
+    settings: type | None = None,
+    fixed: Mapping[str, object] | None = None,
+    outer: Mapping[str, Mapping[str, object]] | None = None,
+    **defaults: object,
 ) -> Callable[[MakeRules], MakeRules]:
     """Decorate the function that makes a method's rules.
 
@@ -71,6 +83,8 @@ def register_method(
         settings: frozen dataclass of the method's own settings; ``[semi_sync.NAME]`` sets its fields, and the function
             finds an instance in ``context.settings``.
         fixed: values of ``SemiSyncConfig`` fields that the method does not let the user choose.
+        outer: by outer optimizer what the method takes for ``outer_lr``, ``outer_momentum`` and ``nesterov`` where the
+            user set none, in the stead of the optimizer's own defaults.
         **defaults: values of such fields that the method takes where the user set none; ``sync_every`` must be there.
 
     Raises:
@@ -78,7 +92,7 @@ def register_method(
     """
 
     def register(rules: MakeRules) -> MakeRules:
-        METHODS.add(name, Method(rules, settings, fixed or {}, defaults))
+        METHODS.add(name, Method(rules, settings, fixed or {}, outer or {}, defaults))
         return rules
 
     return register

@@ -7,7 +7,7 @@ from typing import Any
 import titan_ext.semi_sync.methods  # noqa: F401  (registration)
 from titan_ext.errors import require, require_one_of
 from titan_ext.semi_sync.config import SemiSyncConfig
-from titan_ext.semi_sync.methods.registry import METHODS, Method, MethodContext
+from titan_ext.semi_sync.methods.registry import METHODS, Method, MethodContext, MomentsKept
 from titan_ext.semi_sync.plan.plan import (
     PARAMETERS,
     OutlierGuard,
@@ -50,12 +50,12 @@ def fill_defaults(config: SemiSyncConfig) -> SemiSyncConfig:
     return filled
 
 
-def resolve(config: SemiSyncConfig, inner_betas: Sequence[float] | None = None) -> SyncPlan:
+def resolve(config: SemiSyncConfig, moments: MomentsKept | None = None) -> SyncPlan:
     """The sync plan of a configuration.
 
     Args:
         config: with or without its method's defaults.
-        inner_betas: decay rates of the inner optimizer's moments, for periods that follow from them.
+        moments: those of the inner optimizer, for rules that follow from them; without, a method takes its defaults.
 
     Raises:
         ValueError: naming the key, its value and what is allowed.
@@ -64,10 +64,10 @@ def resolve(config: SemiSyncConfig, inner_betas: Sequence[float] | None = None) 
         raise ValueError('method = "none": there is no outer loop to build')
     config = _filled(config)
     _check(config)
-    rules = _rules(config, inner_betas)
+    rules = _rules(config, moments)
     _check_rounds(config, rules)
     _check_settings(config)
-    scoped = [rule for scope in _scopes(config) for rule in _rules_of_scope(config, scope, inner_betas)]
+    scoped = [rule for scope in _scopes(config) for rule in _rules_of_scope(config, scope, moments)]
     return SyncPlan(
         rules=(*rules, *scoped),
         num_fragments=config.num_fragments,
@@ -114,10 +114,8 @@ def shares_sparse_rows(config: SemiSyncConfig) -> bool:
 
 def _filled(config: SemiSyncConfig) -> SemiSyncConfig:
     method = METHODS.get(config.method)
-    defaults = dict(method.defaults)
-    if config.outer_optimizer not in (None, defaults.get("outer_optimizer")):
-        # The method's learning rate and momentum are those of its own outer optimizer.
-        defaults = {key: value for key, value in defaults.items() if key not in _OUTER}
+    outer = config.outer_optimizer or method.defaults.get("outer_optimizer")
+    defaults = {**method.outer.get(outer, {}), **method.defaults}
     unset = [each.name for each in fields(config) if getattr(config, each.name) is None]
     filled = replace(config, **{key: defaults[key] for key in unset if key in defaults})
     if filled.error_feedback is None:
@@ -127,7 +125,7 @@ def _filled(config: SemiSyncConfig) -> SemiSyncConfig:
     return filled
 
 
-def _rules(config: SemiSyncConfig, inner_betas: Sequence[float] | None) -> list[SyncRule]:
+def _rules(config: SemiSyncConfig, moments: MomentsKept | None) -> list[SyncRule]:
     method = METHODS.get(config.method)
     context = MethodContext(
         sync_every=config.sync_every,
@@ -141,7 +139,7 @@ def _rules(config: SemiSyncConfig, inner_betas: Sequence[float] | None) -> list[
             error_feedback=config.error_feedback,
             bucket_bytes=int(config.bucket_mib * 2**20),
         ),
-        inner_betas=inner_betas,
+        moments=moments,
         settings=_method_settings(method, config),
     )
     return list(method.rules(context))
@@ -234,13 +232,13 @@ def _of_scope(config: SemiSyncConfig, scope: ScopeConfig) -> SemiSyncConfig:
     return scoped
 
 
-def _rules_of_scope(config: SemiSyncConfig, scope: ScopeConfig, inner_betas: Sequence[float] | None) -> list[SyncRule]:
+def _rules_of_scope(config: SemiSyncConfig, scope: ScopeConfig, moments: MomentsKept | None) -> list[SyncRule]:
     """The rules of the method for the parameters of a scope.
 
     Raises:
         ValueError: the method has ways of its own with what is to be shared by row.
     """
-    rules = [replace(rule, scope=scope.name) for rule in _rules(_of_scope(config, scope), inner_betas)]
+    rules = [replace(rule, scope=scope.name) for rule in _rules(_of_scope(config, scope), moments)]
     if scope.shared != "sparse_rows":
         return rules
     if not all(_is_plain(rule) for rule in rules):

@@ -43,7 +43,7 @@ class ScopeConfig:
     """How its values travel: a name as in ``[semi_sync]``."""
 
     outer_optimizer: str | None = None
-    """What takes its averaged pseudo-gradient."""
+    """What takes its averaged pseudo-gradient; one other than ``[semi_sync]``'s has settings of its own."""
 
     outer_lr: float | None = None
     """Learning rate of that."""

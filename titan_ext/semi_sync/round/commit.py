@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch.profiler import record_function
 
-from titan_ext.semi_sync.plan.plan import PARAMETERS
 from titan_ext.semi_sync.plan.sampling import SiteSampler
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
 from titan_ext.semi_sync.round.exchange import Exchange, record_fields
@@ -60,13 +59,11 @@ class Committer:
 
     def _apply(self, result: RoundResult, summed: Sum) -> None:
         states, step = self.exchange.states, result.verdict.step
-        of = AppliedRound(step=step, weight=summed.weight, total_weight=summed.contributions.total_weight)
+        total = summed.contributions.total_weight
+        of = AppliedRound(step=step, weight=summed.weight, total_weight=total, ages=summed.ages)
         for index, part in summed.parts(states):
             states[index].apply(part, of)
         self.exchange.error_feedback.settle(summed)
-        if result.role.abstains and any(states[index].rule.state != PARAMETERS for index in summed.rules):
-            # Moments that came from the members are as old as theirs.
-            self.view.set_optimizer_step(step)
         if self.reset_inner_optimizer:
             self.view.reset_optimizers()
         # What was trained on during a flight counts in the next round.

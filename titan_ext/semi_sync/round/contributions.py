@@ -1,5 +1,6 @@
 """What each site puts into a round: its weight, and how large its updates are. Equal tables lead to equal means."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -45,11 +46,14 @@ class Contributions:
 
     def outliers(self, threshold: float) -> dict[int, list[float]]:
         """By rank of each site with an update above ``threshold`` times the contributors' median norm: the
-        factor for each guarded rule that brings it back to that bound."""
+        factor for each guarded rule that brings it back to that bound.
+
+        Where most contributors did not move at all, the median is that of those that did.
+        """
         contributors = self.contributors
         if threshold <= 0 or len(contributors) < FEWEST_PEERS:
             return {}
-        bounds = [threshold * median(norms) for norms in zip(*(self.norms[rank] for rank in contributors), strict=True)]
+        bounds = [threshold * _usual(norms) for norms in zip(*(self.norms[rank] for rank in contributors), strict=True)]
         factors = {
             rank: [min(1.0, bound / norm) if norm > 0 else 1.0 for bound, norm in zip(bounds, self.norms[rank], strict=True)]
             for rank in contributors
@@ -63,3 +67,12 @@ class Contributions:
             for rank in outliers:
                 self.weights[rank] = 0.0
         return outliers
+
+
+def _usual(norms: Sequence[float]) -> float:
+    """What most updates are like; infinite where too few moved to tell."""
+    usual = median(norms)
+    if usual > 0:
+        return usual
+    moved = [norm for norm in norms if norm > 0]
+    return median(moved) if len(moved) >= FEWEST_PEERS else math.inf

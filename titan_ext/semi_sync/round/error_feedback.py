@@ -27,7 +27,7 @@ class ErrorFeedback:
         return index in self._residuals or self._states[index].takes_residual
 
     def add(self, index: int, contribution: torch.Tensor) -> None:
-        """Put what a rule is owed into its contribution (fp32 ``[numel]``)."""
+        """Put what a rule is owed into its contribution (fp32 ``[numel]``, not yet multiplied by its weight)."""
         if index in self._residuals:
             contribution.add_(self._residuals[index])
 

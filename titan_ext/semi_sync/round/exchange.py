@@ -12,6 +12,7 @@ from torch.distributed import ReduceOp
 from torch.profiler import record_function
 
 from titan_ext.semi_sync.plan.plan import PARAMETERS, OutlierGuard
+from titan_ext.semi_sync.round.age_table import AgeTable
 from titan_ext.semi_sync.round.agreement import Verdict, agree
 from titan_ext.semi_sync.round.contributions import Contributions
 from titan_ext.semi_sync.round.error_feedback import ErrorFeedback
@@ -21,6 +22,7 @@ from titan_ext.semi_sync.round.round import Contribution, Launch, Role, RoundRes
 from titan_ext.semi_sync.round.site_status import SiteStatus, all_gather_status
 from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.semi_sync.state.moment_ages import Ages
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
 from titan_ext.semi_sync.state.synced_state import Adoptable, Guarded, SyncedState
 from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
@@ -108,6 +110,8 @@ class Exchange:
 
     def contribution(self, rules: Sequence[int], step: int, weight: float) -> Contribution:
         """This site's weighted contribution to the rules of a round, in a fresh buffer. A collective over the site."""
+        for state in self.states:
+            state.check()
         rules, numel = tuple(rules), sum(self.states[index].numel for index in rules)
         if weight <= 0:
             return self._nothing(rules, torch.empty(numel, dtype=torch.float32, device=self.device))
@@ -119,9 +123,9 @@ class Exchange:
                 state.write(part, step)
                 if self._is_guarded(state):
                     squares.append(state.update_norm(part) ** 2)
+                self.error_feedback.add(index, part)
                 if weight != 1.0:
                     part.mul_(weight)
-                self.error_feedback.add(index, part)
         by_rank = self.site.gather((_is_finite(buffer), squares))
         norms = [math.sqrt(sum(ranks)) for ranks in zip(*(each for _, each in by_rank), strict=True)]
         if all(finite for finite, _ in by_rank):
@@ -189,7 +193,7 @@ class Exchange:
 
     def _reduce(self, contribution: Contribution, verdict: Verdict) -> Sum:
         started = time.perf_counter()
-        contribution, contributions = self._weigh(contribution, verdict)
+        contribution, contributions, ages = self._weigh(contribution, verdict)
         of = RoundFacts(verdict.step, contributions.weights)
         parts = dict(parts_of(contribution.buffer, contribution.rules, self.states))
         residuals: dict[int, torch.Tensor] = {}
@@ -202,6 +206,8 @@ class Exchange:
             if not self.pairing.reduce(self.reductions[run[0]], self.manager, states, values, of, residual):
                 without_partner |= set(run)
             if residual is not None:
+                # Of one contribution of weight 1: the next one may weigh more or less than this.
+                residual.div_(contribution.weight)
                 pieces = residual.split([parts[index].numel() for index in run])
                 residuals |= {index: part for index, part in zip(run, pieces, strict=True) if index in wanted}
         return Sum(
@@ -210,30 +216,34 @@ class Exchange:
             weight=contribution.weight,
             contributions=contributions,
             residuals=residuals,
+            ages=ages,
             without_partner=frozenset(without_partner),
             seconds=time.perf_counter() - started,
         )
 
-    def _weigh(self, contribution: Contribution, verdict: Verdict) -> tuple[Contribution, Contributions]:
-        """Learn what every site puts in, and hold back what is out of all proportion."""
+    def _weigh(self, contribution: Contribution, verdict: Verdict) -> tuple[Contribution, Contributions, Ages]:
+        """Learn what every site puts in and how old its moments are, and hold back what is out of all proportion."""
         rank, sites = self.manager.participating_rank(), self.manager.num_participants()
-        own = Contributions.own(rank, sites, contribution.weight, contribution.norms).to(wire_device(self.manager))
-        self.manager.allreduce(own, reduce_op=ReduceOp.SUM).wait()
-        contributions = Contributions.of(own)
+        table = AgeTable([self.states[index] for index in contribution.rules], self.site.gather)
+        own = Contributions.own(rank, sites, contribution.weight, contribution.norms)
+        both = torch.cat([own, table.columns(rank, sites)], dim=1).to(wire_device(self.manager))
+        self.manager.allreduce(both, reduce_op=ReduceOp.SUM).wait()
+        contributions = Contributions.of(both[:, : own.shape[1]])
         outliers = contributions.guard(self.guard.threshold, self.guard.action)
+        ages = table.ages(both[:, own.shape[1] :], contributions.weights)
         for site, factors in outliers.items():
             logger.warning(
                 "site %s: its update after inner step %d is %.3g times the largest that its peers' median allows; %s",
                 verdict.name(site),
                 verdict.step,
-                1 / min(factors),
+                1 / min(factors) if min(factors) > 0 else math.inf,
                 "left out" if self.guard.action == "drop" else "clipped",
             )
         if rank in outliers and self.guard.action == "drop":
             contribution = self._nothing(contribution.rules, contribution.buffer)
         elif rank in outliers:
             self._clip(contribution, outliers[rank])
-        return contribution, contributions
+        return contribution, contributions, ages
 
     def _clip(self, contribution: Contribution, factors: Sequence[float]) -> None:
         parts = [

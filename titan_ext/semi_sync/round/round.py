@@ -10,6 +10,7 @@ import torch
 from titan_ext.semi_sync.round.agreement import Verdict
 from titan_ext.semi_sync.round.contributions import Contributions
 from titan_ext.semi_sync.round.site_status import SiteStatus
+from titan_ext.semi_sync.state.moment_ages import Ages
 from titan_ext.semi_sync.state.synced_state import SyncedState
 
 
@@ -73,7 +74,9 @@ class Sum:
     contributions: Contributions
     """What all sites put in."""
     residuals: dict[int, torch.Tensor] = field(default_factory=dict)
-    """By rule: what the reduction took away from this site's contribution."""
+    """By rule: what the reduction took away from this site's contribution, as if that had weight 1."""
+    ages: Ages | None = None
+    """How many steps the moments stand for that the sites put in."""
     without_partner: frozenset[int] = frozenset()
     """Rules for which this site had nobody to exchange with."""
     seconds: float = 0.0

@@ -1,8 +1,9 @@
 """Outer optimizers: what turns an averaged pseudo-gradient into new global parameters.
 
 They are ordinary ``torch.optim`` optimizers over the global copy; the averaged pseudo-gradient (start minus end) is
-their gradient, so descending it moves towards the sites. Whether they go tensor by tensor or all at once (``foreach``)
-is torch's choice: on a CPU the latter only takes memory.
+their gradient, so descending it moves towards the sites. Every site takes the step for itself and must come to the same
+bits, whatever its hardware: those below are made so (``titan_ext.optim.exact``). Where one of the user's own is not, a
+site that comes to others takes those of the rest each round, and its work counts all the same.
 
 An outer optimizer is described by a frozen dataclass whose fields are its settings. Those that many share are keys of
 ``[semi_sync]`` itself (``SHARED_KEYS``); others are ``[semi_sync.NAME]``, where NAME is what it is registered under.
@@ -11,12 +12,14 @@ An outer optimizer is described by a frozen dataclass whose fields are its setti
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch.optim import Optimizer
 
-from titan_ext.errors import require
+from titan_ext.errors import require, require_one_of
 from titan_ext.optim import Yogi
+from titan_ext.optim.exact import ExactAdagrad, ExactAdam, ExactSGD, FedAdagrad, FedAdam
 from titan_ext.semi_sync.registry import Registry
 from titan_ext.semi_sync.state.views import local_tensor, materialize_state
 
@@ -29,6 +32,7 @@ SHARED_KEYS = {
     "nesterov": "nesterov",
     "betas": "outer_betas",
     "eps": "outer_eps",
+    "reading": "outer_reading",
 }
 """Fields of outer optimizers that are keys of ``[semi_sync]``."""
 
@@ -84,11 +88,13 @@ class OuterOptimizer(ABC):
 @register_outer_optimizer("sgd")
 @dataclass(frozen=True, kw_only=True)
 class Sgd(OuterOptimizer):
-    """DiLoCo (arXiv 2311.08105, algorithm 1); lr 1 and no momentum is FedAvg."""
+    """DiLoCo (arXiv 2311.08105, algorithm 1), whose settings are the default; lr 1 and no momentum is FedAvg."""
 
-    momentum: float = 0.0
+    lr: float = 0.7
+    """Learning rate."""
+    momentum: float = 0.9
     """Momentum, from 0 to below 1."""
-    nesterov: bool = False
+    nesterov: bool = True
     """Nesterov momentum."""
 
     def __post_init__(self) -> None:
@@ -96,60 +102,68 @@ class Sgd(OuterOptimizer):
         require(0 <= self.momentum < 1, "momentum", self.momentum, "from 0 to below 1")
 
     def create(self, parameters: list[torch.Tensor]) -> Optimizer:
-        """torch's SGD, which refuses Nesterov without momentum, where the two coincide."""
-        nesterov = self.nesterov and self.momentum > 0
-        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, nesterov=nesterov)
+        """SGD with the same bits on all machines."""
+        return ExactSGD(parameters, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Adaptive(OuterOptimizer):
+    # An adaptive step is about lr an element, whatever the size of the pseudo-gradient: 0.01 is the setting of Photon's
+    # server for FedYogi and within what arXiv 2003.00295 found best for language.
+    lr: float = 0.01
+    """Learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay rates of the two moments (arXiv 2003.00295), each from 0 to below 1."""
     eps: float = 1e-3
     """Adaptivity floor (arXiv 2003.00295), above 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        require(fits, "betas", self.betas, "two numbers in [0, 1)")
         require(self.eps > 0, "eps", self.eps, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TwoMoments(_Adaptive):
-    betas: tuple[float, float] = (0.9, 0.99)
-    """Decay rates of the two moments (arXiv 2003.00295), each from 0 to below 1."""
+class _TwoReadings(_Adaptive):
+    reading: Literal["paper", "torch"] = "paper"
+    """As arXiv 2003.00295 prints it, or as torch has it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        require(fits, "betas", self.betas, "two numbers in [0, 1)")
+        require_one_of("reading", self.reading, ("paper", "torch"))
 
 
 @register_outer_optimizer("adam")
 @dataclass(frozen=True, kw_only=True)
-class Adam(_TwoMoments):
-    """FedAdam (arXiv 2003.00295, algorithm 2), bias-corrected as in Photon's server."""
+class Adam(_TwoReadings):
+    """FedAdam (arXiv 2003.00295, algorithm 2), or with torch's reading bias-corrected as in Photon's server."""
 
     def create(self, parameters: list[torch.Tensor]) -> Optimizer:
-        """torch's Adam."""
-        return torch.optim.Adam(parameters, lr=self.lr, betas=self.betas, eps=self.eps)
+        """Adam with the same bits on all machines."""
+        kind = FedAdam if self.reading == "paper" else ExactAdam
+        return kind(parameters, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
 @register_outer_optimizer("yogi")
 @dataclass(frozen=True, kw_only=True)
-class FedYogi(_TwoMoments):
+class FedYogi(_Adaptive):
     """FedYogi (arXiv 2003.00295, algorithm 2)."""
 
     def create(self, parameters: list[torch.Tensor]) -> Optimizer:
-        """``titan_ext.optim.Yogi``."""
+        """Yogi with the same bits on all machines."""
         return Yogi(parameters, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
 @register_outer_optimizer("adagrad")
 @dataclass(frozen=True, kw_only=True)
-class Adagrad(_Adaptive):
-    """FedAdagrad (arXiv 2003.00295, algorithm 2)."""
+class Adagrad(_TwoReadings):
+    """FedAdagrad (arXiv 2003.00295, algorithm 2), or with torch's reading without momentum and from zero."""
 
     def create(self, parameters: list[torch.Tensor]) -> Optimizer:
-        """torch's Adagrad."""
-        return torch.optim.Adagrad(parameters, lr=self.lr, eps=self.eps)
+        """Adagrad with the same bits on all machines."""
+        kind = FedAdagrad if self.reading == "paper" else ExactAdagrad
+        return kind(parameters, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
 def work_on(optimizer: Optimizer, parameters: Sequence[torch.Tensor], copies: Sequence[torch.Tensor]) -> None:

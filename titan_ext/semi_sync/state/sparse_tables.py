@@ -115,8 +115,9 @@ class SparseState(SparseTable):
     @torch.no_grad()
     def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
         """The mean of each row over the sites that hold it."""
-        for local, part, has in zip(self.tensors.locals(), *self._mean(total), strict=True):
-            local[has] = part[has].to(local)
+        means, has = self._mean(total)
+        for local, part, rows in zip(self.tensors.locals(), self.of_age(means, of), has, strict=True):
+            local[rows] = part[rows].to(local)
 
 
 class SparseParameters(SparseTable, SyncedParameters, Adoptable):

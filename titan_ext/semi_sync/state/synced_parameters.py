@@ -46,7 +46,7 @@ def average_or_step(optimizer: OuterOptimizer | None, mixing: float = 0.0) -> Av
     return Average(mixing=mixing) if optimizer is None else OuterStep(optimizer=optimizer, mixing=mixing)
 
 
-class SyncedParameters(SyncedState, Guarded):
+class ValuesWithGlobalCopy(SyncedState):
     """Keeps the last committed global value in fp32.
 
     Args:
@@ -113,22 +113,6 @@ class SyncedParameters(SyncedState, Guarded):
         for local, part in zip(self.tensors.locals(), self.global_parts, strict=True):
             local.copy_(torch.lerp(part, local.to(part), self._mixing))
 
-    @torch.no_grad()
-    def update_norm(self, contribution: torch.Tensor) -> float:
-        """Of the pseudo-gradient, also where the values themselves are sent."""
-        total = 0.0
-        for part, base in zip(contribution.split(_PIECE), self.global_flat.split(_PIECE), strict=True):
-            update = part if self.sends_difference else part - base
-            total += torch.linalg.vector_norm(update).item() ** 2
-        return total**0.5
-
-    @torch.no_grad()
-    def damp(self, contribution: torch.Tensor, factor: float, weight: float) -> None:
-        """The pseudo-gradient shrinks; of values the distance to the global ones."""
-        contribution.mul_(factor)
-        if not self.sends_difference:
-            contribution.add_(self.global_flat, alpha=weight * (1 - factor))
-
     def start_from_local(self) -> bool:
         """The parameters become the global copy."""
         return self.tensors.refresh(self.global_parts)
@@ -168,3 +152,23 @@ class SyncedParameters(SyncedState, Guarded):
     def outer_state(self, part: torch.Tensor) -> dict[str, Any]:
         """What the outer optimizer keeps of a global part, by key."""
         return {} if self.outer is None else {f"outer.{key}": value for key, value in self.outer.state[part].items()}
+
+
+class SyncedParameters(ValuesWithGlobalCopy, Guarded):
+    """Parameters with a global copy: a contribution is an update, which may be an outlier."""
+
+    @torch.no_grad()
+    def update_norm(self, contribution: torch.Tensor) -> float:
+        """Of the pseudo-gradient, also where the values themselves are sent."""
+        total = 0.0
+        for part, base in zip(contribution.split(_PIECE), self.global_flat.split(_PIECE), strict=True):
+            update = part if self.sends_difference else part - base
+            total += torch.linalg.vector_norm(update).item() ** 2
+        return total**0.5
+
+    @torch.no_grad()
+    def damp(self, contribution: torch.Tensor, factor: float, weight: float) -> None:
+        """The pseudo-gradient shrinks; of values the distance to the global ones."""
+        contribution.mul_(factor)
+        if not self.sends_difference:
+            contribution.add_(self.global_flat, alpha=weight * (1 - factor))

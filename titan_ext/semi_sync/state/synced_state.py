@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from titan_ext.semi_sync.plan.plan import SyncRule
+from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncRule
+from titan_ext.semi_sync.state.moment_ages import Ages
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState, copy_into
 from titan_ext.semi_sync.wire.reductions import Reduction
 from titan_ext.semi_sync.wire.token_row_map import TokenRowMap
@@ -27,6 +28,8 @@ class AppliedRound:
     """This site's own weight in the sum; 0 if it only joins."""
     total_weight: float
     """Sum of the weights of all that contributed."""
+    ages: Ages | None = None
+    """How many steps the contributors' moments stand for, if the round has any."""
 
     def mean(self, total: torch.Tensor) -> torch.Tensor:
         """``total`` divided by the sum of the weights, in place."""
@@ -56,6 +59,8 @@ class StateFacts:
     """Whether sites that cut their tensors differently can exchange it."""
     equal_at_all_sites: bool = False
     """Whether its shared state is the same at all sites after each commit."""
+    averages: bool = True
+    """Whether a mean replaces what it covers, so that an optimizer's state becomes that of all sites."""
 
 
 class SyncedState:
@@ -108,6 +113,14 @@ class SyncedState:
         """Whether what the codec takes away goes into the next contribution."""
         return self.rule.wire.error_feedback and self.reduction is None
 
+    @property
+    def averages_state(self) -> bool:
+        """Whether it replaces an optimizer's state by its mean."""
+        return self.facts.averages and self.rule.state != PARAMETERS
+
+    def check(self) -> None:
+        """Raise a ``RunError`` if what the rule was bound to is no longer as it was."""
+
     # -- a round ---------------------------------------------------------------------------------
 
     def write(self, out: torch.Tensor, step: int) -> None:
@@ -116,7 +129,16 @@ class SyncedState:
 
     def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
         """Take the weighted sum over the sites (fp32 ``[numel]``, overwritten)."""
-        self.tensors.write(self.tensors.split(of.mean(total)))
+        self.tensors.write(self.of_age(self.tensors.split(of.mean(total)), of))
+
+    def of_age(self, means: Sequence[torch.Tensor], of: AppliedRound) -> Sequence[torch.Tensor]:
+        """Means over sites of an optimizer's state, in place those of the step counts that the parameters then have."""
+        if of.ages is not None and self.averages_state:
+            for name, mean in zip(self.names, means, strict=True):
+                factor = of.ages.settle(self.tensors.view, self.rule.state, name)
+                if factor != 1.0:
+                    mean.mul_(factor)
+        return means
 
     def take_residual(self, residual: torch.Tensor) -> None:
         """Take back what the other sites could not read of a committed contribution (fp32 ``[numel]``)."""

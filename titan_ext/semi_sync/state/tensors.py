@@ -84,7 +84,7 @@ class BoundTensors:
 
     def with_global_shape(self, name: str, value: Any) -> Any:
         """A shard of a parameter as the DTensor that the parameter is; anything else as it is."""
-        parameter = self.view.parameters[name]
+        parameter = self.view.tensor(name)
         if isinstance(value, torch.Tensor) and value.dim() == parameter.dim() and value.dim() > 0:
             return like(parameter, value)
         return value

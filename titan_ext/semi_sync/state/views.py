@@ -4,6 +4,7 @@ Everything that knows about DTensor, pipeline parts and wrappers is here; the re
 loop sees lists of plain local tensors.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from titan_ext.optim.moments import Moment, moments, moments_by_parameter, named, set_steps, steps_of
 from titan_ext.semi_sync.plan.plan import PARAMETERS
+
+logger = logging.getLogger(__name__)
 
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.", "_fsdp_wrapped_module.", "module.")
 
@@ -52,36 +56,42 @@ def as_optimizers(optimizers: Any) -> list[Optimizer]:
     return [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
 
 
-def inner_betas(optimizers: Any) -> Sequence[float] | None:
-    """Decay rates of the first group's moments; None where its optimizer has none."""
-    groups = [group for optimizer in as_optimizers(optimizers) for group in optimizer.param_groups]
-    return groups[0].get("betas") if groups else None
-
-
 @torch.no_grad()
 def materialize_state(optimizer: Optimizer) -> None:
-    """Create every state tensor of a fresh optimizer, as if zero steps had been taken.
+    """Create every state tensor that an optimizer does not have yet, as if zero steps had been taken.
 
     Optimizers create state on their first step. Loading a checkpoint in place, healing a peer and
     averaging with sites that have stepped already all need it before that. A step with zero
-    gradients and learning rate 0 creates it and leaves the parameters as they are.
+    gradients, learning rate 0 and no weight decay, which some optimizers add to the gradient, creates it and leaves
+    the parameters as they are.
     """
-    if optimizer.state:
-        return
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    rates = [group["lr"] for group in optimizer.param_groups]
+    fresh = {each for each in parameters if each not in optimizer.state}
+    if not fresh:
+        return
+    settings = [{key: group[key] for key in ("lr", "weight_decay") if key in group} for group in optimizer.param_groups]
     gradients = [each.grad for each in parameters]
-    for group in optimizer.param_groups:
-        group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], torch.Tensor) else 0.0
+    for group, kept in zip(optimizer.param_groups, settings, strict=True):
+        group.update((key, torch.zeros_like(v) if isinstance(v, torch.Tensor) else 0.0) for key, v in kept.items())
     for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.zeros_like(parameter) if parameter in fresh else None
     optimizer.step()
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    for state in optimizer.state.values():
-        _rewind_step(state)
+    for group, kept in zip(optimizer.param_groups, settings, strict=True):
+        group.update(kept)
+    for parameter in fresh:
+        _rewind_step(optimizer.state.get(parameter, {}))
+
+
+def _kept_buffers(part: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """By name the module and the key of each buffer that the part's checkpoint holds."""
+    found = {}
+    for prefix, module in part.named_modules():
+        for key, _ in module.named_buffers(recurse=False):
+            if key not in module._non_persistent_buffers_set:
+                found[canonical_name(f"{prefix}.{key}".lstrip("."))] = (module, key)
+    return found
 
 
 def _rewind_step(state: dict[str, Any]) -> None:
@@ -92,8 +102,17 @@ def _rewind_step(state: dict[str, Any]) -> None:
         state["step"] = 0
 
 
+def moments_kept(optimizers: Any) -> list[tuple[int, dict[str, Moment]]]:
+    """Elements and moments of every parameter of the optimizers on this rank."""
+    return [
+        (parameter.numel(), kept)
+        for optimizer in as_optimizers(optimizers)
+        for parameter, kept in moments_by_parameter(optimizer)
+    ]
+
+
 class ModelView:
-    """The parameters of every pipeline part on this rank and their optimizers' states, by name.
+    """The parameters and buffers of every pipeline part on this rank and the optimizers' states, by name.
 
     Raises:
         ValueError: two parts hold a parameter of the same name.
@@ -101,17 +120,39 @@ class ModelView:
 
     def __init__(self, model_parts: Iterable[nn.Module], optimizers: Any) -> None:
         self.parameters: dict[str, nn.Parameter] = {}
+        self._buffers: dict[str, tuple[nn.Module, str]] = {}
         for part in model_parts:
+            for name, (module, key) in _kept_buffers(part).items():
+                if module.get_buffer(key).is_floating_point():
+                    self._buffers[name] = module, key
+                else:
+                    logger.warning("%s is no floating-point tensor: every site keeps its own", name)
             for name, parameter in part.named_parameters():
                 name = canonical_name(name)
                 if name in self.parameters:
                     raise ValueError(f"two model parts hold a parameter named {name}")
                 self.parameters[name] = parameter
         self.optimizers = as_optimizers(optimizers)
+        self._owners: dict[torch.Tensor, tuple[Optimizer, dict[str, Any], str]] = {}
 
     def sizes(self) -> dict[str, int]:
         """Elements of each whole (unsharded) parameter, by name, in model order."""
         return {name: parameter.numel() for name, parameter in self.parameters.items()}
+
+    def frozen(self) -> list[str]:
+        """Names of the parameters that are not trained."""
+        return [name for name, parameter in self.parameters.items() if not parameter.requires_grad]
+
+    def buffers(self) -> list[str]:
+        """Names of the buffers that a checkpoint keeps, floating-point ones."""
+        return list(self._buffers)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The named parameter or buffer; a buffer is looked up at each use, for modules put new ones in its place."""
+        if name in self.parameters:
+            return self.parameters[name]
+        module, key = self._buffers[name]
+        return module.get_buffer(key)
 
     def tensors(self, state: str, names: Sequence[str]) -> list[torch.Tensor]:
         """Local tensors of one state of the named parameters, resolved now.
@@ -122,12 +163,12 @@ class ModelView:
             KeyError: the inner optimizer has no such state.
         """
         if state == PARAMETERS:
-            return [local_tensor(self.parameters[name]) for name in names]
-        return [local_tensor(self._state_of(self.parameters[name])[self._key(state, name)]) for name in names]
+            return [local_tensor(self.tensor(name)) for name in names]
+        return [local_tensor(self._state_of(self.parameters[name])[self.key(state, name)]) for name in names]
 
     def keeps(self, state: str, name: str) -> bool:
         """Whether there is such a state of the named parameter; ``state`` may name several, the first that is kept counts."""
-        return state == PARAMETERS or self._key(state, name) is not None
+        return state == PARAMETERS or self.key(state, name) is not None
 
     def check_state(self, state: str, required: str) -> None:
         """Create the optimizer states if needed and make sure that ``state`` exists.
@@ -150,14 +191,32 @@ class ModelView:
             known = [key for key, value in states.items() if isinstance(value, torch.Tensor) and value.dim()]
             raise ValueError(f"the inner optimizer keeps no state {state!r} for {lacking[0]}; it keeps {known}")
 
-    def set_optimizer_step(self, step: int) -> None:
-        """Set the step count of every optimizer state, which bias correction goes by."""
-        for optimizer in self.optimizers:
-            for state in optimizer.state.values():
-                if isinstance(state.get("step"), torch.Tensor):
-                    state["step"].fill_(step)
-                elif "step" in state:
-                    state["step"] = step
+    def moments(self, name: str) -> dict[str, Moment]:
+        """The moments that the optimizer keeps of the named parameter, by key; those that are known."""
+        optimizer, group, own_name = self._owner(name)
+        known = moments(optimizer, group, own_name, self.parameters[name].shape) if optimizer is not None else {}
+        return {key: moment for key, moment in known.items() if key in self._state_of(self.parameters[name])}
+
+    def moment(self, state: str, name: str) -> Moment | None:
+        """The moment that ``state`` is of the named parameter; None if it is none that is known."""
+        return self.moments(name).get(self.key(state, name))
+
+    def shared_states(self, name: str) -> list[str]:
+        """Keys of the states that the optimizer keeps of the named parameter, but for counts and what is a worker's own."""
+        own = getattr(self._owner(name)[0], "own_states", ())
+        return [
+            key
+            for key, value in self._state_of(self.parameters[name]).items()
+            if isinstance(value, torch.Tensor) and key != "step" and key not in own
+        ]
+
+    def steps(self, name: str) -> int | None:
+        """Steps that the optimizer has taken with the named parameter; None if it does not count them."""
+        return steps_of(self._state_of(self.parameters[name]))
+
+    def set_steps(self, name: str, steps: int) -> None:
+        """Overwrite them."""
+        set_steps(self._state_of(self.parameters[name]), steps)
 
     @torch.no_grad()
     def reset_optimizers(self) -> None:
@@ -169,9 +228,21 @@ class ModelView:
                         value.zero_()
                 _rewind_step(state)
 
-    def _key(self, state: str, name: str) -> str | None:
+    def key(self, state: str, name: str) -> str | None:
+        """Which of the keys in ``state`` is kept of the named parameter."""
         states = self._state_of(self.parameters[name])
         return next((key for key in state.split("|") if key in states), None)
+
+    def _owner(self, name: str) -> tuple[Optimizer | None, dict[str, Any], str]:
+        """The optimizer of a parameter, its group there, and the name it has in it."""
+        if not self._owners:
+            self._owners = {
+                parameter: (optimizer, group, own_name)
+                for optimizer in self.optimizers
+                for group in optimizer.param_groups
+                for own_name, parameter in named(group)
+            }
+        return self._owners.get(self.parameters[name], (None, {}, ""))
 
     def _state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
         for optimizer in self.optimizers:
