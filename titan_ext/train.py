@@ -1,18 +1,13 @@
 """What torchrun starts at a site: ``torchrun … -m titan_ext.train --config FILE.toml --site NAME [--section.key value]``."""
 
 import argparse
-import contextlib
-import errno
 import logging
 import os
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from datetime import timedelta
 
-from titan_ext.errors import RunError, UserError
-from titan_ext.replica.shutdown.graceful_exit import Left, exit_at_once
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from titan_ext.errors import UserError
+from titan_ext.replica.shutdown.graceful_exit import Left
 
 _USAGE = """\
 Train one site of a run. Start it with torchrun, or let `titan-ext launch FILE.toml` start every site.
@@ -35,17 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, overrides = parser.parse_known_args(arguments)
     try:
         _train(options.config, options.site, overrides)
-    except (UserError, RunError) as error:
-        # All ranks come to the same end.
-        _fail(str(error), error.exit_code, told=os.environ.get("RANK", "0") == "0")
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        _fail(f"a file of the run cannot be written: {error.strerror}", RunError.exit_code)
-    except Left as left:
-        exit_at_once(left.code)
-    except KeyboardInterrupt:
-        exit_at_once(130)
+    except (Exception, KeyboardInterrupt, Left) as error:
+        from titan_ext.replica.shutdown.failure import end_with
+
+        end_with(error)
 
 
 def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
@@ -57,6 +45,7 @@ def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
     from torchtitan.tools.logging import init_logger
 
     from titan_ext.config import check_dump_folder, check_world_size, load_site, save_resolved
+    from titan_ext.launcher.attempt import begin_attempt
 
     init_logger()
     logging.raiseExceptions = False  # where no log can be written, the last line says why
@@ -70,6 +59,11 @@ def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
         source="training",
         output_dir=site.config.dump_folder,
         enable=site.config.debug.enable_structured_logging,
+    )
+    begin_attempt(
+        int(os.environ["RANK"]),
+        int(os.environ["WORLD_SIZE"]),
+        timedelta(seconds=site.config.comm.init_timeout_seconds),
     )
     trainer = site.config.build()
     try:
@@ -85,13 +79,6 @@ def _check_launch(site) -> None:
             f"titan_ext.train runs under torchrun: torchrun --nproc-per-node {site.nproc} -m titan_ext.train … "
             "(or use `titan-ext launch`)"
         )
-
-
-def _fail(message: str, code: int, told: bool = True) -> NoReturn:
-    if told:
-        with contextlib.suppress(OSError):
-            print(f"titan-ext: error: {message}", file=sys.stderr, flush=True)
-    exit_at_once(code)
 
 
 if __name__ == "__main__":

@@ -156,6 +156,10 @@ CASES = {
         f"{GOOD}[site.semi_sync]\nsync_every = 4\n",
         ["differ in semi_sync.sync_every: 5 and 4"],
     ),
+    "sites that end at two steps": (
+        f"{GOOD}[site.training]\nsteps = 30\n",
+        ["differ in training.steps: 20 and 30"],
+    ),
     "half a share": (
         with_('data = "builtin:docs"', 'data = {dataset = "builtin:docs", share_index = 1}'),
         ['site "beta": data.share_index', "go together"],

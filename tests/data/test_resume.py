@@ -76,7 +76,11 @@ def test_a_finite_pass_resumes_and_then_starts_anew(corpus: str) -> None:
         again = build_loader(corpus, **settings)
         again.load_state_dict(states[stopped - 1])
         assert [flat(batch) for batch in again] == batches[stopped:]
+        ended = build_loader(corpus, **settings)
+        ended.load_state_dict(again.state_dict())
         assert [flat(batch) for batch in again] == batches
+        assert list(ended) == [], "a run that comes back makes no second pass"
+        assert [flat(batch) for batch in ended] == batches
 
 
 def test_resume_with_worker_processes(lines: Path) -> None:

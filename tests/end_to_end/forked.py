@@ -66,16 +66,22 @@ def lighthouse(min_sites: int):
         server.shutdown()
 
 
-def start_site(config: Path, name: str, ranks: int, url: str, *flags: str) -> SiteRun:
+def start_site(config: Path, name: str, ranks: int, url: str, *flags: str, agent: int | None = None) -> SiteRun:
     """Start every rank of a site; its dump folder is ``<folder of the config>/<name>``."""
     arguments = ["--config", str(config), "--site", name, f"--dump_folder={config.parent}", *flags]
-    return start_ranks(config, name, ranks, url, _train, arguments)
+    return start_ranks(config, name, ranks, url, _train, arguments, agent=agent)
 
 
-def start_ranks(config: Path, name: str, ranks: int, url: str, target: Callable[..., None], *arguments: Any) -> SiteRun:
-    """Call ``target(*arguments)`` at every rank of a site as torchrun would."""
+def start_ranks(
+    config: Path, name: str, ranks: int, url: str, target: Callable[..., None], *arguments: Any, agent: int | None = None
+) -> SiteRun:
+    """Call ``target(*arguments)`` at every rank of a site as torchrun would.
+
+    Args:
+        agent: port of the store that torchrun's agent keeps for the ranks over its restarts; None lets rank 0 make one.
+    """
     folder = config.parent
-    port = free_port()
+    port = agent or free_port()
     processes = []
     for rank in range(ranks):
         environment = {
@@ -87,6 +93,7 @@ def start_ranks(config: Path, name: str, ranks: int, url: str, target: Callable[
             "MASTER_PORT": str(port),
             "TORCHFT_LIGHTHOUSE": url,
             "RUST_LOG": "warn",
+            "TORCHELASTIC_USE_AGENT_STORE": str(agent is not None),
         }
         log = folder / f"rank_{name}_{rank}.txt"
         process = _context.Process(target=_run_rank, args=(environment, str(log), target, arguments))

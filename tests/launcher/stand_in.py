@@ -59,6 +59,15 @@ def refuse(folder: Path) -> None:
     sys.exit(2)
 
 
+def lose_a_rank(folder: Path) -> None:
+    """As a site of two ranks: one fails, the other loses it and writes more, and later."""
+    print("[rank1]: ZeroDivisionError: no warmth")
+    print("titan-ext: error: rank 1: ZeroDivisionError: no warmth", file=sys.stderr)
+    for line in range(30):
+        print(f"[rank0]: line {line} of how the connection was lost")
+    sys.exit(1)
+
+
 def stay(folder: Path) -> None:
     (folder / "ready").touch()
     while True:
@@ -126,7 +135,7 @@ def leave_children(folder: Path) -> None:
 _BEHAVIOURS = {
     each.__name__: each
     for each in (
-        train, train_otherwise, die_once, die, refuse, stay, ignore_sigterm, have_children, leave_children,
+        train, train_otherwise, die_once, die, lose_a_rank, refuse, stay, ignore_sigterm, have_children, leave_children,
         leave, leave_alone, leave_once,
     )
 }  # fmt: skip

@@ -77,6 +77,14 @@ def test_a_failed_site_shows_the_end_of_its_last_attempt(tmp_path: Path) -> None
     assert not alive(tmp_path)
 
 
+def test_a_failed_site_shows_the_rank_that_caused_it(tmp_path: Path) -> None:
+    code, _, err = launch(tmp_path, east="lose_a_rank")
+    assert code == 1
+    assert f"titan-ext: error: rank 1: ZeroDivisionError: no warmth; the end of {tmp_path}/east/log.txt:" in err
+    assert "  | [rank1]: ZeroDivisionError: no warmth\n" in err
+    assert "rank0" not in err
+
+
 def test_bad_input_shows_the_line_that_says_so_and_no_more(tmp_path: Path) -> None:
     code, _, err = launch(tmp_path, east="refuse")
     assert code == 2

@@ -187,7 +187,7 @@ def check_sites(file: str, sites: list) -> None:
                 + (
                     ' ranks are paired between sites (semi_sync.pairing = "leader" lets layouts differ)'
                     if what.startswith("parallelism")
-                    else " model and outer loop must be equal"
+                    else " model, outer loop and last step must be equal"
                 )
             )
 
@@ -217,6 +217,8 @@ def _differences(first: Any, other: Any) -> list[tuple[str, Any, Any]]:
         ]
         own = {"data_parallel_shard_degree", "pipeline_parallel_microbatch_size"}
         found += _fields("parallelism", first, other, own)
+    if first.config.semi_sync.method != "none":
+        found.append(("training.steps", first.config.training.steps, other.config.training.steps))
     found += _fields("semi_sync", first, other, _SITES_OWN)
     found += _fields("optimizer_switch", first, other, set())
     found += _fields("dept", first, other, set())

@@ -1,12 +1,14 @@
 """The data loader that torchtitan builds for a site."""
 
-import atexit
 import json
 import multiprocessing
+import multiprocessing.util
+import os
 import pickle
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from titan_ext.data.corpora.corpus import open_corpus
@@ -137,6 +139,8 @@ class TextDataLoader(ParallelAwareDataloader):
             "num_workers": config.num_workers,
             "vocabulary": tokenizer.get_vocab_size(),
         }
+        self._finite = not config.infinite
+        self._ended = self._resumed_at_end = False
         super().__init__(
             dataset,
             dp_rank=dp_rank,
@@ -153,23 +157,27 @@ class TextDataLoader(ParallelAwareDataloader):
         )
 
     def __iter__(self) -> Iterator[Sample]:
-        """Batches, from the loaded state on.
+        """Batches, from the loaded state on: none where that is the end of a finite pass, which iterating again starts anew.
 
         Raises:
             UserError: a document is not what its format promises; one line, also from a worker.
         """
+        if self._resumed_at_end:
+            self._resumed_at_end = False
+            return
+        self._ended = False
         batches = super().__iter__()
         if self.num_workers:
-            atexit.unregister(_kill_workers)
-            atexit.register(_kill_workers)
-        return batches if self.num_workers == 0 else _with_short_errors(batches)
+            _end_workers_with(os.getpid())
+        yield from batches if self.num_workers == 0 else _with_short_errors(batches)
+        self._ended = self._finite
 
     def state_dict(self) -> dict[str, Any]:
         """The positions of all ranks, and the settings without which they mean nothing. A collective over the site."""
         ranks: dict[str, Any] = {}
         for each in SiteRanks().gather(super().state_dict()):
             ranks |= each
-        return {"ranks": pickle.dumps(ranks), "settings": json.dumps(self._settings)}
+        return {"ranks": pickle.dumps(ranks), "settings": json.dumps(self._settings | {"ended": self._ended})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where the loaders of the state stood.
@@ -183,6 +191,7 @@ class TextDataLoader(ParallelAwareDataloader):
         if not state_dict:
             return
         saved = json.loads(state_dict["settings"])
+        self._ended = self._resumed_at_end = saved.get("ended", False)
         changed = {key: f"{key} was {saved[key]!r}, is {now!r}" for key, now in self._settings.items()
                    if key in saved and saved[key] != now}
         ranks = pickle.loads(state_dict["ranks"])
@@ -231,8 +240,14 @@ def _end_with_the_rank(worker: int) -> None:
     die_with_parent(signal.SIGKILL)
 
 
-def _kill_workers() -> None:
+@cache
+def _end_workers_with(process: int) -> None:
     """At the process's end multiprocessing asks its children with SIGTERM, and waits for ever for those that ignore it."""
+    del process  # a fork has finalizers of its own
+    multiprocessing.util.Finalize(None, _kill_workers, exitpriority=0)
+
+
+def _kill_workers() -> None:
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TextIO
 from titan_ext.launcher.text import (
     bytes_text,
     columns,
+    ended_text,
     left_text,
     loss_text,
     number_text,
@@ -59,6 +60,10 @@ class LineDisplay:
             print(f"{site:<{self._width}}  {round_text(record)}", file=self._out)
         elif record.get("kind") == "left":
             print(f"{site:<{self._width}}  {left_text(record)}", file=self._out)
+        elif record.get("kind") == "data_ended":
+            print(f"{site:<{self._width}}  {ended_text(record)}", file=self._out)
+        elif record.get("kind") == "note":
+            print(f"{site:<{self._width}}  note: {record.get('text')}", file=self._out)
 
     def refresh(self) -> None:
         self._out.flush()
@@ -105,6 +110,11 @@ class TableDisplay:
         elif record.get("kind") == "left":
             row.state = "left"
             self.note(f"{site}: {left_text(record)}")
+        elif record.get("kind") == "data_ended":
+            row.state = "data ended"
+            self.note(f"{site}: {ended_text(record)}")
+        elif record.get("kind") == "note":
+            self.note(f"{site}: note: {record.get('text')}")
 
     def refresh(self) -> None:
         size = shutil.get_terminal_size()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from titan_ext.errors import UserError
 
-_ERROR_PREFIX = "titan-ext: error:"
+ERROR_PREFIX = "titan-ext: error:"
+"""Begins the one line that says why a process failed."""
 _TAIL_BYTES = 64 * 1024
 
 
@@ -40,13 +41,14 @@ class ProcessLog:
         self._file.write(f"--- {title}, {time.strftime('%Y-%m-%d %H:%M:%S')} ---\n".encode())
         self._begin = os.fstat(self.fileno()).st_size
 
-    def tail(self, lines: int = 25) -> list[str]:
-        """The last lines of this attempt, blank ones left out."""
-        return [line for line in self._text().splitlines() if line.strip()][-lines:]
+    def tail(self, lines: int = 25, rank: int | None = None) -> list[str]:
+        """The last lines of this attempt, blank ones left out; only those of a rank's traceback where one is named."""
+        start = "" if rank is None else f"[rank{rank}]:"  # as torch begins them
+        return [line for line in self._text().splitlines() if line.strip() and line.startswith(start)][-lines:]
 
     def error_line(self) -> str | None:
         """The line with which the attempt's program said what is wrong, if it did."""
-        found = [line for line in self._text().splitlines() if line.startswith(_ERROR_PREFIX)]
+        found = [line for line in self._text().splitlines() if line.startswith(ERROR_PREFIX)]
         return found[-1] if found else None
 
     def close(self) -> None:

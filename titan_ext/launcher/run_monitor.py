@@ -1,12 +1,17 @@
 """From what happens to the sites to what is shown of it."""
 
+import re
 import signal
 from collections.abc import Mapping
 
 from titan_ext.launcher.display import Display
 from titan_ext.launcher.follow import JsonLinesFollower
 from titan_ext.launcher.interrupt import StopRequests
+from titan_ext.launcher.log import ERROR_PREFIX
 from titan_ext.launcher.supervisor import Event, Phase
+
+# A rank that met with what it did not expect, and left its traceback in the log.
+_CRASH = re.compile(rf"{ERROR_PREFIX} rank (\d+): ")
 
 
 class RunWatch:
@@ -86,8 +91,11 @@ def _fate(event: Event) -> str:
 
 
 def _obituary(event: Event) -> str:
-    if line := event.log.error_line():
+    log, line = event.log, event.log.error_line()
+    crashed = _CRASH.match(line or "")
+    if line and not crashed:
         return line
-    tail = [f"  | {line}" for line in event.log.tail()]
-    title = f"{event.job.name} failed with exit code {event.code}; the end of {event.log.path}:"
-    return "\n".join([title, *tail])
+    # Of a site's ranks one has failed by itself; what the others say last is that they have lost it.
+    lines = log.tail(rank=int(crashed[1])) if crashed else []
+    title = line or f"{event.job.name} failed with exit code {event.code}"
+    return "\n".join([f"{title}; the end of {log.path}:", *(f"  | {each}" for each in lines or log.tail())])

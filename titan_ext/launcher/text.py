@@ -55,6 +55,11 @@ def left_text(record: Mapping[str, Any]) -> str:
     return f"left after step {record.get('step')}, which is {'saved' if record.get('saved') else 'NOT saved'}"
 
 
+def ended_text(record: Mapping[str, Any]) -> str:
+    """``the data ended after step 49``."""
+    return f"the data ended after step {record.get('step')}"
+
+
 def round_seconds(record: Mapping[str, Any]) -> float:
     """Seconds a round took: waiting, reducing and applying."""
     return sum(record.get(f"seconds_{part}") or 0.0 for part in ("quorum", "reduce", "apply"))

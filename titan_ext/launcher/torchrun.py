@@ -12,12 +12,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    from titan_ext.replica.shutdown.failure import killed
+
     try:
         torchrun(list(sys.argv[1:] if arguments is None else arguments))
     except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        if line := killed(codes):
+            print(line, file=sys.stderr, flush=True)
         first = error.get_first_failure()[1].exitcode
-        code = UserError.exit_code if UserError.exit_code in codes else first
+        code = UserError.exit_code if UserError.exit_code in codes.values() else first
         return 128 - code if code < 0 else code
     except SignalException as error:
         return 128 + error.sigval

@@ -16,6 +16,7 @@ from titan_ext.semi_sync.plan.sampling import SiteSampler
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
 from titan_ext.semi_sync.plan.scopes import assign, matches
 from titan_ext.semi_sync.round.commit_log import CommitLog
+from titan_ext.semi_sync.round.end_of_data import EndOfData
 from titan_ext.semi_sync.round.error_feedback import ErrorFeedback
 from titan_ext.semi_sync.round.exchange import Exchange
 from titan_ext.semi_sync.round.healing import Healing
@@ -83,6 +84,7 @@ class EngineState:
     exchange: Exchange
     schedule: Schedule
     sampler: SiteSampler
+    end_of_data: EndOfData
     device: torch.device
     """Of a round's buffer."""
     in_flight: InFlightRound = field(default_factory=InFlightRound)
@@ -98,6 +100,7 @@ def build(
     manager: ReplicaManager | None,
     site: SiteOptions,
     outer_optimizers: Sequence[Optimizer] | None = None,
+    must_agree: Mapping[str, Any] | None = None,
 ) -> EngineState:
     """Put the parts together. A collective over the site.
 
@@ -115,7 +118,8 @@ def build(
     plan = with_buffers(plan, {name for names in ranks.gather(view.buffers()) for name in names})
     states = bind_states(plan, view, site, outer_optimizers)
     pairing, manager = _pair(plan, site, states, view, adapt_manager(manager))
-    fingerprint = plan.fingerprint() | {key: short_hash(value) for key, value in pairing.fingerprint(states).items()}
+    fingerprint = plan.fingerprint() | {key: repr(value) for key, value in (must_agree or {}).items()}
+    fingerprint |= {key: short_hash(value) for key, value in pairing.fingerprint(states).items()}
     device = _device(site, states)
     healing = Healing(states, lineage, manager, ranks, fingerprint)
     return EngineState(
@@ -144,6 +148,7 @@ def build(
         ),
         schedule=Schedule(plan),
         sampler=sampler,
+        end_of_data=EndOfData(states),
         device=device,
     )
 

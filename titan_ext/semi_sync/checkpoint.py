@@ -1,11 +1,14 @@
 """The outer loop in a distributed checkpoint."""
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from titan_ext.semi_sync.build import EngineState
 from titan_ext.semi_sync.round.round import RoundResult, describe, in_flight_tensors, restored
+
+logger = logging.getLogger(__name__)
 
 
 def save(engine: EngineState, unsettled: list[int]) -> dict[str, Any]:
@@ -25,6 +28,7 @@ def save(engine: EngineState, unsettled: list[int]) -> dict[str, Any]:
         "tokens": engine.progress.tokens,
         "pending": engine.schedule.keys(engine.schedule.pending if result else unsettled),
         "not_before": engine.schedule.not_before,
+        "end_of_data": engine.end_of_data.state_dict(),
         "in_flight": None if result is None else {"apply_at": engine.in_flight.apply_at, **describe(result, states)},
         "manager": engine.manager.state_dict(),
         "ledger": engine.ledger.state_dict(),
@@ -42,15 +46,18 @@ def load(engine: EngineState, state_dict: Mapping[str, Any]) -> None:
     counters = json.loads(state_dict["counters"])
     engine.progress.step, engine.progress.tokens = counters["step"], counters["tokens"]
     engine.lineage.load_state_dict(counters["lineage"])
-    engine.schedule.pending = engine.schedule.indices(counters["pending"])
+    engine.schedule.pending = engine.schedule.indices(counters["pending"])  # of another plan: what both have
     engine.schedule.not_before = counters["not_before"]
+    engine.end_of_data.load_state_dict(counters["end_of_data"])
     engine.manager.load_state_dict(counters["manager"])
     engine.ledger.load_state_dict(counters["ledger"])
     for state in engine.states:
         state.load_checkpoint_state(state_dict["states"].get(state.key, {}))
     engine.exchange.error_feedback.load_checkpoint_state(state_dict.get("residuals", {}))
     in_flight = counters["in_flight"]
-    if in_flight is not None:
+    if in_flight is not None and not {*in_flight["rules"]} <= {*state_dict["in_flight"]}:
+        logger.warning("the round that was in flight is dropped: its rules are not those of this plan any more")
+    elif in_flight is not None:
         result = restored(in_flight, state_dict["in_flight"], engine.states, engine.device)
         engine.in_flight.keep(result, in_flight["apply_at"])
 

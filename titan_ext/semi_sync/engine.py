@@ -54,6 +54,7 @@ class SemiSync:
         on_round: called with the record of every round, committed or not.
         outer_optimizers: for each fragment an optimizer of the user's own over the fragment's parameters,
             instead of the configured one; it is made to work on the global copy.
+        must_agree: what else has to be equal at sites that exchange, by key, such as the run's last step.
         keep_local_work: after a round that was not committed, keep what was done since the last one
             and try again at the next step; False goes back to the global parameters and waits for the
             next round of the schedule.
@@ -81,6 +82,7 @@ class SemiSync:
         site: SiteOptions = SiteOptions(),
         on_round: Callable[[RoundRecord], None] | None = None,
         outer_optimizers: Sequence[Optimizer] | None = None,
+        must_agree: Mapping[str, Any] | None = None,
         keep_local_work: bool = True,
         register: bool = True,
     ) -> None:
@@ -94,6 +96,7 @@ class SemiSync:
             manager=manager,
             site=replace(site, pairing=pairing, outer_state_device=config.outer_state_device),
             outer_optimizers=outer_optimizers,
+            must_agree=must_agree or {},
         )
         self._engine = engine
         self._progress, self._schedule, self._in_flight = engine.progress, engine.schedule, engine.in_flight
@@ -104,6 +107,7 @@ class SemiSync:
             progress=engine.progress,
             checksum=engine.checksum,
             sampler=engine.sampler,
+            end_of_data=engine.end_of_data,
             view=engine.view,
             ledger=engine.ledger,
             reset_inner_optimizer=self.plan.reset_inner_optimizer,
@@ -142,6 +146,7 @@ class SemiSync:
     def _run_round(self) -> None:
         """One round: now from beginning to end, or started beside the inner steps that it may overlap."""
         launch = self._begin(self._schedule.take())
+        self._engine.end_of_data.launch(launch.rules)
         delay = max(self._states[index].rule.delay for index in launch.rules)
         if delay == 0:
             self._settle(self._exchange.run(launch, take_in=self._take_in))
@@ -249,6 +254,10 @@ class SemiSync:
             self._manager.allreduce(farewell, reduce_op=ReduceOp.SUM).wait()
         self._in_flight.close()
 
+    def end_of_data(self) -> None:
+        """This site has nothing more to train on: from now on it sits out, until the run's end or until it is over."""
+        self._engine.end_of_data.reached = True
+
     def serve_snapshot_requests(self) -> None:
         """Call between inner steps, on all ranks: a site about to join may want a copy of the shared state."""
         self._manager.serve_snapshot_requests()
@@ -281,8 +290,13 @@ class SemiSync:
 
     @property
     def sits_out(self) -> bool:
-        """Whether this site sits the current round out: count its inner steps without taking them."""
-        return self._engine.sampler.sits_out
+        """Whether to count this site's inner steps without taking them: it was not sampled, or its data has ended."""
+        return self._engine.sampler.sits_out or self._engine.end_of_data.reached
+
+    @property
+    def run_is_over(self) -> bool:
+        """Whether no site has anything left to contribute: all end after this inner step."""
+        return self._engine.end_of_data.run_is_over
 
     @property
     def sites(self) -> int:
@@ -347,7 +361,7 @@ class SemiSync:
 
     def _begin(self, rules: Sequence[int], role: Role = Role.MEMBER) -> Launch:
         self._engine.healing.begin()
-        if role is Role.MEMBER and self.sits_out:
+        if role is Role.MEMBER and not self._contributes(rules):
             role = Role.SITTING_OUT
         self._launch = Launch(
             role=role,
@@ -356,12 +370,18 @@ class SemiSync:
             weight=self._weight() if role is Role.MEMBER else 0.0,
             tokens=self._progress.tokens,
             step_time_ms=self._timer.take_milliseconds(),
+            done=self._engine.end_of_data.all_sent,
         )
         return self._launch
 
     def _count(self, tokens: int) -> None:
         self._progress.step += 1
         self._progress.tokens += tokens
+        if not self.sits_out:
+            self._engine.end_of_data.step_taken()
+
+    def _contributes(self, rules: Sequence[int]) -> bool:
+        return not self._engine.sampler.sits_out and self._engine.end_of_data.contributes(rules)
 
     def _weight(self) -> float:
         if self.plan.weighting == "site":

@@ -3,25 +3,32 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from titan_ext.error_text import reason
 from titan_ext.errors import RunError, UserError
+from titan_ext.trainer.resuming import PartialLoadPlanner, Stored, flattened, fresh_words, stored_shapes
+from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.trainer.shared_disk import check_shared
 from titan_ext.trainer.cpu import prepare
+from titan_ext.trainer.optimizers import OptimizersContainer
 
 prepare()
 
 from torchtitan.components import checkpointer as torchtitan_checkpointer  # noqa: E402
+from torchtitan.components.checkpointer.base import LR_SCHEDULER, MODEL, OPTIMIZER  # noqa: E402
 from torchtitan.tools import filesystem  # noqa: E402
 from torchtitan.tools.logging import logger  # noqa: E402
 
+_Found = TypeVar("_Found")
 _HUGGING_FACE = ("model.safetensors.index.json", "model.safetensors")
 
 
@@ -38,6 +45,9 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
 
     def __init__(self, config: Config, **parts: Any) -> None:
         self._saved_step: int | None = None
+        self._last_step: int | None = None
+        self.notes: list[str] = []
+        """What a user should know of the checkpoint that was loaded."""
         super().__init__(config, **parts)
 
     def save_now(self, step: int) -> bool:
@@ -56,6 +66,8 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         Raises:
             UserError: what the run is to start from is not there.
         """
+        if self.enable and not filesystem.is_remote(self.folder):
+            check_shared(self.folder)
         try:
             return super().load(step)
         except (ValueError, FileNotFoundError) as error:
@@ -70,19 +82,81 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         with self._writing(checkpoint_id):
             return super().dcp_save(state_dict, checkpoint_id, *args, **kwargs)
 
-    def dcp_load(self, state_dict: dict[str, Any], checkpoint_id: str, *args: Any, **kwargs: Any) -> None:
-        """As torchtitan's."""
-        if problem := damage(checkpoint_id):
+    def dcp_load(self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool) -> None:
+        """As torchtitan's; what a run can do without starts fresh where the checkpoint does not hold it.
+
+        Raises:
+            UserError: the checkpoint is of another model, or damaged.
+        """
+        if problem := self._first_rank(lambda: damage(checkpoint_id)):
             raise UserError(f"checkpoint {checkpoint_id}: {problem}; choose another")
+        states = {name: state_dict[name] for name in self.states if name in state_dict}
+        weights = {key: value for key, value in state_dict.items() if key not in states}
         try:
-            super().dcp_load(state_dict, checkpoint_id, *args, **kwargs)
+            if from_hf or not _has_metadata(checkpoint_id):
+                if self.sd_adapter is None:
+                    raise UserError(f"checkpoint {checkpoint_id}: the model has no Hugging Face format")
+                super().dcp_load(weights, checkpoint_id, True, from_quantized)
+                fresh = {name: fresh_words(name) for name in states}
+            else:
+                fresh = self._load_what_is_there(weights, states, checkpoint_id)
         except CheckpointException as error:
             raise RunError(f"checkpoint {checkpoint_id}: cannot be read: {_cause(error)}") from None
+        self._begin_fresh(fresh, checkpoint_id)
+
+    def _load_what_is_there(self, weights: dict[str, Any], states: dict[str, Any], checkpoint: str) -> dict[str, str]:
+        """Weights and states in place; returns what is to be said of the states that were not in the checkpoint."""
+        remote = filesystem.is_remote(checkpoint)
+        stored = Stored(checkpoint, self._first_rank(lambda: stored_shapes(checkpoint, remote)))
+        stored.check_whole(name for part in SiteRanks().gather([*weights]) for name in part)
+        wanted = {name: dict(flattened(name, state.state_dict())) for name, state in states.items()}
+        lacking = {name: words for name, keys in wanted.items() if (words := stored.lacks(name, keys))}
+        fresh = _merged(SiteRanks().gather(lacking))
+        loaded = {name: state for name, state in states.items() if name not in fresh}
+        moved = _merged(stored.moved(wanted[name]) for name in loaded)
+        state_dict = weights | loaded
+        dcp.load(state_dict, checkpoint_id=checkpoint, planner=PartialLoadPlanner(moved))
+        self.states[MODEL].load_state_dict(state_dict)
+        return fresh | {part: part for name in loaded for part in sorted(stored.lacks_parts(wanted[name]))}
+
+    def _begin_fresh(self, fresh: Mapping[str, str], checkpoint: str) -> None:
+        """Note what was not in the checkpoint; inner steps count on where this is the run's own."""
+        if not fresh:
+            return
+        if OPTIMIZER in fresh and isinstance(self.states[OPTIMIZER], OptimizersContainer):
+            self.states[OPTIMIZER].begin_anew()
+        step = re.fullmatch(r"step-(\d+)", os.path.basename(checkpoint))
+        if step and checkpoint == self._create_checkpoint_id(int(step[1])):
+            if "train_state" in fresh:
+                self.states["train_state"].load_state_dict({"step": int(step[1]), "ntokens_seen": 0})
+            if LR_SCHEDULER in fresh:
+                self.states[LR_SCHEDULER].load_state_dict({"last_epoch": self.states["train_state"].state_dict()["step"]})
+        self.notes.append(f"checkpoint {checkpoint}: starts fresh: {'; '.join(fresh.values())}")
+
+    def _first_rank(self, find: Callable[[], _Found]) -> _Found:
+        """What rank 0 finds, at every rank: a disk that all share may show them different things for a moment.
+
+        Raises:
+            UserError, OSError: as ``find`` at rank 0.
+        """
+        found: Any = None
+        if torch.distributed.get_rank() == 0:
+            try:
+                found = find()
+            except (UserError, OSError) as error:
+                found = error
+        found = SiteRanks().gather(found)[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def _save(self, curr_step: int, last_step: bool = False) -> bool:
+        if curr_step == self._last_step:
+            return False  # torchtitan does not know that the run ended before training.steps
         saved = super()._save(curr_step, last_step)
         if saved:
             self._saved_step = curr_step
+            self._last_step = curr_step if last_step else None
         return saved
 
     def _wait_for_saving(self) -> None:
@@ -91,7 +165,9 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
 
     def _find_load_step(self, folder: str = "") -> int:
         """The latest checkpoint that is whole; -1 if none has ever been."""
-        folder = folder or self.folder
+        return self._first_rank(lambda: self._latest_whole(folder or self.folder))
+
+    def _latest_whole(self, folder: str) -> int:
         names = filesystem.listdir(folder) if filesystem.isdir(folder) else []
         steps = [int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d+)", name))]
         damaged = []
@@ -119,6 +195,10 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
     def _remove(self, checkpoint: str) -> None:
         if torch.distributed.get_rank() == 0 and filesystem.exists(checkpoint):
             filesystem.rmtree(checkpoint)
+
+
+def _merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def _cause(error: CheckpointException) -> str:

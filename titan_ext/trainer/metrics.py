@@ -1,5 +1,6 @@
 """torchtitan's metrics, also as lines of ``metrics.jsonl`` and with the outer loop's rounds."""
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,21 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         }
         super().log(step, global_avg_loss, global_max_loss, grad_norm, extra_metrics)
         self.journal.add("step", self._last)
+
+    def log_not_finite(self, step: int) -> None:
+        """Log a step whose loss is a NaN or an infinity, of which torchtitan reports nothing else."""
+        if self.is_logging_rank:
+            torchtitan_metrics.logger.warning(
+                "the loss of step %d is not finite: the next round leaves this site out and it goes on from what all share", step
+            )
+        self._last |= {"step": step, "loss": math.nan}
+        self.journal.add("step", self._last)
+
+    def log_note(self, text: str) -> None:
+        """Say something once, also where a launcher shows it."""
+        if self.is_logging_rank:
+            torchtitan_metrics.logger.info("%s", text)
+            self.journal.add("note", {"text": text})
 
     def log_round(self, record: RoundRecord) -> None:
         """Log one round of the outer loop."""

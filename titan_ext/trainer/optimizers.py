@@ -1,6 +1,6 @@
 """torchtitan's optimizer container, open to more inner optimizers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,11 @@ _OURS: dict[str, Callable[..., Optimizer]] = {
 }
 _TORCHTITANS = ("Adam", "AdamW", "DistMuon")
 
+# What a group of parameters holds beside hyper-parameters; the schedule sets its lr, from the peak in initial_lr.
+_OTHER_ENTRIES = ("params", "param_names", "lr")
+_NAMES = {"initial_lr": "lr"}
+_IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable", "maximize"}
+
 
 def as_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """``optimizer_kwargs`` as an optimizer takes them: a ``state_dtype`` by name becomes torch's dtype."""
@@ -41,6 +46,40 @@ class OptimizersContainer(_TorchtitanContainer):
     @dataclass(kw_only=True, slots=True)
     class Config(_TorchtitanContainer.Config):
         pass
+
+    _saved: Sequence[Mapping[str, Any]] = ()  # hyper-parameters of the checkpoint that was loaded, by group
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """States as they were saved; hyper-parameters stay as they are configured now."""
+        configured = self._hyper_parameters()
+        super().load_state_dict(state_dict)
+        self._saved = self._hyper_parameters()
+        for group, chosen in zip(self._groups(), configured, strict=True):
+            group.update(chosen)
+
+    @torch.no_grad()
+    def begin_anew(self) -> None:
+        """Every state as before the first step; torchtitan makes them, to look at, by a step that counts."""
+        for state in (state for each in self.optimizers for state in each.state.values()):
+            for key, value in state.items():
+                if isinstance(value, torch.Tensor):
+                    value.zero_()
+                elif key == "step":
+                    state[key] = 0
+
+    def changed_since_saved(self) -> list[str]:
+        """In words: hyper-parameters that are not those of the loaded checkpoint; what they are now counts."""
+        found: set[str] = set()
+        for saved, now in zip(self._saved, self._hyper_parameters()):
+            changed = (key for key in saved.keys() - _IMPLEMENTATION if key in now and saved[key] != now[key])
+            found |= {f"{_NAMES.get(key, key)} was {saved[key]} in the checkpoint, is {now[key]}" for key in changed}
+        return sorted(found)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for each in self.optimizers for group in each.param_groups]
+
+    def _hyper_parameters(self) -> list[dict[str, Any]]:
+        return [{key: each for key, each in group.items() if key not in _OTHER_ENTRIES} for group in self._groups()]
 
     @staticmethod
     def optimizer_names() -> list[str]:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -13,11 +13,12 @@ from titan_ext.trainer.cpu import finish, prepare
 prepare()
 
 from torchtitan import trainer as torchtitan_trainer  # noqa: E402
+from torchtitan.components.dataloader import DataloaderExhaustedError  # noqa: E402
 from torchtitan.tools.logging import logger  # noqa: E402
 
 from titan_ext.config.sections import DeptConfig, SiteConfig  # noqa: E402
 from titan_ext.data.tokenizers.traits import fingerprint, row_count  # noqa: E402
-from titan_ext.errors import UserError  # noqa: E402
+from titan_ext.errors import RunError, UserError  # noqa: E402
 from titan_ext.optim.switch import Switch, SwitchConfig  # noqa: E402
 from titan_ext.replica import ReplicaConfig  # noqa: E402
 from titan_ext.replica.shutdown.graceful_exit import Left  # noqa: E402
@@ -53,7 +54,8 @@ class Trainer(torchtitan_trainer.Trainer):
     def __init__(self, config: Config) -> None:
         self.outer: SemiSync | None = None
         self.replica: LeavingReplica | None = None
-        self._joined = False
+        self._begun = False
+        self._over = False
         self._tokens_told = 0
         super().__init__(config)
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -63,14 +65,17 @@ class Trainer(torchtitan_trainer.Trainer):
             self._switch = Switch(config.optimizer_switch, self.optimizers.optimizers, self.lr_schedulers.schedulers)
         except ValueError as error:
             raise UserError(f"optimizer_switch.{error}") from error
-        if config.semi_sync.method != "none":
+        if config.semi_sync.method != "none" and not config.checkpoint.create_seed_checkpoint:
             self._build_outer_loop(config)
 
     def should_continue_training(self) -> bool:
         """torchtitan asks before each step; the first time, after any checkpoint is loaded, the site joins."""
-        if self.outer is not None and not self._joined:
-            self._join()
-        going_on = super().should_continue_training()
+        if not self._begun:
+            self._begun = True
+            self._apply_settings()
+            if self.outer is not None:
+                self._join()
+        going_on = super().should_continue_training() and not self._over
         if going_on and not self._departure.steps.advance():
             self._leave()
         return going_on
@@ -82,21 +87,63 @@ class Trainer(torchtitan_trainer.Trainer):
         for part in self.model_parts:
             if hasattr(part, "set_step"):
                 part.set_step(self.step)
-        if self.outer is not None and self.outer.sits_out:
+        taken = not (self.outer is not None and self.outer.sits_out) and self._inner_step(data_iterator)
+        if self.outer is None:
+            return
+        if not taken:
             # The sites share the count of inner steps, and the learning rate goes by it; the data waits.
             self.lr_schedulers.step()
-        else:
+        if self.config.semi_sync.sync_point == "after_step" or not taken:
+            self._outer_step()
+        # A site that fell behind and was healed stands where the others stand.
+        self._follow_inner_step()
+        self.outer.serve_snapshot_requests()
+        checkpoint, last = self.config.checkpoint, self.step >= self.config.training.steps or self.outer.run_is_over
+        if last and checkpoint.enable and checkpoint.last_save_model_only:
+            # What is saved now is the finished model, not a place to go on from.
+            self.outer.finish()
+        if self.outer.run_is_over:
+            self._end_early()
+
+    def _end_early(self) -> None:
+        """Save the end of a run that comes before ``training.steps``."""
+        self._over = True
+        self.checkpointer.save(self.step, last_step=True)
+
+    def _inner_step(self, data_iterator: Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]) -> bool:
+        """torchtitan's step; False where the data does not suffice for it.
+
+        torchtitan ends a run whose loss is not finite; a site of several is left out of a round and comes back.
+        """
+        try:
             super().train_step(data_iterator)
+        except DataloaderExhaustedError:
+            self._end_of_data()
+            if self.outer is None:
+                raise  # ends the run
+            return False
+        except RuntimeError as error:
+            # Raised after all of the step but its report.
+            if not str(error).startswith("Loss is not finite"):
+                raise
+            if self.outer is None:
+                raise RunError(f"the loss of step {self.step} is not finite: lower the learning rate, or look at the data")
+            self.metrics_processor.log_not_finite(self.step)
+        return True
+
+    def _end_of_data(self) -> None:
+        """One pass over finite data is done: save and end, or, at a site of several, see the others to their end."""
+        taken = self.step - 1
+        if taken == 0:
+            raise UserError("data: too little text for one inner step (training.global_batch_size sequences)") from None
+        self.metrics_processor.journal.add("data_ended", {"step": taken})
         if self.outer is not None:
-            if self.config.semi_sync.sync_point == "after_step":
-                self._outer_step()
-            # A site that fell behind and was healed stands where the others stand.
-            self._follow_inner_step()
-            self.outer.serve_snapshot_requests()
-            checkpoint = self.config.checkpoint
-            if self.step >= self.config.training.steps and checkpoint.enable and checkpoint.last_save_model_only:
-                # What is saved now is the finished model, not a place to go on from.
-                self.outer.finish()
+            logger.info("site %s: the data ended after step %d; waiting for the other sites", self.config.site.name, taken)
+            self.outer.end_of_data()
+            return
+        logger.info("site %s: the data ended after step %d", self.config.site.name, taken)
+        self.step = taken  # torchtitan has counted the step that was not taken
+        self._end_early()
 
     def _outer_step(self, *_: object) -> None:
         self.outer.step(tokens=self.ntokens_seen - self._tokens_told)
@@ -104,6 +151,9 @@ class Trainer(torchtitan_trainer.Trainer):
 
     def train(self) -> None:
         """Train to the last step, settle what is in flight, and write the summary."""
+        if self.config.checkpoint.create_seed_checkpoint:
+            self._save_seed()
+            return
         self._departure.start(
             fall_silent=self.replica.fall_silent if self.replica is not None else lambda: None,
             silence_seconds=self.config.replica.heartbeat_timeout_seconds + _HEARTBEAT_MARGIN_SECONDS,
@@ -120,6 +170,12 @@ class Trainer(torchtitan_trainer.Trainer):
             ledger=self.outer.ledger if self.outer is not None else None,
             shared_state_sha256=digest,
         )
+
+    def _save_seed(self) -> None:
+        """Save the model as it was initialised, unsharded, as step 0; every run that finds it starts from it."""
+        self.checkpointer.save(0, last_step=True)
+        logger.info("site %s: created the seed checkpoint in %s", self.config.site.name, self.checkpointer.folder)
+        self.metrics_processor.summarize(site=self.config.site.name, step=0, ledger=None, shared_state_sha256="")
 
     def close(self) -> None:
         """Leave the run and release everything."""
@@ -167,6 +223,8 @@ class Trainer(torchtitan_trainer.Trainer):
                 heartbeat_timeout_seconds=config.replica.heartbeat_timeout_seconds,
             ),
             on_round=self.metrics_processor.log_round,
+            # All take the same steps: a site with fewer would leave the others waiting for it at their end.
+            must_agree={"training.steps": config.training.steps},
         )
         if config.semi_sync.sync_point == "before_step":
             self.optimizers.register_step_pre_hook(self._outer_step)
@@ -197,7 +255,6 @@ class Trainer(torchtitan_trainer.Trainer):
         self.outer.inner_step = max(self.outer.inner_step, self.step)
         self._tokens_told = self.ntokens_seen
         self.outer.join()
-        self._joined = True
         self._follow_inner_step()
         logger.info(
             "site %s: joined a quorum of %d site(s) at step %d",
@@ -212,10 +269,36 @@ class Trainer(torchtitan_trainer.Trainer):
             return
         self.step = self.outer.inner_step
         self.lr_schedulers.load_state_dict({"last_epoch": self.step})
+        self._set_rates()
+
+    def _set_rates(self) -> None:
         for scheduler in self.lr_schedulers.schedulers:
-            # torchtitan leaves this to the optimizer's checkpoint, which a healed site has not read.
+            # torchtitan leaves this to the optimizer's checkpoint: of other settings, or not read by a healed site.
             for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
                 group["lr"] = rate
+
+    def _apply_settings(self) -> None:
+        """What the configuration says counts, also where the checkpoint was saved with other settings; say what is new."""
+        self._set_rates()
+        self._switch.before_step(self.step)
+        changed = self.optimizers.changed_since_saved() if isinstance(self.optimizers, OptimizersContainer) else []
+        for note in [*self.checkpointer.notes, *(f"optimizer: {each}" for each in changed)]:
+            self.metrics_processor.log_note(note)
+
+    def state_dict(self) -> dict[str, Any]:
+        """torchtitan's, and the tokens that the whole site has seen, whatever its layout."""
+        return super().state_dict() | {"site_tokens": self.ntokens_seen * self._reading_ranks()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the counts; of the site's tokens each rank of the present layout takes its part."""
+        super().load_state_dict(state_dict)
+        if state_dict.get("site_tokens"):
+            self.ntokens_seen = state_dict["site_tokens"] // self._reading_ranks()
+
+    def _reading_ranks(self) -> int:
+        """Ranks of the site that count tokens of their own."""
+        mesh = self.parallel_dims.get_optional_mesh("loss") if self.parallel_dims.dp_cp_enabled else None
+        return 1 if mesh is None else mesh.size()
 
 
 def _quiet_torchft() -> None:

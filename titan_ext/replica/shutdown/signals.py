@@ -28,8 +28,10 @@ class SignalListener:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._before_descriptor)
-        self._sender.close()
+        # Closing would not end the other side's reading: processes that were forked meanwhile hold the socket too.
+        self._sender.shutdown(socket.SHUT_WR)
         self._thread.join()
+        self._sender.close()
         self._receiver.close()
 
     def _listen(self, heard: Callable[[int], None]) -> None:

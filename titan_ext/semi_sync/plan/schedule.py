@@ -104,9 +104,9 @@ class Schedule:
         return [self._plan.rules[index].key for index in rules]
 
     def indices(self, keys: Iterable[str]) -> list[int]:
-        """The inverse of ``keys``."""
-        known = [rule.key for rule in self._plan.rules]
-        return [known.index(key) for key in keys]
+        """The inverse of ``keys``; without those that the plan does not have."""
+        known = {rule.key: index for index, rule in enumerate(self._plan.rules)}
+        return [known[key] for key in keys if key in known]
 
 
 def _union(first: list[int], second: list[int]) -> list[int]:

@@ -117,7 +117,7 @@ def _describe_origins(table: Sequence[SiteStatus]) -> str:
 
 def _other_plan(own: SiteStatus, table: Sequence[SiteStatus]) -> str | None:
     others = [site for site in table if site.fingerprint != own.fingerprint]
-    return f"the sites differ in [semi_sync], model or layout (we and {_names(others)})" if others else None
+    return f"the sites differ in [semi_sync], model, layout or last step (we and {_names(others)})" if others else None
 
 
 def _one_name_twice(table: Sequence[SiteStatus]) -> str | None:

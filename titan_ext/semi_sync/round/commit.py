@@ -3,12 +3,14 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch.profiler import record_function
 
+from titan_ext.errors import RunError
 from titan_ext.semi_sync.plan.sampling import SiteSampler
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
+from titan_ext.semi_sync.round.end_of_data import EndOfData
 from titan_ext.semi_sync.round.exchange import Exchange, record_fields
 from titan_ext.semi_sync.round.round import RoundResult, Sum
 from titan_ext.semi_sync.state.checksum import SharedChecksum
@@ -19,7 +21,11 @@ from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Rounds one after the other in which no site's work is finite: after more the run does not come back by itself.
+_MOST_BROKEN_ROUNDS = 3
+
+
+@dataclass(slots=True, kw_only=True)
 class Committer:
     """Votes on a round that has been exchanged, and applies it, or has it tried again."""
 
@@ -28,6 +34,7 @@ class Committer:
     progress: Progress
     checksum: SharedChecksum
     sampler: SiteSampler
+    end_of_data: EndOfData
     view: ModelView
     ledger: Ledger
     reset_inner_optimizer: bool
@@ -35,9 +42,15 @@ class Committer:
     """After a round that was not committed, keep what was done since the last one."""
     on_round: Callable[[RoundRecord], None] | None
     """Called with the record of every round."""
+    _broken_rounds: int = field(default=0, init=False)
+    """Rounds one after the other in which no site's work was finite."""
 
     def commit(self, result: RoundResult) -> bool:
-        """Whether all ranks of the site were without error and the round counts."""
+        """Whether all ranks of the site were without error and the round counts.
+
+        Raises:
+            RunError: no site's work was finite in several rounds one after the other.
+        """
         started = time.perf_counter()
         manager, lineage = self.exchange.manager, self.exchange.lineage
         failure = manager.errored()
@@ -49,10 +62,13 @@ class Committer:
             if result.sum is not None and result.contributors:
                 with record_function("titan_ext::apply"):
                     self._apply(result, result.sum)
+            if result.sum is not None:
+                self._recover(result.sum)
             self.sampler.after_round([site.name for site in result.verdict.table], result.verdict.step)
         else:
             self._undo(result, failure)
             self.exchange.healing.give_up(result)
+        self.end_of_data.settle(result, committed)
         if result.rules:
             self._record(result, committed, failure, time.perf_counter() - started)
         return committed
@@ -73,6 +89,21 @@ class Committer:
         lineage.advance()
         checksum = self.checksum.after({states[index].key for index in summed.rules})
         lineage.record(result.verdict.table, result.contributors, step, checksum)
+
+    def _recover(self, summed: Sum) -> None:
+        """After a round that left this site out as not finite, go on from what the sites share."""
+        broken = not summed.own_is_finite and not summed.contributions.contributors
+        self._broken_rounds = self._broken_rounds + 1 if broken else 0
+        if self._broken_rounds > _MOST_BROKEN_ROUNDS:
+            raise RunError(
+                f"no site's work was finite in {self._broken_rounds} rounds one after the other, though each began with "
+                "what the sites shared before: lower the learning rate, or look at the data"
+            )
+        if not summed.own_is_finite:
+            # All of the model: what another fragment still holds would spoil this one in the next inner step.
+            for state in self.exchange.states:
+                state.reset_local_to_global()
+            self.view.reset_broken_states()
 
     def _undo(self, result: RoundResult, failure: object | None) -> None:
         if not self.keep_local_work:

@@ -132,7 +132,7 @@ class Exchange:
             return Contribution(rules, weight, buffer, norms)
         # One NaN would reach every site. What the others agree on comes back and heals this one.
         logger.warning("this site's contribution after inner step %d is not finite; it is left out of the round", step)
-        return self._nothing(rules, buffer)
+        return replace(self._nothing(rules, buffer), is_finite=False)
 
     def bytes_sent(self, result: RoundResult) -> int:
         """Bytes that all ranks of the site sent in the round's reductions. A collective over the site."""
@@ -147,6 +147,7 @@ class Exchange:
             rules=None if role.abstains else list(launch.rules),
             tokens=launch.tokens,
             step_time_ms=launch.step_time_ms,
+            done=launch.done,
             **self.lineage.status_fields(),
         )
         table = all_gather_status(self.manager, own)
@@ -214,6 +215,7 @@ class Exchange:
             rules=contribution.rules,
             buffer=contribution.buffer,
             weight=contribution.weight,
+            own_is_finite=contribution.is_finite,
             contributions=contributions,
             residuals=residuals,
             ages=ages,
@@ -240,7 +242,8 @@ class Exchange:
                 "left out" if self.guard.action == "drop" else "clipped",
             )
         if rank in outliers and self.guard.action == "drop":
-            contribution = self._nothing(contribution.rules, contribution.buffer)
+            dropped = self._nothing(contribution.rules, contribution.buffer)
+            contribution = replace(dropped, is_finite=contribution.is_finite)
         elif rank in outliers:
             self._clip(contribution, outliers[rank])
         return contribution, contributions, ages

@@ -47,6 +47,8 @@ class Launch:
     """What it has trained on since its last commit."""
     step_time_ms: int = 0
     """What an inner step takes it."""
+    done: bool = False
+    """Whether this site has nothing to contribute any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class Contribution:
     """fp32: the messages of the rules one after the other, multiplied by the weight. The reduction overwrites it."""
     norms: list[float]
     """Norm of this site's update for each guarded rule."""
+    is_finite: bool = True
+    """Whether what the site meant to contribute was; a NaN or an infinity is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,8 @@ class Sum:
     """fp32: weighted sums over the sites of the rules' messages. The same memory as the contribution's."""
     weight: float
     """This site's own weight in it."""
+    own_is_finite: bool
+    """Whether what this site meant to contribute was."""
     contributions: Contributions
     """What all sites put in."""
     residuals: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -174,5 +180,5 @@ def restored(
         role=Role.MEMBER,
         sites=len(table),
         verdict=Verdict(table, list(rules), step),
-        sum=Sum(rules, buffer, weight, Contributions(weights, [[] for _ in weights])),
+        sum=Sum(rules, buffer, weight, True, Contributions(weights, [[] for _ in weights])),
     )

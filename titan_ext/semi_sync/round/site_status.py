@@ -51,6 +51,8 @@ class SiteStatus:
     """What it has trained on since its last commit."""
     step_time_ms: int = 0
     """Milliseconds that an inner step takes it; 0 if it has taken none yet."""
+    done: bool = False
+    """Whether its data has ended and it has nothing to contribute any more."""
 
 
 def all_gather_status(manager: ReplicaManager, own: SiteStatus) -> list[SiteStatus]:
@@ -93,14 +95,14 @@ def _pack(own: SiteStatus) -> list[int]:
         own.step,
         own.tokens,
         own.step_time_ms,
-        int(own.rules is None),
+        int(own.rules is None) | int(own.done) << 1,
         *rules,
         *(int.from_bytes(name[start : start + _NAME_WORD], "big") for start in range(0, len(name), _NAME_WORD)),
     ]
 
 
 def _unpack(line: list[int]) -> SiteStatus:
-    fingerprint, run, origin, salt, *positions, checksum, step, tokens, step_time_ms, abstains = line[:_NUMBERS]
+    fingerprint, run, origin, salt, *positions, checksum, step, tokens, step_time_ms, flags = line[:_NUMBERS]
     generation, round_, known_generation, known_round = positions
     words = line[_NUMBERS : _NUMBERS + _RULE_WORDS]
     name = b"".join(word.to_bytes(_NAME_WORD, "big") for word in line[_NUMBERS + _RULE_WORDS :])
@@ -115,7 +117,8 @@ def _unpack(line: list[int]) -> SiteStatus:
         known=Position(known_generation, known_round),
         checksum=checksum,
         step=step,
-        rules=None if abstains else rules,
+        rules=None if flags & 1 else rules,
         tokens=tokens,
         step_time_ms=step_time_ms,
+        done=bool(flags & 2),
     )

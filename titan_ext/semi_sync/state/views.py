@@ -228,6 +228,17 @@ class ModelView:
                         value.zero_()
                 _rewind_step(state)
 
+    @torch.no_grad()
+    def reset_broken_states(self) -> None:
+        """The states of parameters of which one holds a NaN or an infinity, to zero."""
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
+                if not all(bool(torch.isfinite(local_tensor(value)).all()) for value in tensors):
+                    for value in tensors:
+                        value.zero_()
+                    _rewind_step(state)
+
     def key(self, state: str, name: str) -> str | None:
         """Which of the keys in ``state`` is kept of the named parameter."""
         states = self._state_of(self.parameters[name])
