@@ -45,6 +45,7 @@ def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
     from torchtitan.tools.logging import init_logger
 
     from titan_ext.config import check_dump_folder, check_world_size, load_site, save_resolved
+    from titan_ext.config.recorded import check_resumed
     from titan_ext.launcher.attempt import begin_attempt
 
     init_logger()
@@ -54,6 +55,7 @@ def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
     check_world_size(site.config, int(os.environ["WORLD_SIZE"]))
     check_dump_folder(site.config.dump_folder)
     if os.environ["RANK"] == "0":
+        check_resumed(site)
         save_resolved(site)
     structured_logger.init_structured_logger(
         source="training",

@@ -16,7 +16,8 @@ def test_the_last_lines_say_how_to_go_on(config_file, tmp_path, capsys):
     flags = ["--step=1", "--weights=global", "--checkpoint.export_dtype=bfloat16"]
     assert main(["export", str(config_file), "--site=a", *flags, f"--out={out}"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert f'checkpoint.initial_load_path = "{out}"' in lines[1] and "model.vocab_size = 304" in lines[-1]
+    assert "304 rows a table" in lines[0] and f'checkpoint.initial_load_path = "{out}"' in lines[1]
+    assert lines[-1].strip() == f'tokenizer = "{out}"'
     with safe_open(out / "model-00001-of-00001.safetensors", "pt") as weights:
         assert {str(weights.get_tensor(name).dtype) for name in weights.keys()} == {"torch.bfloat16"}
 
@@ -28,7 +29,11 @@ def test_the_last_lines_say_how_to_go_on(config_file, tmp_path, capsys):
         (["--step=9"], 'site "a": no finished checkpoint in'),
         (["--dump_folder=nowhere"], 'site "a": no finished checkpoint in nowhere/a/checkpoint'),
         (["--model.name=abbie", "--model.flavor=tiny-depth"], "has no place in Hugging Face's Llama layout"),
-        (["--model.dim=64"], "[304, 96], in the model [304, 64]"),
+        (["--model.dim=64"], "[304, 96], in the model [304, 64]; model.dim must be 96"),
+        (["--model.rope_theta=1e4"], "model.rope_theta = 10000.0: was 500000.0 in the run that saved"),
+        (["--model.rope_scaling=none"], 'model.rope_scaling = "none": was "llama3" in the run that saved'),
+        (["--model.norm_eps=1e-6"], "model.norm_eps = 1e-06: was 1e-05"),
+        (["--model.n_heads=8", "--model.n_kv_heads=4"], "model.n_heads = 8: was 4"),
         (["--stepp=1"], "--stepp: unknown key"),
     ],
 )

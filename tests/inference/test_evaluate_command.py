@@ -41,6 +41,15 @@ def test_steps_and_weights_can_be_chosen(evaluate, config_file):
     assert found[0] == found[1] != found[2]
 
 
+def test_another_model_of_the_same_shapes_is_noted(config_file, capsys):
+    folder = config_file.parent / "a" / "checkpoint" / "step-3"
+    arguments = ["eval", str(config_file), f"--dump_folder={config_file.parent}", TOKENS, f"--checkpoint={folder}"]
+    assert main([*arguments, "--model.rope_theta=1e4"]) == 0
+    assert "note        model.rope_theta = 10000.0: was 500000.0 in the run that saved" in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert "was 500000.0" not in capsys.readouterr().out
+
+
 def test_a_model_that_does_not_iterate_has_one_row(evaluate, config_file, tmp_path, capsys):
     """The same weights as a standard decoder: what one iteration computes."""
     plain = tmp_path / "plain.toml"

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ def test_sizes_are_torchtitans(flavor):
 
     ours, theirs = get_model_spec("llama3", flavor), model_registry(flavor)
     assert shapes(ours) == shapes(theirs)
-    assert ours.model.layers[0].attention.rope == theirs.model.layers[0].attention.rope
+    # torchtitan turns Llama 3.2's sizes by the factor of 3.1.
+    factor = 32.0 if flavor in ("1B", "3B") else 8.0
+    assert ours.model.layers[0].attention.rope == replace(theirs.model.layers[0].attention.rope, scaling_factor=factor)
     assert ours.model.enable_weight_tying == theirs.model.enable_weight_tying
 
 
@@ -41,6 +44,22 @@ def test_same_seed_same_weights_as_torchtitan():
 
     ours, theirs = weights(get_model_spec("llama3", "debugmodel")), weights(model_registry("debugmodel"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("name", ["llama3", "abbie"])
+def test_operations_are_counted_for_any_head_width(name):
+    """Heads of twice the width cost attention twice as much beside their matrices, in each iteration."""
+
+    def counted(head_dim: int | None) -> tuple[int, int]:
+        config = get_model_spec(name, "tiny", head_dim=head_dim).model
+        with torch.device("meta"):
+            model = config.build()
+        parameters, operations = config.get_nparams_and_flops(model, 128)
+        matrices = config.get_nparams_and_flops(model, 0)[1]
+        return parameters, operations - matrices
+
+    plain, same, wide = counted(None), counted(24), counted(48)
+    assert plain == same and wide[0] > plain[0] and wide[1] == 2 * plain[1] > 0
 
 
 def test_overrides_reach_every_part():

@@ -37,11 +37,24 @@ def run(args: argparse.Namespace) -> int:
 
     overrides = list(getattr(args, "overrides", []) or [])
     if args.site is None:
-        sites = load_run(args.file, overrides).sites
+        sites = load_run(args.file, overrides, elsewhere=True).sites
     else:
-        sites = [load_site(args.file, args.site, overrides)]
+        sites = [load_site(args.file, args.site, overrides, elsewhere=True)]
+    _check_weights(sites)
     print(_as_json(args.file, sites) if args.json else _as_text(args.file, sites, args.all))
     return 0
+
+
+def _check_weights(sites: list) -> None:
+    """Look at the weights that training would start from, each folder once for each model."""
+    from titan_ext.huggingface.fit import check_weights
+
+    seen = []
+    for site in sites:
+        if site.weights is not None and (site.weights, site.model) not in seen:
+            seen.append((site.weights, site.model))
+            spec, quantised = site.config.model_spec, site.config.checkpoint.initial_load_in_hf_quantized
+            check_weights(site.weights, spec.model, spec.state_dict_adapter, quantised=quantised)
 
 
 def _as_text(file: str, sites: list, everything: bool) -> str:

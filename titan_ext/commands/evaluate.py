@@ -124,11 +124,13 @@ def _print_header(
 ) -> None:
     parameter = next(model.parameters())
     kind = str(parameter.dtype).removeprefix("torch.")
-    print(f"model       {site.model.name} {site.model.flavor} of site {site.name}, {kind} on {parameter.device.type}")
+    print(f"model       {site.model.label} of site {site.name}, {kind} on {parameter.device.type}")
     print(f"weights     {checkpoint.path}" + (", global parameters" if weights == "global" else ""))
     if text is not None:
         print(f"text        {text.description}")
         print(f"            {text.tokens:,} tokens in sequences of {site.config.training.seq_len:,}")
+    for note in site.notes:
+        print(f"note        {note}")
 
 
 def _measure(model: "Decoder", text: "Text", counts: Sequence[int | None]) -> list[dict[str, Any]]:

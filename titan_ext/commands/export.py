@@ -99,13 +99,11 @@ def print_folder(folder: Path, model: Any, rows: int) -> None:
     print(f"{folder}: {parameters:,} parameters, {rows:,} rows a table; a run starts from it with")
     print(f'  checkpoint.initial_load_path = "{folder.absolute()}"')
     print("  checkpoint.initial_load_in_hf = true")
-    print(f'  tokenizer = "{folder}"')
-    print(f"  model.vocab_size = {rows}", flush=True)
+    print(f'  tokenizer = "{folder}"', flush=True)
 
 
 def _warn_of_iterations(site: "Site") -> None:
-    from titan_ext.inference.model import default_iterations
+    from titan_ext.export.llama import is_llama
 
-    iterations = default_iterations(site) or 1
-    if iterations > 1:
-        print(f"note: a Llama computes 1 iteration of the body, the site's model {iterations}", file=sys.stderr)
+    if not is_llama(site.config.model_spec):
+        print("note: a Llama runs the body once and adds no skip; the site's model computes otherwise", file=sys.stderr)

@@ -86,6 +86,8 @@ def run(options: argparse.Namespace) -> int:
     if not prompt:
         raise UserError("--prompt: must not be empty with a tokenizer that does not mark the beginning of a text")
     decoding = _decoding(options, site, checkpoint, len(prompt) + options.max_tokens)
+    for note in site.notes:
+        print(f"note: {note}", file=sys.stderr)
     sampler = Sampler(
         vocabulary_size(site.tokenizer, site.vocabulary), options.temperature, options.top_k, options.top_p, options.seed
     )

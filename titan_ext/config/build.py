@@ -17,9 +17,11 @@ from titan_ext.config import defaults  # noqa: E402
 from titan_ext.config import dept as dept_variants  # noqa: E402
 from titan_ext.config.binder import Binder, field_types  # noqa: E402
 from titan_ext.config.choices import bind_activation_checkpoint, bind_loss  # noqa: E402
-from titan_ext.config.model import ModelChoice, choose_model, flavor_config, model_module  # noqa: E402
+from titan_ext.config.initial import Source, check_source, initial_source, open_source, tokenizer_notes  # noqa: E402
+from titan_ext.config.model import ModelChoice, choose_model, chosen_flavor, flavor_config, model_module  # noqa: E402
 from titan_ext.config.optimizer import bind_optimizer  # noqa: E402
 from titan_ext.config.outer_loop import bind_semi_sync  # noqa: E402
+from titan_ext.config.resolved import FILE_NAME as RECORD  # noqa: E402
 from titan_ext.config.sections import DeptConfig, SiteConfig, SiteHeader  # noqa: E402
 from titan_ext.config.settings import Origin, Settings  # noqa: E402
 from titan_ext.config.tokenizer import TokenizerChoice, choose_tokenizer  # noqa: E402
@@ -42,6 +44,12 @@ class Built:
     """File of the part of the tokenizer that the site holds; empty for all of it."""
     derived: dict[str, Origin]
     """Layer of the values that the user did not set and torchtitan did not either, by dotted key."""
+    source: Source | None
+    """Folder of the weights, where that is in Hugging Face's format."""
+    notes: list[str]
+    """What a user should know though it is no mistake."""
+    lacks: list[str]
+    """What training needs and this machine has not."""
 
 
 def section_names() -> list[str]:
@@ -65,13 +73,14 @@ def keys_by_name() -> dict[str, list[str]]:
     return homes
 
 
-def build_config(settings: Settings, site: SiteConfig, header: SiteHeader) -> Built:
+def build_config(settings: Settings, site: SiteConfig, header: SiteHeader, weights: Path | None = None) -> Built:
     """The trainer config of one site, ready to build; reads only this site's tokenizer.
 
     Args:
         settings: what the user set for the site.
         site: who it is.
         header: its keys that are not sections.
+        weights: a folder in Hugging Face's format that the model is of, in place of the one that training starts from.
 
     Raises:
         UserError: a key, type or value is wrong.
@@ -83,18 +92,16 @@ def build_config(settings: Settings, site: SiteConfig, header: SiteHeader) -> Bu
         settings, dept, header.vocabulary, tokenizer=header.tokenizer, site_folder=Path(folder)
     )
     chosen = choose_tokenizer(settings, header.tokenizer, vocabulary)
-    model, spec = _model(settings, dept, chosen)
-    base = _base_config(settings, model)
-    derived = _flavored(base)
-    if base.validator.dataloader == type(base.validator)().dataloader:
-        # torchtitan's default reads C4 from the network; ours needs a dataset only once validation is on.
-        base.validator.dataloader = TextDataLoader.Config(infinite=False)
-    derived |= dict.fromkeys(
-        defaults.apply_defaults(base, _situation(settings, base, site), settings.origins), Origin.TITAN_EXT
-    )
+    base, derived = _defaults(settings, site)
     changes = {name: binder.section(name, getattr(base, name)) for name in section_names() if name not in _CHOSEN}
     changes["semi_sync"] = bind_semi_sync(settings, binder, base.semi_sync)
     changes["semi_sync"].scopes = dept_variants.variant_scopes(settings, dept, changes["semi_sync"].scopes)
+    assets = header.hf_assets_path or chosen.assets_path
+    source, lacks = _source(settings, changes["checkpoint"], assets, Path(folder), weights)
+    if source is not None and weights is None and vocabulary:
+        problem = f"a part of the tokenizer's, and {source.folder} has rows for all of it"
+        raise settings.error("vocabulary", problem, header.vocabulary or dept_variants.AUTO)
+    model, spec = _model(settings, dept, chosen, source)
     rows = getattr(spec.model, "vocab_size", chosen.vocabulary)
     changes |= {
         "model_spec": spec,
@@ -105,22 +112,56 @@ def build_config(settings: Settings, site: SiteConfig, header: SiteHeader) -> Bu
         "optimizer": bind_optimizer(settings, binder, base.optimizer),
         "activation_checkpoint": bind_activation_checkpoint(settings, binder, base.activation_checkpoint),
         "loss": bind_loss(settings, binder, base.loss, rows, max(1, changes["training"].seq_len)),
+        "hf_assets_path": assets or _export_folder(folder, changes["checkpoint"]),
     }
-    changes["hf_assets_path"] = header.hf_assets_path or chosen.assets_path or _export_folder(changes)
     config = _assembled(settings, base, changes)
+    derived |= {f"model.{key}": Origin.WEIGHTS for key in model.taken}
     if model.vocabulary_derived:
         derived["model.vocab_size"] = Origin.TOKENIZER
-    return Built(config, model, chosen, vocabulary, derived)
+    notes = [] if source is None else _source_notes(settings, source, spec, chosen, header)
+    return Built(config, model, chosen, vocabulary, derived, source, notes, lacks)
 
 
-def _model(settings: Settings, dept: DeptConfig, tokenizer: TokenizerChoice) -> tuple[ModelChoice, Any]:
+def _defaults(settings: Settings, site: SiteConfig) -> tuple[Trainer.Config, dict[str, Origin]]:
+    """What holds where the user says nothing, and the layer of what is not torchtitan's."""
+    base = _base_config(settings)
+    derived = _flavored(base)
+    if base.validator.dataloader == type(base.validator)().dataloader:
+        # torchtitan's default reads C4 from the network; ours needs a dataset only once validation is on.
+        base.validator.dataloader = TextDataLoader.Config(infinite=False)
+    own = defaults.apply_defaults(base, _situation(settings, base, site), settings.origins)
+    return base, derived | dict.fromkeys(own, Origin.TITAN_EXT)
+
+
+def _source(
+    settings: Settings, checkpoint: Any, assets: str, folder: Path, weights: Path | None
+) -> tuple[Source | None, list[str]]:
+    """Where the weights come from, and what of that is not on this machine."""
+    if weights is not None:
+        return open_source(weights), []
+    try:
+        return initial_source(settings, checkpoint, assets, folder / RECORD), []
+    except FileNotFoundError as error:
+        return None, [f"{error}; the model's sizes are read from its config.json"]
+
+
+def _source_notes(
+    settings: Settings, source: Source, spec: Any, tokenizer: TokenizerChoice, header: SiteHeader
+) -> list[str]:
+    notes = check_source(settings, source, model_module(settings), spec)
+    return notes + tokenizer_notes(source, tokenizer.assets_path, header.tokenizer)
+
+
+def _model(
+    settings: Settings, dept: DeptConfig, tokenizer: TokenizerChoice, source: Source | None
+) -> tuple[ModelChoice, Any]:
     """The model; under a variant of DEPT its padding rows have no part in the softmax."""
     if dept.variant == "none":
-        return choose_model(settings, tokenizer.vocabulary)
+        return choose_model(settings, tokenizer.vocabulary, source=source)
     from titan_ext.models.dept import decouple
 
     multiple = math.lcm(max(1, dept.vocabulary_multiple), defaults.VOCABULARY_MULTIPLE)
-    model, spec = choose_model(settings, tokenizer.vocabulary, multiple)
+    model, spec = choose_model(settings, tokenizer.vocabulary, multiple, source)
     dept_variants.check_dept(settings, dept, spec.model)
     if tokenizer.vocabulary > spec.model.vocab_size:
         return model, spec  # refused with the other checks of the vocabulary
@@ -137,9 +178,9 @@ def dump_root(settings: Settings) -> str:
     return os.path.expanduser(folder)
 
 
-def _base_config(settings: Settings, model: ModelChoice) -> Trainer.Config:
+def _base_config(settings: Settings) -> Trainer.Config:
     """What the flavor's config registry says, as our trainer's config."""
-    found = flavor_config(model_module(settings), model.flavor)
+    found = flavor_config(model_module(settings), chosen_flavor(settings))
     if found is None:
         return Trainer.Config()
     if not isinstance(found, Trainer.Config):
@@ -183,9 +224,9 @@ def _dataloader(settings: Settings, binder: Binder, base: Trainer.Config) -> Any
     return binder.section("data", start)
 
 
-def _export_folder(changes: dict[str, Any]) -> str:
+def _export_folder(folder: str, checkpoint: Any) -> str:
     # torchtitan's adapter to Hugging Face's format is incomplete without a folder, and reads it otherwise.
-    return changes["dump_folder"] if changes["checkpoint"].last_save_in_hf else ""
+    return folder if checkpoint.last_save_in_hf else ""
 
 
 def _assembled(settings: Settings, base: Trainer.Config, changes: dict[str, Any]) -> Trainer.Config:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from titan_ext.config import defaults
 from titan_ext.config.binder import Binder
 from titan_ext.config.cost.inner_states import InnerStates, moments_by_size
 from titan_ext.config.cost.shapes import parameter_shapes
@@ -64,12 +65,25 @@ def check_vocabulary(settings: Settings, config: Any, model: ModelChoice, tokeni
         notes for the user.
     """
     rows = getattr(config.model_spec.model, "vocab_size", tokenizer.vocabulary)
+    if tokenizer.vocabulary > rows and VOCABULARY in model.taken:
+        problem = f"has {tokenizer.vocabulary} ids, the weights {rows} rows: take the tokenizer that belongs to them"
+        raise settings.error("tokenizer", problem, settings.get("tokenizer", defaults.TOKENIZER))
     if tokenizer.vocabulary > rows:
         problem = f"too small for the site's tokenizer of {tokenizer.vocabulary} ids; leave it out to follow that"
         raise settings.error("model.vocab_size", problem, rows)
     if tokenizer.vocabulary < rows and not model.vocabulary_derived:
         return [f"the model has {rows} embedding rows, the tokenizer {tokenizer.vocabulary} ids: the rest stay unused"]
     return []
+
+
+def check_export(settings: Settings, config: Any) -> None:
+    """Refuse a last checkpoint in Hugging Face's format with rows that stand for no token: there they would count."""
+    from titan_ext.models.dept.head import MaskedHead
+
+    head = getattr(config.model_spec.model, "lm_head", None)
+    if config.checkpoint.last_save_in_hf and isinstance(head, MaskedHead.Config) and head.used < head.out_features:
+        problem = f"the last {head.out_features - head.used} rows stand for no token; titan-ext export leaves them out"
+        raise settings.error("checkpoint.last_save_in_hf", problem, True)
 
 
 def check_max_length(settings: Settings, config: Any) -> None:

@@ -64,6 +64,10 @@ def _seed(situation: Situation) -> Any:
     return situation.site_index if situation.get("dept.variant") in ("spec", "spec-opt") else 0
 
 
+def _loads_initially(situation: Situation) -> bool:
+    return bool(situation.get("checkpoint.initial_load_path") or situation.get("checkpoint.initial_load_in_hf"))
+
+
 def _method(situation: Situation) -> Any:
     if situation.site_count == 1:
         return "none"
@@ -81,7 +85,7 @@ DEFAULTS = (
     ),
     Default(
         "checkpoint.initial_load_model_only",
-        lambda situation: MISSING if situation.get("checkpoint.initial_load_path") else False,
+        lambda situation: MISSING if _loads_initially(situation) else False,
         "torchtitan warns of its own default where no initial checkpoint is named",
     ),
     Default("lr_scheduler.warmup_steps", _warmup, "200 steps would fill a short run; a fifth is torchtitan's advice"),

@@ -54,6 +54,10 @@ class Site:
     """Layer of the values that neither the user nor torchtitan chose, by dotted key."""
     notes: list[str] = field(default_factory=list)
     """What a user should know though it is no mistake."""
+    weights: Path | None = None
+    """Folder of the model's weights, where that is in Hugging Face's format and on this machine."""
+    lacks: list[str] = field(default_factory=list)
+    """What training needs and this machine has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,48 +77,63 @@ class Run:
         return next(each for each in self.sites if each.name == name)
 
 
-def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+def load_run(path: str | Path, overrides: Sequence[str] = (), *, elsewhere: bool = False) -> Run:
     """Load every site of a file and check them against each other.
 
     Args:
         path: a TOML file, or the ``config.json`` that a run left.
         overrides: flags such as ``["--training.steps", "20"]``; they apply to every site.
+        elsewhere: it is not to be trained here; what this machine lacks is in the sites' ``lacks``, and no error.
 
     Raises:
         UserError: one line with file, key, value and what is allowed.
     """
     with _quiet():
         plans = plan_sites(str(path), overrides, KnownNames(section_names(), keys_by_name()))
-        sites = [_build(plan, plans, sharing=len(plans)) for plan in plans]
+        sites = [_build(plan, plans, sharing=len(plans), elsewhere=elsewhere) for plan in plans]
         checks.check_sites(str(path), sites)
     return Run(str(path), sites)
 
 
-def load_site(path: str | Path, name: str | None = None, overrides: Sequence[str] = ()) -> Site:
+def load_site(
+    path: str | Path,
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    weights: Path | None = None,
+    elsewhere: bool = False,
+) -> Site:
     """Load one site of a file without building the others, whose tokenizers may be elsewhere.
 
     Args:
         path: a TOML file, or the ``config.json`` that a run left.
         name: which site; not needed where the file has one.
         overrides: flags; they count for the other sites too when a corpus is shared out.
+        weights: a folder in Hugging Face's format that the model is of, in place of the one that training starts from.
+        elsewhere: as in ``load_run``.
 
     Raises:
         UserError: one line with file, key, value and what is allowed.
     """
     with _quiet():
         plans = plan_sites(str(path), overrides, KnownNames(section_names(), keys_by_name()))
-        return _build(select(str(path), plans, name), plans, sharing=1)
+        return _build(select(str(path), plans, name), plans, sharing=1, weights=weights, elsewhere=elsewhere)
 
 
-def _build(plan: SitePlan, plans: Sequence[SitePlan], sharing: int) -> Site:
+def _build(
+    plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: Path | None = None, elsewhere: bool = False
+) -> Site:
     settings, header = plan.settings, plan.header
-    built = build_config(settings, plan.site, header)
+    built = build_config(settings, plan.site, header, weights)
+    if built.lacks and not elsewhere:
+        raise settings.error("", built.lacks[0])
     config = built.config
     checks.check_numbers(settings, config)
     layout = resolve_layout(settings, config, header.nproc, _devices() // sharing)
     check_layout(settings, config, layout, device_type)
     checks.check_max_length(settings, config)
-    notes = checks.check_vocabulary(settings, config, built.model, built.tokenizer)
+    checks.check_export(settings, config)
+    notes = built.notes + checks.check_vocabulary(settings, config, built.model, built.tokenizer)
     notes += checks.check_outer_loop(settings, config)
     derived = built.derived | _fill_method(config) | _pair(config, plans) | _adapt(config)
     checks.check_pairing(settings, config)
@@ -141,6 +160,8 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], sharing: int) -> Site:
         settings=settings,
         derived=derived,
         notes=notes,
+        weights=built.source.folder if built.source is not None and built.source.recorded is None else None,
+        lacks=built.lacks,
     )
 
 

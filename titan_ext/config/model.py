@@ -12,7 +12,9 @@ from typing import Any
 
 from titan_ext.config import defaults
 from titan_ext.config.binder import Binder, field_types
+from titan_ext.config.initial import Source, taken_over
 from titan_ext.config.settings import UNSET, Settings, hint, one_line
+from titan_ext.models.llama3.huggingface import SHAPES
 
 VOCABULARY = "vocab_size"
 _COMPLAINT = re.compile(r"^(model\.\w+) = .*?: (.*)$")
@@ -32,19 +34,31 @@ class ModelChoice:
     vocabulary_derived: bool = field(default=False, compare=False)
     """Whether the vocabulary is the tokenizer's because the user named none."""
 
+    taken: tuple[str, ...] = field(default=(), compare=False)
+    """Overrides that are those of the folder from which the weights come."""
+
+    @property
+    def label(self) -> str:
+        """Name and flavor; without the flavor where the sizes are not that one's."""
+        return self.name if set(self.taken) & set(SHAPES) else f"{self.name} {self.flavor}"
+
 
 def choose_model(
-    settings: Settings, vocabulary: int, multiple: int = defaults.VOCABULARY_MULTIPLE
+    settings: Settings,
+    vocabulary: int,
+    multiple: int = defaults.VOCABULARY_MULTIPLE,
+    source: Source | None = None,
 ) -> tuple[ModelChoice, Any]:
     """The model of a site and its torchtitan ``ModelSpec``.
 
-    The vocabulary is ``model.vocab_size`` where that is set, else that of the tokenizer, rounded up
-    (or the flavor's own, if the spec takes none).
+    The vocabulary is ``model.vocab_size`` where that is set, else that of the weights, else that of the tokenizer,
+    rounded up (or the flavor's own, if the spec takes none).
 
     Args:
         settings: the site's settings.
         vocabulary: number of ids of the site's tokenizer.
         multiple: what a vocabulary taken from the tokenizer is rounded up to.
+        source: where weights come from; what it says and ``[model]`` does not is taken over.
 
     Raises:
         UserError: unknown model, flavor or override, or one that the spec refuses.
@@ -53,16 +67,23 @@ def choose_model(
     registry = module.model_registry
     keywords, open_ended = _keywords(module)
     overrides = _overrides(settings, keywords, open_ended)
+    taken = {} if source is None else taken_over(settings, source, module, overrides, keywords)
+    overrides |= taken
     derived = VOCABULARY not in overrides and (VOCABULARY in keywords or open_ended)
     if derived:
         overrides[VOCABULARY] = -(-vocabulary // multiple) * multiple
-    flavor = _text(settings, "flavor", defaults.FLAVOR)
+    flavor = chosen_flavor(settings)
     _check_flavor(settings, module, flavor)
     try:
         spec = registry(flavor, **overrides)
     except (ValueError, TypeError, KeyError, AssertionError) as error:
         raise _refused(settings, overrides, error) from None
-    return ModelChoice(_text(settings, "name", defaults.MODEL), flavor, overrides, derived), spec
+    return ModelChoice(_text(settings, "name", defaults.MODEL), flavor, overrides, derived, tuple(taken)), spec
+
+
+def chosen_flavor(settings: Settings) -> str:
+    """``model.flavor``, or ours where the user names none."""
+    return _text(settings, "flavor", defaults.FLAVOR)
 
 
 def model_module(settings: Settings) -> ModuleType:
@@ -149,7 +170,7 @@ def _refused(settings: Settings, overrides: Mapping[str, Any], error: Exception)
         if settings.get(f"model.{key}") is not None and key in message:
             return settings.error(f"model.{key}", message, settings.get(f"model.{key}"))
     if isinstance(error, KeyError):
-        flavor = _text(settings, "flavor", defaults.FLAVOR)
+        flavor = chosen_flavor(settings)
         return settings.error("model.flavor", "unknown flavor", flavor)
     return settings.error("model", message)
 

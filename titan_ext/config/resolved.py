@@ -21,7 +21,7 @@ def dump_resolved(site: Any) -> dict[str, Any]:
     """Every setting of a ``Site`` in the shape of a configuration file, ready for JSON.
 
     ``load_site`` of a JSON file with this content gives an equal site. The key ``resolved`` adds
-    facts that are not settings (file, ranks, layout).
+    facts that are not settings (file, ranks, layout, what the flavor's name stands for).
     """
     config = site.config
     sections = {
@@ -51,8 +51,25 @@ def dump_resolved(site: Any) -> dict[str, Any]:
                 **({"hf_assets_path": config.hf_assets_path} if site.settings.get("hf_assets_path") else {}),
             }
         ],
-        "resolved": {"file": site.settings.file, "layout": dataclasses.asdict(site.layout), "notes": site.notes},
+        "resolved": {
+            "file": site.settings.file,
+            "layout": dataclasses.asdict(site.layout),
+            "notes": site.notes,
+            "model": known_sizes(config.model_spec.model),
+        },
     }
+
+
+def known_sizes(model: Any) -> dict[str, Any]:
+    """What a model's config comes to, in keys of ``[model]``, whatever its flavor means in this version.
+
+    Empty for a model that is no Llama.
+    """
+    from torchtitan.models.llama3.model import Llama3Model
+
+    from titan_ext.models.llama3.huggingface import sizes_of
+
+    return sizes_of(model) if isinstance(model, Llama3Model.Config) else {}
 
 
 def save_resolved(site: Any) -> Path:

@@ -22,6 +22,7 @@ class Origin(StrEnum):
     METHOD = "method"
     LAYOUT = "layout"
     TOKENIZER = "tokenizer"
+    WEIGHTS = "weights"
     FLAVOR = "flavor"
     TITAN_EXT = "titan_ext"
     TORCHTITAN = "torchtitan"

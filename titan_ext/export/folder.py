@@ -1,6 +1,5 @@
 """A model's folder in Hugging Face's Llama layout: safetensors, ``config.json`` and the tokenizer."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from titan_ext.error_text import reason
 from titan_ext.errors import RunError, UserError
 from titan_ext.export.llama import check_layout, llama_config
 from titan_ext.export.tokenizer_files import write_tokenizer
+from titan_ext.huggingface.description import write_description
 from titan_ext.models.dept.head import MaskedHead
 from titan_ext.trainer.cpu import prepare
 
@@ -82,7 +82,7 @@ def write_folder(
     try:
         _write_weights(folder, state)
         write_tokenizer(folder, assets)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_description(folder, config)
     except (CheckpointException, OSError) as error:
         raise RunError(f"--out {folder}: cannot be written: {reason(error)}") from error
     return rows

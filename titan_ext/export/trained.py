@@ -46,9 +46,12 @@ def trained_model(site: Site, step: int | None = None, weights: Weights = "site"
         UserError: there is no checkpoint, or it is of another model.
         RunError: it cannot be read.
     """
+    checkpoint = site_checkpoint(site, step)
+    for problem in checkpoint.changes(site.config.model_spec.model):
+        raise UserError(f'site "{site.name}": {problem}')
     training = replace(site.config.training, mixed_precision_param=site.config.training.dtype)
     kept = replace(site, config=replace(site.config, training=training))
-    return load_model(kept, site_checkpoint(site, step), weights=weights)
+    return load_model(kept, checkpoint, weights=weights)
 
 
 def site_tokenizer(site: Site) -> BaseTokenizer:

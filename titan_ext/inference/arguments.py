@@ -36,7 +36,16 @@ def open_run(options: argparse.Namespace) -> "tuple[Site, Checkpoint]":
         UserError: the file, the site or the checkpoint cannot be used.
     """
     from titan_ext.config.load import load_site
-    from titan_ext.inference.checkpoint import find_checkpoint
+    from titan_ext.inference.checkpoint import LATEST, find_checkpoint
 
-    site = load_site(options.file, options.site, options.overrides)
-    return site, find_checkpoint(options.checkpoint, Path(site.config.dump_folder) / site.config.checkpoint.folder)
+    site, folder = None, Path()
+    if options.checkpoint == LATEST:
+        site = load_site(options.file, options.site, options.overrides)
+        folder = Path(site.config.dump_folder) / site.config.checkpoint.folder
+    checkpoint = find_checkpoint(options.checkpoint, folder)
+    if site is None or checkpoint.huggingface:
+        # What such a folder says of its model counts for what is measured, whatever the run started from.
+        weights = checkpoint.path if checkpoint.huggingface else None
+        site = load_site(options.file, options.site, options.overrides, weights=weights)
+    site.notes.extend(checkpoint.changes(site.config.model_spec.model))
+    return site, checkpoint

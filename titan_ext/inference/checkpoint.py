@@ -1,6 +1,5 @@
 """The weights of a checkpoint, as the trainer or Hugging Face's libraries write them."""
 
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -14,8 +13,11 @@ from torch import nn
 from torch.distributed.checkpoint import FileSystemReader, StorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 
-from titan_ext.config.resolved import FILE_NAME
+from titan_ext.config.recorded import changes_since, read_record
 from titan_ext.errors import RunError, UserError
+from titan_ext.huggingface.fit import check_weights
+from titan_ext.huggingface.weights import what_instead
+from titan_ext.models.fit import check_tensors, stored_shapes
 from titan_ext.trainer.cpu import prepare
 
 prepare()
@@ -29,9 +31,6 @@ Weights = Literal["site", "global"]
 LATEST = "latest"
 _STEP = re.compile(r"^step-(\d+)$")
 _GLOBAL = re.compile(r"^semi_sync\.states\.[^.]+\.(.+)\.global$")
-# What may stand in a checkpoint beside the weights: the trainer's other states, and in Hugging Face's files a buffer
-# and a tied head.
-_BESIDE = re.compile(r"^(optimizer|lr_scheduler|dataloader|train_state|semi_sync)\b|\.inv_freq$|^lm_head\.weight$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +49,15 @@ class Checkpoint:
 
     def trained_with(self) -> dict[str, Any] | None:
         """The settings that the run of this checkpoint recorded; None where its folder holds no record."""
-        record = self.path.absolute().parent.parent / FILE_NAME
-        return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+        return read_record(self.path)
+
+    def changes(self, config: Any) -> list[str]:
+        """What a model computes otherwise than the one that its run trained; empty for Hugging Face's format.
+
+        Args:
+            config: the model's, of the same shapes.
+        """
+        return [] if self.huggingface else changes_since(self.path, config)
 
 
 def find_checkpoint(asked: str, folder: Path) -> Checkpoint:
@@ -78,9 +84,8 @@ def find_checkpoint(asked: str, folder: Path) -> Checkpoint:
             f"--checkpoint latest: no finished checkpoint in {folder}; train with checkpoint.enable = true, "
             "or give --checkpoint PATH"
         )
-    raise UserError(
-        f"--checkpoint {asked}: must hold a checkpoint (.metadata or *.safetensors), or step-N folders with one"
-    )
+    held = what_instead(path) or "must hold a checkpoint (.metadata or *.safetensors), or step-N folders with one"
+    raise UserError(f"--checkpoint {asked}: {held}")
 
 
 def load_weights(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint, weights: Weights = "site") -> None:
@@ -103,8 +108,9 @@ def load_weights(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint, weig
     if checkpoint.huggingface:
         own.load_state_dict(_from_huggingface(own.state_dict(), spec, checkpoint))
     else:
-        state = own.state_dict()
-        _read(state, FileSystemReader(checkpoint.path), checkpoint)
+        state, reader = own.state_dict(), FileSystemReader(checkpoint.path)
+        _check_same_model(state, _sizes(reader, checkpoint), checkpoint)
+        _load(state, reader, checkpoint)
         own.load_state_dict(state)
 
 
@@ -127,16 +133,11 @@ def _read_global(model: nn.Module, checkpoint: Checkpoint) -> None:
 def _from_huggingface(state: dict[str, torch.Tensor], spec: ModelSpec, checkpoint: Checkpoint) -> dict[str, Any]:
     if spec.state_dict_adapter is None:
         raise UserError(f"--checkpoint {checkpoint.path}: {spec.name} {spec.flavor} has no Hugging Face format")
+    check_weights(checkpoint.path, spec.model, spec.state_dict_adapter)
     adapter = spec.state_dict_adapter(spec.model, None)
     theirs = adapter.to_hf(state)
-    _read(theirs, adapter.get_hf_storage_reader(str(checkpoint.path)), checkpoint)
+    _load(theirs, adapter.get_hf_storage_reader(str(checkpoint.path)), checkpoint)
     return adapter.from_hf(theirs)
-
-
-def _read(state: dict[str, torch.Tensor], reader: StorageReader, checkpoint: Checkpoint) -> None:
-    """Fill all of the state's tensors, which must be all weights of the checkpoint."""
-    _check_same_model(state, _sizes(reader, checkpoint), checkpoint)
-    _load(state, reader, checkpoint)
 
 
 def _load(state: dict[str, torch.Tensor], reader: StorageReader, checkpoint: Checkpoint) -> None:
@@ -151,25 +152,15 @@ def _load(state: dict[str, torch.Tensor], reader: StorageReader, checkpoint: Che
 def _sizes(reader: StorageReader, checkpoint: Checkpoint) -> dict[str, torch.Size]:
     """Shapes of the tensors in a checkpoint."""
     try:
-        entries = reader.read_metadata().state_dict_metadata
-    except Exception as error:  # noqa: BLE001 — pickle and safetensors each have errors of their own
+        return stored_shapes(reader.read_metadata())
+    except Exception as error:  # noqa: BLE001 — unpickling what is damaged may raise anything
         raise RunError(f"checkpoint {checkpoint.path}: cannot be read: {_first_line(error)}") from error
-    return {name: entry.size for name, entry in entries.items() if hasattr(entry, "size")}
 
 
 def _check_same_model(
     wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Size], checkpoint: Checkpoint
 ) -> None:
-    advice = "[model] and tokenizer must be those of the run"
-    for name, tensor in wanted.items():
-        if name not in found:
-            raise UserError(f"checkpoint {checkpoint.path}: has no {name}, which the model has; {advice}")
-        if found[name] != tensor.shape:
-            theirs, ours = list(found[name]), list(tensor.shape)
-            raise UserError(f"checkpoint {checkpoint.path}: {name} is {theirs}, in the model {ours}; {advice}")
-    for name in found:
-        if name not in wanted and not _BESIDE.search(name):
-            raise UserError(f"checkpoint {checkpoint.path}: has {name}, which the model has not; {advice}")
+    check_tensors({name: tensor.shape for name, tensor in wanted.items()}, found, f"checkpoint {checkpoint.path}")
 
 
 def _step_number(path: Path) -> int:

@@ -1,4 +1,8 @@
-"""Model specs: one package each, with ``model_registry(flavor, **overrides)`` and ``flavors``."""
+"""Model specs: one package each, with ``model_registry(flavor, **overrides)`` and ``flavors``.
+
+A package whose models Hugging Face's libraries know may also have ``from_huggingface(config, file)``: the overrides
+with which a model is the one that the content of a ``config.json`` describes.
+"""
 
 from difflib import get_close_matches
 from importlib import import_module

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,10 +14,14 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
+from titan_ext.config.recorded import changes_since
 from titan_ext.error_text import reason
 from titan_ext.errors import RunError, UserError
-from titan_ext.trainer.resuming import PartialLoadPlanner, Stored, flattened, fresh_words, stored_shapes
+from titan_ext.huggingface.description import write_description
+from titan_ext.huggingface.fit import check_weights
+from titan_ext.models.fit import check_tensors, model_tensors
 from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.trainer.resuming import PartialLoadPlanner, Stored, flattened, fresh_words, stored_shapes
 from titan_ext.trainer.shared_disk import check_shared
 from titan_ext.trainer.cpu import prepare
 from titan_ext.trainer.optimizers import OptimizersContainer
@@ -48,6 +53,10 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         self._last_step: int | None = None
         self.notes: list[str] = []
         """What a user should know of the checkpoint that was loaded."""
+        self.model_config: Any = None
+        """Config of the whole model, whose tensors a checkpoint must hold; the trainer's to set before a load."""
+        self.description: dict[str, Any] = {}
+        """What a checkpoint in Hugging Face's format says of the model: its ``config.json``."""
         super().__init__(config, **parts)
 
     def save_now(self, step: int) -> bool:
@@ -80,7 +89,10 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         # New data under old metadata would pass for a checkpoint. The others write when rank 0 has planned.
         self._remove(checkpoint_id)
         with self._writing(checkpoint_id):
-            return super().dcp_save(state_dict, checkpoint_id, *args, **kwargs)
+            saved = super().dcp_save(state_dict, checkpoint_id, *args, **kwargs)
+            if kwargs.get("to_hf") and self.description and torch.distributed.get_rank() == 0:
+                write_description(Path(checkpoint_id), self.description)
+            return saved
 
     def dcp_load(self, state_dict: dict[str, Any], checkpoint_id: str, from_hf: bool, from_quantized: bool) -> None:
         """As torchtitan's; what a run can do without starts fresh where the checkpoint does not hold it.
@@ -88,14 +100,18 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         Raises:
             UserError: the checkpoint is of another model, or damaged.
         """
-        if problem := self._first_rank(lambda: damage(checkpoint_id)):
+        from_hf = from_hf or not _has_metadata(checkpoint_id)
+        if from_hf:
+            if self.sd_adapter is None:
+                raise UserError(f"checkpoint {checkpoint_id}: the model has no Hugging Face format")
+            # Every rank looks for itself, and all come to the same end.
+            check_weights(Path(checkpoint_id), self.model_config, type(self.sd_adapter), quantised=from_quantized)
+        elif problem := self._first_rank(lambda: damage(checkpoint_id)):
             raise UserError(f"checkpoint {checkpoint_id}: {problem}; choose another")
         states = {name: state_dict[name] for name in self.states if name in state_dict}
         weights = {key: value for key, value in state_dict.items() if key not in states}
         try:
-            if from_hf or not _has_metadata(checkpoint_id):
-                if self.sd_adapter is None:
-                    raise UserError(f"checkpoint {checkpoint_id}: the model has no Hugging Face format")
+            if from_hf:
                 super().dcp_load(weights, checkpoint_id, True, from_quantized)
                 fresh = {name: fresh_words(name) for name in states}
             else:
@@ -107,8 +123,12 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
     def _load_what_is_there(self, weights: dict[str, Any], states: dict[str, Any], checkpoint: str) -> dict[str, str]:
         """Weights and states in place; returns what is to be said of the states that were not in the checkpoint."""
         remote = filesystem.is_remote(checkpoint)
-        stored = Stored(checkpoint, self._first_rank(lambda: stored_shapes(checkpoint, remote)))
-        stored.check_whole(name for part in SiteRanks().gather([*weights]) for name in part)
+        shapes = self._first_rank(lambda: stored_shapes(checkpoint, remote))
+        tensors = {key: torch.Size(shape) for key, shape in shapes.items() if shape is not None}
+        check_tensors(model_tensors(self.model_config), tensors, f"checkpoint {checkpoint}")
+        for change in () if remote else changes_since(Path(checkpoint), self.model_config):
+            logger.warning("%s", change)
+        stored = Stored(shapes)
         wanted = {name: dict(flattened(name, state.state_dict())) for name, state in states.items()}
         lacking = {name: words for name, keys in wanted.items() if (words := stored.lacks(name, keys))}
         fresh = _merged(SiteRanks().gather(lacking))

@@ -5,15 +5,13 @@ something. A model is taken whole or not at all.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
-
-from titan_ext.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...] | None]
 """By key; None for what is no tensor."""
@@ -60,28 +58,13 @@ class Stored:
     """The contents of a checkpoint, compared with what a run wants of it.
 
     Args:
-        checkpoint: its folder, for the wording.
         shapes: what it holds.
     """
 
-    def __init__(self, checkpoint: str, shapes: Shapes) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, shapes: Shapes) -> None:
         self._shapes = shapes
         rules = ((_RULE.match(key), key) for key in shapes)
         self._by_parameter = {match[1]: key for match, key in rules if match}
-
-    def check_whole(self, parameters: Iterable[str]) -> None:
-        """Refuse a checkpoint that does not hold all of the model.
-
-        Raises:
-            UserError: naming a parameter.
-        """
-        for name in parameters:
-            if name not in self._shapes:
-                raise UserError(
-                    f"checkpoint {self._checkpoint}: has no {name}, which the model has; [model] and tokenizer must be "
-                    "those of the run that saved it"
-                )
 
     def lacks(self, name: str, wanted: Shapes) -> str | None:
         """What is to be said of a state that the checkpoint does not hold; None where it does.

@@ -14,11 +14,13 @@ prepare()
 
 from torchtitan import trainer as torchtitan_trainer  # noqa: E402
 from torchtitan.components.dataloader import DataloaderExhaustedError  # noqa: E402
+from torchtitan.config import TORCH_DTYPE_MAP  # noqa: E402
 from torchtitan.tools.logging import logger  # noqa: E402
 
 from titan_ext.config.sections import DeptConfig, SiteConfig  # noqa: E402
 from titan_ext.data.tokenizers.traits import fingerprint, row_count  # noqa: E402
 from titan_ext.errors import RunError, UserError  # noqa: E402
+from titan_ext.export.llama import is_llama, llama_config  # noqa: E402
 from titan_ext.optim.switch import Switch, SwitchConfig  # noqa: E402
 from titan_ext.replica import ReplicaConfig  # noqa: E402
 from titan_ext.replica.shutdown.graceful_exit import Left  # noqa: E402
@@ -57,7 +59,13 @@ class Trainer(torchtitan_trainer.Trainer):
         self._begun = False
         self._over = False
         self._tokens_told = 0
+        described = config.checkpoint.enable and config.checkpoint.last_save_in_hf and is_llama(config.model_spec)
+        # torchtitan cuts the model's positions down to the run's sequences.
+        longest = config.model_spec.model.max_seq_len if described else 0
         super().__init__(config)
+        self.checkpointer.model_config = self.model_config
+        if described:
+            self.checkpointer.description = self._description(longest)
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._departure = Departure(config.site.name, rank, ranks)
         finish(self.model_parts)
@@ -230,6 +238,11 @@ class Trainer(torchtitan_trainer.Trainer):
             self.optimizers.register_step_pre_hook(self._outer_step)
         if config.checkpoint.enable:
             self.checkpointer.states["semi_sync"] = self.outer
+
+    def _description(self, longest: int) -> dict[str, Any]:
+        """The ``config.json`` beside the last checkpoint's weights, for positions up to ``longest``."""
+        model, dtype = self.config.model_spec.model, TORCH_DTYPE_MAP[self.config.checkpoint.export_dtype]
+        return llama_config(model, model.vocab_size, self.tokenizer, dtype) | {"max_position_embeddings": longest}
 
     def _token_rows(self) -> TokenRowMap | None:
         """Which tokens the rows of this site's tables stand for, where tables are shared by row."""

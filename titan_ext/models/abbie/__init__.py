@@ -18,6 +18,7 @@ from titan_ext.models.abbie.model import AbbieModel
 from titan_ext.models.abbie.norm import use_fp32_stream
 from titan_ext.models.abbie.pipeline import pipeline_abbie
 from titan_ext.models.abbie.recurrence import Between, Recurrence, Skip
+from titan_ext.models.llama3 import from_huggingface as from_huggingface
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ class AbbieModel(Llama3Model):
                 each.numel() for name in self.body_modules for each in model.get_submodule(name).parameters()
             )
             # torchtitan's convention: 6 a parameter, and attention as if it were not causal.
-            once = 6 * (iterated + 2 * self.body_layers * self.dim * seq_len)
+            once = 6 * (iterated + 2 * self.body_layers * self.attention_width * seq_len)
             return parameters, operations + round((self.iterations.mean - 1) * once)
 
     def __init__(self, config: Config) -> None:

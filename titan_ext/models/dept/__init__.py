@@ -10,6 +10,7 @@ from torchtitan.protocols.model_spec import ModelSpec
 from titan_ext.errors import UserError
 from titan_ext.models import llama3, unknown
 from titan_ext.models.dept.head import MaskedHead
+from titan_ext.models.llama3 import from_huggingface as from_huggingface
 
 
 def _tied(sizes: llama3.Sizes) -> llama3.Sizes:

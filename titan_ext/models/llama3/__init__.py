@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torchtitan.distributed.pipeline_parallel import pipeline_llm
@@ -16,7 +16,11 @@ from torchtitan.protocols.model_spec import ModelSpec
 
 from titan_ext.errors import UserError
 from titan_ext.models import unknown
+from titan_ext.models.llama3.huggingface import from_huggingface as from_huggingface
 from titan_ext.models.llama3.model import Llama3Model
+
+RopeScaling = Literal["none", "llama3"]
+"""How a rotary embedding reaches further than the texts that it was first trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +32,11 @@ class Sizes:
     n_layers: int
     """Transformer blocks."""
     n_heads: int
-    """Query heads; the head dimension is ``dim / n_heads``."""
+    """Query heads."""
     n_kv_heads: int | None = None
     """Key and value heads; None: as many as query heads."""
+    head_dim: int | None = None
+    """Width of a head; None: ``dim / n_heads``."""
     ffn_dim: int
     """Hidden width of the feed-forward layer."""
     vocab_size: int = 128256
@@ -39,16 +45,30 @@ class Sizes:
     """Longest sequence that the rotary embedding allows."""
     rope_theta: float = 500000.0
     """Base of the rotary embedding."""
+    rope_scaling: RopeScaling = "llama3"
+    """"llama3" slows low frequencies down, as Llama 3.1 and 3.2 do; "none" leaves all, as Llama 2 and 3.0 do."""
+    rope_scaling_factor: float = 8.0
+    """How many times as long those wavelengths become that are above ``rope_original_max_positions`` divided by
+    ``rope_low_freq_factor`` (8 in Llama 3.1, 32 in 3.2)."""
+    rope_low_freq_factor: float = 1.0
+    """See ``rope_scaling_factor``; between the two bounds wavelengths blend."""
+    rope_high_freq_factor: float = 4.0
+    """Wavelengths below ``rope_original_max_positions`` divided by this stay as they are."""
+    rope_original_max_positions: int = 8192
+    """Tokens of the longest text before the rotary embedding was scaled."""
+    norm_eps: float = 1e-5
+    """What every norm adds to the mean square."""
     enable_weight_tying: bool = False
     """One matrix for embedding and head (not under pipeline parallelism)."""
 
 
+_LLAMA_32 = {"enable_weight_tying": True, "rope_scaling_factor": 32.0}
 flavors: dict[str, Sizes] = {
     "tiny": Sizes(dim=96, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=256, vocab_size=512),
     "debugmodel": Sizes(dim=256, n_layers=6, n_heads=16, ffn_dim=768, vocab_size=2048),
     "125M": Sizes(dim=768, n_layers=12, n_heads=12, ffn_dim=2048, vocab_size=50432),
-    "1B": Sizes(dim=2048, n_layers=16, n_heads=32, n_kv_heads=8, ffn_dim=8192, enable_weight_tying=True),
-    "3B": Sizes(dim=3072, n_layers=28, n_heads=24, n_kv_heads=8, ffn_dim=8192, enable_weight_tying=True),
+    "1B": Sizes(dim=2048, n_layers=16, n_heads=32, n_kv_heads=8, ffn_dim=8192, **_LLAMA_32),
+    "3B": Sizes(dim=3072, n_layers=28, n_heads=24, n_kv_heads=8, ffn_dim=8192, **_LLAMA_32),
     "8B": Sizes(dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, ffn_dim=14336),
     "70B": Sizes(dim=8192, n_layers=80, n_heads=64, n_kv_heads=8, ffn_dim=28672),
     "405B": Sizes(dim=16384, n_layers=126, n_heads=128, n_kv_heads=8, ffn_dim=53248),
@@ -86,15 +106,24 @@ def model_registry(flavor: str, *, attn_backend: str = "flex", **overrides: Any)
 
 
 def _check(sizes: Sizes) -> None:
+    if sizes.rope_scaling not in get_args(RopeScaling):
+        raise unknown("model.rope_scaling", sizes.rope_scaling, get_args(RopeScaling))
     for key, value in asdict(sizes).items():
-        if value is not None and not value > 0 and key != "enable_weight_tying":
+        if key not in ("rope_scaling", "enable_weight_tying") and value is not None and not value > 0:
             raise UserError(f"model.{key} = {value!r}: must be above 0")
-    if sizes.dim % sizes.n_heads or (sizes.dim // sizes.n_heads) % 2:
+    if sizes.head_dim is None and (sizes.dim % sizes.n_heads or (sizes.dim // sizes.n_heads) % 2):
         raise UserError(
             f"model.n_heads = {sizes.n_heads}: must divide model.dim ({sizes.dim}) into heads of even size"
         )
+    if (sizes.head_dim or 0) % 2:
+        raise UserError(f"model.head_dim = {sizes.head_dim}: must be even")
     if sizes.n_heads % (sizes.n_kv_heads or sizes.n_heads):
         raise UserError(f"model.n_kv_heads = {sizes.n_kv_heads}: must divide model.n_heads ({sizes.n_heads})")
+    if not sizes.rope_high_freq_factor > sizes.rope_low_freq_factor:
+        raise UserError(
+            f"model.rope_high_freq_factor = {sizes.rope_high_freq_factor}: must be above model.rope_low_freq_factor "
+            f"({sizes.rope_low_freq_factor})"
+        )
 
 
 # The initialisation is torchtitan's: normal embeddings, truncated normal matrices whose deviation
@@ -104,8 +133,21 @@ def _truncated_normal(std: float, cut: float | None = None) -> dict[str, Any]:
     return {"weight": partial(nn.init.trunc_normal_, std=std, **bounds), "bias": nn.init.zeros_}
 
 
-def _norm(dim: int) -> RMSNorm.Config:
-    return RMSNorm.Config(normalized_shape=dim, param_init={"weight": nn.init.ones_})
+def _norm(sizes: Sizes) -> RMSNorm.Config:
+    return RMSNorm.Config(normalized_shape=sizes.dim, eps=sizes.norm_eps, param_init={"weight": nn.init.ones_})
+
+
+def _rope(sizes: Sizes) -> ComplexRoPE.Config:
+    return ComplexRoPE.Config(
+        dim=sizes.head_dim or sizes.dim // sizes.n_heads,
+        max_seq_len=sizes.max_seq_len,
+        theta=sizes.rope_theta,
+        scaling="llama" if sizes.rope_scaling == "llama3" else "none",
+        scaling_factor=sizes.rope_scaling_factor,
+        low_freq_factor=sizes.rope_low_freq_factor,
+        high_freq_factor=sizes.rope_high_freq_factor,
+        original_max_position_embeddings=sizes.rope_original_max_positions,
+    )
 
 
 def _model_config(sizes: Sizes, attn_backend: str) -> Llama3Model.Config:
@@ -117,7 +159,7 @@ def _model_config(sizes: Sizes, attn_backend: str) -> Llama3Model.Config:
         tok_embeddings=Embedding.Config(
             num_embeddings=sizes.vocab_size, embedding_dim=sizes.dim, param_init={"weight": embedding_init}
         ),
-        norm=_norm(sizes.dim),
+        norm=_norm(sizes),
         lm_head=Linear.Config(
             in_features=sizes.dim,
             out_features=sizes.vocab_size,
@@ -129,21 +171,19 @@ def _model_config(sizes: Sizes, attn_backend: str) -> Llama3Model.Config:
 
 def _block_config(sizes: Sizes, layer: int, attn_backend: str) -> Llama3TransformerBlock.Config:
     writes_to_stream = _truncated_normal(depth_scaled_std(0.02, layer))
-    rope = ComplexRoPE.Config(
-        dim=sizes.dim // sizes.n_heads, max_seq_len=sizes.max_seq_len, theta=sizes.rope_theta, scaling="llama"
-    )
     return Llama3TransformerBlock.Config(
-        attention_norm=_norm(sizes.dim),
-        ffn_norm=_norm(sizes.dim),
+        attention_norm=_norm(sizes),
+        ffn_norm=_norm(sizes),
         attention=make_gqa_config(
             dim=sizes.dim,
             n_heads=sizes.n_heads,
             n_kv_heads=sizes.n_kv_heads,
+            head_dim=sizes.head_dim,
             wqkv_param_init=_truncated_normal(0.02),
             wo_param_init=writes_to_stream,
             inner_attention=get_attention_config(attn_backend),
             fuse_qkv=True,
-            rope=rope,
+            rope=_rope(sizes),
         ),
         feed_forward=make_ffn_config(
             dim=sizes.dim,

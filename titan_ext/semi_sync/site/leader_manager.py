@@ -36,15 +36,9 @@ class LeaderManager:
         self._states: dict[str, tuple[Callable[[Any], None], Callable[[], Any]]] = {}
 
     @property
-    def process_group(self) -> ProcessGroup:
-        """The leader's; the other ranks have none.
-
-        Raises:
-            RuntimeError: this rank is not the leader.
-        """
-        if self.leading is None:
-            raise RuntimeError("the leader alone exchanges with other sites")
-        return self.leading.process_group
+    def process_group(self) -> ProcessGroup | None:
+        """The leader's; the other ranks have none."""
+        return self.leading.process_group if self.leading is not None else None
 
     def start_quorum(self) -> None:
         """Agree on who takes part; the other ranks help their leader to give and take state meanwhile."""

@@ -16,8 +16,11 @@ class ReplicaManager(Protocol):
     """
 
     @property
-    def process_group(self) -> ProcessGroup:
-        """The group of this rank and those it is paired with at the other sites, for collectives of bytes."""
+    def process_group(self) -> ProcessGroup | None:
+        """The group of this rank and those it is paired with at the other sites, for collectives of bytes.
+
+        None at a rank whose leader exchanges for it.
+        """
 
     def start_quorum(self) -> None:
         """Agree on who takes part; a site that is behind has its state loaded before this returns."""
@@ -65,7 +68,8 @@ def wire_device(manager: ReplicaManager) -> torch.device:
     Gloo moves host memory; it takes an accelerator's tensors for an all-reduce alone. The groups of
     accelerators take nothing else than their own.
     """
-    name = manager.process_group.getBackendName()
+    group = manager.process_group
+    name = group.getBackendName() if group is not None else ""
     if any(backend in name for backend in ("nccl", "xccl")):
         return torch.device(torch.accelerator.current_accelerator())
     return torch.device("cpu")

@@ -1,0 +1,80 @@
+"""The model that a run has recorded in its ``config.json``, beside the model of now.
+
+Shapes of weights tell when sizes differ, but not how many heads they are cut into, what the norms add or how the
+rotary embedding turns: with those changed, the same weights are another model.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from titan_ext.config.resolved import FILE_NAME, known_sizes
+from titan_ext.errors import UserError
+from titan_ext.models import get_model_spec
+from titan_ext.models.llama3.huggingface import differing, show
+
+# Keys that the shapes of the weights tell of.
+_SHAPED = ("dim", "n_layers", "ffn_dim", "vocab_size", "enable_weight_tying")
+
+
+def check_resumed(site: Any) -> None:
+    """Refuse to go on with a run as another model than the one that it has trained so far.
+
+    Args:
+        site: a ``Site`` that is about to be trained.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    folder = Path(site.config.dump_folder)
+    record, checkpoints = folder / FILE_NAME, folder / site.config.checkpoint.folder
+    if not site.config.checkpoint.enable or not record.is_file() or not any(checkpoints.glob("step-*/.metadata")):
+        return
+    for key, then, now in changes(json.loads(record.read_text(encoding="utf-8")), site.config.model_spec.model):
+        problem = f"was {show(then)} in this run so far ({record}); another model needs another dump_folder"
+        raise site.settings.error(f"model.{key}", problem, now)
+
+
+def read_record(checkpoint: Path) -> dict[str, Any] | None:
+    """The settings that the run of a checkpoint recorded; None where its folder holds no record.
+
+    Args:
+        checkpoint: folder of one step, in the run's folder of checkpoints.
+    """
+    record = checkpoint.absolute().parent.parent / FILE_NAME
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+
+
+def changes_since(checkpoint: Path, config: Any) -> list[str]:
+    """What a model computes otherwise than the one that the run of a checkpoint trained, as far as that is recorded.
+
+    Args:
+        checkpoint: as in ``read_record``.
+        config: the model's, of the same shapes.
+    """
+    return [
+        f"model.{key} = {show(now)}: was {show(then)} in the run that saved {checkpoint}"
+        for key, then, now in changes(read_record(checkpoint) or {}, config)
+    ]
+
+
+def changes(record: Mapping[str, Any], config: Any) -> list[tuple[str, Any, Any]]:
+    """Keys of ``[model]`` that no shape tells of and that differ, each with its value then and now.
+
+    Args:
+        record: the settings that a run has recorded.
+        config: of the model of now.
+    """
+    now = known_sizes(config)
+    then = record.get("resolved", {}).get("model") or _sizes_before(record)
+    return [(key, then[key], now[key]) for key in differing(then, now) if key not in _SHAPED]
+
+
+def _sizes_before(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run recorded that began before sizes were: all models then had the rotary scaling of Llama 3.1."""
+    try:
+        model = {"rope_scaling_factor": 8.0, **record["model"]}
+        return known_sizes(get_model_spec(model.pop("name"), model.pop("flavor"), **model).model)
+    except (UserError, KeyError, TypeError):
+        return {}
