@@ -1,6 +1,29 @@
-"""What another library's error says, in one line."""
+"""What another library's error says, in one line, and whether trying again can help."""
+
+import errno
+import os
+
+from titan_ext.errors import ReadError, RunError, UserError
+
+# What a restart does not change; any other failure to read may pass.
+_LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 def reason(error: Exception) -> str:
     """The first line of the message, or the error's kind where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError) -> UserError | RunError:
+    """The error to raise where a file of a corpus cannot be read."""
+    kind = UserError if error.errno in _LASTING else ReadError
+    return kind(f"data: cannot read {str(path)!r}: {error.strerror or reason(error)}")
+
+
+class Changed(UserError):
+    """A file of a corpus is another than when the run began to read it."""
+
+
+def changed(path: str | os.PathLike[str]) -> Changed:
+    """The error to raise where a file is another than the one whose documents were found."""
+    return Changed(f"data: {os.fspath(path)!r} has changed since this run began to read it; start the run again")

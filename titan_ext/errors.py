@@ -11,15 +11,23 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """Something the user gave cannot work: reported as one line, exit code 2."""
+    """Something the user gave cannot work: reported as one line, exit code 2, which the launcher does not restart."""
 
     exit_code = 2
 
 
+class BadRecord(UserError):
+    """A document of a corpus cannot be used. The rank that reads it meets it alone, and would again after a restart."""
+
+
 class RunError(RuntimeError):
-    """The world outside failed (a lighthouse, a disk, a peer): reported as one line, exit code 1."""
+    """The world outside failed (a lighthouse, a disk, a peer): reported as one line, exit code 1; may be restarted."""
 
     exit_code = 1
+
+
+class ReadError(RunError):
+    """A corpus cannot be read at the moment: the disk or the network failed, and a restart may find it well again."""
 
 
 class InvalidValue(UserError):

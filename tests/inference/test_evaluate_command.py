@@ -1,5 +1,6 @@
 """``titan-ext eval`` on the checkpoints of a real run, as a person calls it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -93,3 +94,20 @@ def test_reading_the_command_does_not_wait_for_torch(module):
     code = f"import sys, titan_ext.commands.{module}; sys.exit('torch' in sys.modules or 'lm_eval' in sys.modules)"
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(root)})
+
+
+@pytest.mark.parametrize("word", ["validation", "test"])
+def test_files_that_are_called_so_are_held_out(tmp_path, word):
+    from titan_ext.config import load_site
+    from titan_ext.inference.text import evaluation_text
+
+    for name in ("train", word):
+        lines = "".join(json.dumps({"text": f"{name} {number} " * 20}) + "\n" for number in range(20))
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    file = tmp_path / "run.toml"
+    data = f'[data]\ndataset = "{tmp_path}/*.jsonl"\nsplit = "train"\n'
+    file.write_text(f'[model]\nname = "llama3"\nflavor = "tiny"\n[training]\nseq_len = 64\n{data}')
+    text = evaluation_text(load_site(file), None, tokens=640, batch_size=2)
+    assert 'the files of validation or test, which data.split = "train" leaves out' in text.description
+    letters = bytes(token for inputs, _ in text.batches for token in inputs["input"].flatten().tolist() if token < 256)
+    assert word.encode() in letters and b"train" not in letters

@@ -58,9 +58,11 @@ def _check_weights(sites: list) -> None:
 
 
 def _as_text(file: str, sites: list, everything: bool) -> str:
+    from titan_ext.config.data_lines import data_lines
     from titan_ext.config.render import render_cost, render_site
 
-    blocks = [f"{file}: {len(sites)} site(s), no mistakes found"]
+    data = [line for site in sites for line in data_lines(site, must_be_here=False)]
+    blocks = [f"{file}: {len(sites)} site(s), no mistakes found", "\n".join(data)]
     blocks += [render_site(site, everything=everything) for site in sites]
     blocks += [render_cost(same, cost) for same, cost in _alike(sites)]
     return "\n\n".join(blocks)
@@ -77,10 +79,17 @@ def _alike(sites: list) -> list[tuple[list, Any]]:
 
 def _as_json(file: str, sites: list) -> str:
     from titan_ext.config.cost.cost import site_cost
+    from titan_ext.config.data_lines import data_lines
     from titan_ext.config.resolved import dump_resolved
 
     described = [
-        {"name": site.name, "notes": site.notes, "config": dump_resolved(site), "cost": asdict(site_cost(site))}
+        {
+            "name": site.name,
+            "data": data_lines(site, must_be_here=False),
+            "notes": site.notes,
+            "config": dump_resolved(site),
+            "cost": asdict(site_cost(site)),
+        }
         for site in sites
     ]
     return json.dumps({"file": file, "sites": described}, indent=2, ensure_ascii=False)

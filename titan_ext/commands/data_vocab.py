@@ -98,7 +98,8 @@ def _held_out(site: "Site") -> "tuple[str, TextDataLoader.Config] | None":
     if validator.enable:
         return validator.dataloader.dataset, validator.dataloader
     held_out = own.held_out()
-    return None if held_out is None else (f"{own.holdout_fraction:.2%} of the documents", held_out)
+    part = f"{own.holdout_fraction:.2%} of the documents" if own.holdout_fraction else "files of validation or test"
+    return None if held_out is None else (part, held_out)
 
 
 def _file(args: argparse.Namespace, site: str) -> Path | None:

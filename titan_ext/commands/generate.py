@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     sampler = Sampler(
         vocabulary_size(site.tokenizer, site.vocabulary), options.temperature, options.top_k, options.top_p, options.seed
     )
-    stream = TextStream(tokenizer)
+    stream = TextStream(tokenizer, prompt)
     started = time.perf_counter()
     print(options.prompt, end="", flush=True)
     for token in generate(decoding, prompt, sampler, options.max_tokens, tokenizer.eos_id):

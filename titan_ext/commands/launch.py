@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: bad input, found before anything starts.
     """
+    from titan_ext.config.data_lines import data_lines
+
     if args.max_restarts < 0:
         raise UserError(f"--max-restarts {args.max_restarts}: must be at least 0")
     if not args.grace_seconds > 0:
@@ -78,8 +80,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--lighthouse-port {args.lighthouse_port}: must be a port below 65536, or 0 for a free one")
     overrides = [*args.overrides, *(["--replica.lighthouse", args.lighthouse] if args.lighthouse else [])]
     sites = _load_sites(args.file, args.only, overrides)
+    data = [data_lines(site, must_be_here=True) for site in sites]
     jobs = _plan(args, sites, overrides)
-    for site in sites:
+    for site, lines in zip(sites, data):
+        print("\n".join(lines))
         for note in site.notes:
             print(f"{site.name}: note: {note}")
     return run_jobs(

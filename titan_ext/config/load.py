@@ -134,6 +134,7 @@ def _build(
     checks.check_max_length(settings, config)
     checks.check_export(settings, config)
     notes = built.notes + checks.check_vocabulary(settings, config, built.model, built.tokenizer)
+    notes += built.tokenizer.notes
     notes += checks.check_outer_loop(settings, config)
     derived = built.derived | _fill_method(config) | _pair(config, plans) | _adapt(config)
     checks.check_pairing(settings, config)

@@ -24,7 +24,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows marks its text files so
     except FileNotFoundError:
         raise UserError(f"{path}: no such file{_neighbour(path)}") from None
     except UnicodeDecodeError as error:

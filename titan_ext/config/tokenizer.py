@@ -1,6 +1,6 @@
 """A site's ``tokenizer``: its torchtitan config, its folder and its vocabulary."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from titan_ext.config.settings import Settings
@@ -15,14 +15,17 @@ class TokenizerChoice:
     """A ``BaseTokenizer.Config``."""
 
     assets_path: str
-    """Folder that holds ``tokenizer.json``; empty for the byte tokenizer, which needs no file."""
+    """Folder that holds the tokenizer's files; empty for the byte tokenizer, which needs none."""
 
     vocabulary: int
     """One more than the largest id."""
 
+    notes: list[str] = field(default_factory=list)
+    """What a user should know of it."""
+
 
 def choose_tokenizer(settings: Settings, text: str, vocabulary: str = "") -> TokenizerChoice:
-    """Resolve ``byte``, a folder with ``tokenizer.json``, or the path of one.
+    """Resolve ``byte``, a folder with ``tokenizer.json`` (or what may stand in its place), or the path of one.
 
     Args:
         settings: for the wording of errors.
@@ -32,7 +35,7 @@ def choose_tokenizer(settings: Settings, text: str, vocabulary: str = "") -> Tok
     Raises:
         UserError: there is no such file, or it is not a tokenizer, or the vocabulary is not one of it.
     """
-    from titan_ext.data import resolve_tokenizer, vocabulary_size
+    from titan_ext.data.tokenizers.tokenizer import resolve_tokenizer, tokenizer_notes, vocabulary_size
 
     try:
         config, folder = resolve_tokenizer(text, vocabulary)
@@ -44,4 +47,4 @@ def choose_tokenizer(settings: Settings, text: str, vocabulary: str = "") -> Tok
         raise settings.error("tokenizer", str(error).removeprefix(f"tokenizer = {text!r}: "), text) from None
     if size < 1:
         raise settings.error("tokenizer", "has an empty vocabulary", text)
-    return TokenizerChoice(config, folder, size)
+    return TokenizerChoice(config, folder, size, [f"tokenizer {text}: {note}" for note in tokenizer_notes(text)])

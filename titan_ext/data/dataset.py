@@ -1,13 +1,14 @@
 """A site's documents as an endless or finite stream of packed sequences."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils.data import IterableDataset, get_worker_info
 
+from titan_ext.data.corpora.ranges import PIECE_BYTES, pieces
 from titan_ext.data.feed import Feed
 from titan_ext.data.packing import Cursor, Sample, pack
 from titan_ext.data.progress import Progress
@@ -17,6 +18,7 @@ from titan_ext.trainer.cpu import prepare
 prepare()
 
 from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
+from torchtitan.tools.logging import logger  # noqa: E402
 
 
 class PackedTextDataset(IterableDataset, Stateful):
@@ -53,6 +55,7 @@ class PackedTextDataset(IterableDataset, Stateful):
         self._infinite = infinite
         self._cursor = Cursor()
         self._start: Progress | None = None
+        self._told_of_cut = False
 
     def __iter__(self) -> Iterator[Sample]:
         """Sequences from the cursor on; a finite pass that has ended starts anew."""
@@ -64,7 +67,8 @@ class PackedTextDataset(IterableDataset, Stateful):
             turn.append(sample)
             if len(turn) == turns:
                 # Before the yield: the loader asks for the state while this generator stands there.
-                self._cursor = cursor
+                place, piece = cursor.place
+                self._cursor = replace(cursor, place=place, piece=piece)
                 yield turn[mine]
                 turn = []
         self._cursor = Cursor()
@@ -85,7 +89,7 @@ class PackedTextDataset(IterableDataset, Stateful):
         found = [self._count(worker, workers, needed) for worker in range(workers)]
         # A finite pass may leave a worker idle; an endless one would make it repeat a few words.
         if (min(found) if self._infinite else max(found)) < needed:
-            raise UserError(
+            raise TooLittleText(
                 f"data = {self._feed.name!r}: too little text for one batch: {min(found)} tokens of the {needed} "
                 f"that data-parallel rank {self._dp_rank} of {self._dp_world_size} needs (seq_len {self._seq_len}, "
                 f"batch size {batch_size}, {workers} reader(s)); use more text or a smaller batch"
@@ -99,7 +103,9 @@ class PackedTextDataset(IterableDataset, Stateful):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up where a dataset of the same settings and the same part of the documents had come to."""
-        self._cursor = Cursor(state_dict["epoch"], state_dict["place"], state_dict["offset"])
+        self._cursor = Cursor(
+            state_dict["epoch"], state_dict["place"], state_dict["offset"], state_dict.get("piece", 0)
+        )
 
     def start_from(self, progress: Progress) -> None:
         """Takes up where the site's readers had come to, however many they were."""
@@ -120,27 +126,47 @@ class PackedTextDataset(IterableDataset, Stateful):
         return worker, workers
 
     def _documents(self, shard: int, shards: int) -> Iterator[tuple[int, Any, np.ndarray]]:
-        epoch, place = self._cursor.epoch, self._cursor.place
+        epoch, place, piece = self._cursor.epoch, self._cursor.place, self._cursor.piece
         while True:
             whole_epoch, found = place is None, False
-            for place, tokens in self._tokens(epoch, place, shard, shards):
+            for where, tokens in self._tokens(epoch, place, piece, shard, shards):
                 found = True
-                yield epoch, place, tokens
+                yield epoch, where, tokens
             if not self._infinite:
                 return
             if whole_epoch and not found:
-                raise UserError(f"data = {self._feed.name!r}: no text for reader {shard} of {shards}")
-            epoch, place = epoch + 1, None
+                raise TooLittleText(f"data = {self._feed.name!r}: no text for reader {shard} of {shards}")
+            epoch, place, piece = epoch + 1, None, 0
 
-    def _tokens(self, epoch: int, place: Any, shard: int, shards: int) -> Iterator[tuple[Any, np.ndarray]]:
+    def _tokens(
+        self, epoch: int, place: Any, first_piece: int, shard: int, shards: int
+    ) -> Iterator[tuple[tuple[Any, int], np.ndarray]]:
+        """Place, piece and tokens of each piece of text, from the ``first_piece`` of the document at ``place`` on."""
         for found, text in self._feed.read(epoch, place, shard, shards):
-            if text:
-                yield found, np.asarray(self._tokenizer.encode(text, add_bos=True, add_eos=True), np.int64)
+            for piece, part in enumerate(pieces(text) if text else ()):
+                self._tell_of_cut(piece, text)
+                if piece >= first_piece:
+                    tokens = self._tokenizer.encode(part, add_bos=True, add_eos=True)
+                    yield (found, piece), np.asarray(tokens, np.int64)
+            first_piece = 0
+
+    def _tell_of_cut(self, piece: int, text: str) -> None:
+        if piece and not self._told_of_cut:
+            self._told_of_cut = True
+            size = PIECE_BYTES >> 20
+            logger.info(
+                "data = %r: a document of %s characters, as any of over %.1f MiB, is read as several of about %d MiB",
+                self._feed.name, f"{len(text):,}", 1.5 * size, size,
+            )
 
     def _count(self, worker: int, workers: int, needed: int) -> int:
         count = 0
-        for _, tokens in self._tokens(0, None, *self._shard(worker, workers)):
+        for _, tokens in self._tokens(0, None, 0, *self._shard(worker, workers)):
             count += max(len(tokens) - 1, 0)
             if count >= needed:
                 break
         return count
+
+
+class TooLittleText(UserError):
+    """A reader has no text, or not enough for a batch."""

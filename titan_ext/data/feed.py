@@ -6,10 +6,12 @@ the same settings to go on with that very document.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
+from titan_ext.data.bad_records import BadRecords
 from titan_ext.data.corpora.corpus import Corpus
 from titan_ext.data.order import Split, epoch_order, share, split_documents
 from titan_ext.errors import UserError
@@ -27,11 +29,20 @@ class Selection:
     share_index: int
     share_count: int
 
+    @property
+    def split_name(self) -> str:
+        """The split, where "auto" is "all"."""
+        return "all" if self.split == "auto" else self.split
+
 
 class Feed(Protocol):
     """Documents of one site."""
 
     name: str
+    bad_records: BadRecords
+
+    def __str__(self) -> str:
+        """What is read, in one line."""
 
     def read(self, epoch: int, place: Any, shard: int, shards: int) -> Iterator[tuple[Any, str]]:
         """Documents of part ``shard`` of ``shards`` in ``epoch``, from ``place`` on (None: the start)."""
@@ -44,16 +55,29 @@ class Feed(Protocol):
 
 
 class CorpusFeed:
-    """The site's documents of a local corpus; a place is a position in the shard's order."""
+    """The site's documents of a local corpus; a place is a position in the shard's order.
 
-    def __init__(self, corpus: Corpus, selection: Selection) -> None:
+    Args:
+        corpus: All documents.
+        selection: Which of them, and in what order.
+        bad_records: What becomes of those that cannot be used.
+    """
+
+    def __init__(self, corpus: Corpus, selection: Selection, bad_records: BadRecords | None = None) -> None:
         self.name = corpus.name
         self.corpus = corpus
+        self.bad_records = bad_records or BadRecords("error")
+        self.bad_records.leave_out(corpus.problems)
         self._selection = selection
         chosen = split_documents(len(corpus), selection.split, selection.holdout_fraction)
         self.documents = share(chosen, selection.share_index, selection.share_count)
         units = corpus.units()
         self._units = None if units is None else units[self.documents]
+
+    def __str__(self) -> str:
+        taken = "" if len(self.documents) == len(self.corpus) else f", {len(self.documents):,} of them taken"
+        empty = f"; files without a document: {self.corpus.empty}" if self.corpus.empty else ""
+        return f"{self.corpus.listing}{empty}; {len(self.corpus):,} documents{taken}"
 
     def order(self, epoch: int) -> np.ndarray:
         """Numbers of the site's documents in the order of an epoch, ``[documents]`` int64."""
@@ -67,16 +91,19 @@ class CorpusFeed:
         """Documents of part ``shard`` of ``shards`` in ``epoch``, from ``place`` on (None: the start)."""
         mine = self.order(epoch)[shard::shards].copy()
         for position in range(place or 0, len(mine)):
-            yield position, self.corpus.read(int(mine[position]))
+            yield position, self.bad_records.text(partial(self.corpus.read, int(mine[position])))
 
     def settings(self) -> dict[str, Any]:
-        """What a position means nothing without."""
+        """What a position means nothing without; reads a part of the corpus."""
         chosen = self._selection
         return {
+            "dataset": self.name,
+            "text_key": self.corpus.text_key,
+            "content": self.corpus.fingerprint(),
             "documents": len(self.corpus),
             "seed": chosen.seed if chosen.shuffle else None,
             "shuffle_buffer": chosen.shuffle_buffer if chosen.shuffle and self._units is not None else None,
-            "split": chosen.split,
+            "split": chosen.split_name,
             "holdout_fraction": chosen.holdout_fraction,
             "share_index": chosen.share_index,
             "share_count": chosen.share_count,

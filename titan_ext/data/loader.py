@@ -8,17 +8,21 @@ import pickle
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
+from functools import cache, cached_property, lru_cache
+from typing import Any, get_args
 
-from titan_ext.data.corpora.corpus import open_corpus
+from titan_ext.data.bad_records import BadRecords, OnBadRecord
+from titan_ext.data.corpora.corpus import BUILTIN, list_corpus, open_corpus
+from titan_ext.data.corpora.listing import Listing
 from titan_ext.data.corpora.stream import PREFIX, StreamFeed
 from titan_ext.data.dataset import PackedTextDataset
 from titan_ext.data.feed import CorpusFeed, Feed, Selection
 from titan_ext.data.order import Split
 from titan_ext.data.packing import Sample
 from titan_ext.data.progress import Progress, reader_states
-from titan_ext.errors import UserError
+from titan_ext.data.resume import OnChangedData, resume
+from titan_ext.data.tokenizers.traits import identity
+from titan_ext.errors import RunError, UserError
 from titan_ext.launcher.processes import die_with_parent
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.trainer.cpu import prepare
@@ -29,10 +33,7 @@ from torchtitan.components.dataloader import ParallelAwareDataloader  # noqa: E4
 from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
 from torchtitan.tools.logging import logger  # noqa: E402
 
-_SPLITS = ("all", "train", "validation")
-# Settings that say who reads which documents, not which documents there are and in what order.
-_RANKS = {"dp_world_size", "num_workers"}
-_DEALING = _RANKS | {"share_index", "share_count"}
+_SPLITS = get_args(Split)
 
 
 class TextDataLoader(ParallelAwareDataloader):
@@ -58,11 +59,11 @@ class TextDataLoader(ParallelAwareDataloader):
     @dataclass(kw_only=True, slots=True)
     class Config(ParallelAwareDataloader.Config):
         dataset: str = ""
-        """The corpus: a file (JSONL, text, Parquet), a folder, a glob, "builtin:code", "builtin:docs",
-        or a Hugging Face dataset "hf:NAME[:config][:split]"."""
+        """The corpus: a file (JSONL, JSON, CSV, Parquet, Arrow, text), a folder, a glob, "builtin:code",
+        "builtin:docs", or a Hugging Face dataset "hf:NAME[:config][:split]"."""
 
         text_key: str = "text"
-        """Key of a JSON line, or column of a table, that holds the text."""
+        """Key of a JSON object, or column of a table, that holds the text."""
 
         seed: int = 0
         """Seed of the order of documents; every epoch has an order of its own."""
@@ -71,8 +72,8 @@ class TextDataLoader(ParallelAwareDataloader):
         """Whether documents are shuffled at all."""
 
         shuffle_buffer: int = 1000
-        """Documents shuffled together where a corpus cannot be permuted whole: streams, and row groups
-        of Parquet. They are held in memory."""
+        """Documents shuffled together where a corpus cannot be permuted whole: streams, and groups of rows
+        of Parquet and Arrow. They are held in memory."""
 
         infinite: bool = True
         """Whether to start again at the corpus's end; if not, one pass, of equal length on all ranks."""
@@ -80,8 +81,11 @@ class TextDataLoader(ParallelAwareDataloader):
         holdout_fraction: float = 0.0
         """Part of the documents, from 0 to below 1, that belongs to the split "validation"."""
 
-        split: Split = "all"
-        """"train" leaves the held-out documents away, "validation" takes only them, "all" takes both."""
+        split: Split = "auto"
+        """"train" leaves the held-out documents away, "validation" takes only them, "all" takes both. Where names of
+        files tell training, validation and test documents apart, "train" takes the training files only, and
+        "validation" without a ``holdout_fraction`` those of validation, else of the test; "auto" takes all documents,
+        but refuses files of several splits."""
 
         share_index: int = 0
         """Which part of the corpus is this site's, where several sites share one."""
@@ -89,11 +93,38 @@ class TextDataLoader(ParallelAwareDataloader):
         share_count: int = 1
         """Sites that share the corpus."""
 
+        on_bad_record: OnBadRecord = "error"
+        """What a document does that cannot be used (a broken line of JSON, text that is not UTF-8, a damaged group of
+        rows): "error" ends the site, "skip" leaves it out, with a count in the log. ``titan-ext data show --scan``
+        finds all of them beforehand."""
+
+        on_changed_data: OnChangedData = "error"
+        """What a resume does whose tokenizer, documents, their order, or key is another than the checkpoint's: "error"
+        refuses, "continue" goes on at the same place, says what changed, and may read documents of the epoch twice or
+        not at all."""
+
         def held_out(self) -> "TextDataLoader.Config | None":
             """The documents that this leaves out of training; None where it takes all."""
-            if self.split != "train" or self.holdout_fraction == 0:
-                return None
-            return replace(self, split="validation")
+            rest = replace(self, split="validation")
+            return rest if self.split == "train" and (self.holdout_fraction > 0 or rest._has_files()) else None
+
+        def _has_files(self) -> bool:
+            """Whether there are files that are called as the split is."""
+            try:
+                return not self.dataset.startswith((PREFIX, BUILTIN)) and bool(self.listing().files)
+            except UserError:
+                return False
+
+        def listing(self) -> Listing:
+            """What of the corpus's files is read and what is not.
+
+            Raises:
+                UserError: they are not there, or cannot be meant.
+            """
+            if self.dataset.startswith(PREFIX):
+                return Listing(self.dataset, notes=["a stream, of which nothing is looked at before it is read"])
+            tolerant = self.on_bad_record == "skip"
+            return list_corpus(self.dataset, self.text_key, self.split, self.holdout_fraction, tolerant)
 
         def validate(self) -> None:
             """Raises UserError, naming the key, for a value outside its range."""
@@ -106,8 +137,13 @@ class TextDataLoader(ParallelAwareDataloader):
             )
             _require(self.split in _SPLITS, "split", self.split, f"one of {list(_SPLITS)}")
             _require(0 <= self.holdout_fraction < 1, "holdout_fraction", self.holdout_fraction, "from 0 to below 1")
+            for key, kind in (("on_bad_record", OnBadRecord), ("on_changed_data", OnChangedData)):
+                value, allowed = getattr(self, key), list(get_args(kind))
+                _require(value in allowed, key, value, f"one of {allowed}")
+            # The files of a folder may be called so.
+            named = not self.dataset.startswith((PREFIX, BUILTIN))
             _require(
-                self.split != "validation" or self.holdout_fraction > 0,
+                self.split != "validation" or self.holdout_fraction > 0 or named,
                 "holdout_fraction", self.holdout_fraction, "above 0 where split = 'validation'",
             )
             _require(self.num_workers >= 0, "num_workers", self.num_workers, "at least 0")
@@ -131,14 +167,15 @@ class TextDataLoader(ParallelAwareDataloader):
     ) -> None:
         config.validate()
         feed = open_feed(config)
+        if dp_rank == 0:
+            _say(f"data: {feed}")
+            for note in getattr(getattr(tokenizer, "base", tokenizer), "notes", ()):
+                _say(f"tokenizer: {note}")
         dataset = PackedTextDataset(feed, tokenizer, seq_len, dp_rank, dp_world_size, config.infinite)
         dataset.check(local_batch_size, config.num_workers)
-        self._settings = feed.settings() | {
-            "infinite": config.infinite,
-            "dp_world_size": dp_world_size,
-            "num_workers": config.num_workers,
-            "vocabulary": tokenizer.get_vocab_size(),
-        }
+        self._feed, self._tokenizer = feed, tokenizer
+        self._on_changed_data = config.on_changed_data
+        self._readers = {"infinite": config.infinite, "dp_world_size": dp_world_size, "num_workers": config.num_workers}
         self._finite = not config.infinite
         self._ended = self._resumed_at_end = False
         super().__init__(
@@ -182,39 +219,36 @@ class TextDataLoader(ParallelAwareDataloader):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where the loaders of the state stood.
 
-        With other ranks or workers the site goes on at its first unfinished document. If the corpus is
-        dealt to another number of sites, it goes on at the same part of the epoch.
-
         Raises:
-            UserError: those loaders read another corpus, or in another order.
+            UserError: those loaders read another corpus, or in another order; see ``resume``.
         """
         if not state_dict:
             return
         saved = json.loads(state_dict["settings"])
-        self._ended = self._resumed_at_end = saved.get("ended", False)
-        changed = {key: f"{key} was {saved[key]!r}, is {now!r}" for key, now in self._settings.items()
-                   if key in saved and saved[key] != now}
+        self._ended = self._resumed_at_end = saved.pop("ended", False)
         ranks = pickle.loads(state_dict["ranks"])
-        if not changed:
-            super().load_state_dict(ranks)
-            return
         states = [pickle.loads(state) for state in ranks.values() if isinstance(state, bytes)]
         progress = Progress.of(reader_states(states))
-        if progress is None or not changed.keys() <= _DEALING:
-            raise UserError(
-                f"data: the checkpoint's place in the corpus is of other settings ({'; '.join(changed.values())}); restore "
-                "them, or start the corpus anew with checkpoint.exclude_from_loading = ['dataloader']"
-            )
-        if not changed.keys() <= _RANKS:
-            progress = progress.shared_among(saved["share_count"], self._settings["share_count"])
-        if self.dp_rank == 0:
-            what = "; ".join(changed.values())
-            logger.info("data: %s: going on at document %d of epoch %d", what, progress.document, progress.epoch)
-        self.dataset.start_from(progress)
+        found = resume(saved, self._settings, progress, self._on_changed_data)
+        for note in found.notes if self.dp_rank == 0 else ():
+            logger.warning("data: %s", note)
+        if found.progress is None:
+            super().load_state_dict(ranks)
+        else:
+            self.dataset.start_from(found.progress)
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """What the positions mean nothing without. Found when it is first needed: it reads a part of the corpus."""
+        return self._feed.settings() | self._readers | identity(self._tokenizer)
 
 
-def open_feed(config: TextDataLoader.Config) -> Feed:
+def open_feed(config: TextDataLoader.Config, bad_records: BadRecords | None = None) -> Feed:
     """The site's documents, as the config selects and orders them.
+
+    Args:
+        config: which documents, and how.
+        bad_records: what becomes of those that cannot be used; None: what the config says.
 
     Raises:
         UserError: the corpus cannot be found or read.
@@ -228,9 +262,24 @@ def open_feed(config: TextDataLoader.Config) -> Feed:
         share_index=config.share_index,
         share_count=config.share_count,
     )
+    bad_records = bad_records or BadRecords(config.on_bad_record)
     if config.dataset.startswith(PREFIX):
-        return StreamFeed(config.dataset, config.text_key, selection)
-    return CorpusFeed(open_corpus(config.dataset, config.text_key, 2 * config.shuffle_buffer), selection)
+        return StreamFeed(config.dataset, config.text_key, selection, bad_records)
+    corpus = open_corpus(
+        config.dataset,
+        config.text_key,
+        keep=2 * config.shuffle_buffer,
+        split=config.split,
+        holdout_fraction=config.holdout_fraction,
+        tolerant=config.on_bad_record == "skip",
+    )
+    return CorpusFeed(corpus, selection, bad_records)
+
+
+@lru_cache
+def _say(line: str) -> None:
+    """Log a line once: a loader of the same data is built for every validation."""
+    logger.info(line)
 
 
 def _end_with_the_rank(worker: int) -> None:
@@ -256,9 +305,10 @@ def _kill_workers() -> None:
 def _with_short_errors(batches: Iterator[Sample]) -> Iterator[Sample]:
     try:
         yield from batches
-    except UserError as error:
+    except (UserError, RunError) as error:
         # A worker's error arrives with the worker's whole traceback as its message.
-        raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from None
+        last = str(error).strip().splitlines()[-1]
+        raise type(error)(last.partition(f"{type(error).__name__}: ")[2] or last) from None
 
 
 def _require(holds: bool, key: str, value: object, allowed: str) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-Split = Literal["all", "train", "validation"]
+Split = Literal["auto", "all", "train", "validation"]
 
 _HOLDOUT_SALT = 0x5EED_0F_401D
 
@@ -37,11 +37,12 @@ def mix(numbers: np.ndarray, *salts: int) -> np.ndarray:
 def split_documents(count: int, split: Split, holdout_fraction: float) -> np.ndarray:
     """Numbers of the documents in a split, ascending, int64.
 
-    The held-out documents depend on the count alone, not on a seed: whatever else two configs
-    differ in, the one's training data is never the other's validation data.
+    Without a hold-out every split has all of them: it was chosen by the names of files. The held-out
+    documents depend on the count alone, not on a seed: whatever else two configs differ in, the one's
+    training data is never the other's validation data.
     """
     everything = np.arange(count, dtype=np.int64)
-    if split == "all" or (split == "train" and holdout_fraction == 0.0):
+    if split in ("auto", "all") or holdout_fraction == 0.0:
         return everything
     held = math.ceil(count * holdout_fraction)
     shuffled = np.argsort(mix(everything, _HOLDOUT_SALT), kind="stable")

@@ -26,7 +26,9 @@ class Cursor:
     place: Any = None
     """The document's place in its feed; None: the epoch's start."""
     offset: int = 0
-    """Tokens of that document that were used as inputs."""
+    """Tokens of that document, or of its piece, that were used as inputs."""
+    piece: int = 0
+    """Which piece of a document that is too large to be one; 0 for any other."""
 
 
 def pack(

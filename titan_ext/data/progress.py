@@ -18,8 +18,10 @@ class Progress:
 
     epoch: int
     document: int
+    piece: int
+    """The first piece of it that is not finished."""
     offset: int
-    """Tokens of it that were used as inputs."""
+    """Tokens of that that were used as inputs."""
 
     @classmethod
     def of(cls, states: Iterable[Mapping[str, Any]]) -> "Progress | None":
@@ -32,18 +34,18 @@ class Progress:
             if not isinstance(state["place"], int | None):
                 return None
             document = 0 if state["place"] is None else state["place"] * state["shards"] + state["shard"]
-            found.append((state["epoch"], document, state["offset"]))
+            found.append((state["epoch"], document, state.get("piece", 0), state["offset"]))
         return cls(*min(found))
 
     def cursor(self, shard: int, shards: int) -> Cursor:
         """Where reader ``shard`` of ``shards`` goes on."""
         place = max(0, -((shard - self.document) // shards))
         is_first = place * shards + shard == self.document
-        return Cursor(self.epoch, place, self.offset if is_first else 0)
+        return Cursor(self.epoch, place, self.offset, self.piece) if is_first else Cursor(self.epoch, place)
 
     def shared_among(self, before: int, now: int) -> "Progress":
         """The same part of an epoch where the corpus is dealt to ``now`` sites instead of ``before``."""
-        return replace(self, document=self.document * before // now, offset=0)
+        return replace(self, document=self.document * before // now, piece=0, offset=0)
 
 
 def reader_states(state: Any) -> Iterator[Mapping[str, Any]]:

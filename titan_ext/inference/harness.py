@@ -127,7 +127,7 @@ class HarnessModel(TemplateLM):
         prompt = self.tok_encode(context)[room - self._length :]
         sampler = Sampler(self._vocabulary, chosen.get("temperature", 0.0))
         decoding = Cached(self._model, self._iterations, len(prompt) + room)
-        stream = TextStream(self._tokenizer)
+        stream = TextStream(self._tokenizer, prompt)
         for token in generate(decoding, prompt, sampler, room, self._tokenizer.eos_id):
             stream.push(token)
             ends = [place for stop in chosen["until"] if stop and (place := stream.text.find(stop)) >= 0]

@@ -1,5 +1,7 @@
 """From logits to a token, and from tokens to text."""
 
+from collections.abc import Sequence
+
 import torch
 
 from titan_ext.trainer.cpu import prepare
@@ -51,22 +53,27 @@ class TextStream:
 
     Args:
         tokenizer: that the tokens are of.
+        prompt: tokens that go before; some tokenizers leave out the blank of a text's first word.
     """
 
-    def __init__(self, tokenizer: BaseTokenizer) -> None:
+    def __init__(self, tokenizer: BaseTokenizer, prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._tokens: list[int] = []
+        self._tokens: list[int] = [*prompt]
+        self._before = len(tokenizer.decode(self._tokens)) if prompt else 0
         self.text = ""
-        """All text so far."""
+        """All text so far, without the prompt's."""
 
     def push(self, token: int) -> str:
         """The text that a token adds."""
         self._tokens.append(token)
-        return self._show(self._tokenizer.decode(self._tokens).rstrip("\N{REPLACEMENT CHARACTER}"))
+        return self._show(self._decoded().rstrip("\N{REPLACEMENT CHARACTER}"))
 
     def flush(self) -> str:
         """What is left, bytes that make no character included."""
-        return self._show(self._tokenizer.decode(self._tokens))
+        return self._show(self._decoded())
+
+    def _decoded(self) -> str:
+        return self._tokenizer.decode(self._tokens)[self._before :]
 
     def _show(self, text: str) -> str:
         new, self.text = text[len(self.text) :], text

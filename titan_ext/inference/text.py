@@ -52,16 +52,19 @@ def evaluation_text(
     config, description = _named(site, corpus) if corpus is not None else _held_out(site, trained_with)
     config.validate()
     length = site.config.training.seq_len
-    dataset = PackedTextDataset(open_feed(config), build_tokenizer(site.tokenizer, site.vocabulary), length, infinite=False)
+    feed = open_feed(config)
+    dataset = PackedTextDataset(feed, build_tokenizer(site.tokenizer, site.vocabulary), length, infinite=False)
     dataset.check(batch_size=1, workers=0)
     sequences = list(islice(dataset, -(-tokens // length)))
     starts = range(0, len(sequences), batch_size)
+    if feed.bad_records.count:
+        description += f"; {feed.bad_records.count} documents left out (data.on_bad_record)"
     return Text(description, [default_collate(sequences[start : start + batch_size]) for start in starts])
 
 
 def _named(site: Site, corpus: str) -> tuple[TextDataLoader.Config, str]:
     own = site.config.dataloader
-    config = replace(own, dataset=corpus, split="all", holdout_fraction=0.0, share_index=0, share_count=1)
+    config = replace(own, dataset=corpus, split="auto", holdout_fraction=0.0, share_index=0, share_count=1)
     return config, f"{corpus}, all documents" + (" (the site trains on it)" if corpus == own.dataset else "")
 
 
@@ -73,7 +76,8 @@ def _held_out(site: Site, trained_with: Mapping[str, Any] | None) -> tuple[TextD
     if held_out is None:
         raise UserError(
             f'--corpus is missing: site "{site.name}" trains on all documents of its data ({own.dataset}); name '
-            'other text, or hold some out of training with data.split = "train" and data.holdout_fraction'
+            'other text, or hold some out of training with data.split = "train" and either data.holdout_fraction or '
+            'files that are called "validation" or "test"'
         )
     for key in ("dataset", "split", "holdout_fraction"):
         now, then = getattr(own, key), (trained_with or {}).get("data", {}).get(key, getattr(own, key))
@@ -82,5 +86,5 @@ def _held_out(site: Site, trained_with: Mapping[str, Any] | None) -> tuple[TextD
                 f"data.{key} = {now!r}: was {then!r} in training, so what it holds out may have been trained on; "
                 "restore it, or name other text with --corpus"
             )
-    part = f'{own.holdout_fraction:.2%} of the documents, which data.split = "train" leaves out'
-    return held_out, f"{own.dataset}, {part}"
+    part = f"{own.holdout_fraction:.2%} of the documents" if own.holdout_fraction else "the files of validation or test"
+    return held_out, f'{own.dataset}, {part}, which data.split = "train" leaves out'

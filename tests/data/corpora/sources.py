@@ -1,13 +1,26 @@
 """Small corpora, and loaders built as torchtitan builds them."""
 
+import bz2
+import gzip
 import json
-from collections.abc import Iterable
+import lzma
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import pyarrow
 
 from titan_ext.data import ByteTokenizer, TextDataLoader
 
 BOS, EOS = 256, 257
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda content: pyarrow.Codec("zstd").compress(content, asbytes=True),
+}
+"""What compresses content, by the ending of files."""
 
 
 def write_lines(path: Path, texts: Iterable[str], key: str = "text") -> Path:

@@ -75,6 +75,15 @@ class Prose:
         """None: no document is cheaper to read after another."""
         return None
 
+    def files(self) -> list[tuple[Path, int]]:
+        """The modules and descriptions, and the bytes of each; the language reference comes with the former."""
+        paths = [each.path for each in self._documents if not isinstance(each, _Topic)]
+        return [(path, path.stat().st_size) for path in paths]
+
+    def layout(self) -> np.ndarray:
+        """Nothing that the files do not tell."""
+        return np.empty(0, np.int64)
+
     def read(self, index: int) -> str:
         """Text of document ``index``; empty for a module without docstrings."""
         return _text(self._documents[index])

@@ -2,16 +2,22 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from titan_ext.data.corpora.arrow import ArrowRows
 from titan_ext.data.corpora.builtin import Prose, library_sources
-from titan_ext.data.corpora.files import CorpusFile, find_files
+from titan_ext.data.corpora.files import CorpusFile
+from titan_ext.data.corpora.fingerprint import fingerprint_of
+from titan_ext.data.corpora.listing import Listing, list_files
 from titan_ext.data.corpora.parquet import ParquetRows
 from titan_ext.data.corpora.ranges import ByteRanges
+from titan_ext.data.order import Split
 from titan_ext.errors import UserError
 
+BUILTIN = "builtin:"
 BUILTINS = ("builtin:code", "builtin:docs")
 
 
@@ -30,6 +36,12 @@ class Documents(Protocol):
     def units(self) -> np.ndarray | None:
         """A number per document, equal for those that are cheap to read together; None: all differ."""
 
+    def files(self) -> Sequence[tuple[Path, int]]:
+        """The files that hold them, and the bytes of each."""
+
+    def layout(self) -> np.ndarray:
+        """Numbers that follow from all documents, such as the length of each."""
+
 
 class Corpus:
     """Documents of several kinds under one numbering.
@@ -37,14 +49,20 @@ class Corpus:
     Args:
         name: What the user called it, for messages.
         parts: The kinds, in order.
+        listing: What was read of what is there.
+        text_key: Key or column of the texts; None where all documents are texts as a whole.
 
     Raises:
         UserError: there is no document at all.
     """
 
-    def __init__(self, name: str, parts: Sequence[Documents]) -> None:
+    def __init__(
+        self, name: str, parts: Sequence[Documents], listing: Listing | None = None, text_key: str | None = None
+    ) -> None:
         self.name = name
-        self._parts = [part for part in parts if len(part)]
+        self.text_key = text_key
+        self.listing = listing or Listing(name)
+        self._all, self._parts = list(parts), [part for part in parts if len(part)]
         self._first = np.concatenate([[0], np.cumsum([len(part) for part in self._parts])]).astype(np.int64)
         if not self._parts:
             raise UserError(f"data = {name!r}: no documents; every file is empty")
@@ -66,6 +84,20 @@ class Corpus:
         part = int(np.searchsorted(self._first, index, side="right")) - 1
         return self._parts[part].read(index - int(self._first[part]))
 
+    @property
+    def empty(self) -> int:
+        """Files without a document."""
+        return sum(getattr(part, "empty", 0) for part in self._all)
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with each document that was left out before the others were numbered."""
+        return [problem for part in self._all for problem in getattr(part, "problems", ())]
+
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits by which these documents in this order are known again."""
+        return fingerprint_of(self._parts)
+
     def units(self) -> np.ndarray | None:
         """A number per document, ``[documents]`` int64, equal for those cheap to read together; None: all differ."""
         given = [part.units() for part in self._parts]
@@ -79,36 +111,65 @@ class Corpus:
         return np.concatenate(found)
 
 
-def open_corpus(dataset: str, text_key: str = "text", keep: int = 2048) -> Corpus:
+def open_corpus(
+    dataset: str,
+    text_key: str = "text",
+    keep: int = 2048,
+    split: Split = "auto",
+    holdout_fraction: float = 0.0,
+    tolerant: bool = False,
+) -> Corpus:
     """The corpus that ``dataset`` names: a file, a folder, a glob, or a built-in.
 
     Args:
         dataset: The name, as a site's ``data`` gives it.
-        text_key: Key of a JSON line, or column of a Parquet file, that holds the text.
-        keep: Parquet rows kept after they were read.
+        text_key: Key of a JSON object, or column of a table, that holds the text.
+        keep: Rows of a table kept after they were read.
+        split: Which files to take where their names say of which split they are.
+        holdout_fraction: As in the loader's config.
+        tolerant: Whether single documents that cannot be used are left out later.
 
     Raises:
         UserError: nothing of that name, of no known format, unreadable or empty.
+        RunError: there is no room to unpack it.
+    """
+    listing = list_corpus(dataset, text_key, split, holdout_fraction, tolerant)
+    if dataset == "builtin:docs":
+        return Corpus(dataset, [Prose()], listing)
+    keyed = any(file.format != "text" for file in listing.files)
+    return Corpus(dataset, _parts(listing.files, text_key, keep, tolerant), listing, text_key if keyed else None)
+
+
+def list_corpus(
+    dataset: str, text_key: str = "text", split: Split = "auto", holdout_fraction: float = 0.0, tolerant: bool = False
+) -> Listing:
+    """What ``open_corpus`` of the same arguments would read, without reading it.
+
+    Raises:
+        UserError: as ``open_corpus``, as far as names, places and the beginnings of files show.
     """
     if not dataset:
         raise UserError(f"data is missing: give a file, a folder, a glob, 'hf:NAME', or one of {list(BUILTINS)}")
-    if dataset.startswith("builtin:"):
-        return Corpus(dataset, [_builtin(dataset, text_key)])
-    files = find_files(dataset)
-    return Corpus(dataset, _parts(files, text_key, keep))
+    if dataset.startswith(BUILTIN):
+        return _builtin(dataset)
+    return list_files(dataset, text_key=text_key, split=split, holdout_fraction=holdout_fraction, tolerant=tolerant)
 
 
-def _builtin(dataset: str, text_key: str) -> Documents:
+def _builtin(dataset: str) -> Listing:
     if dataset == "builtin:code":
-        return ByteRanges(library_sources(), text_key)
+        return Listing(dataset, library_sources())
     if dataset == "builtin:docs":
-        return Prose()
+        return Listing(dataset, notes=["what is written about Python and the installed packages"])
     close = get_close_matches(dataset, BUILTINS, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise UserError(f"data = {dataset!r}: no such built-in corpus; allowed: {list(BUILTINS)}{hint}")
 
 
-def _parts(files: Sequence[CorpusFile], text_key: str, keep: int) -> list[Documents]:
-    ranged = [file for file in files if file.format != "parquet"]
-    tables = [file.path for file in files if file.format == "parquet"]
-    return [ByteRanges(ranged, text_key), ParquetRows(tables, text_key, keep)]
+def _parts(files: Sequence[CorpusFile], text_key: str, keep: int, tolerant: bool) -> list[Documents]:
+    tables = {kind: [file.path for file in files if file.format == kind] for kind in ("parquet", "arrow")}
+    ranged = [file for file in files if file.format not in tables]
+    return [
+        ByteRanges(ranged, text_key, tolerant),
+        ParquetRows(tables["parquet"], text_key, keep),
+        ArrowRows(tables["arrow"], text_key, keep),
+    ]

@@ -1,68 +1,32 @@
 """Documents that are rows of Parquet files, read one row group at a time."""
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from titan_ext.error_text import reason
+from titan_ext.data.corpora.rows import TableRows, check_column, damaged
+from titan_ext.error_text import reason, unreadable
 from titan_ext.errors import UserError
 
 
-class ParquetRows:
-    """The rows of a text column, numbered in the order of files and row groups.
+class ParquetRows(TableRows):
+    """The rows of a text column of Parquet files; a group is a row group."""
 
-    A row group is the least that can be read, so those read last are kept: up to ``keep`` rows, and
-    always one group.
+    def groups(self, path: Path) -> Iterable[tuple[int, int]]:
+        """Rows and bytes of the text column of each row group."""
+        metadata = _open(path, self._text_key).metadata
+        groups = map(metadata.row_group, range(metadata.num_row_groups))
+        return [(group.num_rows, _column_bytes(group, self._text_key)) for group in groups]
 
-    Raises:
-        UserError: a file is not Parquet, or has no text column of that name.
-    """
+    def load(self, path: Path, group: int) -> Any:
+        """The text column of a row group."""
+        import pyarrow
 
-    def __init__(self, paths: Sequence[Path], text_key: str, keep: int) -> None:
-        self._paths = list(paths)
-        self._text_key = text_key
-        self._keep = keep
-        self._kept: OrderedDict[int, Any] = OrderedDict()
-        self._groups: list[tuple[int, int]] = []
-        self.size = 0
-        counts: list[int] = []
-        for number, path in enumerate(self._paths):
-            metadata = _open(path, text_key).metadata
-            for group in range(metadata.num_row_groups):
-                self._groups.append((number, group))
-                counts.append(metadata.row_group(group).num_rows)
-                self.size += _column_bytes(metadata.row_group(group), text_key)
-        self._counts = np.array(counts, np.int64)
-        self._first = np.concatenate([[0], np.cumsum(self._counts)]).astype(np.int64)
-
-    def __len__(self) -> int:
-        return int(self._first[-1])
-
-    def units(self) -> np.ndarray | None:
-        """The row group of each row, ``[rows]`` int64: rows of one are cheap to read together."""
-        return np.repeat(np.arange(len(self._counts)), self._counts)
-
-    def read(self, index: int) -> str:
-        """Text of row ``index``; empty for null."""
-        group = int(np.searchsorted(self._first, index, side="right")) - 1
-        return self._column(group)[index - int(self._first[group])].as_py() or ""
-
-    def _column(self, group: int) -> Any:
-        if group in self._kept:
-            self._kept.move_to_end(group)
-            return self._kept[group]
-        number, within = self._groups[group]
-        column = _open(self._paths[number], self._text_key).read_row_group(within, columns=[self._text_key]).column(0)
-        self._kept[group] = column
-        while len(self._kept) > 1 and sum(map(len, self._kept.values())) > self._keep:
-            self._kept.popitem(last=False)
-        return column
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": OrderedDict()}
+        file = _open(path, self._text_key)
+        try:
+            return file.read_row_group(group, columns=[self._text_key]).column(0)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise damaged(path, group, error) from error
 
 
 def _open(path: Path, text_key: str) -> Any:
@@ -72,15 +36,10 @@ def _open(path: Path, text_key: str) -> Any:
     try:
         file = parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(path, error) from error
         raise UserError(f"data: cannot read {str(path)!r} as Parquet: {reason(error)}") from error
-    schema = file.schema_arrow
-    if text_key not in schema.names:
-        raise UserError(f"data: {str(path)!r} has no column {text_key!r} (text_key); its columns are {schema.names}")
-    kind = schema.field(text_key).type
-    if pyarrow.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise UserError(f"data: {str(path)!r}: column {text_key!r} (text_key) holds {kind}, not text")
+    check_column(file.schema_arrow, text_key, path)
     return file
 
 

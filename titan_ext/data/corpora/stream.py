@@ -9,17 +9,25 @@ import hashlib
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from titan_ext.data.bad_records import BadRecords
+from titan_ext.data.corpora.files import classify
+from titan_ext.data.corpora.fingerprint import digest_of_files
+from titan_ext.data.corpora.tree import walk
 from titan_ext.data.feed import Selection
 from titan_ext.data.order import mix
 from titan_ext.error_text import reason
-from titan_ext.errors import UserError
+from titan_ext.errors import BadRecord, ReadError, UserError
 
 PREFIX = "hf:"
+_NETWORK = frozenset("aiohttp httpcore httpx huggingface_hub requests urllib3".split())
+"""Libraries whose errors are those of a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +55,27 @@ class StreamName:
 class StreamFeed:
     """The site's documents of a streamed dataset; a place is a block's start and a position in it.
 
+    Args:
+        spec: The dataset's name.
+        text_key: The column of the text.
+        selection: Which documents, and in what order.
+        bad_records: What becomes of documents that cannot be used.
+
     Raises:
         UserError: the dataset cannot be resolved, or a record has no text under ``text_key``.
     """
 
-    def __init__(self, spec: str, text_key: str, selection: Selection) -> None:
+    def __init__(
+        self, spec: str, text_key: str, selection: Selection, bad_records: BadRecords | None = None
+    ) -> None:
         self.name = spec
+        self.bad_records = bad_records or BadRecords("error")
+        self._text_key = text_key
         self._selection = selection
         self._stream, self._text = _open(spec, text_key)
+
+    def __str__(self) -> str:
+        return f"{self.name}: a stream"
 
     def read(self, epoch: int, place: dict[str, Any] | None, shard: int, shards: int) -> Iterator[tuple[Any, str]]:
         """Documents of part ``shard`` of ``shards`` in ``epoch``, from ``place`` on (None: the start)."""
@@ -69,7 +90,10 @@ class StreamFeed:
         if start is not None:
             stream.load_state_dict(deepcopy(start))
         records = iter(stream)
-        while texts := [self._text(record) for record in self._guarded(islice(records, chosen.shuffle_buffer))]:
+        while texts := [
+            self.bad_records.text(partial(self._text, record))
+            for record in self._guarded(islice(records, chosen.shuffle_buffer))
+        ]:
             for within in range(position, len(texts)):
                 text = texts[self._order(len(texts), epoch, block)[within]]
                 if self._wanted(text):
@@ -82,9 +106,11 @@ class StreamFeed:
         chosen = self._selection
         return {
             "dataset": self.name,
+            "text_key": self._text_key,
+            "content": self._content(),
             "seed": chosen.seed if chosen.shuffle else None,
             "shuffle_buffer": chosen.shuffle_buffer,
-            "split": chosen.split,
+            "split": chosen.split_name,
             "holdout_fraction": chosen.holdout_fraction,
             "share_index": chosen.share_index,
             "share_count": chosen.share_count,
@@ -92,6 +118,14 @@ class StreamFeed:
 
     def check(self, shards: int) -> None:
         """Nothing: how long a stream is shows only at its end."""
+
+    def _content(self) -> str | None:
+        """By what the files of a folder are known again; None for a dataset that lies elsewhere."""
+        folder = Path(StreamName.parse(self.name).name)
+        if not folder.is_dir():
+            return None
+        files = [file for path in walk(folder, self.name).files if (file := classify(path)) and file.format != "text"]
+        return digest_of_files([(file.path, file.path.stat().st_size) for file in files]).hex()
 
     def _order(self, count: int, epoch: int, block: int) -> np.ndarray:
         numbers = np.arange(count)
@@ -102,7 +136,7 @@ class StreamFeed:
     def _wanted(self, text: str) -> bool:
         """A stream's numbering depends on who reads it, so the hold-out goes by the text itself."""
         chosen = self._selection
-        if chosen.split == "all":
+        if chosen.split_name == "all":
             return True
         digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
         held = int.from_bytes(digest, "big") < chosen.holdout_fraction * 2**64
@@ -114,12 +148,22 @@ class StreamFeed:
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001 — whatever the hub, its file systems and formats raise
-            raise UserError(f"data = {self.name!r}: cannot read the stream: {reason(error)}") from error
+            kind = ReadError if _may_pass(error) else UserError
+            raise kind(f"data = {self.name!r}: cannot read the stream: {reason(error)}") from error
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether it is the network's or the disk's fault, so that a restart may go on where this one stopped."""
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return False
+    if isinstance(error, ConnectionError | TimeoutError) or getattr(error, "errno", None) is not None:
+        return True
+    return type(error).__module__.partition(".")[0] in _NETWORK
 
 
 def _open(spec: str, text_key: str) -> tuple[Any, Callable[[Any], str]]:
     """The stream, and what takes the text from a record; torchtitan's own datasets keep their own."""
-    from datasets import Dataset, load_dataset
+    from datasets import Dataset, config, load_dataset
 
     from titan_ext.trainer.cpu import prepare
 
@@ -136,7 +180,9 @@ def _open(spec: str, text_key: str) -> tuple[Any, Callable[[Any], str]]:
             take = _taker(spec, text_key)
         return (stream.to_iterable_dataset() if isinstance(stream, Dataset) else stream), take
     except Exception as error:  # noqa: BLE001 — as above
-        raise UserError(f"data = {spec!r}: cannot open the dataset: {reason(error)}") from error
+        # A machine that is told to stay off the network will not find it after a restart either.
+        kind = ReadError if _may_pass(error) and not config.HF_HUB_OFFLINE else UserError
+        raise kind(f"data = {spec!r}: cannot open the dataset: {reason(error)}") from error
 
 
 def _taker(spec: str, text_key: str) -> Callable[[Any], str]:
@@ -145,7 +191,7 @@ def _taker(spec: str, text_key: str) -> Callable[[Any], str]:
             raise UserError(f"data = {spec!r}: no column {text_key!r} (text_key); its columns are {sorted(record)}")
         text = record[text_key]
         if text is not None and not isinstance(text, str):
-            raise UserError(f"data = {spec!r}: {text_key!r} (text_key) holds a {type(text).__name__}, not text")
+            raise BadRecord(f"data = {spec!r}: {text_key!r} (text_key) holds a {type(text).__name__}, not text")
         return text or ""
 
     return take

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import torch
 
+from titan_ext.data.corpora.ranges import pieces
 from titan_ext.data.corpora.reading import told
 from titan_ext.data.feed import Feed
 from titan_ext.data.tokenizers.traits import encode_all, row_count
@@ -48,8 +49,8 @@ def _texts(documents: Iterable[str] | Feed) -> Iterator[str]:
     else:
         documents.check(1)
         texts = (text for _, text in documents.read(0, None, 0, 1))
-    # The loader leaves empty documents out, marks and all.
-    return (text for text in texts if text)
+    # As the loader: empty documents are left out, marks and all, and large ones cut.
+    return (piece for text in texts if text for piece in pieces(text))
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:

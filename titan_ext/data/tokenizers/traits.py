@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from titan_ext.data.tokenizers.byte_tokenizer import ByteTokenizer
+from titan_ext.data.tokenizers.folder_tokenizer import TOKENIZER_FILE, FolderTokenizer
 from titan_ext.errors import UserError
 from titan_ext.trainer.cpu import prepare
 
@@ -18,7 +20,6 @@ prepare()
 from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer  # noqa: E402
 
 BYTE = "byte"
-TOKENIZER_FILE = "tokenizer.json"
 
 
 def row_count(tokenizer: BaseTokenizer) -> int:
@@ -29,17 +30,33 @@ def row_count(tokenizer: BaseTokenizer) -> int:
 
 
 def fingerprint(tokenizer: BaseTokenizer) -> str:
-    """"byte" for the byte tokenizer, else the sha256 of tokenizer.json in hexadecimal digits.
+    """"byte" for the byte tokenizer, else the sha256 of tokenizer.json, or of the files in its place, in hexadecimal.
 
     Raises:
-        UserError: the tokenizer was not read from a tokenizer.json.
+        UserError: the tokenizer was not read from a folder.
     """
     if isinstance(tokenizer, ByteTokenizer):
         return BYTE
+    if isinstance(tokenizer, FolderTokenizer):
+        return tokenizer.fingerprint
     file = Path(getattr(tokenizer, "tokenizer_path", "")) / TOKENIZER_FILE
     if not file.is_file():
         raise UserError(f"tokenizer: a {type(tokenizer).__name__} without a {TOKENIZER_FILE} has no fingerprint")
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def identity(tokenizer: BaseTokenizer) -> dict[str, Any]:
+    """By what a tokenizer is known again: its rows, which it is, and its marks of begin and end."""
+    base = getattr(tokenizer, "base", tokenizer)
+    vocabulary = getattr(tokenizer, "vocabulary", None)
+    try:
+        known = fingerprint(base)
+    except UserError:
+        known = type(base).__name__
+    if vocabulary is not None:
+        known += f"/{hashlib.sha256(vocabulary.ids.numpy().tobytes()).hexdigest()}"
+    marks = [getattr(tokenizer, "bos_id", None), tokenizer.eos_id]
+    return {"vocabulary": tokenizer.get_vocab_size(), "tokenizer": known, "marks": marks}
 
 
 def unknown_id(tokenizer: BaseTokenizer) -> int | None:
@@ -63,10 +80,8 @@ def special_ids(tokenizer: BaseTokenizer) -> list[int]:
 
 def encode_all(tokenizer: BaseTokenizer, texts: Sequence[str]) -> np.ndarray:
     """The tokens of all texts, each with its marks of begin and end: ``[tokens]`` int64, in no order of note."""
-    # A padded batch would hold tokens that no text has.
-    if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.tokenizer.padding is None:
-        lists = [each.ids for each in tokenizer.tokenizer.encode_batch_fast(list(texts))]
-        lists.append(_marks(tokenizer) * len(texts))
+    if isinstance(tokenizer, FolderTokenizer):
+        lists = [*tokenizer.encode_texts(texts), _marks(tokenizer) * len(texts)]
     else:
         lists = [tokenizer.encode(text, add_bos=True, add_eos=True) for text in texts]
     return np.fromiter(chain.from_iterable(lists), np.int64)

@@ -47,16 +47,17 @@ class TrimmedTokenizer(BaseTokenizer):
 
     def __init__(self, config: Config, *, tokenizer_path: str = "") -> None:
         super().__init__()
-        self._base = config.base.build(tokenizer_path=tokenizer_path)
+        self.base = config.base.build(tokenizer_path=tokenizer_path)
+        """The global tokenizer."""
         self.vocabulary = Vocabulary.load(config.vocabulary_path)
-        self.vocabulary.check(self._base, config.vocabulary_path)
+        self.vocabulary.check(self.base, config.vocabulary_path)
         self._local = self.vocabulary.local_ids().numpy()
         self._global = self.vocabulary.ids.tolist()
-        self.bos_id = self._local_id(getattr(self._base, "bos_id", None))
-        self.eos_id = self._local_id(self._base.eos_id)
-        self.pad_id = self._local_id(getattr(self._base, "pad_id", None))
-        self._own_row = has_unknown_row(self._base, self.vocabulary)
-        self.unknown_id = len(self.vocabulary) if self._own_row else self._local_id(unknown_id(self._base))
+        self.bos_id = self._local_id(getattr(self.base, "bos_id", None))
+        self.eos_id = self._local_id(self.base.eos_id)
+        self.pad_id = self._local_id(getattr(self.base, "pad_id", None))
+        self._own_row = has_unknown_row(self.base, self.vocabulary)
+        self.unknown_id = len(self.vocabulary) if self._own_row else self._local_id(unknown_id(self.base))
         self.seen = 0
         """Tokens that this object has encoded, marks included."""
         self.unknown = 0
@@ -64,7 +65,7 @@ class TrimmedTokenizer(BaseTokenizer):
 
     def encode(self, *args: Any, **kwargs: Any) -> list[int]:
         """Local ids of a text; arguments are the base's: ``text``, ``add_bos``, ``add_eos``."""
-        local = self._local[np.asarray(self._base.encode(*args, **kwargs), np.int64)]
+        local = self._local[np.asarray(self.base.encode(*args, **kwargs), np.int64)]
         outside = local < 0
         self.seen += len(local)
         self.unknown += int(outside.sum())
@@ -74,7 +75,7 @@ class TrimmedTokenizer(BaseTokenizer):
         """The text of local ids; a row that stands for no token becomes U+FFFD."""
         pieces = groupby(token_ids, key=lambda token: token < len(self._global))
         return "".join(
-            self._base.decode([self._global[token] for token in run], **kwargs) if held else UNKNOWN_TEXT * len([*run])
+            self.base.decode([self._global[token] for token in run], **kwargs) if held else UNKNOWN_TEXT * len([*run])
             for held, run in pieces
         )
 

@@ -1,0 +1,52 @@
+"""What becomes of documents that cannot be used."""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from titan_ext.errors import BadRecord
+
+OnBadRecord = Literal["error", "skip"]
+
+
+class BadRecords:
+    """Reads documents, and leaves out or refuses those that cannot be used.
+
+    Args:
+        action: "error" refuses, "skip" leaves out and counts.
+        tell: is given the count so far and what is wrong, for each that is left out.
+
+    Attributes:
+        count: documents that were left out.
+    """
+
+    def __init__(self, action: OnBadRecord, tell: Callable[[int, str], None] | None = None) -> None:
+        self._action = action
+        self._tell = tell or _log
+        self.count = 0
+
+    def text(self, read: Callable[[], str]) -> str:
+        """What ``read`` returns; empty, which is no document, where it is left out.
+
+        Raises:
+            BadRecord: it cannot be used, and is not to be left out.
+        """
+        try:
+            return read()
+        except BadRecord as error:
+            if self._action == "error":
+                raise BadRecord(f"{error}; data.on_bad_record = 'skip' leaves such documents out") from None
+            self.leave_out([str(error)])
+            return ""
+
+    def leave_out(self, problems: Iterable[str]) -> None:
+        """Counts and tells documents that are left out, by what is wrong with each."""
+        for problem in problems:
+            self.count += 1
+            self._tell(self.count, problem)
+
+
+def _log(count: int, problem: str) -> None:
+    """The first few, then ever fewer: each power of two."""
+    if count & (count - 1) == 0:
+        logging.getLogger().warning("%s: left out (data.on_bad_record), %d so far", problem, count)
