@@ -27,7 +27,7 @@ class ReplicaConfig:
     """Go on from a checkpoint older than the run's last commit although a site that took part in that commit is
     missing; without it a site waits for the others."""
 
-    fetch_ahead: bool = True
+    prefetch_state: bool = True
     """A site that starts while others train, or was away for a while, fetches a copy of their shared state before it
     asks for a quorum, so that they need not wait for the transfer; the member that gives it keeps the copy in memory
     until its next round."""

@@ -72,7 +72,7 @@ class Replica(Manager):
         if rank == 0:
             self._find_lighthouse()
         catch_up = None
-        if config.fetch_ahead:
+        if config.prefetch_state:
             catch_up = partial(fetch_ahead, self.lighthouse, site=site, rank=rank, fetch=transport.fetch_ahead)
             # Before the lighthouse hears of this site: from then on the others' rounds wait for it.
             catch_up()
