@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from titan_ext.errors import RunError, UserError
-from titan_ext.replica.shutdown.graceful_exit import Left, exit_at_once
+from titan_ext.replica.shutdown.process import GracefulExit, exit_at_once
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.errno not in _NO_ROOM:
             raise
         _fail(f"a file of the run cannot be written: {error.strerror}", RunError.exit_code)
-    except Left as left:
-        exit_at_once(left.code)
+    except GracefulExit as request:
+        exit_at_once(request.code)
     except KeyboardInterrupt:
         exit_at_once(130)
 

@@ -12,7 +12,7 @@ _TAIL_BYTES = 64 * 1024
 
 
 class ProcessLog:
-    """A file that collects output, and what can be said from it about a failure.
+    """A file that collects the output of a process, and what it says about a failure.
 
     Args:
         path: the file; appended to.
@@ -36,7 +36,7 @@ class ProcessLog:
         return self._file.fileno()
 
     def begin(self, title: str) -> None:
-        """Mark the start of an attempt; ``tail`` and ``error_line`` speak of what follows."""
+        """Mark the start of an attempt; ``tail`` and ``error_line`` read what follows."""
         self._file.write(f"--- {title}, {time.strftime('%Y-%m-%d %H:%M:%S')} ---\n".encode())
         self._begin = os.fstat(self.fileno()).st_size
 
@@ -45,7 +45,7 @@ class ProcessLog:
         return [line for line in self._text().splitlines() if line.strip()][-lines:]
 
     def error_line(self) -> str | None:
-        """The line with which the attempt's program said what is wrong, if it did."""
+        """The last line of this attempt that names an error, if there is one."""
         found = [line for line in self._text().splitlines() if line.startswith(_ERROR_PREFIX)]
         return found[-1] if found else None
 

@@ -64,7 +64,7 @@ def own_address(hostname: str) -> str:
         found = socket.getaddrinfo(hostname, 0, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise UserError(f"{setting}: cannot be resolved ({error})") from error
-    if not any(_is_own(*each) for each in found):
+    if not any(_is_own(*info) for info in found):
         addresses = ", ".join(sorted({address[0] for *_, address in found}))
         raise UserError(
             f"{setting}: {addresses} is no address of this machine: give one that the other sites reach, "
@@ -94,7 +94,7 @@ def interface_address(name: str) -> str:
         UserError: there is no such interface, or it has no address that other machines could use.
     """
     setting = f'replica.interface = "{name}"'
-    names = [each for _, each in socket.if_nameindex()]
+    names = [found for _, found in socket.if_nameindex()]
     if name not in names:
         raise UserError(f"{setting}: no such interface; this machine has {', '.join(names)}")
     try:
