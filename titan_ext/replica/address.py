@@ -54,7 +54,7 @@ def reachable_address(lighthouse: str) -> str:
 
 
 def own_address(hostname: str) -> str:
-    """``hostname`` itself, once it is known to be a name or address of this machine.
+    """Check that ``hostname`` is a name or address of this machine, and return it.
 
     Raises:
         UserError: it does not resolve, or this machine cannot listen there.
@@ -75,7 +75,7 @@ def own_address(hostname: str) -> str:
 
 def _is_own(family: int, kind: int, protocol: int, _: str, address: tuple) -> bool:
     if ipaddress.ip_address(address[0].split("%")[0]).is_unspecified:
-        return False  # every machine listens there
+        return False  # can be bound everywhere, and reached from nowhere
     try:
         with socket.socket(family, kind, protocol) as probe:
             probe.bind(address)
@@ -106,7 +106,7 @@ def interface_address(name: str) -> str:
     table = Path("/proc/net/if_inet6")
     for line in table.read_text().splitlines() if table.exists() else []:
         address, _, _, scope, _, device = line.split()
-        if device == name and scope in ("00", "10"):  # not those of the link alone
+        if device == name and scope in ("00", "10"):  # global and unique local, not link-local
             return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(address))
     raise UserError(f"{setting}: it has no address that other machines could reach")
 
@@ -130,7 +130,7 @@ def check_port(setting: str, port: int) -> None:
 
 
 def url_host(host: str) -> str:
-    """``host`` as it stands in a URL: an IPv6 address in brackets."""
+    """``host`` as a URL has it: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
 
 

@@ -49,7 +49,7 @@ class Replica(OpenManager):
 
     Raises:
         UserError: no lighthouse is named or its name does not resolve; the address is not this machine's or a port is
-            taken; the files of TLS or of the secret are not what they should be.
+            taken; a file of TLS or the secret's is invalid.
         RunError: the lighthouse cannot be reached.
     """
 
@@ -64,7 +64,7 @@ class Replica(OpenManager):
         hostname = _advertised(config, self.lighthouse)
         _check_ports(config, rank, world_size)
         secret = load_secret(config.secret_file)
-        # The other sites rendezvous at this site's store, so it is named as they know it.
+        # The other sites connect to this site's store, so rank 0 gives the address under which they reach it.
         store_host, store_port = hostname if rank == 0 else os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self._transport = _transport(config, hostname, rank, secret)
         if rank == 0:
@@ -106,7 +106,7 @@ class Replica(OpenManager):
     def start_quorum(self, **options: Any) -> None:
         """Wait for the other sites and agree on who takes part.
 
-        A quorum of sites that could not meet makes the next vote a no.
+        If the sites of the quorum could not authenticate each other, the next vote is a no.
 
         Raises:
             RunError: no quorum of enough sites came about within ``quorum_timeout_seconds``.
@@ -114,6 +114,7 @@ class Replica(OpenManager):
         """
         log = QuorumLog(self.lighthouse, self._quorums.waiting_for) if self._site_rank == 0 else nullcontext()
         try:
+            # From here to the quorum's end this rank answers no request for a snapshot: see ``StateOffers.in_quorum``.
             with self._transport.in_quorum(), log:
                 super().start_quorum(**options)
         except UserError:
@@ -140,7 +141,7 @@ class Replica(OpenManager):
         return committed
 
     def serve_snapshot_requests(self, make: Callable[[], Any] | None = None) -> None:
-        """Call between inner steps: makes the copy of the shared state that a site which is about to join has asked for.
+        """Call between inner steps: makes the snapshot of the shared state that a joining site has asked for, if one has.
 
         Args:
             make: the state; by default all that was registered.

@@ -94,8 +94,8 @@ class AdmittedQuorumClient:
             quorum = self._client.quorum(group_rank=group_rank, step=step, timeout=left, init_sync=init_sync, **request)
             unchanged = self._is_unchanged(quorum)
             if not unchanged:
-                # Before the others are asked: collectives of the old group that still run would wait for sites
-                # that have gone.
+                # Before the admission, which takes time: a collective of the old group may still wait for a site that
+                # has gone, and torchft ends the group only when it builds the next one.
                 self._abort_group()
                 self._result = self._admit(quorum, step, deadline)
                 self._last_quorum = quorum.quorum_id, quorum.replica_ids

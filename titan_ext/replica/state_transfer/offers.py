@@ -1,4 +1,4 @@
-"""What this rank offers to the same rank of a joining site: the state of a quorum, or a snapshot between quorums."""
+"""The state that this rank offers to the same rank of a joining site: in a quorum, or as a snapshot between quorums."""
 
 import logging
 import secrets
@@ -65,7 +65,7 @@ class StateOffers:
     def withdraw(self) -> None:
         """Stop offering; returns once no connection reads the tensors, and cuts those that do for too long.
 
-        The caller changes the tensors next: who still read them would send a mixture of two states.
+        The caller changes the tensors next: a connection that still read them would send a mixture of two states.
         """
         with self._changed:
             self._offer = None
