@@ -36,7 +36,10 @@ CASES = {
     ),
     "semi_sync.global_device": ('"cpu"', dict(semi_sync='outer_state_device = "cpu"')),
     "semi_sync.gossip_gamma": ("0.5", dict(method="noloco", tables="[semi_sync.noloco]\ngossip_gamma = 0.5")),
-    "semi_sync.half_life_periods": ("true", dict(method="des_loc", tables="[semi_sync.des_loc]\nhalf_life_periods = true")),
+    "semi_sync.half_life_periods": (
+        "true",
+        dict(method="des_loc", tables="[semi_sync.des_loc]\nhalf_life_periods = true"),
+    ),
     "semi_sync.momentum_sync_every": (
         "[8]",
         dict(method="mt_dao", tables='[semi_sync.mt_dao]\nmomentum_sync_every = [8]\n[optimizer]\nname = "QHAdamW"'),
@@ -45,7 +48,9 @@ CASES = {
     "semi_sync.scopes.topk_density": ("0.1", dict(tables=SCOPE + 'codec = "topk"\nsettings.topk.density = 0.1')),
     "semi_sync.second_moment_sync_every": (
         "16",
-        dict(method="mt_dao", tables='[semi_sync.mt_dao]\nsecond_moment_sync_every = 16\n[optimizer]\nname = "QHAdamW"'),
+        dict(
+            method="mt_dao", tables='[semi_sync.mt_dao]\nsecond_moment_sync_every = 16\n[optimizer]\nname = "QHAdamW"'
+        ),
     ),
     "semi_sync.sparta_share": ("0.01", dict(method="sparta", tables="[semi_sync.sparta]\nsparta_fraction = 0.01")),
     "semi_sync.topk_density": ("0.1", dict(semi_sync='codec = "topk"', tables="[semi_sync.topk]\ndensity = 0.1")),

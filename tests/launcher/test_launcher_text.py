@@ -17,7 +17,15 @@ ROUND = {"kind": "round", "round": 2, "step": 20, "participants": 1, "bytes_sent
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(None, "-"), (0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_960, "1.0 MB"), (12_345_678, "12.3 MB"), (5e15, "5000.0 TB")],
+    [
+        (None, "-"),
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_960, "1.0 MB"),
+        (12_345_678, "12.3 MB"),
+        (5e15, "5000.0 TB"),
+    ],
 )
 def test_bytes(size: float | None, text: str) -> None:
     assert bytes_text(size) == text
@@ -95,7 +103,11 @@ def test_results_of_a_site_without_a_summary_are_dashes() -> None:
 
 
 def test_shared_state_is_compared() -> None:
-    same, other, none = {"shared_state_sha256": "a" * 64}, {"shared_state_sha256": "b" * 64}, {"shared_state_sha256": ""}
+    same, other, none = (
+        {"shared_state_sha256": "a" * 64},
+        {"shared_state_sha256": "b" * 64},
+        {"shared_state_sha256": ""},
+    )
     assert compare_shared_state({"east": same, "west": same}, complete=True)[0]
     assert not compare_shared_state({"east": same, "west": other}, complete=True)[0]
     assert not compare_shared_state({"east": same, "west": none}, complete=True)[0]
@@ -117,7 +129,10 @@ def test_without_gpus_a_site_still_gets_a_core() -> None:
 
 
 def test_a_thread_count_of_the_user_is_kept() -> None:
-    assert assign_resources({"east": 1}, cores=8, gpus=[], environment={"OMP_NUM_THREADS": "3"})["east"]["OMP_NUM_THREADS"] == "3"
+    assert (
+        assign_resources({"east": 1}, cores=8, gpus=[], environment={"OMP_NUM_THREADS": "3"})["east"]["OMP_NUM_THREADS"]
+        == "3"
+    )
 
 
 def test_too_few_gpus_are_refused() -> None:

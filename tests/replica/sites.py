@@ -107,9 +107,7 @@ class Lighthouse:
 
     def wait_for_quorum(self, site: str, *, alone: bool = False) -> None:
         """Until the last quorum was one with the site, or of it alone."""
-        wait_until(
-            lambda: members(self.url) == [site] if alone else site in members(self.url), f"a quorum with {site}"
-        )
+        wait_until(lambda: members(self.url) == [site] if alone else site in members(self.url), f"a quorum with {site}")
 
 
 def _serve(port: int, min_sites: int) -> None:

@@ -1,4 +1,4 @@
-"""Configuration keys and values that titan_ext has renamed: an old one is refused with one line that names the new one."""
+"""Configuration keys and values that were renamed: an old one is refused with a line that names the new one."""
 
 import re
 from typing import Any

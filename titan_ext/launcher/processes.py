@@ -60,7 +60,7 @@ def end_descendants(pid: int, grace_seconds: float) -> bool:
 
 
 def kill_descendants(pid: int, timeout_seconds: float = 5.0) -> bool:
-    """SIGKILL everything below ``pid`` until nothing is left; returns False if something is after ``timeout_seconds``."""
+    """SIGKILL everything below ``pid`` until nothing is left, or ``timeout_seconds`` are over: then returns False."""
     deadline = time.monotonic() + timeout_seconds
     # Once is not enough: a process may fork while the list is read.
     while left := descendants(pid):

@@ -1,4 +1,4 @@
-"""What the sites of a run write: metrics while they train and a summary at the end, and whether their states are equal."""
+"""What the sites of a run write: metrics and a summary at the end, and whether their shared states are equal."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class JsonLinesFollower:
         self._identity, self._offset = self._stat()
 
     def poll(self) -> list[dict[str, Any]]:
-        """The new lines, oldest first; a line without its end waits for the next call, one that is not JSON is dropped."""
+        """The new lines, oldest first; a line without its end waits for the next call, others than JSON are dropped."""
         identity, size = self._stat()
         if identity != self._identity or size < self._offset:
             self._identity, self._offset = identity, 0

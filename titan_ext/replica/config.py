@@ -10,7 +10,7 @@ class ReplicaConfig:
     """How a site finds the others and how long it waits for them."""
 
     lighthouse: str | None = None
-    """Address of the torchft lighthouse, ``host:port`` or ``http://host:port``; unset: the TORCHFT_LIGHTHOUSE variable."""
+    """Address of the torchft lighthouse, ``host:port`` or ``http://host:port``; unset: that in TORCHFT_LIGHTHOUSE."""
 
     min_sites: int = 1
     """Sites that a round needs; fewer wait instead of committing alone. A site that has just joined counts, although it
@@ -21,7 +21,7 @@ class ReplicaConfig:
     ``titan-ext launch`` sets it to the number of sites that it starts."""
 
     expected_timeout_seconds: float = 120.0
-    """How long a run waits for ``expected_sites``; then it begins with those that are here, if they are ``min_sites``."""
+    """How long a run waits for ``expected_sites``; then ``min_sites`` are enough."""
 
     allow_rollback: bool = False
     """Go on from a checkpoint older than the run's last commit although a site that took part in that commit is
@@ -29,8 +29,8 @@ class ReplicaConfig:
 
     prefetch_state: bool = True
     """A site that starts while others train, or was away for a while, fetches a snapshot of their shared state before
-    it asks for a quorum, so that they need not wait for the transfer. The member that it fetches from keeps the snapshot
-    in host memory until its next round."""
+    it asks for a quorum, so that they need not wait for the transfer. The member that it fetches from keeps the
+    snapshot in host memory until its next round."""
 
     hostname: str | None = None
     """Name or address under which the other sites reach this one; unset: that of the interface towards the lighthouse.
@@ -42,8 +42,9 @@ class ReplicaConfig:
     this site."""
 
     secret_file: str | None = None
-    """File of at least 16 bytes, readable by its owner alone, the same at all sites and on every machine of a site. Only
-    sites that prove to hold it take part in a round and receive shared state; unset: all that reach the lighthouse."""
+    """File of at least 16 bytes, readable by its owner alone, the same at all sites and on every machine of a site.
+    Only sites that prove to hold it take part in a round and receive shared state; unset: all that reach the
+    lighthouse."""
 
     admission_timeout_seconds: float = 15.0
     """How long the sites of a new quorum wait for proofs of the secret; those that have given none are left out."""
@@ -74,7 +75,7 @@ class ReplicaConfig:
     train on for so long before they repeat a round that failed."""
 
     join_timeout_seconds: float = 600.0
-    """How long a round waits for a site that sends heartbeats but is late; for the lighthouse that the launcher starts."""
+    """How long the launcher's lighthouse waits in a quorum for a site that sends heartbeats but is late."""
 
     tls_certificate: str | None = None
     """PEM file of this site's certificate, issued for its hostname, with which it serves and fetches shared state.

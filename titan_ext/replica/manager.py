@@ -141,7 +141,7 @@ class Replica(OpenManager):
         return committed
 
     def serve_snapshot_requests(self, make: Callable[[], Any] | None = None) -> None:
-        """Call between inner steps: makes the snapshot of the shared state that a joining site has asked for, if one has.
+        """Call between inner steps: makes a snapshot of the shared state if a joining site has asked for one.
 
         Args:
             make: the state; by default all that was registered.

@@ -35,7 +35,9 @@ torchft never deletes them."""
 class QuorumClient(Protocol):
     """What a manager asks of its site's manager server."""
 
-    def quorum(self, *, group_rank: int, step: int, timeout: timedelta, init_sync: bool, **request: Any) -> QuorumResult:
+    def quorum(
+        self, *, group_rank: int, step: int, timeout: timedelta, init_sync: bool, **request: Any
+    ) -> QuorumResult:
         """Wait for the next quorum."""
 
     def should_commit(self, group_rank: int, step: int, should_commit: bool, timeout: timedelta) -> bool:

@@ -19,7 +19,9 @@ LONG = 20.0
 
 
 def info(rank: int, **changes) -> MemberInfo:
-    values = dict(nonce=fresh_nonce(), replica_id=NAMES[rank], step=3, store="a:1", manager="http://a:2", was_admitted=False)
+    values = dict(
+        nonce=fresh_nonce(), replica_id=NAMES[rank], step=3, store="a:1", manager="http://a:2", was_admitted=False
+    )
     return MemberInfo(**values | changes)
 
 
@@ -29,7 +31,9 @@ def store():
     yield lambda: PrefixStore("quorum", TCPStore("127.0.0.1", server.port, timeout=timedelta(seconds=30)))
 
 
-def run_one(rank: int, at: TCPStore, secret: Secret, seconds: float = LONG, own: MemberInfo | None = None) -> MembershipDecision:
+def run_one(
+    rank: int, at: TCPStore, secret: Secret, seconds: float = LONG, own: MemberInfo | None = None
+) -> MembershipDecision:
     return AdmissionProtocol(at, own or info(rank), NAMES, secret).run(seconds)
 
 
@@ -144,7 +148,9 @@ def test_an_info_changed_on_the_way_does_not_authenticate():
         b'{"member": 1, "proofs": {}}',
         b'{"member": "{}", "proofs": []}',
         b'{"member": "{}", "proofs": {}, "members": 3, "proof": []}',
-        json.dumps({"member": info(1, nonce="\ud800", store="\ud800").to_json(), "proofs": {"0": ["", "\ud800"]}}).encode(),
+        json.dumps(
+            {"member": info(1, nonce="\ud800", store="\ud800").to_json(), "proofs": {"0": ["", "\ud800"]}}
+        ).encode(),
         b"[" * 100_000,
         b"x" * 2**21,
     ],

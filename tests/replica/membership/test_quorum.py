@@ -51,7 +51,14 @@ def test_with_everybody_admitted_all_is_as_torchft_has_it(steps):
     theirs = by_torchft(steps, ranks)
     managers = manager_addresses(theirs)
     members = [
-        MemberInfo(nonce="", replica_id=str(site), step=step, store=f"store{site}", manager=managers.get(site, ""), was_admitted=True)
+        MemberInfo(
+            nonce="",
+            replica_id=str(site),
+            step=step,
+            store=f"store{site}",
+            manager=managers.get(site, ""),
+            was_admitted=True,
+        )
         for site, step in enumerate(steps)
     ]
     for (site, rank), wanted in theirs.items():
@@ -61,9 +68,7 @@ def test_with_everybody_admitted_all_is_as_torchft_has_it(steps):
 
 
 def manager_addresses(results: dict[tuple[int, int], QuorumResult]) -> dict[int, str]:
-    return {
-        each.recover_src_replica_rank: each.recover_src_manager_address for each in results.values() if each.heal
-    }
+    return {each.recover_src_replica_rank: each.recover_src_manager_address for each in results.values() if each.heal}
 
 
 def quorum_of(sites: list[Admission], number: int, own: int, store: str) -> QuorumResult:
@@ -93,7 +98,9 @@ def test_stores_do_not_fill_up_over_many_quorums():
     with ThreadPoolExecutor(2) as pool:
         for number in range(12):
             quorums = [quorum_of(admissions, number, own, address) for own in range(2)]
-            asked = [pool.submit(admission.decide, quorum, 3) for admission, quorum in zip(admissions, quorums, strict=True)]
+            asked = [
+                pool.submit(admission.decide, quorum, 3) for admission, quorum in zip(admissions, quorums, strict=True)
+            ]
             first, second = (each.result(60) for each in asked)
             assert first.group_id == second.group_id and (first.own_rank, second.own_rank) == (0, 1)
             store.set(f"torchft/{first.group_id}/0/0/rank", "an address")
@@ -123,7 +130,8 @@ class Server:
 class Admitting:
     def decide(self, quorum, step):
         members = [
-            MemberInfo(nonce="", replica_id=each, step=step, store="s", manager="m", was_admitted=True) for each in quorum.replica_ids
+            MemberInfo(nonce="", replica_id=each, step=step, store="s", manager="m", was_admitted=True)
+            for each in quorum.replica_ids
         ]
         return AdmissionResult(members=members, group_id=9, own_rank=quorum.replica_rank)
 

@@ -154,9 +154,7 @@ class Admission:
         self._was_rejected = True
         names = ", ".join(_names(unauthenticated))
         reason = "this site holds none" if self._secret is NO_SECRET else "they do not hold this site's secret"
-        return AdmissionResult(
-            problem=f"replica.secret_file: not admitted by {names}: {reason}", is_final=others_run
-        )
+        return AdmissionResult(problem=f"replica.secret_file: not admitted by {names}: {reason}", is_final=others_run)
 
     def _refuse_others(
         self, quorum: QuorumResult, decision: MembershipDecision, unauthenticated: Iterable[int]

@@ -147,7 +147,7 @@ class AdmissionProtocol:
         self._store.set(f"member/{self._rank}", json.dumps(entry))
 
     def _read_members(self) -> set[int]:
-        """Check what the others have published, publish proofs for them; returns the ranks without a proof of any secret."""
+        """Check what the others published and publish proofs for them; returns the ranks that gave none yet."""
         state = self._state
         others = set(range(len(self._replica_ids))) - {self._rank}
         before = dict(state.proofs)

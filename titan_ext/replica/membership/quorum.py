@@ -78,7 +78,9 @@ class AdmittedQuorumClient:
             return f"{here} of {self._result.waits_for} site(s) here that the run begins with (replica.expected_sites)"
         return f"{here} of at least {self._min_sites} site(s) (replica.min_sites) here{uncounted}"
 
-    def quorum(self, *, group_rank: int, step: int, timeout: timedelta, init_sync: bool, **request: Any) -> QuorumResult:
+    def quorum(
+        self, *, group_rank: int, step: int, timeout: timedelta, init_sync: bool, **request: Any
+    ) -> QuorumResult:
         """One quorum of admitted sites, or of this site alone if ``problem`` says so.
 
         Raises:
@@ -151,9 +153,7 @@ class AdmittedQuorumClient:
         result.quorum_id = self._group_id
         return result
 
-    def _admitted_quorum(
-        self, quorum: QuorumResult, group_rank: int, init_sync: bool, unchanged: bool
-    ) -> QuorumResult:
+    def _admitted_quorum(self, quorum: QuorumResult, group_rank: int, init_sync: bool, unchanged: bool) -> QuorumResult:
         if not unchanged:
             restrict_to_members(quorum, self._result.members, self._result.own_rank, group_rank, init_sync)
         # torchft makes a new group of the ranks when this number changes, and names their store's keys by it.

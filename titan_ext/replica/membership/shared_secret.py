@@ -68,7 +68,5 @@ def load_secret(path: str | None) -> Secret | None:
     if mode & 0o077:
         raise UserError(f"{setting}: other users of this machine may open it (mode {mode:o}): chmod 600 it")
     if len(value) < _MIN_BYTES:
-        raise UserError(
-            f"{setting}: holds {len(value)} bytes, must hold {_MIN_BYTES} at least (openssl rand -hex 32)"
-        )
+        raise UserError(f"{setting}: holds {len(value)} bytes, must hold {_MIN_BYTES} at least (openssl rand -hex 32)")
     return Secret(value)

@@ -16,7 +16,7 @@ class GracefulExit(SystemExit):
 
 
 def exit_at_once(code: int) -> NoReturn:
-    """End the process without joining threads: other ranks may be in a collective, and torchft's threads are its own."""
+    """End the process without joining threads: some are torchft's, and other ranks may be in a collective."""
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()

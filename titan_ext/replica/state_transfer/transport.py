@@ -102,9 +102,7 @@ class StateTransport(CheckpointTransport[Any]):
 
     def _fetch(self, metadata: str, step: int, seconds: float) -> Any:
         context = self._tls and self._tls.client
-        return fetch_state(
-            metadata, step, timeout=seconds, streams=self._streams, context=context, secret=self._secret
-        )
+        return fetch_state(metadata, step, timeout=seconds, streams=self._streams, context=context, secret=self._secret)
 
     def shutdown(self, wait: bool = True) -> None:
         """Stop the server and cut its connections."""
