@@ -185,7 +185,7 @@ def test_the_trimmed_text_is_the_joint_one(texts):
 
 def test_sites_exchange_bytes():
     sites = InProcessSites(3)
-    groups = [manager._pg for manager in sites.managers()]
+    groups = [manager.process_group for manager in sites.managers()]
 
     def act(site: int) -> tuple[torch.Tensor, torch.Tensor]:
         sizes = [[3, 3, 3], [2, 2, 2], [1, 1, 1]][site]
