@@ -175,6 +175,10 @@ wireguard_configuration() {
 
 with_prefix() { if [[ "$1" == *:* ]]; then echo "$1/128"; else echo "$1/32"; fi; }
 
+# `wg` and `ip`, and not `wg-quick`, which does the same steps for a network that is there at once. It refuses an
+# interface that is up; to take over a changed peers file it would be brought down and up again, which interrupts a run
+# that is training, or `wg syncconf` would be called beside it as below, and it sets no addresses and routes then. And
+# its configuration file would be a second file to keep like the peers file, with the private key in it.
 exists() { ip link show dev "$interface" >/dev/null 2>&1; }
 
 # Another network may have taken the name, and its peers would be thrown out.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from titan_ext.errors import UserError
-from titan_ext.replica.shutdown.graceful_exit import Left
+from titan_ext.replica.shutdown.process import GracefulExit
 
 _USAGE = """\
 Train one site of a run. Start it with torchrun, or let `titan-ext launch FILE.toml` start every site.
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, overrides = parser.parse_known_args(arguments)
     try:
         _train(options.config, options.site, overrides)
-    except (Exception, KeyboardInterrupt, Left) as error:
+    except (Exception, KeyboardInterrupt, GracefulExit) as error:
         from titan_ext.replica.shutdown.failure import end_with
 
         end_with(error)

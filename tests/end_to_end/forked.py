@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchft._torchft import LighthouseServer
+from torchft.coordination import LighthouseServer
 
 from tests.forkserver import forking
 

@@ -69,7 +69,7 @@ def test_sites_that_leave_where_they_stand_resume_as_if_never_stopped(stop, tmp_
             assert site.wait() == [0], site.log()[-3000:]
     with lighthouse(2) as url:
         stopped = start("stopped", url)
-        for site, step in zip(stopped, (first_stop, second_stop)):
+        for site, step in zip(stopped, (first_stop, second_stop), strict=True):
             wait_for(has_taken(site, step), site)
             tell(site)
             assert left(site) >= step
@@ -77,7 +77,7 @@ def test_sites_that_leave_where_they_stand_resume_as_if_never_stopped(stop, tmp_
         resumed = start("stopped", url)
         for site in resumed:
             assert site.wait() == [0], site.log()[-3000:]
-    for whole, halves in zip(straight, resumed):
+    for whole, halves in zip(straight, resumed, strict=True):
         assert halves.losses() == whole.losses()
         assert halves.summary()["shared_state_sha256"] == whole.summary()["shared_state_sha256"]
 
@@ -99,7 +99,7 @@ def test_one_rank_takes_its_site_along_and_the_others_go_on(layouts, tmp_path, t
     flags = ["--training.steps=300", "--semi_sync.sync_every=20", "--replica.min_sites=1", *FLAGS]
     config = with_layouts(tmp_path, text_corpus, layouts)
     with lighthouse(1) as url:
-        first, second = (start_site(config, name, LAYOUTS[each][0], url, *flags) for name, each in zip("ab", layouts))
+        first, second = (start_site(config, name, LAYOUTS[each][0], url, *flags) for name, each in zip("ab", layouts, strict=True))
         wait_for(lambda: any(line["participants"] == 2 for line in first.lines("round")), first, second)
         tell(second, len(second.ranks) - 1)
         left(second)

@@ -27,9 +27,7 @@ def test_a_good_run_shows_steps_rounds_and_equal_state(tmp_path: Path) -> None:
 def test_different_state_is_a_failure(tmp_path: Path) -> None:
     code, _, err = launch(tmp_path, east="train", west="train_otherwise")
     assert code == 1
-    assert err == (
-        "titan-ext: error: the sites' shared state DIFFERS: east aaaaaaaaaaaa, west bbbbbbbbbbbb\n"
-    )
+    assert err == ("titan-ext: error: the sites' shared state DIFFERS: east aaaaaaaaaaaa, west bbbbbbbbbbbb\n")
 
 
 def test_files_of_an_earlier_run_count_for_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What people read: numbers, tables, the live display, and the dealing of the machine."""
+"""What people read: numbers, tables, the live display, and how the machine's resources are assigned."""
 
 import io
 import re
@@ -7,8 +7,8 @@ import pytest
 
 from titan_ext.errors import UserError
 from titan_ext.launcher.display import LineDisplay, TableDisplay
-from titan_ext.launcher.placement import deal
-from titan_ext.launcher.results import results_table, verdict
+from titan_ext.launcher.placement import assign_resources
+from titan_ext.launcher.results import compare_shared_state, results_table
 from titan_ext.launcher.text import bytes_text, round_text, step_text
 
 STEP = {"kind": "step", "step": 5, "loss": 3.25, "tokens_per_second": 9123.4, "lr": 0.001}
@@ -17,7 +17,15 @@ ROUND = {"kind": "round", "round": 2, "step": 20, "participants": 1, "bytes_sent
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(None, "-"), (0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_960, "1.0 MB"), (12_345_678, "12.3 MB"), (5e15, "5000.0 TB")],
+    [
+        (None, "-"),
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_960, "1.0 MB"),
+        (12_345_678, "12.3 MB"),
+        (5e15, "5000.0 TB"),
+    ],
 )
 def test_bytes(size: float | None, text: str) -> None:
     assert bytes_text(size) == text
@@ -94,32 +102,39 @@ def test_results_of_a_site_without_a_summary_are_dashes() -> None:
     assert lines[1].split() == ["east"] + ["-"] * 8
 
 
-def test_verdicts() -> None:
-    same, other, none = {"shared_state_sha256": "a" * 64}, {"shared_state_sha256": "b" * 64}, {"shared_state_sha256": ""}
-    assert verdict({"east": same, "west": same}, complete=True)[0]
-    assert not verdict({"east": same, "west": other}, complete=True)[0]
-    assert not verdict({"east": same, "west": none}, complete=True)[0]
-    assert not verdict({"east": same, "west": None}, complete=True)[0]
-    assert verdict({"east": none, "west": none}, complete=True) == (True, "the sites shared no state")
-    assert verdict({"east": same}, complete=False)[1].endswith("at every other site it must be the same")
+def test_shared_state_is_compared() -> None:
+    same, other, none = (
+        {"shared_state_sha256": "a" * 64},
+        {"shared_state_sha256": "b" * 64},
+        {"shared_state_sha256": ""},
+    )
+    assert compare_shared_state({"east": same, "west": same}, complete=True)[0]
+    assert not compare_shared_state({"east": same, "west": other}, complete=True)[0]
+    assert not compare_shared_state({"east": same, "west": none}, complete=True)[0]
+    assert not compare_shared_state({"east": same, "west": None}, complete=True)[0]
+    assert compare_shared_state({"east": none, "west": none}, complete=True) == (True, "the sites shared no state")
+    assert compare_shared_state({"east": same}, complete=False)[1].endswith("at every other site it must be the same")
 
 
 def test_cores_and_gpus_are_dealt_by_ranks() -> None:
-    dealt = deal({"east": 2, "west": 1}, cores=16, gpus=["4", "5", "7", "8"], environment={})
-    assert [each["OMP_NUM_THREADS"] for each in dealt.values()] == ["5", "5"]
-    assert [each["CUDA_VISIBLE_DEVICES"] for each in dealt.values()] == ["4,5", "7"]
-    assert dealt["east"]["LOG_RANK"] == "0,1"
+    assigned = assign_resources({"east": 2, "west": 1}, cores=16, gpus=["4", "5", "7", "8"], environment={})
+    assert [each["OMP_NUM_THREADS"] for each in assigned.values()] == ["5", "5"]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in assigned.values()] == ["4,5", "7"]
+    assert assigned["east"]["LOG_RANK"] == "0,1"
 
 
 def test_without_gpus_a_site_still_gets_a_core() -> None:
-    dealt = deal({"east": 8}, cores=2, gpus=[], environment={})
-    assert dealt["east"]["OMP_NUM_THREADS"] == "1" and "CUDA_VISIBLE_DEVICES" not in dealt["east"]
+    assigned = assign_resources({"east": 8}, cores=2, gpus=[], environment={})
+    assert assigned["east"]["OMP_NUM_THREADS"] == "1" and "CUDA_VISIBLE_DEVICES" not in assigned["east"]
 
 
 def test_a_thread_count_of_the_user_is_kept() -> None:
-    assert deal({"east": 1}, cores=8, gpus=[], environment={"OMP_NUM_THREADS": "3"})["east"]["OMP_NUM_THREADS"] == "3"
+    assert (
+        assign_resources({"east": 1}, cores=8, gpus=[], environment={"OMP_NUM_THREADS": "3"})["east"]["OMP_NUM_THREADS"]
+        == "3"
+    )
 
 
 def test_too_few_gpus_are_refused() -> None:
     with pytest.raises(UserError, match=r"take 3 GPUs \(east 2, west 1\) and this machine shows 2"):
-        deal({"east": 2, "west": 1}, cores=8, gpus=["0", "1"], environment={})
+        assign_resources({"east": 2, "west": 1}, cores=8, gpus=["0", "1"], environment={})

@@ -14,7 +14,7 @@ from torch.distributed.distributed_c10d import AllreduceOptions
 
 from titan_ext.bench.crew import Crew
 from titan_ext.bench.namespaces import Wan, address_of, missing
-from titan_ext.replica.process_group import SiteProcessGroup
+from titan_ext.replica.torchft_internals import SiteProcessGroup
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "mesh.sh"
 KEY = "A" * 43 + "="
@@ -173,14 +173,14 @@ def test_two_sites_reduce_through_the_mesh(tmp_path: Path) -> None:
     lines = [f"{name} - {address_of(index)}:51820 {INSIDE[index]}" for index, name in enumerate(names)]
     with two_sites(tmp_path) as sites:
         announced = []
-        for (network, options), name, line in zip(sites, names, lines):
+        for (network, options), name, line in zip(sites, names, lines, strict=True):
             result = mesh("up", name, "--peers", peers(tmp_path, *lines), *options, network=network)
             assert result.returncode == 0, result.stderr
             announced += [each.strip() for each in result.stdout.splitlines() if each.startswith(f"  {name} ")]
         assert [line.split()[0] for line in announced] == list(names)
         assert all((tmp_path / f"keys{index}" / "private").stat().st_mode & 0o077 == 0 for index in range(2))
         file = peers(tmp_path, *announced)
-        for (network, options), name in zip(sites, names):
+        for (network, options), name in zip(sites, names, strict=True):
             result = mesh("up", name, "--peers", file, *options, network=network)
             assert result.returncode == 0 and "line for everyone's" not in result.stdout, result.stderr
         with Crew(Reducer, [(rank, 29600) for rank in range(2)], [network for network, _ in sites]) as crew:

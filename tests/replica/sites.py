@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore
-from torchft._torchft import LighthouseServer
+from torchft.coordination import LighthouseServer
 
 from tests.forkserver import forking
 from tests.lighthouse_page import (
@@ -73,7 +73,7 @@ class Outcome:
     rounds: list[tuple[int, int, bool]] = field(default_factory=list)
     """Of each: inner step, sites, whether it was committed."""
     keys: int = 0
-    """Keys of meetings and groups in the site's store at the end."""
+    """Keys of quorums and groups in the site's store at the end."""
     log: str = ""
 
 
@@ -107,9 +107,7 @@ class Lighthouse:
 
     def wait_for_quorum(self, site: str, *, alone: bool = False) -> None:
         """Until the last quorum was one with the site, or of it alone."""
-        wait_until(
-            lambda: members(self.url) == [site] if alone else site in members(self.url), f"a quorum with {site}"
-        )
+        wait_until(lambda: members(self.url) == [site] if alone else site in members(self.url), f"a quorum with {site}")
 
 
 def _serve(port: int, min_sites: int) -> None:

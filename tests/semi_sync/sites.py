@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.distributed import TCPStore
-from torchft._torchft import LighthouseServer
+from torchft.coordination import LighthouseServer
 from torchft.manager import Manager
 from torchft.process_group import ProcessGroupGloo
 

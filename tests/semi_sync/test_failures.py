@@ -16,8 +16,8 @@ from tests.forkserver import forking
 from tests.lighthouse_page import members, wait_for_heartbeats, wait_until
 from tests.semi_sync.sites import lighthouse, outer_loop
 from titan_ext.bench.namespaces import HUB, Wan, address_of, enter_network, missing
-from titan_ext.replica.process_group import SiteProcessGroup
 from titan_ext.replica.state_transfer.transport import StateTransport
+from titan_ext.replica.torchft_internals import SiteProcessGroup
 
 _context = forking("tests.semi_sync.test_failures")
 

@@ -177,7 +177,7 @@ class Lighthouse:
     """A lighthouse for a number of sites."""
 
     def __init__(self, sites: int) -> None:
-        from torchft._torchft import LighthouseServer
+        from torchft.coordination import LighthouseServer
 
         self._server = LighthouseServer(bind="0.0.0.0:0", min_replicas=sites, join_timeout_ms=60_000)
 

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
 
     prepare()
     import torch
-    from torchft._torchft import LighthouseServer
+    from torchft.coordination import LighthouseServer
 
     lighthouse = LighthouseServer(bind="[::]:0", min_replicas=1, join_timeout_ms=1000)
     port = lighthouse.address().rsplit(":", 1)[1]

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 from titan_ext.commands import lighthouse
 from titan_ext.errors import RunError, UserError
 from titan_ext.launcher.display import Display, LineDisplay, TableDisplay
-from titan_ext.launcher.follow import JsonLinesFollower
-from titan_ext.launcher.interrupt import StopRequests
-from titan_ext.launcher.placement import available_cores, deal, free_port, torchrun_command, visible_gpus
+from titan_ext.launcher.placement import assign_resources, available_cores, free_port, torchrun_command, visible_gpus
 from titan_ext.launcher.processes import adopt_orphans, kill_descendants
-from titan_ext.launcher.results import SummaryFile, results_table, verdict
-from titan_ext.launcher.run_monitor import RunWatch
-from titan_ext.launcher.supervisor import INTERRUPTED, Job, Supervisor
+from titan_ext.launcher.results import JsonLinesFollower, SummaryFile, compare_shared_state, results_table
+from titan_ext.launcher.run_monitor import RunMonitor
+from titan_ext.launcher.supervisor import INTERRUPTED, Job, StopRequests, Supervisor
 
 if TYPE_CHECKING:
     from titan_ext.config.load import Site
@@ -125,21 +123,21 @@ def run_jobs(
     followers = {site.name: JsonLinesFollower(site.folder / "metrics.jsonl") for site in sites}
     adopt_orphans()
     with StopRequests() as stops:
-        watch = RunWatch(_display(sites, plain), followers, max_restarts=max_restarts, stops=stops)
+        monitor = RunMonitor(_display(sites, plain), followers, max_restarts=max_restarts, stops=stops)
         supervisor = Supervisor(
             jobs,
             max_restarts=max_restarts,
-            stop_requests=watch.stop_requests,
-            on_event=watch.on_event,
-            on_tick=watch.show_metrics,
+            stop_requests=monitor.stop_requests,
+            on_event=monitor.on_event,
+            on_tick=monitor.show_metrics,
             **timing,
         )
         try:
             code = supervisor.run()
         finally:
             kill_descendants(os.getpid())
-        watch.show_metrics()
-    for failure in watch.failures:
+        monitor.show_metrics()
+    for failure in monitor.failures:
         print(failure, file=sys.stderr)
     if code:
         print("stopped" if code == INTERRUPTED else "the run failed", file=sys.stderr)
@@ -150,7 +148,7 @@ def run_jobs(
 def _report(summaries: dict[str, SummaryFile], complete: bool) -> int:
     found = {name: summary.read() for name, summary in summaries.items()}
     print("\n" + "\n".join(results_table(found)))
-    sound, sentence = verdict(found, complete=complete)
+    sound, sentence = compare_shared_state(found, complete=complete)
     if not sound:
         raise RunError(sentence)
     print(sentence)
@@ -177,7 +175,7 @@ def _plan(args: argparse.Namespace, sites: Sequence["Site"], overrides: Sequence
 
     for site in sites:
         check_dump_folder(site.config.dump_folder)
-    dealt = deal(
+    assigned = assign_resources(
         {site.name: site.nproc for site in sites},
         cores=available_cores(),
         gpus=visible_gpus(os.environ),
@@ -187,7 +185,7 @@ def _plan(args: argparse.Namespace, sites: Sequence["Site"], overrides: Sequence
     if _needs_lighthouse(args, sites):
         port = args.lighthouse_port or free_port()
         jobs.append(_lighthouse_job(sites, port))
-        for environment in dealt.values():
+        for environment in assigned.values():
             environment["TORCHFT_LIGHTHOUSE"] = f"http://127.0.0.1:{port}"
         print(f"lighthouse at http://127.0.0.1:{port}")
     together = len(sites) if all(site.config.replica.expected_sites == 0 for site in sites) else 0
@@ -196,7 +194,7 @@ def _plan(args: argparse.Namespace, sites: Sequence["Site"], overrides: Sequence
         arguments = ("--config", args.file, "--site", site.name, *expected, *overrides)
         command = torchrun_command(site.nproc, args.grace_seconds, *arguments)
         log = Path(site.config.dump_folder) / "log.txt"
-        jobs.append(Job(name=site.name, command=command, environment=dealt[site.name], log=log))
+        jobs.append(Job(name=site.name, command=command, environment=assigned[site.name], log=log))
     return jobs
 
 

@@ -79,7 +79,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _start(args: argparse.Namespace) -> Any:
-    from torchft._torchft import LighthouseServer
+    from torchft.coordination import LighthouseServer
 
     try:
         return LighthouseServer(

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from titan_ext.config.flags import FlagText
+from titan_ext.config.renamed import renamed_key, renamed_value
 from titan_ext.config.settings import UNSET, Settings, hint, nearest, one_line
 from titan_ext.errors import UserError
 
@@ -133,7 +134,8 @@ class Binder:
         for each in allowed:
             if each == given and type(each) is type(given):
                 return each
-        raise self._settings.error(key, f"not one of the values; {hint(str(given), map(str, allowed))}", given)
+        problem = renamed_value(key, given) or f"not one of the values; {hint(str(given), map(str, allowed))}"
+        raise self._settings.error(key, problem, given)
 
     def _enum(self, expected: type[Enum], given: Any, key: str) -> Any:
         for member in expected:
@@ -197,6 +199,9 @@ class Binder:
         return self._settings.error(key, f"must be {describe(expected)}, got {kind}", given)
 
     def _unknown(self, section: str, name: str, given: Any, allowed: Mapping[str, Any]) -> UserError:
+        renamed = renamed_key(f"{section}.{name}", given)
+        if renamed is not None:
+            return self._settings.error(f"{section}.{name}", renamed)
         homes = [home for home in self._elsewhere.get(name, []) if home != f"{section}.{name}"]
         if nearest(name, allowed) is None and homes:
             return self._settings.error(f"{section}.{name}", f"unknown key; did you mean {homes[0]}?")

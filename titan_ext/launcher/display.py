@@ -19,13 +19,13 @@ from titan_ext.launcher.text import (
 
 
 class Display(Protocol):
-    """Where news of a run go."""
+    """Where the progress of a run is shown."""
 
     def note(self, text: str) -> None:
-        """Something to be said once."""
+        """Show a message once."""
 
-    def state(self, site: str, word: str, sentence: str) -> None:
-        """What the site does now: a word for a table, a sentence for a line."""
+    def state(self, site: str, short: str, sentence: str) -> None:
+        """What the site does now: short for a table, a sentence for a line."""
 
     def record(self, site: str, record: Mapping[str, Any]) -> None:
         """A line of the site's ``metrics.jsonl``."""
@@ -50,7 +50,7 @@ class LineDisplay:
     def note(self, text: str) -> None:
         print(text, file=self._out)
 
-    def state(self, site: str, word: str, sentence: str) -> None:
+    def state(self, site: str, short: str, sentence: str) -> None:
         print(f"{site:<{self._width}}  {sentence}", file=self._out)
 
     def record(self, site: str, record: Mapping[str, Any]) -> None:
@@ -78,7 +78,7 @@ class _Row:
 
 
 class TableDisplay:
-    """A table that is drawn over itself, with the notes scrolling by above it.
+    """A table that is redrawn in place; notes scroll by above it.
 
     Args:
         totals: name of the site -> steps of its run.
@@ -90,13 +90,13 @@ class TableDisplay:
         self._out = out
         self._rows = {name: _Row() for name in totals}
         self._notes: list[str] = []
-        self._drawn: list[str] = []
+        self._shown: list[str] = []
 
     def note(self, text: str) -> None:
         self._notes += text.splitlines()
 
-    def state(self, site: str, word: str, sentence: str) -> None:
-        self._rows[site].state = word
+    def state(self, site: str, short: str, sentence: str) -> None:
+        self._rows[site].state = short
 
     def record(self, site: str, record: Mapping[str, Any]) -> None:
         row = self._rows[site]
@@ -120,13 +120,13 @@ class TableDisplay:
         size = shutil.get_terminal_size()
         # Lines that wrap, or scroll out above, would be out of reach of the cursor when it goes back up.
         lines = [line[: size.columns - 1] for line in self._table()][: max(1, size.lines - 1)]
-        if lines == self._drawn and not self._notes:
+        if lines == self._shown and not self._notes:
             return
-        back = f"\x1b[{len(self._drawn)}F" if self._drawn else ""
+        back = f"\x1b[{len(self._shown)}F" if self._shown else ""
         text = "".join(f"{line}\x1b[K\n" for line in [*self._notes, *lines])
         self._out.write(f"{back}{text}\x1b[J")
         self._out.flush()
-        self._drawn, self._notes = lines, []
+        self._shown, self._notes = lines, []
 
     def _table(self) -> list[str]:
         titles = ["site", "state", "step", "loss", "tokens/s", "lr", "round", "sites", "sent", "last round"]

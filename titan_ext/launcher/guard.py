@@ -1,4 +1,4 @@
-"""A process between the launcher and a site that ends with the site, and takes all of the site along.
+"""A process between the launcher and a site that ends with the site, and ends all processes of the site with it.
 
 torchrun starts each rank in a session of its own, so no signal to a process group reaches them, and
 they outlive a torchrun that is killed. The guard adopts whatever loses its parent and ends everything
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command under guard; returns its exit code, 128 plus the number of a signal that ended it."""
     parser = argparse.ArgumentParser(prog="python -m titan_ext.launcher.guard", description=__doc__)
     parser.add_argument("--parent", type=int, required=True, help="process id of the launcher")
-    parser.add_argument("--grace-seconds", type=float, required=True, help="patience from SIGTERM to SIGKILL")
+    parser.add_argument("--grace-seconds", type=float, required=True, help="seconds from SIGTERM to SIGKILL")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args(arguments)
 

@@ -13,7 +13,7 @@ _TAIL_BYTES = 64 * 1024
 
 
 class ProcessLog:
-    """A file that collects output, and what can be said from it about a failure.
+    """A file that collects the output of a process, and what it says about a failure.
 
     Args:
         path: the file; appended to.
@@ -37,7 +37,7 @@ class ProcessLog:
         return self._file.fileno()
 
     def begin(self, title: str) -> None:
-        """Mark the start of an attempt; ``tail`` and ``error_line`` speak of what follows."""
+        """Mark the start of an attempt; ``tail`` and ``error_line`` read what follows."""
         self._file.write(f"--- {title}, {time.strftime('%Y-%m-%d %H:%M:%S')} ---\n".encode())
         self._begin = os.fstat(self.fileno()).st_size
 

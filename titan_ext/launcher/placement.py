@@ -1,4 +1,4 @@
-"""Dealing this machine's cores, GPUs and ports to the sites."""
+"""Assigns this machine's cores, GPUs and ports to the sites."""
 
 import math
 import os
@@ -26,7 +26,7 @@ def torchrun_command(nproc: int, grace_seconds: float, *arguments: str) -> list[
     ]
 
 
-def deal(
+def assign_resources(
     ranks: Mapping[str, int], *, cores: int, gpus: Sequence[str], environment: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
     """The environment variables of each site on top of ``environment``.
@@ -47,18 +47,18 @@ def deal(
             f"the sites take {total} GPUs ({wanted}) and this machine shows {len(gpus)}: "
             "lower their parallel degrees or nproc, or start some elsewhere with --only SITE"
         )
-    dealt, first = {}, 0
+    assigned, first = {}, 0
     for name, count in ranks.items():
-        dealt[name] = {
+        assigned[name] = {
             "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", str(max(1, cores // total))),
             # torchtitan warns if the rank that knows the loss is not among these.
             "LOG_RANK": ",".join(str(rank) for rank in range(count)),
             "PYTHONUNBUFFERED": "1",
         }
         if gpus:
-            dealt[name]["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + count])
+            assigned[name]["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + count])
         first += count
-    return dealt
+    return assigned
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
@@ -66,7 +66,7 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     import torch
 
     count = torch.cuda.device_count()
-    listed = [each.strip() for each in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
+    listed = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return listed[:count] if listed else [str(index) for index in range(count)]
 
 

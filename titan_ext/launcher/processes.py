@@ -46,7 +46,7 @@ def send(pid: int, number: int) -> None:
 
 
 def end_descendants(pid: int, grace_seconds: float) -> bool:
-    """End everything below ``pid``: SIGTERM, ``grace_seconds`` of patience, then SIGKILL.
+    """End everything below ``pid``: SIGTERM, then SIGKILL after ``grace_seconds``.
 
     Returns:
         Whether nothing is left; a process stuck in the kernel may outlast SIGKILL.
@@ -59,9 +59,9 @@ def end_descendants(pid: int, grace_seconds: float) -> bool:
     return kill_descendants(pid)
 
 
-def kill_descendants(pid: int, patience_seconds: float = 5.0) -> bool:
-    """SIGKILL everything below ``pid`` until nothing is left; returns whether that came to be."""
-    deadline = time.monotonic() + patience_seconds
+def kill_descendants(pid: int, timeout_seconds: float = 5.0) -> bool:
+    """SIGKILL everything below ``pid`` until nothing is left, or ``timeout_seconds`` are over: then returns False."""
+    deadline = time.monotonic() + timeout_seconds
     # Once is not enough: a process may fork while the list is read.
     while left := descendants(pid):
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""What a run came to: the sites' summaries, and whether they hold the same state."""
+"""What the sites of a run write: metrics and a summary at the end, and whether their shared states are equal."""
 
 import json
 from collections.abc import Mapping
@@ -10,17 +10,51 @@ from titan_ext.launcher.text import bytes_text, columns, number_text
 _DIGEST_CHARACTERS = 12
 
 
+class JsonLinesFollower:
+    """Returns the complete lines that were appended to a file since the last call.
+
+    What is in the file at the start belongs to an earlier run and is skipped. A file that is
+    replaced or cut is read from its beginning.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._identity, self._offset = self._stat()
+
+    def poll(self) -> list[dict[str, Any]]:
+        """The new lines, oldest first; a line without its end waits for the next call, others than JSON are dropped."""
+        identity, size = self._stat()
+        if identity != self._identity or size < self._offset:
+            self._identity, self._offset = identity, 0
+        if size == self._offset:
+            return []
+        with open(self._path, "rb") as file:
+            file.seek(self._offset)
+            complete, end, _ = file.read().rpartition(b"\n")
+        self._offset += len(complete) + len(end)
+        records = [_parse(line) for line in complete.splitlines()]
+        return [record for record in records if isinstance(record, dict)]
+
+    def _stat(self) -> tuple[int | None, int]:
+        """Inode and size in bytes; (None, 0) where there is no file."""
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return None, 0
+        return found.st_ino, found.st_size
+
+
 class SummaryFile:
     """A site's ``summary.json``; one that was there before this run is ignored."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._before = self._stamp()
+        self._stamp_at_start = self._stamp()
 
     def read(self) -> dict[str, Any] | None:
         """The summary that this run wrote, or None."""
         stamp = self._stamp()
-        if stamp is None or stamp == self._before:
+        if stamp is None or stamp == self._stamp_at_start:
             return None
         try:
             found = json.loads(self._path.read_text(encoding="utf-8"))
@@ -58,12 +92,12 @@ def results_table(summaries: Mapping[str, Mapping[str, Any] | None]) -> list[str
     return columns([titles, *rows])
 
 
-def verdict(summaries: Mapping[str, Mapping[str, Any] | None], *, complete: bool) -> tuple[bool, str]:
-    """Whether the run is sound, and a sentence on it.
+def compare_shared_state(summaries: Mapping[str, Mapping[str, Any] | None], *, complete: bool) -> tuple[bool, str]:
+    """Whether every site left the same shared state, and a sentence that says so.
 
     Args:
         summaries: name of the site -> its summary, None if it left none.
-        complete: all sites of the run are among them; else there may be nobody to compare with.
+        complete: these are all sites of the run; else there may be no other to compare with.
     """
     missing = [name for name, summary in summaries.items() if summary is None]
     if missing:
@@ -81,3 +115,10 @@ def verdict(summaries: Mapping[str, Mapping[str, Any] | None], *, complete: bool
         return True, f"all {len(digests)} sites hold the same shared state, sha256 {digest}"
     rest = "" if complete else "; at every other site it must be the same"
     return True, f"shared state sha256 {digest}{rest}"
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,21 +1,20 @@
-"""From what happens to the sites to what is shown of it."""
+"""Shows what the sites of a run write and how their processes end."""
 
 import re
 import signal
 from collections.abc import Mapping
 
 from titan_ext.launcher.display import Display
-from titan_ext.launcher.follow import JsonLinesFollower
-from titan_ext.launcher.interrupt import StopRequests
 from titan_ext.launcher.log import ERROR_PREFIX
-from titan_ext.launcher.supervisor import Event, Phase
+from titan_ext.launcher.results import JsonLinesFollower
+from titan_ext.launcher.supervisor import Event, Phase, StopRequests
 
 # A rank that met with what it did not expect, and left its traceback in the log.
 _CRASH = re.compile(rf"{ERROR_PREFIX} rank (\d+): ")
 
 
-class RunWatch:
-    """Passes the sites' metrics and fates on to a display.
+class RunMonitor:
+    """Passes the sites' metrics and the changes of their jobs' phases on to a display.
 
     Args:
         display: where to show them.
@@ -36,25 +35,25 @@ class RunWatch:
         self._followers = followers
         self._max_restarts = max_restarts
         self._stops = stops
-        self._stop_is_noted = False
+        self._stop_is_acknowledged = False
         self.failures: list[str] = []
-        """What is to be said at the end about processes that failed for good."""
+        """What to print at the end about processes that failed for good."""
 
     def on_event(self, event: Event) -> None:
         """A job changed its phase."""
-        # What it wrote before it ended comes before the news of its end.
+        # Before the phase: what the job wrote before it ended must be shown before its end.
         self.show_metrics()
         name, log = event.job.name, event.log.path
         if event.phase is Phase.WAITING:
-            reason = event.log.error_line() or _fate(event)
+            reason = event.log.error_line() or _exit_reason(event)
             self._display.note(
                 f"{name}: {reason}; restart {event.restarts} of {self._max_restarts} in {event.delay:g} s, log: {log}"
             )
         elif event.phase is Phase.FAILED:
-            self.failures.append(_obituary(event))
+            self.failures.append(_failure_report(event))
         if name in self._followers:
-            word, sentence = _describe(event)
-            self._display.state(name, word, sentence)
+            short, sentence = _describe(event)
+            self._display.state(name, short, sentence)
         self._display.refresh()
 
     def show_metrics(self) -> None:
@@ -66,8 +65,8 @@ class RunWatch:
 
     def stop_requests(self) -> int:
         """How often the user asked to stop; the first time is acknowledged."""
-        if self._stops.count and not self._stop_is_noted:
-            self._stop_is_noted = True
+        if self._stops.count and not self._stop_is_acknowledged:
+            self._stop_is_acknowledged = True
             self._display.note("the sites save and leave … (Ctrl-C again kills them at once)")
             self._display.refresh()
         return self._stops.count
@@ -85,12 +84,12 @@ def _describe(event: Event) -> tuple[str, str]:
             return str(event.phase), str(event.phase)
 
 
-def _fate(event: Event) -> str:
+def _exit_reason(event: Event) -> str:
     left = event.code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
     return "left, as it was asked to" if left else f"died with exit code {event.code}"
 
 
-def _obituary(event: Event) -> str:
+def _failure_report(event: Event) -> str:
     log, line = event.log, event.log.error_line()
     crashed = _CRASH.match(line or "")
     if line and not crashed:

@@ -1,12 +1,15 @@
 """Keeps the processes of a run going: starts them, restarts those that die, and ends them all."""
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
 
 from titan_ext.errors import UserError
 from titan_ext.launcher.guard import guarded
@@ -14,7 +17,7 @@ from titan_ext.launcher.log import ProcessLog
 from titan_ext.launcher.processes import kill_descendants, send
 
 INTERRUPTED = 130
-_LONGEST_BACKOFF_SECONDS = 30.0
+_MAX_BACKOFF_SECONDS = 30.0
 _GUARD_MARGIN_SECONDS = 3.0
 
 
@@ -65,7 +68,7 @@ class Supervisor:
         jobs: services first: they are started in this order, and ended after the others.
         max_restarts: how often a job that dies is started again. Bad input (exit code 2) never is.
         backoff_seconds: wait before the first restart; doubles with each.
-        grace_seconds: patience between SIGTERM and SIGKILL: what a site may take to save and leave.
+        grace_seconds: seconds from SIGTERM to SIGKILL: what a site may take to save and leave.
         stop_requests: how often the user asked to stop: once ends all in order, twice kills.
         on_event: called at each change of phase.
         on_tick: called some times a second.
@@ -100,7 +103,7 @@ class Supervisor:
         try:
             for runner in self._runners:
                 self._start(runner)
-            while any(not runner.settled for runner in self._runners):
+            while any(not runner.is_settled for runner in self._runners):
                 if self._stop_requests():
                     return INTERRUPTED
                 for runner in self._runners:
@@ -116,7 +119,7 @@ class Supervisor:
 
     def _start(self, runner: "_Runner") -> None:
         runner.start(self._grace_seconds)
-        self._announce(runner, Phase.RUNNING)
+        self._set_phase(runner, Phase.RUNNING)
 
     def _advance(self, runner: "_Runner") -> None:
         if runner.phase is Phase.WAITING and time.monotonic() >= runner.due:
@@ -125,21 +128,21 @@ class Supervisor:
             return
         runner.code = code
         if code == 0 and not runner.job.is_service:
-            self._announce(runner, Phase.FINISHED)
+            self._set_phase(runner, Phase.FINISHED)
         elif code == UserError.exit_code or runner.restarts >= self._max_restarts:
-            self._announce(runner, Phase.FAILED)
+            self._set_phase(runner, Phase.FAILED)
         else:
-            delay = min(self._backoff_seconds * 2**runner.restarts, _LONGEST_BACKOFF_SECONDS)
+            delay = min(self._backoff_seconds * 2**runner.restarts, _MAX_BACKOFF_SECONDS)
             runner.restarts += 1
             runner.due = time.monotonic() + delay
-            self._announce(runner, Phase.WAITING, delay)
+            self._set_phase(runner, Phase.WAITING, delay)
 
-    def _announce(self, runner: "_Runner", phase: Phase, delay: float = 0.0) -> None:
+    def _set_phase(self, runner: "_Runner", phase: Phase, delay: float = 0.0) -> None:
         runner.phase = phase
         self._on_event(Event(runner.job, phase, runner.log, runner.code, runner.restarts, delay))
 
     def _end_all(self) -> None:
-        # Services last: a site that ends in order may still have something to tell them.
+        # Services last: a site that saves and leaves may still send them requests.
         for services in (False, True):
             self._end([runner for runner in self._runners if runner.job.is_service is services])
         for runner in self._runners:
@@ -148,8 +151,8 @@ class Supervisor:
     def _end(self, runners: Sequence["_Runner"]) -> None:
         running = [runner for runner in runners if runner.process is not None and runner.process.poll() is None]
         for runner in running:
-            send(runner.process.pid, 15)
-        # The guard itself turns to SIGKILL after the grace; the margin is for a guard that does not.
+            send(runner.process.pid, signal.SIGTERM)
+        # The guard itself sends SIGKILL after the grace; the margin is for a guard that hangs.
         deadline = time.monotonic() + self._grace_seconds + _GUARD_MARGIN_SECONDS
         while any(runner.process.poll() is None for runner in running):
             if self._stop_requests() > 1 or time.monotonic() > deadline:
@@ -160,7 +163,7 @@ class Supervisor:
                 runner.kill()
         for runner in runners:
             if runner.phase in (Phase.RUNNING, Phase.WAITING):
-                self._announce(runner, Phase.STOPPED)
+                self._set_phase(runner, Phase.STOPPED)
 
 
 @dataclass(slots=True)
@@ -176,7 +179,7 @@ class _Runner:
     due: float = 0.0
 
     @property
-    def settled(self) -> bool:
+    def is_settled(self) -> bool:
         return self.job.is_service or self.phase in (Phase.FINISHED, Phase.FAILED)
 
     def start(self, grace_seconds: float) -> None:
@@ -195,3 +198,26 @@ class _Runner:
         kill_descendants(self.process.pid)
         self.process.kill()
         self.process.wait()
+
+
+class StopRequests:
+    """Counts SIGINT, SIGTERM and SIGHUP while entered; the main thread only."""
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._previous_handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequests":
+        self._previous_handlers = {number: signal.signal(number, self._count) for number in self._SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+
+    def _count(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1

@@ -54,7 +54,7 @@ def reachable_address(lighthouse: str) -> str:
 
 
 def own_address(hostname: str) -> str:
-    """``hostname`` itself, once it is known to be a name or address of this machine.
+    """Check that ``hostname`` is a name or address of this machine, and return it.
 
     Raises:
         UserError: it does not resolve, or this machine cannot listen there.
@@ -64,7 +64,7 @@ def own_address(hostname: str) -> str:
         found = socket.getaddrinfo(hostname, 0, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise UserError(f"{setting}: cannot be resolved ({error})") from error
-    if not any(_is_own(*each) for each in found):
+    if not any(_is_own(*info) for info in found):
         addresses = ", ".join(sorted({address[0] for *_, address in found}))
         raise UserError(
             f"{setting}: {addresses} is no address of this machine: give one that the other sites reach, "
@@ -75,7 +75,7 @@ def own_address(hostname: str) -> str:
 
 def _is_own(family: int, kind: int, protocol: int, _: str, address: tuple) -> bool:
     if ipaddress.ip_address(address[0].split("%")[0]).is_unspecified:
-        return False  # every machine listens there
+        return False  # can be bound everywhere, and reached from nowhere
     try:
         with socket.socket(family, kind, protocol) as probe:
             probe.bind(address)
@@ -94,7 +94,7 @@ def interface_address(name: str) -> str:
         UserError: there is no such interface, or it has no address that other machines could use.
     """
     setting = f'replica.interface = "{name}"'
-    names = [each for _, each in socket.if_nameindex()]
+    names = [found for _, found in socket.if_nameindex()]
     if name not in names:
         raise UserError(f"{setting}: no such interface; this machine has {', '.join(names)}")
     try:
@@ -106,7 +106,7 @@ def interface_address(name: str) -> str:
     table = Path("/proc/net/if_inet6")
     for line in table.read_text().splitlines() if table.exists() else []:
         address, _, _, scope, _, device = line.split()
-        if device == name and scope in ("00", "10"):  # not those of the link alone
+        if device == name and scope in ("00", "10"):  # global and unique local, not link-local
             return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(address))
     raise UserError(f"{setting}: it has no address that other machines could reach")
 
@@ -130,7 +130,7 @@ def check_port(setting: str, port: int) -> None:
 
 
 def url_host(host: str) -> str:
-    """``host`` as it stands in a URL: an IPv6 address in brackets."""
+    """``host`` as a URL has it: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
 
 

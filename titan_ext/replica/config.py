@@ -10,43 +10,44 @@ class ReplicaConfig:
     """How a site finds the others and how long it waits for them."""
 
     lighthouse: str | None = None
-    """Address of the torchft lighthouse, ``host:port`` or ``http://host:port``; unset: the TORCHFT_LIGHTHOUSE variable."""
+    """Address of the torchft lighthouse, ``host:port`` or ``http://host:port``; unset: that in TORCHFT_LIGHTHOUSE."""
 
     min_sites: int = 1
-    """Sites that a round needs; fewer wait instead of committing alone. One that has just come counts, though it has
-    no work to give yet: for the others' to wait until it has would delay them by a round."""
+    """Sites that a round needs; fewer wait instead of committing alone. A site that has just joined counts, although it
+    has nothing to contribute yet: waiting until it has would delay the others by a round."""
 
     expected_sites: int = 0
-    """Sites that are waited for when a run begins, or begins again after all have stopped; 0: no more than ``min_sites``.
-    ``titan-ext launch`` takes the sites that it starts."""
+    """Sites that a run waits for when it begins, or begins again after all have stopped; 0: no more than ``min_sites``.
+    ``titan-ext launch`` sets it to the number of sites that it starts."""
 
     expected_timeout_seconds: float = 120.0
-    """How long; then those that are here begin, if they are ``min_sites``."""
+    """How long a run waits for ``expected_sites``; then ``min_sites`` are enough."""
 
     allow_rollback: bool = False
     """Go on from a checkpoint older than the run's last commit although a site that took part in that commit is
     missing; without it a site waits for the others."""
 
-    fetch_ahead: bool = True
-    """A site that starts while others train, or was away for a while, fetches a copy of their shared state before it
-    asks for a quorum, so that they need not wait for the transfer; the member that gives it keeps the copy in memory
-    until its next round."""
+    prefetch_state: bool = True
+    """A site that starts while others train, or was away for a while, fetches a snapshot of their shared state before
+    it asks for a quorum, so that they need not wait for the transfer. The member that it fetches from keeps the
+    snapshot in host memory until its next round."""
 
     hostname: str | None = None
     """Name or address under which the other sites reach this one; unset: that of the interface towards the lighthouse.
-    It must be one of this machine's own, since Gloo announces what it listens on: behind a NAT that translates
-    addresses sites need a VPN, and name the address inside it."""
+    It must be one of this machine's own, since Gloo tells its peers the address that it listens on: behind a NAT that
+    translates addresses sites need a VPN, and give the address inside it."""
 
     interface: str | None = None
-    """Instead of ``hostname``: the network interface, such as ``eth1`` or ``wg0``, whose address others are told."""
+    """Instead of ``hostname``: the network interface, such as ``eth1`` or ``wg0``, at whose address the others reach
+    this site."""
 
     secret_file: str | None = None
-    """File of at least 16 bytes, open to its owner alone, that is the same at all sites and there on every machine of a
-    site: only who proves to hold it takes part in a round or is given the shared state; unset: everybody who reaches
-    the lighthouse."""
+    """File of at least 16 bytes, readable by its owner alone, the same at all sites and on every machine of a site.
+    Only sites that prove to hold it take part in a round and receive shared state; unset: all that reach the
+    lighthouse."""
 
     admission_timeout_seconds: float = 15.0
-    """How long the sites of a new quorum wait for those among them that prove nothing."""
+    """How long the sites of a new quorum wait for proofs of the secret; those that have given none are left out."""
 
     manager_port: int = 0
     """Port of this site's manager server; 0 takes a free one."""
@@ -64,21 +65,21 @@ class ReplicaConfig:
     """How long connecting to the lighthouse or a peer may take."""
 
     heartbeat_interval_seconds: float = 0.5
-    """How often a site tells the lighthouse that it lives."""
+    """Time between two heartbeats of a site to the lighthouse."""
 
     lighthouse_retries: int = 3
-    """Further attempts to reach the lighthouse at the start, one connect timeout each."""
+    """Further attempts to reach the lighthouse at the start, ``connect_timeout_seconds`` each."""
 
     heartbeat_timeout_seconds: float = 5.0
-    """Silence after which a site counts as dead: of the lighthouse that the launcher starts, and what the sites go by,
-    which train on for so long before they repeat a round that broke."""
+    """Time without a heartbeat after which a site counts as dead. The launcher starts its lighthouse with it; the sites
+    train on for so long before they repeat a round that failed."""
 
     join_timeout_seconds: float = 600.0
-    """Lighthouse started by the launcher: how long a round waits for a site that lives but is late."""
+    """How long the launcher's lighthouse waits in a quorum for a site that sends heartbeats but is late."""
 
     tls_certificate: str | None = None
-    """PEM file of this site's certificate, issued for its hostname, with which it serves shared state and fetches it;
-    unset, like the other two: plain HTTP."""
+    """PEM file of this site's certificate, issued for its hostname, with which it serves and fetches shared state.
+    Unset, as must be ``tls_key`` and ``tls_authority`` then: plain HTTP."""
 
     tls_key: str | None = None
     """PEM file of the private key of ``tls_certificate``, without a passphrase."""

@@ -1,4 +1,4 @@
-"""A rank's membership in the run: torchft's manager with a site's addresses, patience and words."""
+"""A rank's membership in the run: torchft's manager with a site's addresses, admission and transport of state."""
 
 import logging
 import math
@@ -10,9 +10,6 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from torch.distributed import ProcessGroup
-from torchft.manager import Manager
-
 from titan_ext.errors import RunError, UserError
 from titan_ext.replica.address import (
     check_port,
@@ -23,14 +20,14 @@ from titan_ext.replica.address import (
     reachable_address,
 )
 from titan_ext.replica.config import ReplicaConfig
-from titan_ext.replica.membership.admission import Doorkeeper
-from titan_ext.replica.membership.quorum import AdmittedQuorums
-from titan_ext.replica.membership.quorum_log import QuorumWatch
+from titan_ext.replica.membership.admission import Admission
+from titan_ext.replica.membership.quorum import AdmittedQuorumClient
+from titan_ext.replica.membership.quorum_log import QuorumLog
 from titan_ext.replica.membership.shared_secret import Secret, load_secret
-from titan_ext.replica.process_group import SiteProcessGroup
-from titan_ext.replica.state_transfer.prefetch_state import fetch_ahead
+from titan_ext.replica.state_transfer.prefetch_state import prefetch_state
 from titan_ext.replica.state_transfer.tls import load_tls
 from titan_ext.replica.state_transfer.transport import StateTransport
+from titan_ext.replica.torchft_internals import OpenManager, QuorumClient, SiteProcessGroup
 from titan_ext.trainer.memory import release_free_memory
 
 logger = logging.getLogger(__name__)
@@ -39,7 +36,7 @@ logger = logging.getLogger(__name__)
 _RETRY_SECONDS = 1.0
 
 
-class Replica(Manager):
+class Replica(OpenManager):
     """torchft's manager for one rank of a site.
 
     Every rank of the site builds it at the same time, under torchrun.
@@ -52,7 +49,7 @@ class Replica(Manager):
 
     Raises:
         UserError: no lighthouse is named or its name does not resolve; the address is not this machine's or a port is
-            taken; the files of TLS or of the secret are not what they should be.
+            taken; a file of TLS or the secret's is invalid.
         RunError: the lighthouse cannot be reached.
     """
 
@@ -61,21 +58,22 @@ class Replica(Manager):
     def __init__(self, config: ReplicaConfig, *, site: str, rank: int, world_size: int) -> None:
         config.validate()
         self._config = config
-        self._settled_group: int | None = None
+        self._site_rank, self._site_ranks = rank, world_size
+        self._last_group: int | None = None
         self.lighthouse = lighthouse_url(config.lighthouse)
         hostname = _advertised(config, self.lighthouse)
         _check_ports(config, rank, world_size)
         secret = load_secret(config.secret_file)
-        # The other sites rendezvous at this site's store, so it is named as they know it.
+        # The other sites connect to this site's store, so rank 0 gives the address under which they reach it.
         store_host, store_port = hostname if rank == 0 else os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        transport = _transport(config, hostname, rank, secret)
+        self._transport = _transport(config, hostname, rank, secret)
         if rank == 0:
             self._find_lighthouse()
-        catch_up = None
-        if config.fetch_ahead:
-            catch_up = partial(fetch_ahead, self.lighthouse, site=site, rank=rank, fetch=transport.fetch_ahead)
-            # Before the lighthouse hears of this site: from then on the others' rounds wait for it.
-            catch_up()
+        prefetch = None
+        if config.prefetch_state:
+            prefetch = partial(prefetch_state, self.lighthouse, site=site, rank=rank, fetch=self._transport.prefetch)
+            # Before the manager sends its first heartbeat: from then on the others' rounds wait for this site.
+            prefetch()
         try:
             super().__init__(
                 pg=SiteProcessGroup(hostname, timedelta(seconds=config.timeout_seconds)),
@@ -95,86 +93,83 @@ class Replica(Manager):
                 port=config.manager_port,
                 hostname=hostname,
                 heartbeat_interval=timedelta(seconds=config.heartbeat_interval_seconds),
-                checkpoint_transport=transport,
+                checkpoint_transport=self._transport,
                 # torchft's server asks the lighthouse again for all ranks; it spreads this number over the timeout.
                 quorum_retries=math.ceil(config.quorum_timeout_seconds / _RETRY_SECONDS),
             )
         except RuntimeError as error:
             raise RunError(f"cannot join through the lighthouse at {self.lighthouse}: {error}") from error
-        self._client = self._quorums = self._admitted(f"{store_host}:{store_port}", secret, catch_up)
+        self._quorums = self.wrap_quorum_client(
+            partial(self._with_admission, f"{store_host}:{store_port}", secret, prefetch)
+        )
 
     def start_quorum(self, **options: Any) -> None:
         """Wait for the other sites and agree on who takes part.
 
-        A quorum of sites that could not meet makes the next vote a no.
+        If the sites of the quorum could not authenticate each other, the next vote is a no.
 
         Raises:
             RunError: no quorum of enough sites came about within ``quorum_timeout_seconds``.
             UserError: the sites that are running do not admit this one.
         """
-        watch = QuorumWatch(self.lighthouse, self._quorums.waiting_for) if self._group_rank == 0 else nullcontext()
+        log = QuorumLog(self.lighthouse, self._quorums.waiting_for) if self._site_rank == 0 else nullcontext()
         try:
-            with self._checkpoint_transport.in_quorum(), watch:
+            # From here to the quorum's end this rank answers no request for a snapshot: see ``StateOffers.in_quorum``.
+            with self._transport.in_quorum(), log:
                 super().start_quorum(**options)
         except UserError:
-            self._quorum_future = None
+            self.forget_failed_quorum()
             raise
         except (TimeoutError, RuntimeError) as error:
-            # torchft would raise the old failure again at the next quorum.
-            self._quorum_future = None
+            self.forget_failed_quorum()
             waiting = self._quorums.waiting_for() if is_listening(self.lighthouse) else "the lighthouse does not answer"
             raise RunError(
                 f"no quorum within replica.quorum_timeout_seconds = {self._config.quorum_timeout_seconds:g} "
                 f"at {self.lighthouse} ({waiting}): {error}"
             ) from error
-        self._checkpoint_transport.forget_ahead()
+        self._transport.drop_prefetched()
         if self._quorums.problem is not None:
             self.report_error(RuntimeError(self._quorums.problem))
 
     def should_commit(self, timeout: timedelta | None = None) -> bool:
         """The vote over the ranks of this site: true if every one of them was without error."""
         committed = super().should_commit(timeout)
-        if self._quorum_id != self._settled_group:
+        if self.quorum_id != self._last_group:
             # Threads that came and went with the old group have left holes in their arenas.
-            self._settled_group = self._quorum_id
+            self._last_group = self.quorum_id
             release_free_memory()
         return committed
 
-    @property
-    def process_group(self) -> ProcessGroup:
-        """The group of this rank and those it is paired with at the other sites."""
-        return self._pg
-
     def serve_snapshot_requests(self, make: Callable[[], Any] | None = None) -> None:
-        """Call between inner steps: a site that is about to join may want a copy of the shared state.
+        """Call between inner steps: makes a snapshot of the shared state if a joining site has asked for one.
 
         Args:
             make: the state; by default all that was registered.
         """
-        self._checkpoint_transport.serve_snapshot_requests(self.current_step(), make or self._manager_state_dict)
+        self._transport.serve_snapshot_requests(self.current_step(), make or self.registered_state)
 
-    def _admitted(
-        self, store_address: str, secret: Secret | None, catch_up: Callable[..., Any] | None
-    ) -> AdmittedQuorums:
-        doorkeeper = None
-        if self._group_rank == 0:
-            doorkeeper = Doorkeeper(
-                self._store,
+    def _with_admission(
+        self, store_address: str, secret: Secret | None, prefetch: Callable[..., Any] | None, client: QuorumClient
+    ) -> AdmittedQuorumClient:
+        admission = None
+        if self._site_rank == 0:
+            admission = Admission(
+                self.site_store,
                 store_address=store_address,
-                manager_address=self._manager.address(),
+                manager_address=self.server_address(),
                 secret=secret,
                 min_sites=self._config.min_sites,
                 seconds=self._config.admission_timeout_seconds,
                 expected=(self._config.expected_sites, self._config.expected_timeout_seconds),
             )
-        return AdmittedQuorums(
-            self._client,
-            ranks=self._group_world_size,
-            store=self._store,
-            doorkeeper=doorkeeper,
+        return AdmittedQuorumClient(
+            client,
+            ranks=self._site_ranks,
+            store=self.site_store,
+            admission=admission,
             min_sites=self._config.min_sites,
-            leave=lambda: self._pg.abort(errored=False),
-            catch_up=catch_up,
+            abort_group=lambda: self.process_group.abort(errored=False),
+            prefetch=prefetch,
         )
 
     def _find_lighthouse(self) -> None:

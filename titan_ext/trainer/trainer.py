@@ -23,9 +23,9 @@ from titan_ext.errors import RunError, UserError  # noqa: E402
 from titan_ext.export.llama import is_llama, llama_config  # noqa: E402
 from titan_ext.optim.switch import Switch, SwitchConfig  # noqa: E402
 from titan_ext.replica import ReplicaConfig  # noqa: E402
-from titan_ext.replica.shutdown.graceful_exit import Left  # noqa: E402
-from titan_ext.replica.shutdown.graceful_shutdown import Departure  # noqa: E402
-from titan_ext.replica.shutdown.replica import LeavingReplica  # noqa: E402
+from titan_ext.replica.shutdown.graceful_shutdown import GracefulShutdown  # noqa: E402
+from titan_ext.replica.shutdown.process import GracefulExit  # noqa: E402
+from titan_ext.replica.shutdown.replica import StoppableReplica  # noqa: E402
 from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, TokenRowMap  # noqa: E402
 from titan_ext.semi_sync.plan.resolve import shares_sparse_rows  # noqa: E402
 from titan_ext.trainer.checkpoints import CheckpointManager  # noqa: E402
@@ -55,7 +55,7 @@ class Trainer(torchtitan_trainer.Trainer):
 
     def __init__(self, config: Config) -> None:
         self.outer: SemiSync | None = None
-        self.replica: LeavingReplica | None = None
+        self.replica: StoppableReplica | None = None
         self._begun = False
         self._over = False
         self._tokens_told = 0
@@ -67,7 +67,7 @@ class Trainer(torchtitan_trainer.Trainer):
         if described:
             self.checkpointer.description = self._description(longest)
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self._departure = Departure(config.site.name, rank, ranks)
+        self._shutdown = GracefulShutdown(config.site.name, rank, ranks)
         finish(self.model_parts)
         try:
             self._switch = Switch(config.optimizer_switch, self.optimizers.optimizers, self.lr_schedulers.schedulers)
@@ -84,8 +84,8 @@ class Trainer(torchtitan_trainer.Trainer):
             if self.outer is not None:
                 self._join()
         going_on = super().should_continue_training() and not self._over
-        if going_on and not self._departure.steps.advance():
-            self._leave()
+        if going_on and not self._shutdown.steps.advance():
+            self._save_and_exit()
         return going_on
 
     def train_step(self, data_iterator: Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]) -> None:
@@ -162,12 +162,12 @@ class Trainer(torchtitan_trainer.Trainer):
         if self.config.checkpoint.create_seed_checkpoint:
             self._save_seed()
             return
-        self._departure.start(
-            fall_silent=self.replica.fall_silent if self.replica is not None else lambda: None,
-            silence_seconds=self.config.replica.heartbeat_timeout_seconds + _HEARTBEAT_MARGIN_SECONDS,
+        self._shutdown.start(
+            stop_heartbeats=self.replica.stop_heartbeats if self.replica is not None else lambda: None,
+            heartbeat_timeout_seconds=self.config.replica.heartbeat_timeout_seconds + _HEARTBEAT_MARGIN_SECONDS,
         )
         super().train()
-        self._departure.finish()
+        self._shutdown.finish()
         digest = ""
         if self.outer is not None:
             self.outer.finish()
@@ -188,17 +188,17 @@ class Trainer(torchtitan_trainer.Trainer):
     def close(self) -> None:
         """Leave the run and release everything."""
         super().close()
-        self._departure.stop()
+        self._shutdown.stop()
         if self.replica is not None:
             self.replica.shutdown(wait=False)
 
-    def _leave(self) -> NoReturn:
-        """Save what was done since the last checkpoint, and go; the others do not wait for that."""
+    def _save_and_exit(self) -> NoReturn:
+        """Save what was done since the last checkpoint and exit; the other sites do not wait for that."""
         if self.outer is not None:
             self.outer.state_dict()  # waits for a round in flight, in which the others need this site
         torch.distributed.barrier()
         if self.replica is not None:
-            self.replica.fall_silent()
+            self.replica.stop_heartbeats()
         saved = self.checkpointer.save_now(self.step)
         self.metrics_processor.journal.add("left", {"step": self.step, "saved": saved})
         # torchrun ends all ranks when the first has ended.
@@ -206,7 +206,7 @@ class Trainer(torchtitan_trainer.Trainer):
         if torch.distributed.get_rank() == 0:
             what = f"saved step {self.step}" if saved else f"step {self.step} is not saved (checkpoint.enable is off)"
             logger.info("site %s: asked to leave: %s, leaving", self.config.site.name, what)
-        raise Left(self._departure.code)
+        raise GracefulExit(self._shutdown.code)
 
     def _build_outer_loop(self, config: Config) -> None:
         _quiet_torchft()
@@ -215,8 +215,8 @@ class Trainer(torchtitan_trainer.Trainer):
             # The other ranks have no replica group: their leader speaks for them.
             ranks = 1
         if rank < ranks:
-            self.replica = LeavingReplica(
-                config.replica, site=config.site.name, rank=rank, world_size=ranks, departure=self._departure
+            self.replica = StoppableReplica(
+                config.replica, site=config.site.name, rank=rank, world_size=ranks, shutdown=self._shutdown
             )
         self.outer = config.semi_sync.build(
             model_parts=self.model_parts,

@@ -31,12 +31,12 @@ def honest(secrets, **options) -> list[Site]:
 
 @pytest.mark.parametrize("name", ["aaa", "zzz"])
 @pytest.mark.parametrize("held", ["theirs", None])
-def test_a_stranger_never_takes_part(secrets, tmp_path, name, held):
+def test_an_unauthenticated_site_never_takes_part(secrets, tmp_path, name, held):
     """Whether its store is the one at which the sites meet (``aaa``) or not."""
     sites = honest(secrets, hold_at=JOIN)
-    stranger = Site(name, INTRUDER, replica={"secret_file": held and secrets[held], "min_sites": 2}, hold_at=JOIN)
-    with running([*sites, stranger], Lighthouse(2), tmp_path) as run:
-        run.join_together(stranger, *sites)
+    outsider = Site(name, INTRUDER, replica={"secret_file": held and secrets[held], "min_sites": 2}, hold_at=JOIN)
+    with running([*sites, outsider], Lighthouse(2), tmp_path) as run:
+        run.join_together(outsider, *sites)
         found = run.outcomes(3)
     east, west, other = found["east", 0], found["west", 0], found[name, 0]
     assert east.error is west.error is None
@@ -49,13 +49,13 @@ def test_a_stranger_never_takes_part(secrets, tmp_path, name, held):
     assert all(value % INTRUDER == 0 for value in other.values)
 
 
-def test_the_state_of_a_stranger_ahead_of_all_is_not_loaded(secrets, tmp_path):
+def test_the_state_of_an_unauthenticated_site_ahead_of_all_is_not_loaded(secrets, tmp_path):
     """torchft would make everybody take the state of the site with the highest step."""
     sites = honest(secrets, hold_at=JOIN)
     settings = {"secret_file": secrets["theirs"], "min_sites": 2}
-    stranger = Site("aaa", INTRUDER, replica=settings, torchft_step=10**6, hold_at=JOIN)
-    with running([*sites, stranger], Lighthouse(2), tmp_path) as run:
-        run.join_together(stranger, *sites)
+    outsider = Site("aaa", INTRUDER, replica=settings, torchft_step=10**6, hold_at=JOIN)
+    with running([*sites, outsider], Lighthouse(2), tmp_path) as run:
+        run.join_together(outsider, *sites)
         found = run.outcomes(3)
     assert found["east", 0].error is found["west", 0].error is None
     assert found["east", 0].sha256 == found["west", 0].sha256
@@ -63,12 +63,12 @@ def test_the_state_of_a_stranger_ahead_of_all_is_not_loaded(secrets, tmp_path):
     assert found["aaa", 0].error.startswith("UserError: replica.secret_file")
 
 
-def test_a_stranger_that_comes_later_gives_way(secrets, tmp_path):
+def test_an_unauthenticated_site_that_comes_later_gives_way(secrets, tmp_path):
     alone = Site("east", replica={"secret_file": secrets["ours"], "min_sites": 1}, hold_at=4)
-    stranger = Site("aaa", INTRUDER, replica={"secret_file": secrets["theirs"], "min_sites": 1})
+    outsider = Site("aaa", INTRUDER, replica={"secret_file": secrets["theirs"], "min_sites": 1})
     with running([alone], Lighthouse(1), tmp_path) as run:
         run.wait_until_held(alone)
-        run.start(stranger)
+        run.start(outsider)
         run.lighthouse.wait_for_requests(1)
         run.let_go(alone)
         found = run.outcomes(2)
@@ -98,9 +98,9 @@ def test_two_that_begin_and_differ_wait_and_name_the_key(secrets, tmp_path):
 def test_sites_of_two_ranks_decide_alike(secrets, tmp_path):
     sites = honest(secrets, ranks=2, hold_at=JOIN)
     settings = {"secret_file": secrets["theirs"], "min_sites": 2}
-    stranger = Site("aaa", INTRUDER, ranks=2, replica=settings, hold_at=JOIN)
-    with running([*sites, stranger], Lighthouse(2), tmp_path) as run:
-        run.join_together(stranger, *sites)
+    outsider = Site("aaa", INTRUDER, ranks=2, replica=settings, hold_at=JOIN)
+    with running([*sites, outsider], Lighthouse(2), tmp_path) as run:
+        run.join_together(outsider, *sites)
         found = run.outcomes(6)
     ours = [found[site.name, rank] for site in sites for rank in range(2)]
     assert [each.error for each in ours] == [None] * 4
@@ -130,14 +130,14 @@ def only_torchft(lighthouse: str) -> None:
         manager.should_commit()
 
 
-def test_one_that_says_nothing_is_waited_for_and_left_out(secrets, tmp_path):
+def test_one_that_does_not_answer_is_waited_for_and_left_out(secrets, tmp_path):
     sites = honest(secrets, steps=6)
     for site in sites:
         site.replica |= {"admission_timeout_seconds": 2.0}
     with running([], Lighthouse(3), tmp_path) as run:
-        stranger = context.Process(target=only_torchft, args=[run.lighthouse.url])
-        stranger.start()
-        run.processes.append(stranger)
+        outsider = context.Process(target=only_torchft, args=[run.lighthouse.url])
+        outsider.start()
+        run.processes.append(outsider)
         for site in sites:
             run.start(site)
         found = run.outcomes(2)

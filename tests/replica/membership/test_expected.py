@@ -7,7 +7,9 @@ from tests.replica.sites import Lighthouse, Site, running
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_sites_that_are_started_one_after_the_other_begin_together(ranks, tmp_path):
-    east, west = (Site(name, rate, ranks, replica={"expected_sites": 2}) for name, rate in (("east", 1.0), ("west", 3.0)))
+    east, west = (
+        Site(name, rate, ranks, replica={"expected_sites": 2}) for name, rate in (("east", 1.0), ("west", 3.0))
+    )
     with running([east], Lighthouse(1), tmp_path) as run:
         run.lighthouse.wait_for_quorum("east", alone=True)
         run.start(west)

@@ -7,12 +7,13 @@ from datetime import timedelta
 
 import pytest
 from torch.distributed import TCPStore
-from torchft._torchft import LighthouseServer, ManagerClient, ManagerServer, QuorumResult
+from torchft.coordination import LighthouseServer, ManagerClient, ManagerServer
 
-from titan_ext.replica.membership.admission import Decision, Doorkeeper
-from titan_ext.replica.membership.admission_protocol import Card
-from titan_ext.replica.membership.quorum import AdmittedQuorums, place_in_group
+from titan_ext.replica.membership.admission import Admission, AdmissionResult
+from titan_ext.replica.membership.admission_protocol import MemberInfo
+from titan_ext.replica.membership.quorum import AdmittedQuorumClient, restrict_to_members
 from titan_ext.replica.membership.shared_secret import Secret
+from titan_ext.replica.torchft_internals import QuorumResult
 
 SECONDS = timedelta(seconds=20)
 FIELDS = [name for name in dir(QuorumResult) if not name.startswith("_") and name != "quorum_id"]
@@ -49,26 +50,31 @@ def test_with_everybody_admitted_all_is_as_torchft_has_it(steps):
     ranks = 2
     theirs = by_torchft(steps, ranks)
     managers = manager_addresses(theirs)
-    cards = [
-        Card(nonce="", replica_id=str(site), step=step, store=f"store{site}", manager=managers.get(site, ""), met=True)
+    members = [
+        MemberInfo(
+            nonce="",
+            replica_id=str(site),
+            step=step,
+            store=f"store{site}",
+            manager=managers.get(site, ""),
+            was_admitted=True,
+        )
         for site, step in enumerate(steps)
     ]
     for (site, rank), wanted in theirs.items():
-        placed = QuorumResult()
-        place_in_group(placed, cards, site, rank, init_sync=True)
-        assert {name: getattr(placed, name) for name in FIELDS} == {name: getattr(wanted, name) for name in FIELDS}
+        restricted = QuorumResult()
+        restrict_to_members(restricted, members, site, rank, init_sync=True)
+        assert {name: getattr(restricted, name) for name in FIELDS} == {name: getattr(wanted, name) for name in FIELDS}
 
 
 def manager_addresses(results: dict[tuple[int, int], QuorumResult]) -> dict[int, str]:
-    return {
-        each.recover_src_replica_rank: each.recover_src_manager_address for each in results.values() if each.heal
-    }
+    return {each.recover_src_replica_rank: each.recover_src_manager_address for each in results.values() if each.heal}
 
 
-def quorum_of(places: list[Doorkeeper], number: int, own: int, store: str) -> QuorumResult:
+def quorum_of(sites: list[Admission], number: int, own: int, store: str) -> QuorumResult:
     quorum = QuorumResult()
     quorum.quorum_id, quorum.replica_rank = number, own
-    quorum.replica_ids = [f"{place}:x" for place in range(len(places))]
+    quorum.replica_ids = [f"{site}:x" for site in range(len(sites))]
     quorum.store_address = store
     return quorum
 
@@ -77,8 +83,8 @@ def test_stores_do_not_fill_up_over_many_quorums():
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("of somebody else", "1")
     address = f"127.0.0.1:{store.port}"
-    doors = [
-        Doorkeeper(
+    admissions = [
+        Admission(
             TCPStore("127.0.0.1", store.port),
             store_address=address,
             manager_address="",
@@ -91,26 +97,28 @@ def test_stores_do_not_fill_up_over_many_quorums():
     counts = []
     with ThreadPoolExecutor(2) as pool:
         for number in range(12):
-            quorums = [quorum_of(doors, number, own, address) for own in range(2)]
-            asked = [pool.submit(door.decide, quorum, 3) for door, quorum in zip(doors, quorums)]
+            quorums = [quorum_of(admissions, number, own, address) for own in range(2)]
+            asked = [
+                pool.submit(admission.decide, quorum, 3) for admission, quorum in zip(admissions, quorums, strict=True)
+            ]
             first, second = (each.result(60) for each in asked)
-            assert first.group == second.group and (first.own, second.own) == (0, 1)
-            store.set(f"torchft/{first.group}/0/0/rank", "an address")
+            assert first.group_id == second.group_id and (first.own_rank, second.own_rank) == (0, 1)
+            store.set(f"torchft/{first.group_id}/0/0/rank", "an address")
             counts.append(len(store.list_keys()))
     assert max(counts[2:]) == counts[2]
     assert store.check(["of somebody else"])
 
 
-def test_decisions_reach_the_other_ranks_whole():
-    card = Card(nonce="n", replica_id="a:1", step=2**40, store="a:1", manager="http://a:2", met=True)
-    decision = Decision(cards=[card, card], group=2**55, own=1, problem="p", final=True)
-    assert Decision.parse(decision.text()) == decision
+def test_results_reach_the_other_ranks_whole():
+    info = MemberInfo(nonce="n", replica_id="a:1", step=2**40, store="a:1", manager="http://a:2", was_admitted=True)
+    result = AdmissionResult(members=[info, info], group_id=2**55, own_rank=1, problem="p", is_final=True)
+    assert AdmissionResult.from_json(result.to_json()) == result
 
 
 class Server:
-    """A client of a manager server that finds one quorum and votes as it is told."""
+    """A client of a manager server that finds one quorum and votes as it is asked to."""
 
-    def _quorum(self, **request):
+    def quorum(self, **request):
         quorum = QuorumResult()
         quorum.quorum_id, quorum.replica_rank, quorum.replica_ids = 5, 1, ["east:x", "west:y"]
         return quorum
@@ -121,26 +129,27 @@ class Server:
 
 class Admitting:
     def decide(self, quorum, step):
-        cards = [
-            Card(nonce="", replica_id=each, step=step, store="s", manager="m", met=True) for each in quorum.replica_ids
+        members = [
+            MemberInfo(nonce="", replica_id=each, step=step, store="s", manager="m", was_admitted=True)
+            for each in quorum.replica_ids
         ]
-        return Decision(cards=cards, group=9, own=quorum.replica_rank)
+        return AdmissionResult(members=members, group_id=9, own_rank=quorum.replica_rank)
 
 
-def test_a_site_catches_up_where_the_others_may_have_gone_on_without_it(monkeypatch):
+def test_a_site_prefetches_where_the_others_may_have_gone_on_without_it(monkeypatch):
     asked = []
-    quorums = AdmittedQuorums(
+    quorums = AdmittedQuorumClient(
         Server(),
         ranks=1,
         store=None,
-        doorkeeper=Admitting(),
+        admission=Admitting(),
         min_sites=1,
-        leave=lambda: None,
-        catch_up=lambda **given: asked.append(given),
+        abort_group=lambda: None,
+        prefetch=lambda **given: asked.append(given),
     )
 
     def quorum_and_vote(vote):
-        quorums._quorum(group_rank=0, step=3, timeout=SECONDS, init_sync=True)
+        quorums.quorum(group_rank=0, step=3, timeout=SECONDS, init_sync=True)
         quorums.should_commit(0, 3, vote, SECONDS)
         return len(asked)
 

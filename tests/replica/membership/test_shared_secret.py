@@ -14,7 +14,7 @@ from tests.replica.state_transfer.test_fetch import CHUNK, MARK, marked_state
 from tests.replica.state_transfer.test_state_format import encoded
 from titan_ext.errors import UserError
 from titan_ext.replica.membership.shared_secret import Secret, load_secret
-from titan_ext.replica.state_transfer.chunks import Announcement, chunk_digest
+from titan_ext.replica.state_transfer.chunks import MessageInfo, chunk_digest
 from titan_ext.replica.state_transfer.fetch import fetch_state
 from titan_ext.replica.state_transfer.transport import StateTransport
 
@@ -113,7 +113,7 @@ def test_bytes_swapped_on_the_way_with_a_fitting_plain_digest_are_refused():
 
 def test_chunks_have_places():
     """The digest of a chunk is none of another chunk, offer, step or connection."""
-    one, other = (Announcement(f'"{digit * 32}"', 100, 10) for digit in "01")
+    one, other = (MessageInfo(f'"{digit * 32}"', 100, 10) for digit in "01")
     places = [(b"k" * 32, 7, one, 0), (b"k" * 32, 7, one, 1), (b"k" * 32, 8, one, 0), (b"k" * 32, 7, other, 0)]
     places.append((b"l" * 32, 7, one, 0))
     assert len({chunk_digest(*place).digest() for place in places}) == len(places)

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 
-from titan_ext.replica.shutdown.signals import SignalListener
+from titan_ext.replica.shutdown.process import SignalListener
 
 
 def test_what_arrives_is_told_with_its_number():

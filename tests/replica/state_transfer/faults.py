@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from urllib.parse import urlsplit
 
-from titan_ext.replica.state_transfer.chunks import DIGEST_BYTES, Announcement
+from titan_ext.replica.state_transfer.chunks import DIGEST_BYTES, MessageInfo
 
 TAG = f'"{"0" * 32}"'
 
@@ -83,7 +83,7 @@ class Line:
 
 def answer(body: bytes, **changes: str) -> bytes:
     """What a member would answer whose message is ``body`` in one chunk, with other values of some headers."""
-    headers = Announcement(TAG, len(body), max(1, len(body))).headers()
+    headers = MessageInfo(TAG, len(body), max(1, len(body))).headers()
     headers["Content-Length"] = str(len(body) + DIGEST_BYTES)
     headers |= {name.replace("_", "-"): value for name, value in changes.items()}
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

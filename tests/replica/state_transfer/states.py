@@ -22,7 +22,7 @@ def assert_same(left, right) -> None:
             assert_same(left[key], right[key])
     elif isinstance(left, list):
         assert len(left) == len(right)
-        for one, other in zip(left, right):
+        for one, other in zip(left, right, strict=True):
             assert_same(one, other)
     else:
         assert left == right

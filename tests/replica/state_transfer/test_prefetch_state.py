@@ -14,10 +14,10 @@ from torchft.manager import Manager
 
 from tests.lighthouse_page import PATIENCE_SECONDS, page, wait_for_requests, wait_until
 from tests.semi_sync.sites import in_background, lighthouse
-from titan_ext.replica.process_group import SiteProcessGroup
 from titan_ext.replica.state_transfer.chunks import LATEST
-from titan_ext.replica.state_transfer.prefetch_state import fetch_ahead
+from titan_ext.replica.state_transfer.prefetch_state import prefetch_state
 from titan_ext.replica.state_transfer.transport import StateTransport
+from titan_ext.replica.torchft_internals import SiteProcessGroup
 from titan_ext.semi_sync import SemiSync, SiteOptions, SiteRanks
 
 SECONDS = timedelta(seconds=20)
@@ -102,7 +102,7 @@ def test_a_newcomer_needs_no_transfer_in_its_quorum_unless_the_member_moved_on(o
         for _ in range(4):
             step(member, model, outer)
         transport = Counting("127.0.0.1", 0, SECONDS)
-        asking = in_background(lambda: fetch_ahead(url, site="site1", rank=0, fetch=transport.fetch_ahead))
+        asking = in_background(lambda: prefetch_state(url, site="site1", rank=0, fetch=transport.prefetch))
         while not asking.done():
             # The member is between two inner steps again and again; no round is due meanwhile.
             member._checkpoint_transport.serve_snapshot_requests(member.current_step(), member._manager_state_dict)
@@ -117,7 +117,7 @@ def test_a_newcomer_needs_no_transfer_in_its_quorum_unless_the_member_moved_on(o
                 mine = (model, outer) if name == "site0" else outer_loop(own, value, name)
                 if name == "site1":
                     mine[1].join()
-                    results["clock"] = mine[1].inner_step
+                    results["step"] = mine[1].inner_step
                 while mine[1].inner_step < 12:
                     step(own, *mine)
                 results[name] = mine[1].shared_state_sha256()
@@ -127,27 +127,27 @@ def test_a_newcomer_needs_no_transfer_in_its_quorum_unless_the_member_moved_on(o
             train("site0", member, 0.0)
             joining.result(PATIENCE_SECONDS)
     assert results["site0"] == results["site1"]
-    assert results["clock"] == (12 if outdated else 8)
+    assert results["step"] == (12 if outdated else 8)
     assert transport.fetched == outdated
 
 
-def test_a_copy_is_not_what_the_member_goes_on_changing():
+def test_a_snapshot_is_not_what_the_member_goes_on_changing():
     with lighthouse(1) as url, site(url, "site0") as member:
         model, outer = outer_loop(member, 1.0, "site0")
         outer.join()
         step(member, model, outer)
         transport = Counting("127.0.0.1", 0, SECONDS)
-        asking = in_background(transport.fetch_ahead, member._checkpoint_transport.metadata())
+        asking = in_background(transport.prefetch, member._checkpoint_transport.metadata())
         while not asking.done():
             member._checkpoint_transport.serve_snapshot_requests(member.current_step(), member._manager_state_dict)
         asking.result()
-        before = transport._ahead["user"]["titan_ext"]["states"]["params/0"]["weight"]["global"].clone()
+        before = transport._prefetched["user"]["titan_ext"]["states"]["params/0"]["weight"]["global"].clone()
         for _ in range(3):
             step(member, model, outer)
         after = outer.global_parameters()["weight"]
-        assert torch.equal(transport._ahead["user"]["titan_ext"]["states"]["params/0"]["weight"]["global"], before)
+        assert torch.equal(transport._prefetched["user"]["titan_ext"]["states"]["params/0"]["weight"]["global"], before)
         assert not torch.equal(after, before)
-        assert member._checkpoint_transport._copy is None  # forgotten at the commit
+        assert member._checkpoint_transport._offers._snapshot is None  # forgotten at the commit
         transport.shutdown()
 
 
@@ -156,16 +156,16 @@ def test_without_anybody_who_trains_a_site_just_starts(caplog):
         raise AssertionError("nobody to fetch from")
 
     with lighthouse(1) as url:
-        assert not fetch_ahead(url, site="site0", rank=0, fetch=never)
+        assert not prefetch_state(url, site="site0", rank=0, fetch=never)
         with site(url, "site0") as member:
             _, outer = outer_loop(member, 1.0, "site0")
             outer.join()
-            assert not fetch_ahead(url, site="site0", rank=0, fetch=never)  # that was this site itself
+            assert not prefetch_state(url, site="site0", rank=0, fetch=never)  # that was this site itself
             transport = Counting("127.0.0.1", 0, SECONDS)
             caplog.set_level("INFO")
             # A member that never stands between two inner steps, such as one that leads others, refuses at once.
-            assert not fetch_ahead(url, site="site1", rank=0, fetch=transport.fetch_ahead)
-            assert "no copy of the shared state from site site0" in caplog.text
+            assert not prefetch_state(url, site="site1", rank=0, fetch=transport.prefetch)
+            assert "no snapshot of the shared state from site site0" in caplog.text
             transport.shutdown()
 
 
@@ -176,9 +176,9 @@ def test_a_site_that_the_last_quorum_was_with_fetches_nothing():
         (identity,) = re.findall(r"<b>(site0:[0-9a-f-]{36})</b>", page(url))
         addresses = []
         # Whoever was not there fetches, also a process that has been in an earlier one.
-        assert not fetch_ahead(url, site="site1", rank=0, fetch=addresses.append, replica_id=identity)
+        assert not prefetch_state(url, site="site1", rank=0, fetch=addresses.append, replica_id=identity)
         assert addresses == []
-        assert fetch_ahead(url, site="site1", rank=0, fetch=addresses.append, replica_id="site1:" + identity[6:])
+        assert prefetch_state(url, site="site1", rank=0, fetch=addresses.append, replica_id="site1:" + identity[6:])
         assert len(addresses) == 1
 
 
@@ -189,9 +189,9 @@ def test_a_lighthouse_that_is_away_is_waited_for():
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
         away = f"http://127.0.0.1:{port}"
-        assert not fetch_ahead(away, site="site1", rank=0, fetch=lambda _: None)
+        assert not prefetch_state(away, site="site1", rank=0, fetch=lambda _: None)
         asking = in_background(
-            lambda: fetch_ahead(away, site="site1", rank=0, fetch=lambda _: None, seconds=PATIENCE_SECONDS)
+            lambda: prefetch_state(away, site="site1", rank=0, fetch=lambda _: None, seconds=PATIENCE_SECONDS)
         )
         with serving(page(url).encode(), port):
             assert asking.result(PATIENCE_SECONDS)
@@ -201,16 +201,16 @@ def test_a_lighthouse_that_is_away_is_waited_for():
 def test_a_member_in_a_quorum_keeps_nobody_waiting(asked_first):
     """Maybe it waits there for the very site that asks."""
     member, newcomer = (StateTransport("127.0.0.1", 0, SECONDS) for _ in range(2))
-    member.serve_snapshot_requests(3, dict)  # it does make copies
+    member.serve_snapshot_requests(3, dict)  # it does make snapshots
     if asked_first:
-        asking = in_background(newcomer.fetch_ahead, member.metadata())
-        wait_until(lambda: member._copy_wanted, "the request")
+        asking = in_background(newcomer.prefetch, member.metadata())
+        wait_until(lambda: member._offers._snapshot_wanted, "the request")
     with member.in_quorum():
         if not asked_first:
-            asking = in_background(newcomer.fetch_ahead, member.metadata())
+            asking = in_background(newcomer.prefetch, member.metadata())
         with pytest.raises(OSError, match="404"):
             asking.result(PATIENCE_SECONDS)
-    asking = in_background(newcomer.fetch_ahead, member.metadata())
+    asking = in_background(newcomer.prefetch, member.metadata())
     while not asking.done():
         member.serve_snapshot_requests(3, lambda: {"torchft": {"step": 3}})
     assert newcomer.recv_checkpoint(0, "nowhere", 3, SECONDS) == {"torchft": {"step": 3}}
@@ -218,11 +218,11 @@ def test_a_member_in_a_quorum_keeps_nobody_waiting(asked_first):
         each.shutdown()
 
 
-def test_a_site_that_fell_behind_goes_on_from_the_members_step_not_from_that_of_its_copy():
-    """The copy is some inner steps old when the round begins."""
+def test_a_site_that_fell_behind_goes_on_from_the_members_step_not_from_that_of_its_snapshot():
+    """The snapshot is some inner steps old when the round begins."""
     with lighthouse(2) as url, site(url, "site0") as ahead, site(url, "site1") as behind:
         meeting = threading.Barrier(2, timeout=PATIENCE_SECONDS)
-        clocks = []
+        steps = []
 
         def one_step_after_a_round(own, name):
             model, outer = outer_loop(own, 1.0, name)
@@ -244,16 +244,16 @@ def test_a_site_that_fell_behind_goes_on_from_the_members_step_not_from_that_of_
             model, outer = one_step_after_a_round(behind, "site1")
             # As if it had missed the last round.
             behind.load_state_dict(behind.state_dict() | {"step": behind.current_step() - 1})
-            behind._checkpoint_transport.fetch_ahead(ahead._checkpoint_transport.metadata())
+            behind._checkpoint_transport.prefetch(ahead._checkpoint_transport.metadata())
             fetched.set()
             before = behind._checkpoint_transport.fetched
             while outer.inner_step < 16:
                 step(behind, model, outer)
-                clocks.append(outer.inner_step)
-            assert behind._checkpoint_transport.fetched == before, "it had a copy"
+                steps.append(outer.inner_step)
+            assert behind._checkpoint_transport.fetched == before, "it had a snapshot"
             return outer.shared_state_sha256()
 
         fetched = threading.Event()
         digests = [each.result(PATIENCE_SECONDS) for each in (in_background(member), in_background(straggler))]
     assert digests[0] == digests[1]
-    assert clocks == [*range(6, 17)]
+    assert steps == [*range(6, 17)]

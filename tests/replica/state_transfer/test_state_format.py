@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.replica.state_transfer.states import STATE, assert_same
-from titan_ext.replica.state_transfer.state_format import Arrival, Message, header_end
+from titan_ext.replica.state_transfer.state_format import IncomingMessage, OutgoingMessage, header_end
 
 
 def encoded(state) -> bytes:
-    message = Message(state)
+    message = OutgoingMessage(state)
     data = b"".join(message.pieces(0, message.num_bytes))
     assert len(data) == message.num_bytes
     return data
@@ -19,11 +19,11 @@ def encoded(state) -> bytes:
 
 def decoded(data: bytes):
     end = header_end(data, len(data))
-    arrival = Arrival(data[:end], len(data))
-    for space in arrival.spaces(end, len(data)):
-        space[:] = data[end : end + len(space)]
-        end += len(space)
-    return arrival.state()
+    incoming = IncomingMessage(data[:end], len(data))
+    for buffer in incoming.buffers(end, len(data)):
+        buffer[:] = data[end : end + len(buffer)]
+        end += len(buffer)
+    return incoming.state()
 
 
 def refuse_to_allocate(*args, **kwargs):
@@ -41,23 +41,23 @@ def test_round_trip_of_little(state):
 
 def test_any_range_is_read_and_filled_alone():
     state = {"a": torch.randn(700_001), "empty": torch.empty(0), "b": torch.arange(5).bfloat16(), "c": torch.tensor(2)}
-    message, data = Message(state), encoded(state)
+    message, data = OutgoingMessage(state), encoded(state)
     end = header_end(data, len(data))
-    arrival = Arrival(data[:end], len(data))
+    incoming = IncomingMessage(data[:end], len(data))
     step = 99_991
     for start in reversed(range(end, len(data), step)):
         stop = min(start + step, len(data))
         assert b"".join(message.pieces(start, stop)) == data[start:stop]
-        for space in arrival.spaces(start, stop):
-            space[:] = data[start : start + len(space)]
-            start += len(space)
+        for buffer in incoming.buffers(start, stop):
+            buffer[:] = data[start : start + len(buffer)]
+            start += len(buffer)
         assert start == stop
-    assert_same(arrival.state(), state)
+    assert_same(incoming.state(), state)
 
 
 def test_tensors_are_read_where_they_lie():
     tensor = torch.zeros(3)
-    message = Message({"w": tensor})
+    message = OutgoingMessage({"w": tensor})
     tensor.fill_(7.0)
     assert torch.equal(decoded(b"".join(message.pieces(0, message.num_bytes)))["w"], tensor)
 
@@ -69,7 +69,7 @@ def test_is_a_safetensors_file():
 
 def test_dict_that_looks_like_a_tensor_is_refused():
     with pytest.raises(ValueError, match="__tensor__"):
-        Message({"x": {"__tensor__": 0}})
+        OutgoingMessage({"x": {"__tensor__": 0}})
 
 
 class Bomb:
@@ -133,4 +133,4 @@ def test_more_than_the_machine_has_is_refused():
     )
     head = with_header(header)
     with pytest.raises(ValueError, match="no room"):
-        Arrival(head, len(head) + size)
+        IncomingMessage(head, len(head) + size)

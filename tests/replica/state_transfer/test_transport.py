@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.replica.state_transfer.states import STATE, assert_same
-from titan_ext.replica.state_transfer.chunks import Announcement
+from titan_ext.replica.state_transfer.chunks import MessageInfo
 from titan_ext.replica.state_transfer.transport import StateTransport
 
 TIMEOUT = timedelta(seconds=20)
@@ -103,7 +103,7 @@ def test_huge_request_headers_are_refused():
 def test_two_offers_of_one_step_do_not_mix():
     with transport(chunk_bytes=64) as donor:
         donor.send_checkpoint([1], step=7, state_dict=STATE, timeout=TIMEOUT)
-        first = Announcement.from_headers(ask(donor, "/state/7/0-0").headers)
+        first = MessageInfo.from_headers(ask(donor, "/state/7/0-0").headers)
         assert ask(donor, "/state/7/1-1", If_Match=first.tag).status == 200
         donor.disallow_checkpoint()
         assert ask(donor, "/state/7/1-1", If_Match=first.tag).status == 412

@@ -9,7 +9,7 @@ from typing import Any
 from titan_ext.bench.chaos.conduct import Outcome
 from titan_ext.bench.chaos.history import Sample, SiteHistory
 from titan_ext.bench.chaos.setting import MIN_SITES, Setting
-from titan_ext.launcher.results import verdict
+from titan_ext.launcher.results import compare_shared_state
 
 LEAST_PARTICIPATION = 0.9
 MOST_MEMORY = (256 * 2**10, 16 * 2**20)
@@ -64,7 +64,7 @@ def equal(outcome: Outcome) -> Check:
     lines = commits(outcome)
     digests = [{line["digest"] for line in each.values()} for each in lines.values()]
     different = sum(len(each) > 1 for each in digests)
-    sound, sentence = verdict({name: site.summary.read() for name, site in outcome.sites.items()}, complete=True)
+    sound, sentence = compare_shared_state({name: site.summary.read() for name, site in outcome.sites.items()}, complete=True)
     return Check(
         "equal state",
         bool(lines) and not different and None not in set().union(*digests) and sound,

@@ -12,9 +12,8 @@ from titan_ext.bench.chaos.history import Sample, SiteHistory
 from titan_ext.bench.chaos.processes import Processes, held, running
 from titan_ext.bench.chaos.schedule import Fault, Kind
 from titan_ext.bench.chaos.setting import GRACE_SECONDS
-from titan_ext.launcher.interrupt import StopRequests
 from titan_ext.launcher.processes import adopt_orphans, descendants, send
-from titan_ext.launcher.supervisor import Event, Job, Phase, Supervisor
+from titan_ext.launcher.supervisor import Event, Job, Phase, StopRequests, Supervisor
 
 _POLL_SECONDS = 0.2
 _STALLED_SECONDS = 240.0  # without a commit: longer than any patience in the configuration

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from titan_ext.launcher.follow import JsonLinesFollower
-from titan_ext.launcher.results import SummaryFile
+from titan_ext.launcher.results import JsonLinesFollower, SummaryFile
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Decides for its site with which of the sites of a quorum it goes on."""
+"""Rank 0 of a site decides, with the other sites of a quorum, which of them make a group."""
 
 import json
 import logging
@@ -9,49 +9,48 @@ from datetime import timedelta
 from hashlib import sha256
 
 from torch.distributed import Store, TCPStore
-from torchft._torchft import QuorumResult
 from torchft.process_group import create_store_client
 
-from titan_ext.replica.membership.admission_protocol import Card, Meeting
+from titan_ext.replica.membership.admission_protocol import AdmissionProtocol, MemberInfo, MembershipDecision
 from titan_ext.replica.membership.shared_secret import NO_SECRET, Secret, fresh_nonce
+from titan_ext.replica.torchft_internals import GROUP_KEYS, QuorumResult
 
 logger = logging.getLogger(__name__)
 
-_MEETINGS = "titan_ext/meeting/"
-_GROUPS = "torchft/"  # where torchft's manager lets the ranks of a quorum find each other
+_QUORUM_KEYS = "titan_ext/quorum/"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class AdmissionResult:
     """What came of a quorum, for all ranks of the site."""
 
-    cards: list[Card] = field(default_factory=list)
+    members: list[MemberInfo] = field(default_factory=list)
     """The admitted sites by their ranks among themselves."""
-    group: int = -1
+    group_id: int = -1
     """Number of their group, never used before."""
-    own: int = 0
+    own_rank: int = 0
     """This site's rank among them."""
     waits_for: int = 0
-    """Sites that are to be here before these begin; 0: no more."""
-    strangers: list[str] = field(default_factory=list)
+    """Sites that must be here before these begin; 0: no more."""
+    unauthenticated: list[str] = field(default_factory=list)
     """Names of the sites that hold another secret."""
     problem: str | None = None
     """Why there is no group this time."""
-    final: bool = False
+    is_final: bool = False
     """Whether trying again cannot help."""
 
-    def text(self) -> str:
+    def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
-    def parse(cls, text: str) -> "Decision":
+    def from_json(cls, text: str) -> "AdmissionResult":
         """What another rank of the site wrote."""
         values = json.loads(text)
-        return cls(**values | {"cards": [Card(**card) for card in values["cards"]]})
+        return cls(**values | {"members": [MemberInfo(**info) for info in values["members"]]})
 
 
-class Doorkeeper:
-    """The part of a site's rank 0 in admitting the others and being admitted.
+class Admission:
+    """Runs the admission protocol for a site, quorum after quorum.
 
     Args:
         store: the site's own store.
@@ -80,87 +79,102 @@ class Doorkeeper:
         self._secret = secret or NO_SECRET
         self._min_sites = min_sites
         self._seconds = seconds
-        self._expected, self._patience = expected
-        self._began = time.monotonic()
-        self._met = False
-        self._turned_away = False
+        self._expected_sites, self._expected_seconds = expected
+        self._started = time.monotonic()
+        self._was_admitted = False
+        self._was_rejected = False
         self._refused: set[str] = set()
-        self._silent: set[str] = set()
+        self._unresponsive: set[str] = set()
 
-    def decide(self, quorum: QuorumResult, step: int) -> Decision:
-        """Meet the other sites of the quorum.
+    def decide(self, quorum: QuorumResult, step: int) -> AdmissionResult:
+        """Run the protocol with the other sites of the quorum.
 
         Args:
-            quorum: what the lighthouse said.
+            quorum: the lighthouse's.
             step: torchft's step of this site.
         """
-        own = Card(
+        try:
+            protocol = AdmissionProtocol(
+                self._quorum_store(quorum),
+                self._own_info(quorum, step),
+                quorum.replica_ids,
+                self._secret,
+                self._unresponsive,
+            )
+            decision = protocol.run(self._seconds)
+        except RuntimeError as error:
+            return AdmissionResult(problem=f"the sites of the quorum did not meet: {error}")
+        unauthenticated = protocol.unauthenticated
+        self._refuse_others(quorum, decision, unauthenticated.keys())
+        if len(decision.members) == 1 and unauthenticated and not self._was_admitted:
+            rejection = self._rejection(list(unauthenticated.values()))
+            if rejection is not None:
+                return rejection
+        self._was_admitted |= len(decision.members) >= self._min_sites and not decision.waits_for
+        return AdmissionResult(
+            members=list(decision.members.values()),
+            group_id=decision.group_id,
+            own_rank=list(decision.members).index(quorum.replica_rank),
+            waits_for=decision.waits_for,
+            unauthenticated=_names(unauthenticated.values()),
+        )
+
+    def _own_info(self, quorum: QuorumResult, step: int) -> MemberInfo:
+        still_waits = time.monotonic() < self._started + self._expected_seconds
+        return MemberInfo(
             nonce=fresh_nonce(),
             replica_id=quorum.replica_ids[quorum.replica_rank],
             step=step,
             store=self._store_address,
             manager=self._manager_address,
-            met=self._met,
-            expects=self._expected if time.monotonic() < self._began + self._patience else 0,
-        )
-        try:
-            meeting = Meeting(self._meeting_place(quorum), own, quorum.replica_ids, self._secret, self._silent)
-            verdict = meeting.hold(self._seconds)
-        except RuntimeError as error:
-            return Decision(problem=f"the sites of the quorum did not meet: {error}")
-        absent = {place: each for place, each in enumerate(quorum.replica_ids) if place not in verdict.cards}
-        self._silent = {replica_id for place, replica_id in absent.items() if place not in meeting.strangers}
-        for replica_id in absent.values():
-            self._tell_refused(replica_id)
-        if len(verdict.cards) == 1 and meeting.strangers and not self._met:
-            turned_away = self._turn_away(list(meeting.strangers.values()))
-            if turned_away is not None:
-                return turned_away
-        self._met |= len(verdict.cards) >= self._min_sites and not verdict.waits_for
-        return Decision(
-            cards=list(verdict.cards.values()),
-            group=verdict.group,
-            own=list(verdict.cards).index(quorum.replica_rank),
-            waits_for=verdict.waits_for,
-            strangers=_names(meeting.strangers.values()),
+            was_admitted=self._was_admitted,
+            expected_sites=self._expected_sites if still_waits else 0,
         )
 
-    def _meeting_place(self, quorum: QuorumResult) -> Store:
+    def _quorum_store(self, quorum: QuorumResult) -> Store:
+        """A part of the quorum's store for this quorum alone; deletes earlier ones from this site's store."""
         # Ids of quorums begin again with a lighthouse that was restarted.
-        words = json.dumps([quorum.quorum_id, quorum.max_step, quorum.replica_ids])
-        place = f"{_MEETINGS}{sha256(words.encode()).hexdigest()[:32]}/"
+        identity = json.dumps([quorum.quorum_id, quorum.max_step, quorum.replica_ids])
+        prefix = f"{_QUORUM_KEYS}{sha256(identity.encode()).hexdigest()[:32]}/"
         for key in self._store.list_keys():
-            if key.startswith((_MEETINGS, _GROUPS)) and not key.startswith(place):
-                self._store.delete_key(key)  # of meetings that are over since this site is here
-        return create_store_client(f"{quorum.store_address}/{place}", timeout=timedelta(seconds=self._seconds))
+            # This site has come to the next quorum, so that no rank of it reads these any more.
+            if key.startswith((_QUORUM_KEYS, GROUP_KEYS)) and not key.startswith(prefix):
+                self._store.delete_key(key)
+        return create_store_client(f"{quorum.store_address}/{prefix}", timeout=timedelta(seconds=self._seconds))
 
-    def _turn_away(self, strangers: list[Card]) -> Decision | None:
-        """What becomes of a site that nobody has admitted yet and whom those who are here take for a stranger.
+    def _rejection(self, unauthenticated: list[MemberInfo]) -> AdmissionResult | None:
+        """The result for a site that nobody has admitted yet and that holds another secret than all others here.
 
-        Which side is wrong cannot be told from the proofs. One that has been running goes on in any
-        case, so the one that comes gives way; of two that begin, each tries again.
+        Which side is wrong cannot be told from the proofs. A site that has been running goes on in any
+        case, so the one that joins gives way; of two that begin, each tries again.
         """
-        running = any(card.met for card in strangers)
-        if not running and self._turned_away:
+        others_run = any(info.was_admitted for info in unauthenticated)
+        if not others_run and self._was_rejected:
             return None
-        self._turned_away = True
-        names = ", ".join(_names(strangers))
-        held = "this site holds none" if self._secret is NO_SECRET else "they do not hold this site's secret"
-        return Decision(problem=f"replica.secret_file: not admitted by {names}: {held}", final=running)
+        self._was_rejected = True
+        names = ", ".join(_names(unauthenticated))
+        reason = "this site holds none" if self._secret is NO_SECRET else "they do not hold this site's secret"
+        return AdmissionResult(problem=f"replica.secret_file: not admitted by {names}: {reason}", is_final=others_run)
 
-    def _tell_refused(self, replica_id: str) -> None:
-        if replica_id in self._refused:
-            return
-        self._refused.add(replica_id)
-        if replica_id in self._silent:
-            reason = f"it gave no proof in time (replica.admission_timeout_seconds = {self._seconds:g})"
-        else:
-            reason = "it does not hold this site's secret (replica.secret_file)"
-        logger.warning("site %s is refused: %s; its replica id is %r", _name(replica_id), reason, replica_id[:200])
+    def _refuse_others(
+        self, quorum: QuorumResult, decision: MembershipDecision, unauthenticated: Iterable[int]
+    ) -> None:
+        """Remember which sites did not answer, and log once of each site that it is refused."""
+        absent = {rank: id_ for rank, id_ in enumerate(quorum.replica_ids) if rank not in decision.members}
+        self._unresponsive = {replica_id for rank, replica_id in absent.items() if rank not in unauthenticated}
+        for replica_id in absent.values():
+            if replica_id in self._refused:
+                continue
+            self._refused.add(replica_id)
+            if replica_id in self._unresponsive:
+                reason = f"it gave no proof in time (replica.admission_timeout_seconds = {self._seconds:g})"
+            else:
+                reason = "it does not hold this site's secret (replica.secret_file)"
+            logger.warning("site %s is refused: %s; its replica id is %r", _name(replica_id), reason, replica_id[:200])
 
 
-def _names(cards: Iterable[Card]) -> list[str]:
-    return sorted(_name(card.replica_id) for card in cards)
+def _names(infos: Iterable[MemberInfo]) -> list[str]:
+    return sorted(_name(info.replica_id) for info in infos)
 
 
 def _name(replica_id: str) -> str:

@@ -1,12 +1,11 @@
-"""How the sites of a quorum admit each other, over a store that anybody may read and write.
+"""How the sites of a quorum authenticate each other, over a store that anybody may read and write.
 
-Every site posts a card with a fresh nonce, and to each card it finds there an answer: the proof that
-it holds the secret, over its own card and the other's nonce. Once all have answered, or the time is
-over, the first site that is ready writes the verdict: the cards of those it admits, signed. All
-others go by it, so that no two of them believe in different groups.
+Each site publishes its ``MemberInfo`` with a fresh nonce and, for each member that it finds there, a proof: an HMAC
+with the secret over its own info and the other's nonce. Once all have proven that they hold the secret, or the time is
+over, the first site that is ready writes the membership decision: the infos of those it has authenticated, signed. All
+others follow it, so that no two of them believe in different groups.
 
-What lies in the store from an earlier meeting, or is replayed from it, names other nonces and counts
-for nothing.
+What an earlier quorum left in the store, or what is replayed from one, names other nonces and proves nothing.
 """
 
 import json
@@ -20,199 +19,206 @@ from torch.distributed import Store
 from titan_ext.replica.membership.shared_secret import Secret
 
 _POLL_SECONDS = 0.02
-_LONGEST_POST = 2**20
+_MAX_ENTRY_BYTES = 2**20
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
-    """One site before a quorum."""
+class MemberInfo:
+    """What one site of a quorum publishes about itself."""
 
     nonce: str
     replica_id: str
     step: int
-    """torchft's step: who is behind the highest is given the state."""
+    """torchft's step: a site behind the highest receives the state."""
     store: str
     """``host:port`` of the site's store."""
     manager: str
     """URL of its manager server."""
-    met: bool
-    """Whether it has been admitted before."""
-    expects: int = 0
+    was_admitted: bool
+    """Whether it has been admitted to a group before."""
+    expected_sites: int = 0
     """Sites that it would rather wait for while nobody has been admitted before."""
 
-    def text(self) -> str:
+    def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
-    def parse(cls, text: str) -> "Card":
-        """Raises ValueError or TypeError if it is none."""
-        card = cls(**json.loads(text))
+    def from_json(cls, text: str) -> "MemberInfo":
+        """Raises ValueError or TypeError if the text is no member info."""
+        info = cls(**json.loads(text))
         for name, kind in cls.__annotations__.items():
-            if type(getattr(card, name)) is not kind:
-                raise ValueError(f"a card whose {name} is no {kind.__name__}")
-        return card
+            if type(getattr(info, name)) is not kind:
+                raise ValueError(f"member info: {name} must be of type {kind.__name__}")
+        return info
 
 
 @dataclass(frozen=True)
-class Verdict:
+class MembershipDecision:
     """Who takes part.
 
     Args:
-        cards: of the admitted sites, by their place in the quorum.
-        group: a number that all of them know and nobody has used before.
+        members: the admitted sites by their rank in the lighthouse's quorum.
+        group_id: a number that all of them know and nobody has used before.
     """
 
-    cards: dict[int, Card]
-    group: int
+    members: dict[int, MemberInfo]
+    group_id: int
 
     @property
     def waits_for(self) -> int:
         """Sites that those who begin together wait for; 0 if they are enough, or are waited for themselves.
 
-        All find the same, since all go by the same cards.
+        All find the same, since all compute it from the same infos.
         """
-        expected = max(card.expects for card in self.cards.values())
-        begins = not any(card.met for card in self.cards.values())
-        return expected if begins and len(self.cards) < expected else 0
+        expected = max(info.expected_sites for info in self.members.values())
+        begins = not any(info.was_admitted for info in self.members.values())
+        return expected if begins and len(self.members) < expected else 0
 
 
 @dataclass
-class _Answers:
-    """What one site has found out about the others."""
+class _Authentication:
+    """What one site has found out about the others, by their rank."""
 
-    given: dict[int, list[str]] = field(default_factory=dict)
-    """By place: the other's nonce and the proof for it."""
-    proven: dict[int, Card] = field(default_factory=dict)
-    strangers: dict[int, Card] = field(default_factory=dict)
-    """Those that answered with the proof of another secret."""
+    proofs: dict[int, list[str]] = field(default_factory=dict)
+    """The other's nonce and this site's proof for it."""
+    authenticated: dict[int, MemberInfo] = field(default_factory=dict)
+    unauthenticated: dict[int, MemberInfo] = field(default_factory=dict)
+    """Those whose proof is of another secret."""
 
 
-class Meeting:
-    """One site at one meeting.
+class AdmissionProtocol:
+    """One site's part in one run of the protocol.
 
     Args:
-        store: where the sites of the quorum meet; not trusted.
-        own: this site's card.
-        members: replica ids of the quorum in the order of their ranks.
-        secret: what they prove to hold.
-        suspects: replica ids that said nothing before; a tenth of the time has to do for them.
+        store: shared by the sites of the quorum; not trusted.
+        own: this site's info.
+        replica_ids: of the quorum, in the order of the ranks.
+        secret: what the sites prove to hold.
+        unresponsive: replica ids that did not answer before; they get a tenth of the time.
     """
 
     def __init__(
-        self, store: Store, own: Card, members: Sequence[str], secret: Secret, suspects: Collection[str] = ()
+        self,
+        store: Store,
+        own: MemberInfo,
+        replica_ids: Sequence[str],
+        secret: Secret,
+        unresponsive: Collection[str] = (),
     ) -> None:
         self._store = store
         self._own = own
-        self._place = members.index(own.replica_id)
-        self._members = members
+        self._rank = replica_ids.index(own.replica_id)
+        self._replica_ids = replica_ids
         self._secret = secret
-        self._suspects = {place for place, each in enumerate(members) if each in suspects}
-        self._answers = _Answers()
-        # Sites with another secret agree among themselves; their verdict is none of ours.
-        self._verdict_key = f"verdict/{secret.proof('place')[:16]}"
+        self._unresponsive = {rank for rank, replica_id in enumerate(replica_ids) if replica_id in unresponsive}
+        self._state = _Authentication()
+        # Sites with another secret decide among themselves, under a key of their own.
+        self._decision_key = f"decision/{secret.proof('key')[:16]}"
 
     @property
-    def strangers(self) -> Mapping[int, Card]:
-        """Sites that hold another secret, by place; their cards are not to be believed."""
-        return self._answers.strangers
+    def unauthenticated(self) -> Mapping[int, MemberInfo]:
+        """Sites that hold another secret, by rank; their infos are not to be believed."""
+        return self._state.unauthenticated
 
-    def hold(self, seconds: float) -> Verdict:
+    def run(self, seconds: float) -> MembershipDecision:
         """Wait for the others' proofs, ``seconds`` at most, and return who takes part.
 
         Raises:
             RuntimeError: the store failed, or the others decided without this site.
         """
         started = time.monotonic()
-        self._post()
+        self._publish()
         while True:
-            verdict = self._read_verdict(self._read(self._verdict_key))
-            # Also with a verdict: who is not in it learns from the answers why.
-            silent = self._hear()
-            if verdict is not None and self._includes_me(verdict):
-                return verdict
-            patience = seconds / 10 if silent <= self._suspects else seconds
-            if not silent or time.monotonic() - started > patience:
+            decision = self._parse_decision(self._read(self._decision_key))
+            # Also when there is a decision: a site that it leaves out finds the reason in the others' proofs.
+            missing = self._read_members()
+            if decision is not None and self._includes_own(decision):
+                return decision
+            timeout = seconds / 10 if missing <= self._unresponsive else seconds
+            if not missing or time.monotonic() - started > timeout:
                 return self._decide()
             time.sleep(_POLL_SECONDS)
 
-    # -- cards and answers -------------------------------------------------------------------
+    # -- infos and proofs --------------------------------------------------------------------
 
-    def _post(self) -> None:
-        self._store.set(
-            f"card/{self._place}", json.dumps({"card": self._own.text(), "answers": self._answers.given})
-        )
+    def _publish(self) -> None:
+        entry = {"member": self._own.to_json(), "proofs": self._state.proofs}
+        self._store.set(f"member/{self._rank}", json.dumps(entry))
 
-    def _hear(self) -> set[int]:
-        """Take in what has been posted; returns the places of those that have answered neither right nor wrong."""
-        answers = self._answers
-        others = set(range(len(self._members))) - {self._place}
-        given = dict(answers.given)
-        for place in others - answers.proven.keys() - answers.strangers.keys():
-            self._hear_one(place)
-        if answers.given != given:
-            self._post()
-        return others - answers.proven.keys() - answers.strangers.keys()
+    def _read_members(self) -> set[int]:
+        """Check what the others published and publish proofs for them; returns the ranks that gave none yet."""
+        state = self._state
+        others = set(range(len(self._replica_ids))) - {self._rank}
+        before = dict(state.proofs)
+        for rank in others - state.authenticated.keys() - state.unauthenticated.keys():
+            self._read_member(rank)
+        if state.proofs != before:
+            self._publish()
+        return others - state.authenticated.keys() - state.unauthenticated.keys()
 
-    def _hear_one(self, place: int) -> None:
+    def _read_member(self, rank: int) -> None:
         try:
-            posted = json.loads(self._read(f"card/{place}"))
-            text = posted["card"]
-            card = Card.parse(text)
-            nonce, proof = posted["answers"].get(str(self._place), ("", ""))
+            entry = json.loads(self._read(f"member/{rank}"))
+            text = entry["member"]
+            info = MemberInfo.from_json(text)
+            nonce, proof = entry["proofs"].get(str(self._rank), ("", ""))
         except _MALFORMED:
             return
-        if card.replica_id != self._members[place]:
+        if info.replica_id != self._replica_ids[rank]:
             return
-        if self._answers.given.get(place, [""])[0] != card.nonce:
-            self._answers.given[place] = [card.nonce, self._secret.proof("card", self._own.text(), card.nonce)]
+        if self._state.proofs.get(rank, [""])[0] != info.nonce:
+            self._state.proofs[rank] = [info.nonce, self._secret.proof("member", self._own.to_json(), info.nonce)]
         if nonce != self._own.nonce:
-            return  # not yet, or from another meeting
-        held = self._secret.proves(proof, "card", text, nonce)
-        (self._answers.proven if held else self._answers.strangers)[place] = card
+            return  # no proof yet, or one of an earlier quorum
+        holds_secret = self._secret.proves(proof, "member", text, nonce)
+        (self._state.authenticated if holds_secret else self._state.unauthenticated)[rank] = info
 
-    # -- the verdict -------------------------------------------------------------------------
+    # -- the decision ------------------------------------------------------------------------
 
-    def _decide(self) -> Verdict:
-        cards = {self._place: self._own, **self._answers.proven}
-        proposal = self._signed({str(place): cards[place].text() for place in sorted(cards)})
-        current = self._read(self._verdict_key)
-        for _ in self._members:  # each of them can be faster once
-            verdict = self._read_verdict(current)
-            if verdict is not None and self._includes_me(verdict):
-                return verdict
-            if verdict is not None and not self._is_outdated(verdict):
+    def _decide(self) -> MembershipDecision:
+        """Write the decision, unless another site was faster: then follow that one's."""
+        members = {self._rank: self._own, **self._state.authenticated}
+        proposal = self._sign({str(rank): members[rank].to_json() for rank in sorted(members)})
+        current = self._read(self._decision_key)
+        for _ in self._replica_ids:  # each of them can be faster once
+            decision = self._parse_decision(current)
+            if decision is not None and self._includes_own(decision):
+                return decision
+            if decision is not None and not self._is_outdated(decision):
                 raise RuntimeError("the other sites decided who takes part before this one had answered them")
-            current = self._store.compare_set(self._verdict_key, current, proposal).decode(errors="replace")
+            # Compare-and-set: of two sites that write at once, exactly one succeeds and the other follows it.
+            current = self._store.compare_set(self._decision_key, current, proposal).decode(errors="replace")
             if current == proposal:
-                return self._read_verdict(proposal)
-        raise RuntimeError("the store of the meeting does not keep what is written there")
+                return self._parse_decision(proposal)
+        raise RuntimeError("the quorum's store does not keep what is written to it")
 
-    def _signed(self, cards: dict[str, str]) -> str:
-        body = json.dumps(cards)
-        return json.dumps({"cards": body, "proof": self._secret.proof("verdict", body)})
+    def _sign(self, members: dict[str, str]) -> str:
+        body = json.dumps(members)
+        return json.dumps({"members": body, "proof": self._secret.proof("decision", body)})
 
-    def _read_verdict(self, text: str) -> Verdict | None:
+    def _parse_decision(self, text: str) -> MembershipDecision | None:
+        """The decision, if a holder of the secret has signed it."""
         try:
-            posted = json.loads(text)
-            body = posted["cards"]
-            if not self._secret.proves(posted["proof"], "verdict", body):
+            entry = json.loads(text)
+            body = entry["members"]
+            if not self._secret.proves(entry["proof"], "decision", body):
                 return None
-            cards = {int(place): Card.parse(card) for place, card in json.loads(body).items()}
+            members = {int(rank): MemberInfo.from_json(info) for rank, info in json.loads(body).items()}
         except _MALFORMED:
             return None
-        group = int.from_bytes(self._secret.key("group", body)[:7], "big")
-        return Verdict(dict(sorted(cards.items())), group)
+        group_id = int.from_bytes(self._secret.key("group", body)[:7], "big")
+        return MembershipDecision(dict(sorted(members.items())), group_id)
 
-    def _includes_me(self, verdict: Verdict) -> bool:
-        return verdict.cards.get(self._place) == self._own
+    def _includes_own(self, decision: MembershipDecision) -> bool:
+        return decision.members.get(self._rank) == self._own
 
-    def _is_outdated(self, verdict: Verdict) -> bool:
-        """Whether it is of an earlier meeting: it has a card of a site that now has another one."""
-        return any(verdict.cards.get(place, card) != card for place, card in self._answers.proven.items())
+    def _is_outdated(self, decision: MembershipDecision) -> bool:
+        """Whether it is of an earlier quorum: a site in it has published another info since."""
+        return any(decision.members.get(rank, info) != info for rank, info in self._state.authenticated.items())
 
     def _read(self, key: str) -> str:
         if not self._store.check([key]):
             return ""
         value: Any = self._store.get(key)
-        return value.decode(errors="replace") if len(value) <= _LONGEST_POST else ""
+        return value.decode(errors="replace") if len(value) <= _MAX_ENTRY_BYTES else ""

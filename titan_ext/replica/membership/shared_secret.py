@@ -1,7 +1,7 @@
-"""Admission by a shared secret: what sites prove to each other before one takes part or is given anything.
+"""The secret that the sites of a run share, and proofs of holding it.
 
 A proof is an HMAC-SHA256 over the fresh nonces of both ends and what is to be believed, so that it
-says something about this moment only; the secret itself never travels.
+holds for this exchange only; the secret itself never travels.
 """
 
 import hmac
@@ -13,33 +13,33 @@ from typing import Any
 
 from titan_ext.errors import UserError
 
-_LEAST_BYTES = 16
+_MIN_BYTES = 16
 
 
 class Secret:
-    """What the sites of a run know and others do not."""
+    """A secret of the run's sites, as key of the HMACs."""
 
     def __init__(self, value: bytes) -> None:
         self._value = value
 
-    def key(self, purpose: str, *words: str) -> bytes:
-        """32 bytes that only a holder can derive from ``words``; other for every purpose."""
-        seen = hmac.new(self._value, digestmod=sha256)
-        for word in (purpose, *words):
-            encoded = word.encode(errors="surrogatepass")  # words of peers may hold anything
+    def key(self, purpose: str, *parts: str) -> bytes:
+        """32 bytes that only a holder can derive from ``parts``; they differ by ``purpose``."""
+        mac = hmac.new(self._value, digestmod=sha256)
+        for part in (purpose, *parts):
+            encoded = part.encode(errors="surrogatepass")  # those that come from a peer may hold anything
             # With their lengths, or ("ab", "c") would be the same as ("a", "bc").
-            seen.update(len(encoded).to_bytes(8, "big") + encoded)
-        return seen.digest()
+            mac.update(len(encoded).to_bytes(8, "big") + encoded)
+        return mac.digest()
 
-    def proof(self, purpose: str, *words: str) -> str:
+    def proof(self, purpose: str, *parts: str) -> str:
         """A proof of holding the secret, as hexadecimal digits."""
-        return self.key(purpose, *words).hex()
+        return self.key(purpose, *parts).hex()
 
-    def proves(self, proof: Any, purpose: str, *words: str) -> bool:
+    def proves(self, proof: Any, purpose: str, *parts: str) -> bool:
         """Whether ``proof``, anything a peer may have sent, is that of a holder."""
         if not isinstance(proof, str):
             return False
-        return hmac.compare_digest(proof.encode(errors="replace"), self.proof(purpose, *words).encode())
+        return hmac.compare_digest(proof.encode(errors="replace"), self.proof(purpose, *parts).encode())
 
 
 NO_SECRET = Secret(b"")
@@ -67,8 +67,6 @@ def load_secret(path: str | None) -> Secret | None:
         raise UserError(f"{setting}: cannot be read ({error.strerror})") from error
     if mode & 0o077:
         raise UserError(f"{setting}: other users of this machine may open it (mode {mode:o}): chmod 600 it")
-    if len(value) < _LEAST_BYTES:
-        raise UserError(
-            f"{setting}: holds {len(value)} bytes, must hold {_LEAST_BYTES} at least (openssl rand -hex 32)"
-        )
+    if len(value) < _MIN_BYTES:
+        raise UserError(f"{setting}: holds {len(value)} bytes, must hold {_MIN_BYTES} at least (openssl rand -hex 32)")
     return Secret(value)

@@ -1,1 +1,1 @@
-"""A site that is told to leave stops its ranks together, saves, and goes."""
+"""A site that is asked to stop stops its ranks together, saves, and leaves the run."""

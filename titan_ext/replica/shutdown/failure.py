@@ -15,7 +15,7 @@ from torch.distributed import DistError, TCPStore
 
 from titan_ext.errors import RunError, UserError
 from titan_ext.launcher.log import ERROR_PREFIX
-from titan_ext.replica.shutdown.graceful_exit import Left, exit_at_once
+from titan_ext.replica.shutdown.process import GracefulExit, exit_at_once
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TOLD = "titan_ext/told"
@@ -31,7 +31,7 @@ def end_with(error: BaseException) -> NoReturn:
     """End the process as ``error`` asks for: with a line that says why, or in silence where another rank is the cause."""
     rank = os.environ.get("RANK", "0")
     match error:
-        case Left():
+        case GracefulExit():
             exit_at_once(error.code)
         case KeyboardInterrupt():
             exit_at_once(128 + signal.SIGINT)

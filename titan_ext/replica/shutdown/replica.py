@@ -1,65 +1,45 @@
-"""A replica that gives up a quorum when the site leaves."""
+"""A replica that abandons its quorum when the site is asked to stop."""
 
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any
 
 from titan_ext.replica import Replica
-from titan_ext.replica.shutdown.graceful_shutdown import Departure
+from titan_ext.replica.shutdown.graceful_shutdown import GracefulShutdown
+from titan_ext.replica.torchft_internals import QuorumAbandoned, QuorumClient, QuorumResult
 
 
-class LeavingReplica(Replica):
-    """A ``Replica`` that asks for no quorum, and waits for none, once its site leaves.
+class StoppableReplica(Replica):
+    """A ``Replica`` that asks for no quorum, and waits for none, once its site is asked to stop.
 
     The round then fails as if the wire had broken: it was not committed and is pending.
 
     Args:
-        departure: of the site.
+        shutdown: of the site.
         *args, **kwargs: as ``Replica``.
     """
 
-    def __init__(self, *args: Any, departure: Departure, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, shutdown: GracefulShutdown, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._client = _Client(self._client, departure)
-
-    def fall_silent(self) -> None:
-        """Stop the heartbeats: the others go on without this site once the lighthouse misses them.
-
-        torchft's lighthouse takes no farewell. Requests under way are still answered.
-        """
-        if self._manager is not None:
-            self._manager.shutdown()
-
-    def _async_quorum(self, *args: Any, **kwargs: Any) -> None:
-        given_up = None
-        try:
-            super()._async_quorum(*args, **kwargs)
-        except _QuorumGivenUp as error:
-            given_up = error
-        if given_up is not None:
-            self.report_error(given_up)  # outside of the handler, whose traceback torchft would add
+        self.wrap_quorum_client(partial(_StoppableQuorumClient, shutdown))
 
 
-class _QuorumGivenUp(Exception):
-    pass
+class _StoppableQuorumClient:
+    """A ``QuorumClient`` that abandons a quorum at the count on which the ranks of the site have agreed."""
 
-
-class _Client:
-    """torchft's client of the manager server, but for the quorum."""
-
-    def __init__(self, client: Any, departure: Departure) -> None:
+    def __init__(self, shutdown: GracefulShutdown, client: QuorumClient) -> None:
+        self._shutdown = shutdown
         self._client = client
-        self._departure = departure
-        self._asking = ThreadPoolExecutor(1, thread_name_prefix="titan_ext-quorum")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="titan_ext-quorum")
+        self.should_commit = client.should_commit
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-    def _quorum(self, **request: Any) -> Any:
-        if not self._departure.quorums.advance():
-            raise _QuorumGivenUp("the site leaves")
-        answer = self._asking.submit(self._client._quorum, **request)
-        wait((answer, self._departure.answers.agreed), return_when=FIRST_COMPLETED)
+    def quorum(self, **request: Any) -> QuorumResult:
+        if not self._shutdown.quorums.advance():
+            raise QuorumAbandoned("the site leaves")
+        # On another thread, since torchft's call cannot be interrupted; an abandoned one ends with the process.
+        answer = self._executor.submit(self._client.quorum, **request)
+        wait((answer, self._shutdown.answers.agreed), return_when=FIRST_COMPLETED)
         # Another rank of the site may have had the answer in time: then it comes here too.
-        if not self._departure.answers.advance():
-            raise _QuorumGivenUp("the site leaves")
+        if not self._shutdown.answers.advance():
+            raise QuorumAbandoned("the site leaves")
         return answer.result()

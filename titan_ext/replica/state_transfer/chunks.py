@@ -2,7 +2,7 @@
 
 ``GET /state/<step>/<first>-<last>`` answers with the chunks ``first`` to ``last``, each followed by
 its SHA-256. Digests that travel with the bytes are computed while these are read: neither end holds
-the message or a list of digests. Every answer announces the whole message in its headers; its
+the message or a list of digests. The headers of every answer describe the whole message; its
 ``ETag`` names one offer of one member and goes back as ``If-Match``, so that a transfer never mixes
 two offers of one step. Between sites with a secret a digest is an HMAC with the connection's key.
 """
@@ -17,7 +17,7 @@ from typing import Any
 CHUNK_BYTES = 8 * 2**20
 ROOT = "/state/"
 LATEST = 10**18 - 1
-"""In place of a step: a copy of the member's state of the moment, which says itself of which step it is."""
+"""In place of a step: a snapshot of the member's state, which contains the step that it is of."""
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 _MAX_CHUNK_BYTES = 64 * 2**20
@@ -27,8 +27,8 @@ _TAG = re.compile(r'"[0-9a-f]{32}"', re.ASCII)
 
 
 @dataclass(frozen=True)
-class Announcement:
-    """One offer of a message.
+class MessageInfo:
+    """Identity and sizes of one offered message.
 
     Args:
         tag: names the offer; an HTTP entity tag with its quotes.
@@ -41,8 +41,8 @@ class Announcement:
     chunk_bytes: int
 
     @classmethod
-    def from_headers(cls, headers: Mapping[str, str]) -> "Announcement":
-        """Raises ValueError if the headers of an answer announce nothing sensible."""
+    def from_headers(cls, headers: Mapping[str, str]) -> "MessageInfo":
+        """Raises ValueError if the headers of an answer do not describe a message."""
         tag = headers.get("ETag", "")
         sizes = [headers.get(name, "") for name in ("X-State-Bytes", "X-Chunk-Bytes")]
         if not _TAG.fullmatch(tag) or not all(re.fullmatch("[0-9]{1,18}", size) for size in sizes):
@@ -69,12 +69,12 @@ class Announcement:
         return self.span(last)[1] - self.span(first)[0] + (last - first + 1) * DIGEST_BYTES
 
 
-def chunk_digest(key: bytes | None, step: int, announcement: Announcement, chunk: int) -> Any:
-    """A hashlib object for the bytes of one chunk; with a key it also stands for where they belong."""
+def chunk_digest(key: bytes | None, step: int, info: MessageInfo, chunk: int) -> Any:
+    """A hashlib object for the bytes of one chunk; with a key it also covers which chunk of which message they are."""
     if key is None:
         return hashlib.sha256()
-    place = f"{step} {announcement.tag} {announcement.num_bytes} {announcement.chunk_bytes} {chunk} "
-    return hmac.new(key, place.encode(), hashlib.sha256)
+    position = f"{step} {info.tag} {info.num_bytes} {info.chunk_bytes} {chunk} "
+    return hmac.new(key, position.encode(), hashlib.sha256)
 
 
 def request_path(step: int, first: int, last: int) -> str:

@@ -1,10 +1,10 @@
-"""Shared state fetched before a site is heard of, so that nobody waits while it travels.
+"""Shared state fetched before a site sends its first heartbeat, so that no member waits for the transfer.
 
 In a quorum the members wait for a newcomer until it has their state; over a thin link that is long. A
-newcomer therefore first asks a member for a copy, which that one makes between two inner steps and serves
-while it trains on. If the members have not committed a round since, the newcomer needs nothing more in its
-first quorum; otherwise, or if no member can give a copy, it fetches the state there. A site that was away so
-long that the others had a quorum without it does the same.
+newcomer therefore first asks a member for a snapshot, which the member makes between two inner steps and
+serves while it trains on. If the members have not committed a round since, the newcomer needs nothing more in
+its first quorum; otherwise, or if no member can give a snapshot, it fetches the state in the quorum. A site
+that was away so long that the others had a quorum without it does the same.
 """
 
 import logging
@@ -14,12 +14,12 @@ import urllib.request
 from collections.abc import Callable
 from datetime import timedelta
 
-from torchft._torchft import ManagerClient
+from titan_ext.replica.torchft_internals import state_address
 
 logger = logging.getLogger(__name__)
 
-_SECONDS = 5.0  # for the lighthouse's page and a member's answer
-_PAUSE_SECONDS = 1.0
+_ANSWER_SECONDS = 5.0  # for the lighthouse's page and a member's answer
+_RETRY_SECONDS = 1.0
 _ALIVE_SECONDS = 5.0  # since a member's last heartbeat
 
 # The lighthouse's page is the one place that names a quorum's members without taking part in it.
@@ -27,7 +27,7 @@ _MEMBER = re.compile(r"<b>([^<]+):([0-9a-f-]{36})</b>.*?Manager: (\S+) <br/>", r
 _HEARTBEAT = re.compile(r":([0-9a-f-]{36}): seen ([0-9.e-]+)s ago")
 
 
-def fetch_ahead(
+def prefetch_state(
     lighthouse: str,
     *,
     site: str,
@@ -36,7 +36,7 @@ def fetch_ahead(
     replica_id: str | None = None,
     seconds: float = 0.0,
 ) -> bool:
-    """Fetch a copy of the shared state from a member of the last quorum that still lives.
+    """Fetch a snapshot of the shared state from a member of the last quorum that still sends heartbeats.
 
     Args:
         lighthouse: its URL.
@@ -47,10 +47,10 @@ def fetch_ahead(
         seconds: how long to wait for a lighthouse that does not answer.
 
     Returns:
-        whether there is a copy now. All failures are logged and count as no.
+        Whether there is a snapshot now. All failures are logged and count as no.
     """
     started = time.monotonic()
-    page = _page(lighthouse, started + seconds)
+    page = _status_page(lighthouse, started + seconds)
     members = _MEMBER.findall(page)
     if replica_id in {f"{name}:{identity}" for name, identity, _ in members}:
         return False
@@ -59,23 +59,22 @@ def fetch_ahead(
         if name == site or identity not in alive:
             continue
         try:
-            client = ManagerClient(address, connect_timeout=timedelta(seconds=_SECONDS))
-            fetch(client._checkpoint_metadata(rank, timeout=timedelta(seconds=_SECONDS)))
+            fetch(state_address(address, rank, timedelta(seconds=_ANSWER_SECONDS)))
         except (OSError, ValueError, RuntimeError) as error:
-            logger.info("no copy of the shared state from site %s before the first quorum: %s", name, error)
+            logger.info("no snapshot of the shared state from site %s before the first quorum: %s", name, error)
             continue
-        logger.info("fetched the shared state of site %s ahead, in %.1f s", name, time.monotonic() - started)
+        logger.info("prefetched the shared state of site %s in %.1f s", name, time.monotonic() - started)
         return True
     return False
 
 
-def _page(lighthouse: str, deadline: float) -> str:
+def _status_page(lighthouse: str, deadline: float) -> str:
     while True:
         try:
-            with urllib.request.urlopen(f"{lighthouse}/status", timeout=_SECONDS) as answer:
+            with urllib.request.urlopen(f"{lighthouse}/status", timeout=_ANSWER_SECONDS) as answer:
                 return answer.read().decode(errors="replace")
         except OSError as error:
             if time.monotonic() > deadline:
-                logger.info("the lighthouse does not tell who trains: %s", error)
+                logger.info("the lighthouse's page cannot be read: %s", error)
                 return ""
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(_RETRY_SECONDS)

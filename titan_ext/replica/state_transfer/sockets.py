@@ -1,4 +1,4 @@
-"""Sockets that one thread waits on and another may cut off."""
+"""Sockets that one thread reads or writes and another may shut down."""
 
 import socket
 import threading
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class OpenSockets:
-    """Sockets in use, each with the moment of ``time.monotonic`` at which it is to be cut.
+    """Sockets in use, each with the time (of ``time.monotonic``) at which it is to be cut.
 
     A timeout of a socket bounds one call; a peer that sends a byte now and then never reaches it.
     """
@@ -35,12 +35,12 @@ class OpenSockets:
 
     def cut_all(self) -> None:
         with self._lock:
-            every = list(self._deadlines)
-        cut(every)
+            connections = list(self._deadlines)
+        cut(connections)
 
 
 def cut(connections: Iterable[socket.socket]) -> None:
-    """End what other threads are reading from or writing to; they see an error or the end of the stream."""
+    """Shut down connections that other threads read or write; those threads see an error or the end of the stream."""
     for connection in connections:
         try:
             # SSLSocket's own shutdown first forgets its encryption: the other thread would go on in the clear.

@@ -34,7 +34,7 @@ _PIECE_BYTES = 2**20
 _MALFORMED = (KeyError, IndexError, TypeError, AttributeError, RecursionError, UnicodeDecodeError, json.JSONDecodeError)
 
 
-class Message:
+class OutgoingMessage:
     """State ready to be read in pieces: its size is known before the first byte.
 
     Tensors are read where they lie, so they must not change as long as the message is in use. Only
@@ -70,8 +70,8 @@ class Message:
             yield memoryview(piece.cpu().numpy())
 
 
-class Arrival:
-    """A message on its way in: the tensors that its header announces, to be filled in any order.
+class IncomingMessage:
+    """A message that is being received: the tensors that its header describes, to be filled in any order.
 
     Args:
         header: the message's first ``header_end`` bytes.
@@ -82,11 +82,11 @@ class Arrival:
     """
 
     def __init__(self, header: bytes, num_bytes: int) -> None:
-        self._begin = len(header)
+        self._header_bytes = len(header)
         try:
             entries = json.loads(header[_LENGTH_BYTES:])
             structure = json.loads(entries.pop("__metadata__")["structure"])
-            kinds = _checked(entries, num_bytes - self._begin)
+            kinds = _checked(entries, num_bytes - self._header_bytes)
             tensors = _allocated(kinds)
             self._state = _restore(structure, tensors)
         except _MALFORMED as error:
@@ -95,18 +95,19 @@ class Arrival:
             raise ValueError(f"shared state: no room for {num_bytes} bytes ({error})") from error
         self._bytes = _Bytes(map(_flat, tensors))
 
-    def spaces(self, start: int, stop: int) -> Iterator[memoryview]:
-        """Where the message's bytes from ``start`` to ``stop`` belong; ``start`` lies behind the header."""
-        for space in self._bytes.between(start - self._begin, stop - self._begin):
-            yield memoryview(space.numpy())
+    def buffers(self, start: int, stop: int) -> Iterator[memoryview]:
+        """Where to write the message's bytes from ``start`` to ``stop``; ``start`` lies behind the header."""
+        # They alias the state's tensors. Connections fill disjoint ranges at the same time, without a lock.
+        for buffer in self._bytes.between(start - self._header_bytes, stop - self._header_bytes):
+            yield memoryview(buffer.numpy())
 
     def state(self) -> Any:
-        """The state; its tensors hold what was written into ``spaces``."""
+        """The state; its tensors hold what was written into ``buffers``."""
         return self._state
 
 
 def _allocated(kinds: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[torch.Tensor]:
-    """Tensors in one block of memory, which goes back to the system as a whole when they are done with."""
+    """Tensors in one block of memory, which goes back to the system as a whole when the last of them is freed."""
     if not kinds:
         return []
     starts, end = [], 0
@@ -117,7 +118,7 @@ def _allocated(kinds: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[torch
     sizes = [torch.Size(shape).numel() * dtype.itemsize for shape, dtype in kinds]
     return [
         block[start : start + size].view(dtype).view(torch.Size(shape))
-        for start, size, (shape, dtype) in zip(starts, sizes, kinds)
+        for start, size, (shape, dtype) in zip(starts, sizes, kinds, strict=True)
     ]
 
 
@@ -138,7 +139,7 @@ def header_end(start: bytes, num_bytes: int) -> int:
 
 
 class _Bytes:
-    """Flat tensors of bytes, one behind the other, addressed as one row."""
+    """Flat tensors of bytes, one behind the other, addressed as one sequence."""
 
     def __init__(self, parts: Iterable[torch.Tensor]) -> None:
         self._parts = [part for part in parts if part.numel()]
@@ -166,9 +167,9 @@ def _describe(value: Any, tensors: list[torch.Tensor]) -> Any:
     if isinstance(value, dict):
         if value.keys() == {_TENSOR}:
             raise ValueError(f'shared state: a dict whose only key is "{_TENSOR}" cannot be told from a tensor')
-        return {key: _describe(each, tensors) for key, each in value.items()}
+        return {key: _describe(item, tensors) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_describe(each, tensors) for each in value]
+        return [_describe(item, tensors) for item in value]
     return value
 
 
@@ -176,9 +177,9 @@ def _restore(value: Any, tensors: list[torch.Tensor]) -> Any:
     if isinstance(value, dict):
         if value.keys() == {_TENSOR}:
             return tensors[value[_TENSOR]]
-        return {key: _restore(each, tensors) for key, each in value.items()}
+        return {key: _restore(item, tensors) for key, item in value.items()}
     if isinstance(value, list):
-        return [_restore(each, tensors) for each in value]
+        return [_restore(item, tensors) for item in value]
     return value
 
 

@@ -20,7 +20,7 @@ class Tls:
 
 
 def load_tls(certificate: str, key: str, authority: str) -> Tls:
-    """TLS 1.3 with the site's certificate; nobody is trusted but the authority.
+    """TLS 1.3 with the site's certificate; peers need one that the authority has signed.
 
     Args:
         certificate: PEM file of the site's certificate, followed by those between it and the authority.
@@ -28,7 +28,7 @@ def load_tls(certificate: str, key: str, authority: str) -> Tls:
         authority: PEM file of the authority's certificates.
 
     Raises:
-        UserError: a file cannot be read or is not what it should be.
+        UserError: a file cannot be read, or is no PEM file of its kind.
     """
     ends = (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     for context in ends:

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from titan_ext.launcher.follow import JsonLinesFollower
+from titan_ext.launcher.results import JsonLinesFollower
 
 
 def append(path: Path, text: str) -> None:
