@@ -37,9 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
-    from titan_ext.trainer.cpu import prepare
-
-    prepare()
     import torch
     from torchtitan.observability import structured_logger
     from torchtitan.tools.logging import init_logger

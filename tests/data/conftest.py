@@ -9,7 +9,7 @@ import pytest
 # Before the datasets library is imported: nothing here may wait for a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from tests.data.corpora.sources import write_lines  # noqa: E402
+from tests.data.corpora.sources import write_lines
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Runs that start from a Hugging Face folder, and the folders that they leave."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest

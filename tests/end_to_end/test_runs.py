@@ -9,7 +9,6 @@ import pytest
 from tests.end_to_end.forked import free_port, lighthouse, start_site
 from tests.end_to_end.test_layouts import write_config
 
-
 _OVERLAP = "fragment_sync_delay = 1\nfragment_update_alpha = 0.5"
 
 

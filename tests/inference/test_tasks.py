@@ -9,16 +9,16 @@ import torch
 
 pytest.importorskip("lm_eval")
 
-from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.instance import Instance
 
-from tests.models.abbie_models import build  # noqa: E402
-from titan_ext.data import ByteTokenizer  # noqa: E402
-from titan_ext.errors import UserError  # noqa: E402
-from titan_ext.inference.decoding import Uncached, generate  # noqa: E402
-from titan_ext.inference.harness import HarnessModel  # noqa: E402
-from titan_ext.inference.model import logits_of  # noqa: E402
-from titan_ext.inference.sampling import Sampler  # noqa: E402
-from titan_ext.inference.tasks import Tasks  # noqa: E402
+from tests.models.abbie_models import build
+from titan_ext.data import ByteTokenizer
+from titan_ext.errors import UserError
+from titan_ext.inference.decoding import Uncached, generate
+from titan_ext.inference.harness import HarnessModel
+from titan_ext.inference.model import logits_of
+from titan_ext.inference.sampling import Sampler
+from titan_ext.inference.tasks import Tasks
 
 VOCABULARY, BOS = 259, 256
 CHOICES = [

@@ -4,19 +4,14 @@ import math
 
 import pytest
 import torch
-
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torch.nn.attention.flex_attention import create_mask  # noqa: E402
-from torchtitan.models.common.attention import (  # noqa: E402
+from torch.nn.attention.flex_attention import create_mask
+from torchtitan.models.common.attention import (
     get_causal_mask_mod,
     get_document_mask_mod,
     get_efficient_causal_mask_mod_for_packed_document,
 )
 
-from titan_ext.models.attention import PackedAttention, document_causal_mask  # noqa: E402
+from titan_ext.models.attention import PackedAttention, document_causal_mask
 
 LENGTHS = [[5, 1, 6], [12], [1] * 12, [3, 9], [11, 1]]
 

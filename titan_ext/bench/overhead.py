@@ -45,9 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, float]:
     """Measure, print a table, and return tokens per second of both and their ratio."""
     _single_rank_environment()
-    from titan_ext.trainer.cpu import prepare
-
-    prepare()
     import torch
     from torchft.coordination import LighthouseServer
 

@@ -43,9 +43,6 @@ class Trainers:
     def __init__(self, site: int, lighthouse: str, folder: str, options: argparse.Namespace, threads: int) -> None:
         _divert_output(f"{folder}/site{site}.log")
         _single_rank_environment(self)
-        from titan_ext.trainer.cpu import prepare
-
-        prepare()
         import torch
 
         torch.set_num_threads(threads)

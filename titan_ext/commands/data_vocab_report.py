@@ -4,15 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torchtitan.components.tokenizer import BaseTokenizer
 
 from titan_ext.data.tokenizers.trimmed import has_unknown_row
 from titan_ext.data.tokenizers.vocabulary import Vocabulary
 from titan_ext.launcher.text import bytes_text, columns, number_text
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
 
 ROW_MULTIPLE = 64
 """Tables are padded to it: shapes that tensor cores take."""

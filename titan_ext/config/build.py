@@ -7,26 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from titan_ext.trainer.cpu import prepare
+from torchtitan.tools.utils import device_type
 
-prepare()
-
-from torchtitan.tools.utils import device_type  # noqa: E402
-
-from titan_ext.config import defaults  # noqa: E402
-from titan_ext.config import dept as dept_variants  # noqa: E402
-from titan_ext.config.binder import Binder, field_types  # noqa: E402
-from titan_ext.config.choices import bind_activation_checkpoint, bind_loss  # noqa: E402
-from titan_ext.config.initial import Source, check_source, initial_source, open_source, tokenizer_notes  # noqa: E402
-from titan_ext.config.model import ModelChoice, choose_model, chosen_flavor, flavor_config, model_module  # noqa: E402
-from titan_ext.config.optimizer import bind_optimizer  # noqa: E402
-from titan_ext.config.outer_loop import bind_semi_sync  # noqa: E402
-from titan_ext.config.resolved import FILE_NAME as RECORD  # noqa: E402
-from titan_ext.config.sections import DeptConfig, SiteConfig, SiteHeader  # noqa: E402
-from titan_ext.config.settings import Origin, Settings  # noqa: E402
-from titan_ext.config.tokenizer import TokenizerChoice, choose_tokenizer  # noqa: E402
-from titan_ext.data import TextDataLoader  # noqa: E402
-from titan_ext.trainer.trainer import Trainer  # noqa: E402
+from titan_ext.config import defaults
+from titan_ext.config import dept as dept_variants
+from titan_ext.config.binder import Binder, field_types
+from titan_ext.config.choices import bind_activation_checkpoint, bind_loss
+from titan_ext.config.initial import Source, check_source, initial_source, open_source, tokenizer_notes
+from titan_ext.config.model import ModelChoice, choose_model, chosen_flavor, flavor_config, model_module
+from titan_ext.config.optimizer import bind_optimizer
+from titan_ext.config.outer_loop import bind_semi_sync
+from titan_ext.config.resolved import FILE_NAME as RECORD
+from titan_ext.config.sections import DeptConfig, SiteConfig, SiteHeader
+from titan_ext.config.settings import Origin, Settings
+from titan_ext.config.tokenizer import TokenizerChoice, choose_tokenizer
+from titan_ext.data import TextDataLoader
+from titan_ext.trainer.trainer import Trainer
 
 # Fields of the trainer's config that are not sections: other keys of ours decide them.
 _DECIDED = {"model_spec", "hf_assets_path", "dump_folder", "tokenizer", "dataloader", "site"}

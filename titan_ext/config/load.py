@@ -7,22 +7,19 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from titan_ext.trainer.cpu import adapt, prepare
+import torch
+from torchtitan.tools.utils import device_type
 
-prepare()
-
-import torch  # noqa: E402
-from torchtitan.tools.utils import device_type  # noqa: E402
-
-from titan_ext.config import checks  # noqa: E402
-from titan_ext.config.build import build_config, dump_root, keys_by_name, section_names  # noqa: E402
-from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select  # noqa: E402
-from titan_ext.config.layout import Layout, check_layout, resolve_layout  # noqa: E402
-from titan_ext.config.model import ModelChoice  # noqa: E402
-from titan_ext.config.pairing import resolve_pairing  # noqa: E402
-from titan_ext.config.settings import Origin, Settings, show  # noqa: E402
-from titan_ext.semi_sync.plan.resolve import fill_defaults, shares_sparse_rows  # noqa: E402
-from titan_ext.trainer.trainer import Trainer  # noqa: E402
+from titan_ext.config import checks
+from titan_ext.config.build import build_config, dump_root, keys_by_name, section_names
+from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select
+from titan_ext.config.layout import Layout, check_layout, resolve_layout
+from titan_ext.config.model import ModelChoice
+from titan_ext.config.pairing import resolve_pairing
+from titan_ext.config.settings import Origin, Settings, show
+from titan_ext.semi_sync.plan.resolve import fill_defaults, shares_sparse_rows
+from titan_ext.trainer.cpu import adapt
+from titan_ext.trainer.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
 """A site's corpus, tokenizer and data loader.
 
 The names below are imported on first use: the command line reads this package to print its help,
-and must not wait for torch to do so. Every module here that imports torchtitan prepares the
-platform before it does.
+and must not wait for torch to do so.
 """
 
 from importlib import import_module

@@ -7,18 +7,14 @@ from typing import Any
 import numpy as np
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils.data import IterableDataset, get_worker_info
+from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.tools.logging import logger
 
 from titan_ext.data.corpora.ranges import PIECE_BYTES, pieces
 from titan_ext.data.feed import Feed
 from titan_ext.data.packing import Cursor, Sample, pack
 from titan_ext.data.progress import Progress
 from titan_ext.errors import UserError
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
-from torchtitan.tools.logging import logger  # noqa: E402
 
 
 class PackedTextDataset(IterableDataset, Stateful):

@@ -11,6 +11,10 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from typing import Any, get_args
 
+from torchtitan.components.dataloader import ParallelAwareDataloader
+from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.tools.logging import logger
+
 from titan_ext.data.bad_records import BadRecords, OnBadRecord
 from titan_ext.data.corpora.corpus import BUILTIN, list_corpus, open_corpus
 from titan_ext.data.corpora.listing import Listing
@@ -25,13 +29,6 @@ from titan_ext.data.tokenizers.traits import identity
 from titan_ext.errors import RunError, UserError
 from titan_ext.launcher.processes import die_with_parent
 from titan_ext.semi_sync.site.ranks import SiteRanks
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.dataloader import ParallelAwareDataloader  # noqa: E402
-from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
-from torchtitan.tools.logging import logger  # noqa: E402
 
 _SPLITS = get_args(Split)
 

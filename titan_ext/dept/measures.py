@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torchtitan.components.tokenizer import BaseTokenizer
 
 from titan_ext.config.load import Site
 from titan_ext.data.loader import TextDataLoader, open_feed
@@ -20,11 +21,6 @@ from titan_ext.inference.checkpoint import Weights
 from titan_ext.inference.model import default_iterations, load_model
 from titan_ext.inference.perplexity import measure
 from titan_ext.inference.text import Batch, evaluation_text
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
 
 
 @dataclass(frozen=True, slots=True)

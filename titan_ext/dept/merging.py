@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer
 
 from titan_ext.data.tokenizers.bpe import BOS, EOS, PAD
 from titan_ext.data.tokenizers.byte_tokenizer import ByteTokenizer
@@ -10,11 +11,6 @@ from titan_ext.data.tokenizers.trimmed import TrimmedTokenizer
 from titan_ext.data.tokenizers.vocabulary import Vocabulary
 from titan_ext.errors import UserError
 from titan_ext.export.tokenizer_files import byte_alphabet
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer  # noqa: E402
 
 Tokens = Sequence[str | None]
 """The string of the token that each row of a table stands for; None for a row that stands for none."""

@@ -10,14 +10,10 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import LambdaLR
+from torchtitan.models.common.decoder import Decoder
 
 from titan_ext.inference.model import logits_of
 from titan_ext.inference.text import Batch
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.models.common.decoder import Decoder  # noqa: E402
 
 WARMUP_STEPS = 100
 """Of the paper's 1,200; shorter adaptations warm up for a tenth of their steps."""

@@ -4,14 +4,10 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torchtitan.models.common.decoder import Decoder
+from torchtitan.tools.utils import set_default_dtype
 
 from titan_ext.models.dept.head import MaskedHead
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.models.common.decoder import Decoder  # noqa: E402
-from torchtitan.tools.utils import set_default_dtype  # noqa: E402
 
 _NAMES = ("tok_embeddings.weight", "lm_head.weight")
 

@@ -1,13 +1,9 @@
 """A model as benchmarks train it: whole, in fp32, from a seed."""
 
 import torch
+from torchtitan.models.common.decoder import Decoder
 
 from titan_ext.models.attention import use_packed_attention
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.models.common.decoder import Decoder  # noqa: E402
 
 
 def initialised(config: Decoder.Config, seed: int, device: str) -> Decoder:

@@ -8,6 +8,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torchtitan.components.checkpoint import ModelWrapper
+from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.models.common.decoder import Decoder
+from torchtitan.protocols.model_spec import ModelSpec
 
 from titan_ext.error_text import reason
 from titan_ext.errors import RunError, UserError
@@ -15,14 +19,6 @@ from titan_ext.export.llama import check_layout, llama_config
 from titan_ext.export.tokenizer_files import write_tokenizer
 from titan_ext.huggingface.description import write_description
 from titan_ext.models.dept.head import MaskedHead
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.checkpoint import ModelWrapper  # noqa: E402
-from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
-from torchtitan.models.common.decoder import Decoder  # noqa: E402
-from torchtitan.protocols.model_spec import ModelSpec  # noqa: E402
 
 _TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 

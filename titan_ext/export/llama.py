@@ -3,18 +3,14 @@
 from typing import Any
 
 import torch
+from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.models.common.decoder import Decoder
+from torchtitan.models.llama3.state_dict_adapter import Llama3StateDictAdapter
+from torchtitan.protocols.model_spec import ModelSpec
 
 from titan_ext.errors import UserError
 from titan_ext.models.abbie.model import AbbieModel
 from titan_ext.models.llama3.huggingface import sizes_of, to_huggingface
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
-from torchtitan.models.common.decoder import Decoder  # noqa: E402
-from torchtitan.models.llama3.state_dict_adapter import Llama3StateDictAdapter  # noqa: E402
-from torchtitan.protocols.model_spec import ModelSpec  # noqa: E402
 
 
 def has_layout(spec: ModelSpec) -> bool:

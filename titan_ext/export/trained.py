@@ -4,18 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.config import TORCH_DTYPE_MAP
+from torchtitan.models.common.decoder import Decoder
 
 from titan_ext.config.load import Site
 from titan_ext.errors import UserError
 from titan_ext.inference.checkpoint import Checkpoint, Weights, find_checkpoint
 from titan_ext.inference.model import load_model
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
-from torchtitan.config import TORCH_DTYPE_MAP  # noqa: E402
-from torchtitan.models.common.decoder import Decoder  # noqa: E402
 
 
 def site_checkpoint(site: Site, step: int | None = None) -> Checkpoint:

@@ -6,18 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
+from torchtitan.models.llama3.state_dict_adapter import Llama3StateDictAdapter
+from torchtitan.tools.logging import logger
 
 from titan_ext.errors import UserError
 from titan_ext.huggingface.description import FILE_NAME, read_description
 from titan_ext.huggingface.weights import StoredTensor, stored_tensors
 from titan_ext.models.fit import check_tensors, model_tensors
 from titan_ext.models.llama3.huggingface import from_huggingface, sizes_of, told_apart
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.models.llama3.state_dict_adapter import Llama3StateDictAdapter  # noqa: E402
-from torchtitan.tools.logging import logger  # noqa: E402
 
 if TYPE_CHECKING:
     from torchtitan.protocols.model import BaseModel

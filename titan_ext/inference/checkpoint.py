@@ -12,18 +12,14 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader, StorageReader
 from torch.distributed.checkpoint.api import CheckpointException
+from torchtitan.components.checkpoint import ModelWrapper
+from torchtitan.protocols.model_spec import ModelSpec
 
 from titan_ext.config.recorded import changes_since, read_record
 from titan_ext.errors import RunError, UserError
 from titan_ext.huggingface.fit import check_weights
 from titan_ext.huggingface.weights import what_instead
 from titan_ext.models.fit import check_tensors, stored_shapes
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.checkpoint import ModelWrapper  # noqa: E402
-from torchtitan.protocols.model_spec import ModelSpec  # noqa: E402
 
 Weights = Literal["site", "global"]
 """A site's own parameters, or the last ones that all sites agreed on."""

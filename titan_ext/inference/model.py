@@ -4,19 +4,14 @@ from copy import deepcopy
 from dataclasses import replace
 
 import torch
+from torchtitan.config import TORCH_DTYPE_MAP, ParallelismConfig
+from torchtitan.models.common.decoder import Decoder
+from torchtitan.tools.utils import device_type, set_default_dtype
 
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.config import TORCH_DTYPE_MAP, ParallelismConfig  # noqa: E402
-from torchtitan.models.common.decoder import Decoder  # noqa: E402
-from torchtitan.tools.utils import device_type, set_default_dtype  # noqa: E402
-
-from titan_ext.config.load import Site  # noqa: E402
-from titan_ext.errors import UserError  # noqa: E402
-from titan_ext.inference.checkpoint import Checkpoint, Weights, load_weights  # noqa: E402
-from titan_ext.models.abbie.model import AbbieModel, Masks  # noqa: E402
+from titan_ext.config.load import Site
+from titan_ext.errors import UserError
+from titan_ext.inference.checkpoint import Checkpoint, Weights, load_weights
+from titan_ext.models.abbie.model import AbbieModel, Masks
 
 
 def load_model(site: Site, checkpoint: Checkpoint, *, weights: Weights = "site", length: int | None = None) -> Decoder:

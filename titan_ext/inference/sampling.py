@@ -3,12 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
+from torchtitan.components.tokenizer import BaseTokenizer
 
 
 class Sampler:

@@ -9,9 +9,6 @@ from importlib import import_module
 from typing import Any
 
 from titan_ext.errors import UserError
-from titan_ext.trainer.cpu import prepare
-
-prepare()
 
 MODELS = ("abbie", "dept", "llama3")
 

@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 
 from titan_ext.optim.moments import Moment
 
-
 _PIECE = 2**20  # elements that a step works on at a time
 
 

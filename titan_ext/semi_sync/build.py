@@ -41,7 +41,6 @@ from titan_ext.semi_sync.wire.reductions import Reduction
 from titan_ext.semi_sync.wire.token_row_map import TokenRowMap
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteOptions:
     """Who a site is, and what it chooses for itself; the plan holds what all sites share."""

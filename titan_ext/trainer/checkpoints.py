@@ -13,6 +13,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
+from torchtitan.components import checkpointer as torchtitan_checkpointer
+from torchtitan.components.checkpointer.base import LR_SCHEDULER, MODEL, OPTIMIZER
+from torchtitan.tools import filesystem
+from torchtitan.tools.logging import logger
 
 from titan_ext.config.recorded import changes_since
 from titan_ext.error_text import reason
@@ -21,17 +25,9 @@ from titan_ext.huggingface.description import write_description
 from titan_ext.huggingface.fit import check_weights
 from titan_ext.models.fit import check_tensors, model_tensors
 from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.trainer.optimizers import OptimizersContainer
 from titan_ext.trainer.resuming import PartialLoadPlanner, Stored, flattened, fresh_words, stored_shapes
 from titan_ext.trainer.shared_disk import check_shared
-from titan_ext.trainer.cpu import prepare
-from titan_ext.trainer.optimizers import OptimizersContainer
-
-prepare()
-
-from torchtitan.components import checkpointer as torchtitan_checkpointer  # noqa: E402
-from torchtitan.components.checkpointer.base import LR_SCHEDULER, MODEL, OPTIMIZER  # noqa: E402
-from torchtitan.tools import filesystem  # noqa: E402
-from torchtitan.tools.logging import logger  # noqa: E402
 
 _Found = TypeVar("_Found")
 _HUGGING_FACE = ("model.safetensors.index.json", "model.safetensors")

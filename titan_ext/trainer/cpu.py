@@ -1,7 +1,7 @@
 """Makes torchtitan 0.3.0 train on a CPU.
 
 torchtitan picks its device when it is imported and asks that device's module for things which
-``torch.cpu`` does not have.
+``torch.cpu`` does not have. Importing this module gives it both; ``import_hook`` does so in time.
 """
 
 import sys
@@ -19,7 +19,7 @@ def on_cpu() -> bool:
 
 
 def prepare() -> None:
-    """Call before the first import of torchtitan; calling it again is free.
+    """Make ``torch.cpu`` what torchtitan expects of a device; calling it again is free.
 
     Raises:
         RuntimeError: torchtitan was imported first and has settled on a device that is not there.
@@ -29,7 +29,8 @@ def prepare() -> None:
     tools = sys.modules.get("torchtitan.tools.utils")
     if tools is not None and tools.device_type != "cpu":
         raise RuntimeError(
-            "torchtitan was imported before titan_ext.trainer.cpu.prepare(): import titan_ext's modules first"
+            "torchtitan was imported before titan_ext and has settled on a device that is not there: "
+            "import titan_ext first"
         )
     torch._utils._get_available_device_type = lambda: "cpu"
     torch.cpu.get_device_name = lambda device=None: memory.processor_name()
@@ -64,3 +65,6 @@ def finish(model_parts: Iterable[nn.Module]) -> None:
         for module in part.modules():
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)
+
+
+prepare()

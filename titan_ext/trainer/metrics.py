@@ -6,16 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torchtitan.components import metrics as torchtitan_metrics
+from torchtitan.components.metrics import _get_metrics_rank
 
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components import metrics as torchtitan_metrics  # noqa: E402
-from torchtitan.components.metrics import _get_metrics_rank  # noqa: E402
-
-from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord  # noqa: E402
-from titan_ext.trainer.journal import RunJournal  # noqa: E402
+from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord
+from titan_ext.trainer.journal import RunJournal
 
 
 class MetricsProcessor(torchtitan_metrics.MetricsProcessor):

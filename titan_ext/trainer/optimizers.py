@@ -6,13 +6,9 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
+from torchtitan.components.optimizer import OptimizersContainer as _TorchtitanContainer
 
 from titan_ext.optim import ADOPT, QHADOPT, QHSGDM, DeMo, LowRankAdamW, Muon, QHAdamW
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.optimizer import OptimizersContainer as _TorchtitanContainer  # noqa: E402
 
 _OURS: dict[str, Callable[..., Optimizer]] = {
     "SGD": torch.optim.SGD,

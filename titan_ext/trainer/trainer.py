@@ -7,30 +7,26 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torchtitan import trainer as torchtitan_trainer
+from torchtitan.components.dataloader import DataloaderExhaustedError
+from torchtitan.config import TORCH_DTYPE_MAP
+from torchtitan.tools.logging import logger
 
-from titan_ext.trainer.cpu import finish, prepare
-
-prepare()
-
-from torchtitan import trainer as torchtitan_trainer  # noqa: E402
-from torchtitan.components.dataloader import DataloaderExhaustedError  # noqa: E402
-from torchtitan.config import TORCH_DTYPE_MAP  # noqa: E402
-from torchtitan.tools.logging import logger  # noqa: E402
-
-from titan_ext.config.sections import DeptConfig, SiteConfig  # noqa: E402
-from titan_ext.data.tokenizers.traits import fingerprint, row_count  # noqa: E402
-from titan_ext.errors import RunError, UserError  # noqa: E402
-from titan_ext.export.llama import is_llama, llama_config  # noqa: E402
-from titan_ext.optim.switch import Switch, SwitchConfig  # noqa: E402
-from titan_ext.replica import ReplicaConfig  # noqa: E402
-from titan_ext.replica.shutdown.graceful_shutdown import GracefulShutdown  # noqa: E402
-from titan_ext.replica.shutdown.process import GracefulExit  # noqa: E402
-from titan_ext.replica.shutdown.replica import StoppableReplica  # noqa: E402
-from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, TokenRowMap  # noqa: E402
-from titan_ext.semi_sync.plan.resolve import shares_sparse_rows  # noqa: E402
-from titan_ext.trainer.checkpoints import CheckpointManager  # noqa: E402
-from titan_ext.trainer.metrics import MetricsProcessor  # noqa: E402
-from titan_ext.trainer.optimizers import OptimizersContainer  # noqa: E402
+from titan_ext.config.sections import DeptConfig, SiteConfig
+from titan_ext.data.tokenizers.traits import fingerprint, row_count
+from titan_ext.errors import RunError, UserError
+from titan_ext.export.llama import is_llama, llama_config
+from titan_ext.optim.switch import Switch, SwitchConfig
+from titan_ext.replica import ReplicaConfig
+from titan_ext.replica.shutdown.graceful_shutdown import GracefulShutdown
+from titan_ext.replica.shutdown.process import GracefulExit
+from titan_ext.replica.shutdown.replica import StoppableReplica
+from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, TokenRowMap
+from titan_ext.semi_sync.plan.resolve import shares_sparse_rows
+from titan_ext.trainer.checkpoints import CheckpointManager
+from titan_ext.trainer.cpu import finish
+from titan_ext.trainer.metrics import MetricsProcessor
+from titan_ext.trainer.optimizers import OptimizersContainer
 
 # On top of the lighthouse's patience: what a heartbeat may take to arrive.
 _HEARTBEAT_MARGIN_SECONDS = 1.0

@@ -9,7 +9,7 @@ from torch import nn
 from tests.lighthouse_page import wait_for_requests
 from tests.semi_sync.sites import Meeting, run_sites
 from titan_ext.optim import QHAdamW
-from titan_ext.semi_sync import ScopeConfig, SemiSync, SemiSyncConfig, SiteOptions, SiteRanks, TokenRowMap
+from titan_ext.semi_sync import ScopeConfig, SemiSync, SiteOptions, SiteRanks, TokenRowMap
 from titan_ext.semi_sync.compat.torchft_manager import adapt_manager
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
 from titan_ext.semi_sync.wire.codecs import CODECS

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.semi_sync.sites import outer_loop, run_sites
-from titan_ext.semi_sync import Average, PARAMETERS, SyncRule, register_method
+from titan_ext.semi_sync import PARAMETERS, Average, SyncRule, register_method
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 
 

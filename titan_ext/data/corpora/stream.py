@@ -164,10 +164,6 @@ def _may_pass(error: Exception) -> bool:
 def _open(spec: str, text_key: str) -> tuple[Any, Callable[[Any], str]]:
     """The stream, and what takes the text from a record; torchtitan's own datasets keep their own."""
     from datasets import Dataset, config, load_dataset
-
-    from titan_ext.trainer.cpu import prepare
-
-    prepare()
     from torchtitan.hf_datasets.text_datasets import DATASETS
 
     name = StreamName.parse(spec)

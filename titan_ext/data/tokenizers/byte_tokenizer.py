@@ -3,11 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
+from torchtitan.components.tokenizer import BaseTokenizer
 
 BYTES = 256
 BOS_ID, EOS_ID, PAD_ID = BYTES, BYTES + 1, BYTES + 2

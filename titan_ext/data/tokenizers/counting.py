@@ -4,16 +4,12 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
+from torchtitan.components.tokenizer import BaseTokenizer
 
 from titan_ext.data.corpora.ranges import pieces
 from titan_ext.data.corpora.reading import told
 from titan_ext.data.feed import Feed
 from titan_ext.data.tokenizers.traits import encode_all, row_count
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
 
 _BATCH_CHARACTERS = 1 << 20
 

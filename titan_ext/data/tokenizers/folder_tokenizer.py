@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, BertWordPieceTokenizer, Tokenizer, decoders, processors
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+
 from titan_ext.data.tokenizers.marks import CONFIG_FILE, content, find_marks, read_json
 from titan_ext.error_text import reason
 from titan_ext.errors import UserError
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from tokenizers import AddedToken, BertWordPieceTokenizer, Tokenizer, decoders, processors  # noqa: E402
-from tokenizers.models import BPE  # noqa: E402
-from tokenizers.pre_tokenizers import ByteLevel  # noqa: E402
-from torchtitan.components.tokenizer import HuggingFaceTokenizer  # noqa: E402
 
 TOKENIZER_FILE = "tokenizer.json"
 BPE_FILES = ("vocab.json", "merges.txt")

@@ -4,6 +4,8 @@ from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
+from torchtitan.components.tokenizer import BaseTokenizer
+
 from titan_ext.data.corpora.signature import HEAD_BYTES, is_lfs_pointer
 from titan_ext.data.tokenizers.byte_tokenizer import ByteTokenizer
 from titan_ext.data.tokenizers.folder_tokenizer import BPE_FILES, FILES, TOKENIZER_FILE, FolderTokenizer
@@ -13,11 +15,6 @@ from titan_ext.data.tokenizers.trimmed import TrimmedTokenizer
 from titan_ext.data.tokenizers.vocabulary import Vocabulary
 from titan_ext.error_text import reason
 from titan_ext.errors import UserError
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
 
 _ALLOWED = f"'{BYTE}', or a folder holding {TOKENIZER_FILE}"
 _READ = (*chain(*FILES), *MARK_FILES)

@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer
 
 from titan_ext.data.tokenizers.byte_tokenizer import ByteTokenizer
 from titan_ext.data.tokenizers.folder_tokenizer import TOKENIZER_FILE, FolderTokenizer
 from titan_ext.errors import UserError
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer  # noqa: E402
 
 BYTE = "byte"
 

@@ -6,14 +6,10 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer
 
 from titan_ext.data.tokenizers.traits import unknown_id
 from titan_ext.data.tokenizers.vocabulary import Vocabulary
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.tokenizer import BaseTokenizer, HuggingFaceTokenizer  # noqa: E402
 
 UNKNOWN_TEXT = "\N{REPLACEMENT CHARACTER}"
 

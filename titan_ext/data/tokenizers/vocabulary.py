@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchtitan.components.tokenizer import BaseTokenizer
 
 from titan_ext.data.feed import Feed
 from titan_ext.data.tokenizers.counting import count_tokens
 from titan_ext.data.tokenizers.traits import fingerprint, row_count, special_ids
 from titan_ext.errors import UserError
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -5,13 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from torchtitan.components.tokenizer import BaseTokenizer
+
 from titan_ext.data.tokenizers.vocabulary import Vocabulary
 from titan_ext.errors import UserError
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.tokenizer import BaseTokenizer  # noqa: E402
 
 
 def site_vocabulary(path: str | Path, find: Callable[[], Vocabulary], *, tokenizer: BaseTokenizer) -> Vocabulary:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchtitan.components.optimizer import LRSchedulersContainer
 
 from titan_ext.experiments.abbie.evaluate import drift, validation_loss
 from titan_ext.experiments.abbie.model import build_model, compile_blocks, loss_of
@@ -15,11 +16,6 @@ from titan_ext.experiments.abbie.variants import read_from
 from titan_ext.experiments.convergence.settings import Run
 from titan_ext.experiments.convergence.text import Batch, training_text, validation_text
 from titan_ext.models.abbie.model import AbbieModel
-from titan_ext.trainer.cpu import prepare
-
-prepare()
-
-from torchtitan.components.optimizer import LRSchedulersContainer  # noqa: E402
 
 # AdamW and warm-up, stay, decay as in AbbIE's paper; the fractions, weight decay and clipping are our choice.
 _BETAS, _WEIGHT_DECAY, _CLIP_NORM = (0.9, 0.95), 0.1, 1.0

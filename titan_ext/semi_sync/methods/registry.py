@@ -13,7 +13,6 @@ from titan_ext.semi_sync.plan.plan import SyncRule, Wire
 from titan_ext.semi_sync.registry import Registry
 from titan_ext.semi_sync.state.outer_optimizers import OuterOptimizer
 
-
 MomentsKept = Callable[[], Iterable[tuple[int, Mapping[str, Moment]]]]
 """For each trained parameter of the site its elements and the moments that the inner optimizer keeps of it."""
 
