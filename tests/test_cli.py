@@ -1,6 +1,7 @@
 """The command line, as a user types it."""
 
 import argparse
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from tests.launcher.sites import PATIENCE_SECONDS, ROOT
 from titan_ext import __version__, cli
 from titan_ext.commands import launch as command
+from titan_ext.commands.command import Command
 from titan_ext.errors import RunError, UserError
 from titan_ext.launcher.placement import free_port
 
@@ -48,15 +50,48 @@ def test_a_command_that_does_not_exist() -> None:
     assert found.returncode == 2 and "launch" in found.stderr
 
 
+def paths(commands: tuple[Command, ...], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    return [(*above, each.name) for each in commands] + [
+        path for each in commands for path in paths(each.actions, (*above, each.name))
+    ]
+
+
+@pytest.mark.parametrize("path", paths(cli.COMMANDS), ids=" ".join)
+def test_every_command_helps(path: tuple[str, ...], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*path, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: titan-ext {' '.join(path)} " in capsys.readouterr().out
+
+
+def test_a_command_runs_or_has_actions_that_do() -> None:
+    def check(command: Command) -> None:
+        assert (command.run is None) == bool(command.actions)
+        for each in command.actions:
+            check(each)
+
+    for each in cli.COMMANDS:
+        check(each)
+
+
+def test_an_action_is_missing() -> None:
+    found = titan_ext("data")
+    assert found.returncode == 2 and "ACTION" in found.stderr
+
+
 def test_flags_that_a_command_does_not_take() -> None:
     found = titan_ext("lighthouse", "--training.steps", "3")
     assert found.returncode == 2
     assert "lighthouse does not know --training.steps 3" in found.stderr
 
 
+def replace_launch(monkeypatch: pytest.MonkeyPatch, run) -> None:
+    monkeypatch.setattr(cli, "COMMANDS", (dataclasses.replace(command.COMMAND, run=run),))
+
+
 def test_overrides_reach_the_command_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(command, "run", lambda options: seen.append(options) or 0)
+    replace_launch(monkeypatch, lambda options: seen.append(options) or 0)
     assert cli.main("launch a.toml --training.steps 20 --only east --optimizer.lr=1e-3 --plain".split()) == 0
     assert seen[0].overrides == ["--training.steps", "20", "--optimizer.lr=1e-3"]
     assert (seen[0].file, seen[0].only, seen[0].plain) == ("a.toml", ["east"], True)
@@ -76,7 +111,7 @@ def test_errors_become_one_line_and_a_code(
     def fail(options) -> int:
         raise error
 
-    monkeypatch.setattr(command, "run", fail)
+    replace_launch(monkeypatch, fail)
     assert cli.main(["launch", "a.toml"]) == code
     assert capsys.readouterr().err == said
 

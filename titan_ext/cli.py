@@ -1,14 +1,13 @@
-"""The command ``titan-ext``: finds the subcommand, loads its module only, and turns errors into one line."""
+"""The command ``titan-ext``: runs a subcommand, and turns errors into one line."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from types import ModuleType
 
 from titan_ext import __version__
+from titan_ext.commands import bench, check, data, dept, evaluate, export, generate, launch, lighthouse
+from titan_ext.commands.command import Command
 from titan_ext.errors import RunError, UserError
 
 _DESCRIPTION = "Train one language model at several sites: torchtitan inside a site, an outer loop between them."
@@ -25,24 +24,16 @@ examples:
 """
 
 
-@dataclass(frozen=True, slots=True)
-class _Command:
-    name: str
-    module: str
-    help: str
-    takes_overrides: bool = False
-
-
-_COMMANDS = (
-    _Command("launch", "titan_ext.commands.launch", "train: start the sites of a file on this machine", True),
-    _Command("lighthouse", "titan_ext.commands.lighthouse", "run the lighthouse at which sites find each other"),
-    _Command("check", "titan_ext.commands.check", "print the resolved settings of each site and their cost", True),
-    _Command("data", "titan_ext.commands.data", "look into a corpus, or train a tokenizer on one"),
-    _Command("eval", "titan_ext.commands.evaluate", "perplexity and tasks of a checkpoint", True),
-    _Command("generate", "titan_ext.commands.generate", "continue a text with a checkpoint", True),
-    _Command("export", "titan_ext.commands.export", "a checkpoint as a Hugging Face folder", True),
-    _Command("dept", "titan_ext.commands.dept", "after sites trained a body with embeddings of their own", True),
-    _Command("bench", "titan_ext.commands.bench", "measure speed"),
+COMMANDS: tuple[Command, ...] = (
+    launch.COMMAND,
+    lighthouse.COMMAND,
+    check.COMMAND,
+    data.COMMAND,
+    evaluate.COMMAND,
+    generate.COMMAND,
+    export.COMMAND,
+    dept.COMMAND,
+    bench.COMMAND,
 )
 
 
@@ -54,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return _dispatch(arguments)
+        return run(arguments)
     except (UserError, RunError) as error:
         print(f"titan-ext: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -66,23 +57,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _dispatch(arguments: Sequence[str]) -> int:
-    chosen = next((each for each in _COMMANDS if arguments and arguments[0] == each.name), None)
-    parser, module = _build_parser(chosen)
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit code and lets errors through."""
+    parser = _build_parser()
     if not arguments:
         parser.print_help()
         return 0
     options, rest = parser.parse_known_args(arguments)
-    assert chosen is not None and module is not None, "argparse has refused everything else"
-    if rest and not chosen.takes_overrides:
-        parser.error(f"{chosen.name} does not know {' '.join(rest)}")
+    command: Command = options.command
+    if rest and not command.takes_overrides:
+        parser.error(f"{command.name} does not know {' '.join(rest)}")
     options.overrides = rest
-    return module.run(options)
+    assert command.run is not None, "argparse has asked for an action"
+    return command.run(options)
 
 
-def _build_parser(chosen: _Command | None) -> tuple[argparse.ArgumentParser, ModuleType | None]:
-    """Only the chosen command's module is imported: others may take seconds."""
-    listing = "\n".join(f"  {each.name:<12}{each.help}" for each in _COMMANDS)
+def _build_parser() -> argparse.ArgumentParser:
+    listing = "\n".join(f"  {each.name:<12}{each.help}" for each in COMMANDS)
     parser = argparse.ArgumentParser(
         prog="titan-ext",
         usage="titan-ext [--help] [--version] COMMAND …",
@@ -93,14 +84,9 @@ def _build_parser(chosen: _Command | None) -> tuple[argparse.ArgumentParser, Mod
     )
     parser.add_argument("--version", action="version", version=f"titan-ext {__version__}")
     subparsers = parser.add_subparsers(prog="titan-ext", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
-    module = None
-    for command in _COMMANDS:
-        if command is chosen:
-            module = import_module(command.module)
-            module.add_parser(subparsers)
-        else:
-            subparsers.add_parser(command.name)
-    return parser, module
+    for command in COMMANDS:
+        command.add_to(subparsers)
+    return parser
 
 
 if __name__ == "__main__":

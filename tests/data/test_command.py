@@ -1,6 +1,5 @@
 """``titan-ext data show`` and ``titan-ext data tokenizer``, as a person calls them."""
 
-import argparse
 import os
 import subprocess
 import sys
@@ -8,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from titan_ext.commands.data import add_parser, run
+from titan_ext.cli import run
 from titan_ext.errors import UserError
 
 
 def call(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    return run(parser.parse_args(["data", *arguments]))
+    return run(["data", *arguments])
 
 
 def test_show(lines: Path, texts: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,11 @@
 """``titan-ext launch`` with stand-ins for the sites: python -m tests.launcher.launch_stand_ins FOLDER NAME=BEHAVIOUR …"""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tests.launcher.sites import GRACE_SECONDS, PATIENCE_SECONDS, job
-from titan_ext.cli import main
+from titan_ext import cli
 from titan_ext.commands import launch as command
 from titan_ext.commands.launch import Watched, run_jobs
 
@@ -26,5 +27,5 @@ def launch(folder: Path, sites: dict[str, str]) -> int:
 if __name__ == "__main__":
     folder, sites = Path(sys.argv[1]), dict(each.split("=") for each in sys.argv[2:])
     # The command line's own handling of errors, around a run that needs no configuration.
-    command.run = lambda options: launch(folder, sites)
-    sys.exit(main(["launch", "unused.toml"]))
+    cli.COMMANDS = (replace(command.COMMAND, run=lambda options: launch(folder, sites)),)
+    sys.exit(cli.main(["launch", "unused.toml"]))

@@ -6,7 +6,7 @@ import torch
 from tests.models.abbie_models import batch, build, initialised
 from titan_ext.errors import UserError
 from titan_ext.models.abbie import model_registry
-from titan_ext.models.abbie.convert import decoder_config, from_decoder, to_decoder
+from titan_ext.models.abbie.convert import decoder_config, to_decoder, unroll
 
 
 def loaded(config, state) -> torch.nn.Module:
@@ -21,20 +21,29 @@ def equal(one, other) -> bool:
 
 @pytest.mark.parametrize("skip, r", [("prev", 1), ("input", 1), ("none", 1), ("none", 2), ("none", 3)])
 @pytest.mark.parametrize("tied", [False, True])
-def test_there_and_back(skip, r, tied):
+def test_the_decoder_computes_the_same(skip, r, tied):
     ours = build(skip=skip, enable_weight_tying=tied)
     config = ours.config
     decoder = loaded(decoder_config(config, r), to_decoder(ours.state_dict(), config, r))
     assert len(decoder.layers) == 3 + 2 * r
     assert torch.equal(decoder(**batch()), ours(**batch(), iterations=r))
-    assert equal(from_decoder(decoder.state_dict(), config, r), ours.state_dict())
 
 
-def test_a_trained_standard_decoder_becomes_abbie():
+def test_a_trained_standard_decoder_becomes_abbie_and_an_abbie_one():
     standard = build("llama3", seed=4)
-    ours = loaded(build().config, from_decoder(standard.state_dict(), build().config))
+    ours = loaded(build().config, standard.state_dict())
     assert torch.equal(ours(**batch(), iterations=1), standard(**batch()))
     assert not torch.equal(ours(**batch(), iterations=2), standard(**batch()))
+    assert equal(to_decoder(ours.state_dict(), ours.config), standard.state_dict())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_unrolled_parameters_are_those_of_the_decoder(tied):
+    spec = model_registry("tiny", n_layers=5, head_layers=1, body_layers=2, skip="none", enable_weight_tying=tied)
+    ours = initialised(spec.model)
+    decoder, deeper = unroll(ours, spec, 3)
+    assert equal(decoder.state_dict(), to_decoder(ours.state_dict(), spec.model, 3))
+    assert deeper.model == decoder_config(spec.model, 3)
 
 
 @pytest.mark.parametrize(
@@ -48,19 +57,9 @@ def test_a_trained_standard_decoder_becomes_abbie():
 )
 def test_what_is_no_standard_decoder_is_refused(overrides, r, words):
     model = build(**overrides)
-    for convert in (to_decoder, from_decoder):
-        with pytest.raises(UserError) as caught:
-            convert(model.state_dict(), model.config, r)
-        assert all(word in str(caught.value) for word in words)
-
-
-def test_a_decoder_that_iterates_nothing_is_refused():
-    config = build(skip="none").config
-    deeper = initialised(decoder_config(config, 2)).state_dict()
-    with pytest.raises(UserError, match="first copy"):
-        from_decoder(deeper, config, 2)
-    with pytest.raises(UserError, match="decoder of 5 blocks"):
-        from_decoder(deeper, config, 1)
+    with pytest.raises(UserError) as caught:
+        to_decoder(model.state_dict(), model.config, r)
+    assert all(word in str(caught.value) for word in words)
 
 
 def test_hugging_face_layout(tmp_path):

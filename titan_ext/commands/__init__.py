@@ -1,1 +1,1 @@
-"""The subcommands of ``titan-ext``, one file each, with ``add_parser(subparsers)`` and ``run(options)``."""
+"""The subcommands of ``titan-ext``, one file each, which defines a ``COMMAND``."""

@@ -1,43 +1,56 @@
-"""The ``titan-ext bench`` command."""
+"""``titan-ext bench``: measurements of the product, and reproductions of papers."""
 
 import argparse
 import json
 import signal
 import sys
-from importlib import import_module
+from types import ModuleType
 
-# Name on the command line -> module with HELP, add_arguments(parser) and run(options) -> figures.
+from titan_ext.bench import bytes, optim, overhead, rejoin, sync, wan
+from titan_ext.bench.chaos import command as chaos
+from titan_ext.commands.command import Command
+from titan_ext.experiments.abbie import command as abbie
+from titan_ext.experiments.convergence import command as convergence
+from titan_ext.experiments.dept import command as dept
+
+# Each with HELP, add_arguments(parser) and run(options) -> figures; its docstring describes it.
 _BENCHMARKS = {
-    "abbie": "titan_ext.experiments.abbie.command",
-    "bytes": "titan_ext.bench.bytes",
-    "chaos": "titan_ext.bench.chaos.command",
-    "convergence": "titan_ext.experiments.convergence.command",
-    "dept": "titan_ext.experiments.dept.command",
-    "optim": "titan_ext.bench.optim",
-    "overhead": "titan_ext.bench.overhead",
-    "rejoin": "titan_ext.bench.rejoin",
-    "sync": "titan_ext.bench.sync",
-    "wan": "titan_ext.bench.wan",
+    "abbie": abbie,
+    "bytes": bytes,
+    "chaos": chaos,
+    "convergence": convergence,
+    "dept": dept,
+    "optim": optim,
+    "overhead": overhead,
+    "rejoin": rejoin,
+    "sync": sync,
+    "wan": wan,
 }
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``bench`` and its benchmarks."""
-    parser = subparsers.add_parser("bench", help="measure speed; every figure is a ratio within one run")
-    names = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
-    for name, module in _BENCHMARKS.items():
-        benchmark = import_module(module)
-        child = names.add_parser(name, help=benchmark.HELP, description=benchmark.__doc__)
-        benchmark.add_arguments(child)
+def _action(name: str, benchmark: ModuleType) -> Command:
+    def run(options: argparse.Namespace) -> int:
+        """Print the figures as the last line."""
+        # As an exception, on which its workers are ended; Python would just be gone.
+        before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+        try:
+            figures = benchmark.run(options)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        print(json.dumps({"benchmark": name, **figures}), flush=True)
+        return 0
+
+    return Command(
+        name=name,
+        help=benchmark.HELP,
+        description=benchmark.__doc__ or "",
+        add_arguments=benchmark.add_arguments,
+        run=run,
+    )
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run one benchmark and print its figures as the last line."""
-    # As an exception, on which its workers are ended; Python would just be gone.
-    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    try:
-        figures = import_module(_BENCHMARKS[options.benchmark]).run(options)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    print(json.dumps({"benchmark": options.benchmark, **figures}), flush=True)
-    return 0
+COMMAND = Command(
+    name="bench",
+    help="measure speed; every figure is a ratio within one run",
+    actions=tuple(_action(*each) for each in _BENCHMARKS.items()),
+)

@@ -5,26 +5,20 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from titan_ext.commands.command import Command
+
 _DESCRIPTION = """\
 Print each site's resolved settings with where every value comes from, and what the run will cost.
 Settings can be overridden as in training: --training.steps 20, --semi_sync.sync_every=16 …
 """
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add ``check`` to the command line; flags of settings are what the parser leaves over."""
-    parser = subparsers.add_parser(
-        "check",
-        help="print the resolved settings of each site and what they will cost",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which sites, and in what form."""
     parser.add_argument("file", metavar="FILE.toml")
     parser.add_argument("--site", metavar="NAME", help="only this site")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--all", action="store_true", help="also print the settings left at torchtitan's defaults")
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,3 +87,13 @@ def _as_json(file: str, sites: list) -> str:
         for site in sites
     ]
     return json.dumps({"file": file, "sites": described}, indent=2, ensure_ascii=False)
+
+
+COMMAND = Command(
+    name="check",
+    help="print the resolved settings of each site and what they will cost",
+    description=_DESCRIPTION,
+    add_arguments=add_arguments,
+    run=run,
+    takes_overrides=True,
+)

@@ -8,7 +8,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from titan_ext.commands import data_vocab as vocab_command
+from titan_ext.commands import data_vocab
+from titan_ext.commands.command import Command
 from titan_ext.data.corpora.reading import told
 from titan_ext.errors import UserError
 
@@ -20,35 +21,19 @@ _MIB = 1 << 20
 _BAD_SHOWN = 20
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command ``data`` with its actions."""
-    parser = subparsers.add_parser("data", help="look into a corpus, train a tokenizer, find vocabularies")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-
-    show = actions.add_parser("show", help="documents, bytes, tokens and a sample of a corpus")
-    _add_corpus(show, limit_mib=16)
-    show.add_argument("--tokenizer", default="byte", help='"byte", or a folder holding tokenizer.json')
-    show.add_argument("--documents", type=int, default=2, help="documents to show (default 2)")
-    show.add_argument("--width", type=int, default=400, help="characters to show of each (default 400)")
-    show.add_argument("--scan", action="store_true", help="read every document, and list those that cannot be used")
-
-    tokenizer = actions.add_parser("tokenizer", help="train a byte-level BPE tokenizer")
-    _add_corpus(tokenizer, limit_mib=1024)
-    tokenizer.add_argument("--vocab-size", type=int, required=True, help="tokens, with 256 bytes and 3 marks")
-    tokenizer.add_argument("--out", type=Path, required=True, help="folder for tokenizer.json")
-    tokenizer.add_argument("--force", action="store_true", help="overwrite a tokenizer that is there")
-
-    vocab_command.add_parser(actions)
-    parser.set_defaults(run=run)
+def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_corpus(parser, limit_mib=16)
+    parser.add_argument("--tokenizer", default="byte", help='"byte", or a folder holding tokenizer.json')
+    parser.add_argument("--documents", type=int, default=2, help="documents to show (default 2)")
+    parser.add_argument("--width", type=int, default=400, help="characters to show of each (default 400)")
+    parser.add_argument("--scan", action="store_true", help="read every document, and list those that cannot be used")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Runs the action; returns the exit code.
-
-    Raises:
-        UserError: the corpus, the tokenizer or the folder cannot be used.
-    """
-    return {"show": _show, "tokenizer": _train, "vocab": vocab_command.run}[args.action](args)
+def _add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_corpus(parser, limit_mib=1024)
+    parser.add_argument("--vocab-size", type=int, required=True, help="tokens, with 256 bytes and 3 marks")
+    parser.add_argument("--out", type=Path, required=True, help="folder for tokenizer.json")
+    parser.add_argument("--force", action="store_true", help="overwrite a tokenizer that is there")
 
 
 def _add_corpus(parser: argparse.ArgumentParser, limit_mib: int) -> None:
@@ -161,3 +146,24 @@ def _counted(texts: Iterator[str]) -> Iterator[str]:
         raise UserError("--corpus: no document holds any text")
     yield from told(chain([first], texts), partial(print, file=sys.stderr))
     print("merging", file=sys.stderr)
+
+
+COMMAND = Command(
+    name="data",
+    help="look into a corpus, train a tokenizer on one, find vocabularies",
+    actions=(
+        Command(
+            name="show",
+            help="documents, bytes, tokens and a sample of a corpus",
+            add_arguments=_add_show_arguments,
+            run=_show,
+        ),
+        Command(
+            name="tokenizer",
+            help="train a byte-level BPE tokenizer",
+            add_arguments=_add_tokenizer_arguments,
+            run=_train,
+        ),
+        data_vocab.COMMAND,
+    ),
+)

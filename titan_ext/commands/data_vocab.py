@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from titan_ext.commands.command import Command
 from titan_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,9 +30,8 @@ class _Source:
     row_parameters: int | None
 
 
-def add_parser(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the action ``vocab``."""
-    parser = actions.add_parser("vocab", help="the vocabulary that each site's documents use, and what it saves")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Whose documents, and where the vocabularies go."""
     parser.add_argument("file", metavar="FILE.toml", nargs="?", help="a configuration; or give --corpus")
     parser.add_argument("--site", metavar="NAME", help="only this site; with --corpus, what to call it")
     parser.add_argument("--corpus", help="documents, as in data; instead of a configuration")
@@ -138,3 +138,11 @@ def _feed(config: "TextDataLoader.Config") -> "Feed":
 
     config.validate()
     return open_feed(config)
+
+
+COMMAND = Command(
+    name="vocab",
+    help="the vocabulary that each site's documents use, and what it saves",
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -2,8 +2,8 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
+from titan_ext.commands.command import Command
 from titan_ext.commands.export import add_source_arguments
 
 _DESCRIPTION = """\
@@ -25,38 +25,20 @@ measures it over the steps on documents that are held out. The last line is one 
 """
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add ``dept`` with its two actions; flags of settings are what the parser leaves over."""
-    parser = subparsers.add_parser(
-        "dept",
-        help="after sites trained a body with embeddings of their own",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    _add_embed(actions)
-    _add_evaluate(actions)
+def _embed(options: argparse.Namespace) -> int:
+    from titan_ext.dept.embed import embed
+
+    return embed(options)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Do what the action says; returns the exit code.
-
-    Raises:
-        UserError: an argument, a checkpoint or the text cannot be used.
-        RunError: a checkpoint cannot be read, or a folder not written.
-    """
-    if options.action == "embed":
-        from titan_ext.dept.embed import embed
-
-        return embed(options)
+def _evaluate(options: argparse.Namespace) -> int:
     from titan_ext.dept.report import evaluate
 
     return evaluate(options)
 
 
-def _add_embed(actions: Any) -> None:
-    parser = _action(actions, "embed", "one embedding for a global tokenizer", _EMBED)
+def _add_embed_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
     parser.add_argument("--tokenizer", required=True, metavar="FOLDER", help='the global one; or "byte"')
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument(
@@ -66,8 +48,8 @@ def _add_embed(actions: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of random rows (default %(default)s)")
 
 
-def _add_evaluate(actions: Any) -> None:
-    parser = _action(actions, "eval", "losses per site and in total; plasticity", _EVALUATE)
+def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
     parser.add_argument("--site", metavar="NAME", help="only this one (default: all)")
     parser.add_argument("--corpus", help='text to evaluate on, as in data = "…" (default: what training leaves out)')
     parser.add_argument(
@@ -83,14 +65,31 @@ def _add_evaluate(actions: Any) -> None:
     )
 
 
-def _action(actions: Any, name: str, help: str, description: str) -> argparse.ArgumentParser:
-    parser = actions.add_parser(
-        name,
-        help=help,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE.toml")
     add_source_arguments(parser, weights="global")
-    return parser
+
+
+COMMAND = Command(
+    name="dept",
+    help="after sites trained a body with embeddings of their own",
+    description=_DESCRIPTION,
+    actions=(
+        Command(
+            name="embed",
+            help="one embedding for a global tokenizer",
+            description=_EMBED,
+            add_arguments=_add_embed_arguments,
+            run=_embed,
+            takes_overrides=True,
+        ),
+        Command(
+            name="eval",
+            help="losses per site and in total; plasticity",
+            description=_EVALUATE,
+            add_arguments=_add_evaluate_arguments,
+            run=_evaluate,
+            takes_overrides=True,
+        ),
+    ),
+)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from titan_ext.commands.command import Command
 from titan_ext.errors import UserError
 from titan_ext.inference.arguments import add_run_arguments, open_run
 from titan_ext.inference.tasks import Score, Tasks, prepare_harness
@@ -34,16 +35,8 @@ examples:
 """
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add ``eval`` to the command line; flags of settings are what the parser leaves over."""
-    parser = subparsers.add_parser(
-        "eval",
-        help="perplexity and tasks of a checkpoint",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoint, and what to measure."""
     add_run_arguments(parser)
     parser.add_argument("--iterations", metavar="N,N,…", help="of the body (default: model.eval_iterations)")
     parser.add_argument("--corpus", help='text to evaluate on, as in data = "…" (default: what training leaves out)')
@@ -185,3 +178,14 @@ def _score(
 
 def _task_line(count: int | None, score: Score) -> str:
     return f"{count or 1:>10}  {score.task:<28}{score.metric:<16}{score.value:>10.4f}{score.examples:>10,}"
+
+
+COMMAND = Command(
+    name="eval",
+    help="perplexity and tasks of a checkpoint",
+    description=_DESCRIPTION,
+    epilog=_EXAMPLES,
+    add_arguments=add_arguments,
+    run=run,
+    takes_overrides=True,
+)

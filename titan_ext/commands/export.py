@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from titan_ext.commands.command import Command
 from titan_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ _EXAMPLES = """\
 examples:
   titan-ext export FILE.toml --site east --out exported                     the latest checkpoint
   titan-ext export FILE.toml --site east --step 500 --weights global --out exported
+  titan-ext export FILE.toml --site east --iterations 3 --out exported     an AbbIE without skips, its body unrolled
 
 training from the folder:
   [checkpoint]
@@ -31,20 +33,19 @@ training from the folder:
 """
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add ``export`` to the command line; flags of settings are what the parser leaves over."""
-    parser = subparsers.add_parser(
-        "export",
-        help="a checkpoint as a Hugging Face folder",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoint, and where to."""
     parser.add_argument("file", metavar="FILE.toml")
     parser.add_argument("--site", metavar="NAME", help="which [[site]]; not needed if the file has only one")
     add_source_arguments(parser, weights="site")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        metavar="N",
+        help="write the Llama whose blocks are the model's with its body N times, where that computes the same "
+        '(AbbIE with model.skip = "none"; any AbbIE for 1)',
+    )
 
 
 def add_source_arguments(parser: argparse.ArgumentParser, weights: str) -> None:
@@ -78,8 +79,14 @@ def run(options: argparse.Namespace) -> int:
             f'site "{site.name}": its vocabulary is trimmed, which no tokenizer of Hugging Face can be; '
             "titan-ext dept embed --embedding sites makes a model with the whole vocabulary"
         )
+    if options.iterations is not None:
+        _check_iterations(site, options.iterations)
     prepare_folder(options.out)
     model = trained_model(site, options.step, options.weights)
+    if options.iterations is not None:
+        from titan_ext.models.abbie.convert import unroll
+
+        model, spec = unroll(model, spec, options.iterations)
     rows = write_folder(
         options.out,
         model,
@@ -88,9 +95,19 @@ def run(options: argparse.Namespace) -> int:
         assets=site.config.hf_assets_path,
         dtype=export_dtype(site),
     )
-    _warn_of_iterations(site)
+    if options.iterations is None:
+        _warn_of_iterations(site)
     print_folder(options.out, model, rows)
     return 0
+
+
+def _check_iterations(site: "Site", count: int) -> None:
+    """Refuse iterations that no Llama computes, before the folder is made."""
+    from titan_ext.inference.model import check_iterations
+    from titan_ext.models.abbie.convert import decoder_config
+
+    check_iterations(site, "--iterations", count, [count])
+    decoder_config(site.config.model_spec.model, count)
 
 
 def print_folder(folder: Path, model: Any, rows: int) -> None:
@@ -107,3 +124,14 @@ def _warn_of_iterations(site: "Site") -> None:
 
     if not is_llama(site.config.model_spec):
         print("note: a Llama runs the body once and adds no skip; the site's model computes otherwise", file=sys.stderr)
+
+
+COMMAND = Command(
+    name="export",
+    help="a checkpoint as a Hugging Face folder",
+    description=_DESCRIPTION,
+    epilog=_EXAMPLES,
+    add_arguments=add_arguments,
+    run=run,
+    takes_overrides=True,
+)

@@ -4,8 +4,9 @@ import argparse
 import math
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from titan_ext.commands.command import Command
 from titan_ext.errors import UserError
 from titan_ext.inference.arguments import add_run_arguments, open_run
 
@@ -31,16 +32,8 @@ _MAX_ITERATIONS = 8
 """The largest number that AbbIE's paper evaluates."""
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add ``generate`` to the command line; flags of settings are what the parser leaves over."""
-    parser = subparsers.add_parser(
-        "generate",
-        help="continue a text with a checkpoint",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoint, what text, and how tokens are drawn."""
     add_run_arguments(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT")
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="default %(default)s")
@@ -159,3 +152,14 @@ def _check_model(options: argparse.Namespace, site: "Site", most: int, length: i
             f"--max-tokens {options.max_tokens}: with the prompt {length:,} tokens, must be at most {longest:,}, the "
             "model's longest"
         )
+
+
+COMMAND = Command(
+    name="generate",
+    help="continue a text with a checkpoint",
+    description=_DESCRIPTION,
+    epilog=_EXAMPLES,
+    add_arguments=add_arguments,
+    run=run,
+    takes_overrides=True,
+)

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from titan_ext.commands import lighthouse
+from titan_ext.commands.command import Command
 from titan_ext.errors import RunError, UserError
 from titan_ext.launcher.display import Display, LineDisplay, TableDisplay
 from titan_ext.launcher.placement import assign_resources, available_cores, free_port, torchrun_command, visible_gpus
@@ -37,16 +38,8 @@ Exit codes: 0 trained and all shared state equal, 1 a site failed or the state d
 """
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add ``launch`` to the command line; flags of settings are what the parser leaves over."""
-    parser = subparsers.add_parser(
-        "launch",
-        help="train: start the sites of a file on this machine",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which sites, where they meet, and how patiently."""
     parser.add_argument("file", metavar="FILE.toml")
     parser.add_argument("--only", action="append", metavar="SITE", help="start this site only; can be repeated")
     parser.add_argument("--lighthouse", metavar="URL", help="use the lighthouse at this address instead of starting one")
@@ -226,3 +219,14 @@ def _lighthouse_job(sites: Sequence["Site"], port: int) -> Job:
         log=Path(sites[0].dump_root) / "lighthouse.log",
         is_service=True,
     )
+
+
+COMMAND = Command(
+    name="launch",
+    help="train: start the sites of a file on this machine",
+    description=_DESCRIPTION,
+    epilog=_EPILOG,
+    add_arguments=add_arguments,
+    run=run,
+    takes_overrides=True,
+)

@@ -8,6 +8,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
+from titan_ext.commands.command import Command
 from titan_ext.errors import UserError
 
 _DESCRIPTION = """\
@@ -18,15 +19,8 @@ private network.
 """
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add ``lighthouse`` to the command line."""
-    parser = subparsers.add_parser(
-        "lighthouse",
-        help="run the lighthouse at which sites find each other",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where it listens, and when a round may begin."""
     parser.add_argument("--bind", default="[::]:29510", metavar="ADDRESS:PORT", help="default %(default)s")
     parser.add_argument("--min-sites", type=int, default=1, metavar="N", help="sites that a round needs (default 1)")
     parser.add_argument(
@@ -108,3 +102,12 @@ def command(*, port: int, min_sites: int, join_timeout_seconds: float, heartbeat
         *("--join-timeout-seconds", str(join_timeout_seconds)),
         *("--heartbeat-timeout-seconds", str(heartbeat_timeout_seconds)),
     ]
+
+
+COMMAND = Command(
+    name="lighthouse",
+    help="run the lighthouse at which sites find each other",
+    description=_DESCRIPTION,
+    add_arguments=add_arguments,
+    run=run,
+)

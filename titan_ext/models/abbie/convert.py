@@ -1,15 +1,18 @@
-"""From a standard decoder's state to an AbbIE model's and back, where both compute the same.
+"""An AbbIE model as the standard decoder that computes the same, where there is one.
 
-One iteration is the standard decoder of as many blocks, unless the last iteration adds a skip too. Without any skip
-(variant C) r iterations are the deeper decoder whose blocks are head, r times the body, and tail. Under variant D
-more than one iteration is no standard decoder.
+One iteration is the standard decoder of as many blocks, unless the last iteration adds a skip too: its parameters have
+the same names and shapes, so that either state loads into the other. Without any skip (variant C) r iterations are the
+deeper decoder whose blocks are head, r times the body, and tail. Under variant D more than one iteration is no standard
+decoder.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
+from torchtitan.components.checkpoint import ModelWrapper
+from torchtitan.protocols.model_spec import ModelSpec
 
 from titan_ext.errors import UserError
 from titan_ext.models.abbie.depth import RecurrentDepthModel
@@ -54,25 +57,20 @@ def to_decoder(
     return decoder
 
 
-def from_decoder(
-    state: Mapping[str, torch.Tensor], config: AbbieModel.Config, iterations: int = 1
-) -> dict[str, torch.Tensor]:
-    """The state of an AbbIE model from that of ``decoder_config(config, iterations)``.
+def unroll(model: AbbieModel, spec: ModelSpec, iterations: int) -> tuple[Llama3Model, ModelSpec]:
+    """The decoder of ``decoder_config(spec.model, iterations)`` with the model's parameters, and its spec.
+
+    Only its parameters are there: it cannot be run.
 
     Raises:
-        UserError: the model is no standard decoder, or the decoder's blocks are not copies where it needs them to be.
+        UserError: the model is no standard decoder.
     """
-    layers = _unrolled(config, iterations)
-    found: dict[str, torch.Tensor] = {}
-    for name, value in state.items():
-        match = _LAYER.search(name)
-        if match and int(match.group()) >= len(layers):
-            raise UserError(f"{name}: the model with {iterations} iteration(s) is a decoder of {len(layers)} blocks")
-        own = _LAYER.sub(str(layers[int(match.group())]), name) if match else name
-        if own in found and not torch.equal(found[own], value):
-            raise UserError(f"{name}: differs from the body's first copy of it, so the decoder does not iterate a body")
-        found[own] = value
-    return found
+    config = decoder_config(spec.model, iterations)
+    state = to_decoder(ModelWrapper(model).state_dict(), spec.model, iterations)
+    with torch.device("meta"):
+        decoder = config.build()
+    decoder.load_state_dict(state, assign=True)
+    return decoder, replace(spec, model=config)
 
 
 def _unrolled(config: AbbieModel.Config, iterations: int) -> list[int]:

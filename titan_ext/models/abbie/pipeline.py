@@ -11,10 +11,21 @@ from torchtitan.distributed import ParallelDims
 from torchtitan.distributed.pipeline_parallel import _get_pipeline_metadata, pipeline_llm
 
 from titan_ext.errors import UserError
+from titan_ext.models.abbie.iterations import Iterations
 
 
 class StagedConfig(Protocol):
-    """A model's config that knows where its pipeline may be cut."""
+    """A model's config that knows where its pipeline may be cut; ``AbbieModel.Config`` describes the fields."""
+
+    layers: Sequence[Any]
+    body_layers: int
+    iterations: Iterations
+
+    @property
+    def body(self) -> range: ...
+
+    @property
+    def body_modules(self) -> list[str]: ...
 
     def pipeline_stages(self, parallelism: Any, parallel_dims: Any) -> list[list[str]]:
         """Module names of each stage."""
@@ -83,7 +94,7 @@ def _check_whole_body(model_config: StagedConfig, stages: Sequence[Sequence[str]
             )
 
 
-def _parts(config: "AbbieModel.Config", input_weight: float, output_weight: float) -> list[tuple[list[str], float]]:
+def _parts(config: StagedConfig, input_weight: float, output_weight: float) -> list[tuple[list[str], float]]:
     """What cannot be parted, in order, with its cost in units of one block."""
     body, blocks = config.body, range(len(config.layers))
     return [
