@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests: makes .venv if there is none, installs, and runs pytest.
+# Runs the tests: makes .venv if there is none, installs, and runs ruff, mypy and pytest.
 #
 #   bash launch/test.sh [flags of pytest, such as -k launcher]
 #
@@ -11,4 +11,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 install_titan_ext "[test]"
 cd "$repository"
+"$venv/bin/python" -m ruff check --quiet
+"$venv/bin/python" -m mypy --no-error-summary
 exec "$venv/bin/python" -m pytest "$@"

@@ -106,13 +106,13 @@ def _single_rank_environment() -> None:
     from torch.distributed import TCPStore
 
     global _store  # the manager's rendezvous; it must outlive this function
-    _store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    _store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[name-defined]
     os.environ |= {
         "RANK": "0",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_store.port),
+        "MASTER_PORT": str(_store.port),  # type: ignore[name-defined]
         # The port is served already; torch must not try to serve it again.
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }

@@ -99,13 +99,13 @@ def _single_rank_environment(owner: Trainers) -> None:
     from torch.distributed import TCPStore
 
     # The rendezvous of the manager must live as long as its owner.
-    owner._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    owner._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     os.environ |= {
         "RANK": "0",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(owner._store.port),
+        "MASTER_PORT": str(owner._store.port),  # type: ignore[attr-defined]
         # The port is served already; torch must not try to serve it again.
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }

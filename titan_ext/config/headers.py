@@ -158,14 +158,14 @@ def _share_out(plans: Sequence[SitePlan]) -> None:
         if isinstance(data.get("dataset"), str):
             groups.setdefault(str(data["dataset"]), []).append(plan)
     for dataset, group in groups.items():
-        told = [plan for plan in group if "share_index" in plan.settings.table("data")]
-        if told and len(told) < len(group):
-            silent = next(plan for plan in group if plan not in told)
+        telling = [plan for plan in group if "share_index" in plan.settings.table("data")]
+        if telling and len(telling) < len(group):
+            silent = next(plan for plan in group if plan not in telling)
             raise silent.settings.error(
                 "data.share_index",
-                f'is missing: site "{told[0].site.name}" says which part of {dataset!r} it takes, so all on it must',
+                f'is missing: site "{telling[0].site.name}" says which part of {dataset!r} it takes, so all on it must',
             )
-        if len(group) > 1 and not told:
+        if len(group) > 1 and not telling:
             for place, plan in enumerate(group):
                 plan.settings.merge({"data": {"share_index": place, "share_count": len(group)}}, Origin.TITAN_EXT)
 

@@ -32,7 +32,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The whole tensor, gathered if it is a DTensor: all ranks of its mesh must ask."""
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()  # type: ignore[attr-defined]
 
 
 def local_gradient(parameter: torch.Tensor) -> torch.Tensor:
@@ -113,13 +113,13 @@ def _shared(parameter: torch.Tensor, dim: int, becomes: int) -> list[Placement] 
 def _moved(placement: Placement, dim: int) -> Placement:
     # FSDP over tensor parallelism along the same dimension is a _StridedShard, which has a factor to keep.
     factor = {"split_factor": placement.split_factor} if hasattr(placement, "split_factor") else {}
-    return type(placement)(dim, **factor)
+    return type(placement)(dim, **factor)  # type: ignore[call-arg]
 
 
 def _wrapped(
     parameter: torch.Tensor, shard: torch.Tensor, placements: Sequence[Placement] | None, shape: Sequence[int]
 ) -> torch.Tensor:
-    if placements is None:
+    if placements is None or not isinstance(parameter, DTensor):
         return shard
     size = torch.Size(shape)
     return DTensor.from_local(

@@ -1,6 +1,7 @@
 """The arithmetic of LoRDO's local step (arXiv 2602.04396), on local shards, with the sums that make it exact."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,7 @@ def size(parameter: torch.Tensor, signal: torch.Tensor) -> float:
     return float(total)
 
 
-def _means(matrices: list[Matrix], denominators: list[torch.Tensor]) -> list[torch.Tensor]:
+def _means(matrices: list[Matrix], denominators: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     """The mean entry of each whole denominator: the paper's mu, as its author's code reads it."""
     sums = [each.sum() for each in denominators]
     layout.sum_over_shards(sums, [each.parameter for each in matrices], [1 - each.dim for each in matrices])

@@ -26,6 +26,8 @@ _STATE_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 # Elements worked on at once, which bounds the temporaries: enough to fill a GPU, or what a CPU's caches hold.
 _BATCH, _CPU_BATCH = 2**25, 2**20
 
+_Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class _Bucket:
@@ -128,7 +130,8 @@ class _QuasiHyperbolic(Optimizer):
 
     def _buckets(self, group: dict[str, Any]) -> dict[tuple, list[torch.Tensor]]:
         """Parameters with a gradient by what they must share: step count, dtype, device, and a batch."""
-        buckets, sizes = defaultdict(list), defaultdict(int)
+        buckets: dict[tuple, list[torch.Tensor]] = defaultdict(list)
+        sizes: dict[tuple, int] = defaultdict(int)
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
@@ -179,9 +182,9 @@ class _QuasiHyperbolic(Optimizer):
         self,
         group: dict[str, Any],
         bucket: _Bucket,
-        signal: list[torch.Tensor],
+        signal: _Tensors,
         scales: Iterable[float],
-        denominators: list[torch.Tensor] | None = None,
+        denominators: _Tensors | None = None,
     ) -> None:
         """Average ``signal`` into the momenta, then move the parameters along the mix of it and them.
 

@@ -260,7 +260,7 @@ def _pair(
     states: Sequence[SyncedState],
     view: ModelView,
     manager: ReplicaManager | None,
-) -> tuple[Pairing, ReplicaManager]:
+) -> tuple[Pairing, ReplicaManager | None]:
     """Who exchanges with whom, and the manager that every rank of the site then has. A collective over the site."""
     if site.pairing != "leader":
         return ByRank(states, site.ranks), manager

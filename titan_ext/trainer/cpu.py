@@ -6,6 +6,7 @@ torchtitan picks its device when it is imported and asks that device's module fo
 
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,14 +33,15 @@ def prepare() -> None:
             "torchtitan was imported before titan_ext and has settled on a device that is not there: "
             "import titan_ext first"
         )
+    cpu: Any = torch.cpu
     torch._utils._get_available_device_type = lambda: "cpu"
-    torch.cpu.get_device_name = lambda device=None: memory.processor_name()
-    torch.cpu.get_device_properties = lambda device=None: memory.HostProperties()
-    torch.cpu.memory_stats = memory.memory_stats
-    torch.cpu.reset_peak_memory_stats = lambda device=None: memory.reset_peak()
-    torch.cpu.empty_cache = lambda: None
+    cpu.get_device_name = lambda device=None: memory.processor_name()
+    cpu.get_device_properties = lambda device=None: memory.HostProperties()
+    cpu.memory_stats = memory.memory_stats
+    cpu.reset_peak_memory_stats = lambda device=None: memory.reset_peak()
+    cpu.empty_cache = lambda: None
     # torch.cpu.current_device() is the string "cpu", which barrier(device_ids=…) refuses.
-    torch.cpu.current_device = lambda: 0
+    cpu.current_device = lambda: 0
 
 
 def adapt(config) -> None:

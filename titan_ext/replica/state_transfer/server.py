@@ -86,7 +86,7 @@ class StateServer(ThreadingHTTPServer):
 
     def finish_request(self, request: socket.socket, client_address: Any) -> None:
         if self._context is not None:
-            request.do_handshake()
+            request.do_handshake()  # type: ignore[attr-defined]
         super().finish_request(request, client_address)
 
     def close_request(self, request: socket.socket) -> None:

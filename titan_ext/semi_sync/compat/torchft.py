@@ -7,7 +7,7 @@ the manager's step is one ahead; buckets are ours, so ``use_bucketization`` chan
 """
 
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -44,7 +44,7 @@ class _OnOptimizerHooks:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> Literal[False]:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -119,12 +119,10 @@ class DiLoCo(_OnOptimizerHooks):
         fragment_update_alpha: float = 0.0,
     ) -> None:
         super().__init__(manager, inner_optimizer)
-        several = isinstance(outer_optimizer, list)
-        if several and len(outer_optimizer) != len(model_fragments):
-            raise ValueError(
-                f"outer_optimizer: {len(outer_optimizer)} optimizers for {len(model_fragments)} model fragments"
-            )
-        self._optimizers = outer_optimizer if several else [outer_optimizer] * len(model_fragments)
+        several = outer_optimizer if isinstance(outer_optimizer, list) else [outer_optimizer] * len(model_fragments)
+        if len(several) != len(model_fragments):
+            raise ValueError(f"outer_optimizer: {len(several)} optimizers for {len(model_fragments)} model fragments")
+        self._optimizers = several
         whole = nn.Module()
         for index, fragment in enumerate(model_fragments):
             whole.add_module(str(index), fragment)

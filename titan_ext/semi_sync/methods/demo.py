@@ -67,7 +67,8 @@ def cosine_basis(size: int) -> torch.Tensor:
 def tile_sides(shape: torch.Size, largest: int) -> tuple[int, int]:
     """Rows and columns of a tile of a tensor seen as a matrix: the largest divisors that are small enough."""
     rows, columns = _as_matrix(shape)
-    return tuple(max(side for side in range(1, largest + 1) if size % side == 0) for size in (rows, columns))
+    rows, columns = (max(side for side in range(1, largest + 1) if size % side == 0) for size in (rows, columns))
+    return rows, columns
 
 
 def _as_matrix(shape: torch.Size) -> tuple[int, int]:
@@ -134,7 +135,7 @@ class StrongestCoefficients(Codec):
         parts = values.split([count * size for count, size, _ in self._tiles]) if self._tiles else ()
         return [(part.view(count, size), kept) for part, (count, size, kept) in zip(parts, self._tiles, strict=True)]
 
-    def _sent_in(self, message: torch.Tensor, values: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    def _sent_in(self, message: torch.Tensor, values: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         strongest = message[: 4 * self._sent].view(torch.float32)
         places = unpack_12_bits(message[4 * self._sent :])
         found, start = [], 0

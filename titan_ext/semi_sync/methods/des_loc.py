@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from titan_ext.optim.moments import Moment
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
@@ -99,7 +100,7 @@ def local_adam(context: MethodContext) -> list[SyncRule]:
 def _rules(context: MethodContext, first_moment_period: int, second_moment_period: int) -> list[SyncRule]:
     rules = []
     for fragment in range(context.num_fragments):
-        place = {"fragment": fragment, "offset": context.staggered_offset(fragment), "wire": context.wire}
+        place: dict[str, Any] = {"fragment": fragment, "offset": context.staggered_offset(fragment), "wire": context.wire}
         rules += [
             parameter_rule(context, fragment),
             SyncRule(

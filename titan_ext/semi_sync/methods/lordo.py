@@ -126,7 +126,7 @@ def lordo(context: MethodContext) -> list[SyncRule]:
     """Parameters and all moments every K steps, the moments first."""
     moments, parameters = [], []
     for fragment in range(context.num_fragments):
-        place = {
+        place: dict[str, Any] = {
             "fragment": fragment,
             "period": context.sync_every,
             "offset": context.staggered_offset(fragment),

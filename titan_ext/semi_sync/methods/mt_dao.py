@@ -6,6 +6,7 @@ the inner step, as in DES-LOC.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from titan_ext.semi_sync.methods.des_loc import NESTEROV, parameter_rule
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
@@ -49,7 +50,7 @@ def mt_dao(context: MethodContext) -> list[SyncRule]:
     own: MtDaoSettings = context.settings
     rules = []
     for fragment in range(context.num_fragments):
-        place = {"fragment": fragment, "offset": context.staggered_offset(fragment), "wire": context.wire}
+        place: dict[str, Any] = {"fragment": fragment, "offset": context.staggered_offset(fragment), "wire": context.wire}
         rules.append(parameter_rule(context, fragment))
         for index, period in enumerate(own.momentum_sync_every or [context.sync_every] * _momenta(context)):
             rules.append(SyncRule(state=f"exp_avg_{index}", period=period, apply=Average(), **place))

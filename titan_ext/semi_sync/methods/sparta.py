@@ -7,6 +7,7 @@ Every site picks the same elements, so no indices travel. Each element comes up 
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -113,7 +114,7 @@ def sparta(context: MethodContext) -> list[SyncRule]:
     sample = SampledAverage(fraction=context.settings.sparta_fraction)
     rules = []
     for fragment in range(context.num_fragments):
-        place = {"fragment": fragment, "wire": context.wire}
+        place: dict[str, Any] = {"fragment": fragment, "wire": context.wire}
         rules.append(SyncRule(name="sample", period=1, retry=False, apply=sample, **place))
         rules.append(
             SyncRule(

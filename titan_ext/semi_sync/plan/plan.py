@@ -45,14 +45,13 @@ class Apply:
     Subclasses say which class binds a rule to a rank's tensors; that class is the other half of the rule's meaning.
     """
 
-
-    def bind(self, rule: "SyncRule", tensors: Any, **options: Any) -> Any:
+    def bind(self, rule: "SyncRule", tensors: Any, options: Any = None) -> Any:
         """The rule as a ``SyncedState`` of this rank.
 
         Args:
             rule: that this belongs to.
             tensors: the ``BoundTensors`` that the rule covers on this rank.
-            **options: what only some kinds take (see ``build.bind_states``).
+            options: the ``BindOptions``: what only some kinds take.
         """
         raise NotImplementedError
 

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.distributed import ReduceOp
@@ -249,7 +249,7 @@ class Exchange:
         return contribution, contributions, ages
 
     def _clip(self, contribution: Contribution, factors: Sequence[float]) -> None:
-        parts = [
+        parts: list[tuple[Any, torch.Tensor]] = [
             (self.states[index], part)
             for index, part in parts_of(contribution.buffer, contribution.rules, self.states)
             if self._is_guarded(self.states[index])
@@ -257,7 +257,7 @@ class Exchange:
         for (state, part), factor in zip(parts, factors, strict=True):
             state.damp(part, factor, contribution.weight)
 
-    def _is_guarded(self, state: SyncedState) -> bool:
+    def _is_guarded(self, state: SyncedState) -> TypeGuard[Guarded]:
         return isinstance(state, Guarded) and self.guard.threshold > 0
 
     def _nothing(self, rules: tuple[int, ...], buffer: torch.Tensor) -> Contribution:

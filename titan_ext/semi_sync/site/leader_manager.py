@@ -59,7 +59,7 @@ class LeaderManager:
         self._shards.share({"done": outcome})
         self._learn(outcome)
 
-    def allreduce(self, tensor: torch.Tensor, *, reduce_op: ReduceOp) -> Work:
+    def allreduce(self, tensor: torch.Tensor, *, reduce_op: "ReduceOp.RedOpType") -> Work:
         """Reduce the leader's ``tensor`` over the sites, for all ranks of this one; done when it returns."""
         summed = tensor.detach().cpu()
         if self.leading is not None:

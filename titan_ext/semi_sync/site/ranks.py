@@ -50,7 +50,7 @@ def tensors_sha256(tensors: Iterable[tuple[str, torch.Tensor]], site: SiteRanks)
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         whole = whole.detach().cpu().contiguous()
         content = hashlib.sha256(f"{name}|{whole.dtype}|{tuple(whole.shape)}|".encode())
-        content.update(whole.reshape(-1).view(torch.uint8).numpy())
+        content.update(whole.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         digests[name] = content.hexdigest()
     for others in site.gather(digests):
         digests.update(others)

@@ -8,10 +8,11 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 LEADER = 0
 """Rank within the site that speaks for it."""
@@ -73,14 +74,18 @@ def piece_of(tensor: torch.Tensor) -> Piece:
     return Piece(shape, tuple(_runs(_held(tensor, dim)) for dim in range(tensor.dim())))
 
 
+def _gloo_group(members: list[int]) -> Any:
+    return dist.new_group(members, timeout=_PATIENCE, backend="gloo")
+
+
 def _held(tensor: DTensor, dim: int) -> list[int]:
     mesh = tensor.device_mesh
-    placements = []
+    placements: list[Placement] = []
     for placement in tensor.placements:
         if getattr(placement, "dim", None) != dim:
             placements.append(Replicate())
         elif hasattr(placement, "split_factor"):  # FSDP over tensor parallelism cuts the same dimension twice
-            placements.append(type(placement)(0, split_factor=placement.split_factor))
+            placements.append(type(placement)(0, split_factor=placement.split_factor))  # type: ignore[call-arg]
         else:
             placements.append(Shard(0))
     indices = torch.arange(tensor.shape[dim], device=mesh.device_type)
@@ -131,7 +136,7 @@ class SiteShards:
         members = [0] if alone else dist.get_process_group_ranks(group or dist.group.WORLD)
         self._members = members
         self.rank = 0 if alone else members.index(dist.get_rank())
-        self._group = dist.new_group(members, timeout=_PATIENCE, backend="gloo") if len(members) > 1 else None
+        self._group = _gloo_group(members) if len(members) > 1 else None
         own = {name: piece_of(parameter) for name, parameter in parameters.items()}
         self._pieces: list[dict[str, Piece]] = [{} for _ in members]
         if self._group is None:
@@ -143,7 +148,7 @@ class SiteShards:
         """The same over a group of its own, for use while another thread uses this one. A collective over the site."""
         twin = copy.copy(self)
         if self._group is not None:
-            twin._group = dist.new_group(self._members, timeout=_PATIENCE, backend="gloo")
+            twin._group = _gloo_group(self._members)
         return twin
 
     @property
@@ -198,7 +203,7 @@ class SiteShards:
         arrived = self._receive(sum(sizes), LEADER).split(sizes)
         return {name: part.view(own[name].local_shape) for name, part in zip(mine, arrived, strict=True)}
 
-    def share(self, value: object) -> object:
+    def share(self, value: Any) -> Any:
         """The leader's ``value`` on every rank; any object that pickles (the site's ranks trust each other)."""
         if self._group is None:
             return value
@@ -211,11 +216,11 @@ class SiteShards:
         if self._group is not None and tensor.numel():
             dist.broadcast(tensor, src=self._members[LEADER], group=self._group)
 
-    def gather(self, value: object) -> list[object]:
+    def gather(self, value: Any) -> list[Any]:
         """``value`` of every rank, on every rank."""
         if self._group is None:
             return [value]
-        gathered: list[object] = [None] * len(self._members)
+        gathered: list[Any] = [None] * len(self._members)
         dist.all_gather_object(gathered, value, group=self._group)
         return gathered
 

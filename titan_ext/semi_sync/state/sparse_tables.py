@@ -196,7 +196,7 @@ class SparseParameters(SparseTable, SyncedParameters, Adoptable):
 
     def _outer_keys(self) -> list[str]:
         """Tensors of the outer optimizer's state; known also to a rank that has none of the tables."""
-        optimizer = self.rule.apply.optimizer
+        optimizer = self.rule.apply.optimizer  # type: ignore[attr-defined]
         if optimizer is None:
             return []
         probe = torch.zeros(1, 1)

@@ -71,7 +71,7 @@ class Codec(ABC):
     def accumulate(self, message: torch.Tensor, values: torch.Tensor) -> None:
         """Add what ``decode`` would write to ``values``."""
 
-    def combine(self, messages: Sequence[torch.Tensor], values: torch.Tensor) -> None:
+    def combine(self, messages: Sequence[torch.Tensor] | torch.Tensor, values: torch.Tensor) -> None:
         """Overwrite ``values`` with the sum of all messages, in their order."""
         self.decode(messages[0], values)
         for message in messages[1:]:
