@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from types import ModuleType
@@ -14,10 +13,10 @@ from titan_ext.config import defaults
 from titan_ext.config.binder import Binder, field_types
 from titan_ext.config.initial import Source, taken_over
 from titan_ext.config.settings import UNSET, Settings, hint, one_line
+from titan_ext.errors import InvalidValue
 from titan_ext.models.llama3.huggingface import SHAPES
 
 VOCABULARY = "vocab_size"
-_COMPLAINT = re.compile(r"^(model\.\w+) = .*?: (.*)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +161,9 @@ def _check_flavor(settings: Settings, module: ModuleType, flavor: str) -> None:
 
 
 def _refused(settings: Settings, overrides: Mapping[str, Any], error: Exception) -> Exception:
+    if isinstance(error, InvalidValue):
+        return settings.error(error.key, error.problem, settings.get(error.key, UNSET))
     message = one_line(str(error))
-    match = _COMPLAINT.match(message)
-    if match:
-        return settings.error(match.group(1), match.group(2), settings.get(match.group(1), UNSET))
     for key in (*overrides, "flavor", "name"):
         if settings.get(f"model.{key}") is not None and key in message:
             return settings.error(f"model.{key}", message, settings.get(f"model.{key}"))

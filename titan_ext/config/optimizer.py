@@ -6,7 +6,6 @@ An optimizer's own constructor judges its hyper-parameters. What is bound stays 
 
 import inspect
 import math
-import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 
 from titan_ext.config.binder import Binder
 from titan_ext.config.settings import Settings, hint, one_line
-from titan_ext.errors import UserError
+from titan_ext.errors import InvalidValue, UserError
 from titan_ext.semi_sync.config import SemiSyncConfig
 
 _ONE_TO_ONE = ("param_groups", "implementation", "optimizer_factory_kwargs_by_name")
@@ -28,7 +27,6 @@ _NOT_NEGATIVE = ("lr", "eps", "weight_decay", "momentum")
 # Where an optimizer does not say which type a hyper-parameter has.
 _KINDS = {**dict.fromkeys(_NOT_NEGATIVE, float), "betas": list[float]}
 _DTYPES = Literal["bfloat16", "float32", "float64"] | None
-_COMPLAINT = re.compile(r"^(\w+) = .*?: (must be .*)$", re.DOTALL)
 
 
 def bind_optimizer(settings: Settings, binder: Binder, base: Any) -> Any:
@@ -145,9 +143,8 @@ def _check_values(
 ) -> None:
     """Refuse what the optimizer refuses, in its own words where they say what is allowed."""
     refusal = _refusal(factory, accepted, kwargs)
-    match = _COMPLAINT.match(refusal[1]) if refusal else None
-    if match:
-        name, problem = match.groups()
+    if refusal and isinstance(refusal[1], InvalidValue):
+        name, problem = refusal[1].key, refusal[1].problem
         raise settings.error(f"{prefix}.{name}", problem, kwargs.get(name, _default(accepted, name)))
     for name, value in kwargs.items():
         if name in _NOT_NEGATIVE and not value >= 0:
@@ -155,8 +152,8 @@ def _check_values(
         if name == "betas" and "omegas" not in (accepted or {}):
             _check_two_betas(settings, f"{prefix}.betas", value)
     if refusal:
-        culprit, problem = refusal
-        raise _blamed(settings, prefix, culprit, problem, kwargs)
+        culprit, error = refusal
+        raise _blamed(settings, prefix, culprit, one_line(str(error)), kwargs)
 
 
 def _check_two_betas(settings: Settings, dotted: str, betas: Sequence[float]) -> None:
@@ -179,7 +176,7 @@ def _check_method(settings: Settings, key: str, name: str) -> None:
         raise settings.error(key, problem, name)
 
 
-def _refusal(factory: Any, accepted: Mapping | None, kwargs: Mapping[str, Any]) -> tuple[str | None, str] | None:
+def _refusal(factory: Any, accepted: Mapping | None, kwargs: Mapping[str, Any]) -> tuple[str | None, Exception] | None:
     """Why the optimizer cannot be built with ``kwargs``, and the key to blame if only one can be; None if it can."""
     if not (isinstance(factory, type) and issubclass(factory, Optimizer)):
         return None
@@ -192,13 +189,13 @@ def _refusal(factory: Any, accepted: Mapping | None, kwargs: Mapping[str, Any]) 
     return (guilty[0] if len(guilty) == 1 else None), problem
 
 
-def _problem(factory: type[Optimizer], kwargs: Mapping[str, Any]) -> str | None:
+def _problem(factory: type[Optimizer], kwargs: Mapping[str, Any]) -> Exception | None:
     from titan_ext.trainer.optimizers import as_arguments
 
     try:
         factory([torch.nn.Parameter(torch.zeros(1, 1))], **as_arguments(kwargs))
     except (ValueError, TypeError, IndexError) as error:
-        return one_line(str(error))
+        return error
     return None
 
 

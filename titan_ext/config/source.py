@@ -2,16 +2,12 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from titan_ext.config.settings import nearest
 from titan_ext.errors import UserError
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
 
 _PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|(end of document))\)$")
 

@@ -6,11 +6,10 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from titan_ext.errors import UserError
+from titan_ext.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -106,8 +105,8 @@ def _manager(names: Sequence[str], folder: Path | None) -> "TaskManager":
 
 def _check(manager: "TaskManager", name: str) -> None:
     if not manager.match_tasks([name]):
-        close = get_close_matches(name, manager.all_tasks, n=1)
-        raise UserError(f"--tasks {name}: unknown task" + (f"; did you mean {close[0]!r}?" if close else ""))
+        close = nearest(name, manager.all_tasks)
+        raise UserError(f"--tasks {name}: unknown task" + (f"; did you mean {close!r}?" if close else ""))
     try:
         manager.load([name])
     except Exception as error:  # noqa: BLE001 — each task's loader has errors of its own

@@ -4,11 +4,11 @@ A package whose models Hugging Face's libraries know may also have ``from_huggin
 with which a model is the one that the content of a ``config.json`` describes.
 """
 
-from difflib import get_close_matches
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
-from titan_ext.errors import UserError
+from titan_ext.errors import InvalidValue, UserError, one_of
 
 MODELS = ("abbie", "dept", "llama3")
 
@@ -33,11 +33,9 @@ def get_model_spec(name: str, flavor: str, **overrides: Any):
     return module.model_registry(flavor, **overrides)
 
 
-def unknown(key: str, value: object, allowed) -> UserError:
+def unknown(key: str, value: object, allowed: Iterable[object]) -> InvalidValue:
     """The error for a value that is none of those allowed."""
-    close = get_close_matches(str(value), [str(each) for each in allowed], n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return UserError(f"{key} = {value!r}: must be one of {', '.join(str(each) for each in allowed)}{hint}")
+    return InvalidValue(key, value, one_of(value, allowed))
 
 
 def _import_own(name: str):

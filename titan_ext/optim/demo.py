@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from titan_ext.errors import InvalidValue
 from titan_ext.optim.moments import Moment
 
 
@@ -24,11 +25,11 @@ class DeMo(Optimizer):
 
     def __init__(self, params: Iterable, lr: float = 1e-3, beta: float = 0.999, weight_decay: float = 0.0) -> None:
         if lr < 0:
-            raise ValueError(f"lr = {lr}: must be at least 0")
+            raise InvalidValue("lr", lr, "must be at least 0")
         if not 0 <= beta < 1:
-            raise ValueError(f"beta = {beta}: must be from 0 to below 1")
+            raise InvalidValue("beta", beta, "must be from 0 to below 1")
         if weight_decay < 0:
-            raise ValueError(f"weight_decay = {weight_decay}: must be at least 0")
+            raise InvalidValue("weight_decay", weight_decay, "must be at least 0")
         super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay})
 
     @staticmethod

@@ -8,6 +8,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from titan_ext.errors import InvalidValue
 from titan_ext.optim.moments import Moment, adam_moments
 
 # One row of coefficients for each iteration; the singular values of the result lie in [0.97, 1.15]
@@ -69,15 +70,15 @@ class Muon(Optimizer):
         adamw_names: Sequence[str] = ("embed", "output", "lm_head"),
     ) -> None:
         if lr < 0:
-            raise ValueError(f"lr = {lr}: must be at least 0")
+            raise InvalidValue("lr", lr, "must be at least 0")
         if not 0 <= momentum < 1:
-            raise ValueError(f"momentum = {momentum}: must be from 0 to below 1")
+            raise InvalidValue("momentum", momentum, "must be from 0 to below 1")
         if weight_decay < 0:
-            raise ValueError(f"weight_decay = {weight_decay}: must be at least 0")
+            raise InvalidValue("weight_decay", weight_decay, "must be at least 0")
         if adamw_lr < 0:
-            raise ValueError(f"adamw_lr = {adamw_lr}: must be at least 0")
+            raise InvalidValue("adamw_lr", adamw_lr, "must be at least 0")
         if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas = {betas}: must be two numbers in [0, 1)")
+            raise InvalidValue("betas", betas, "must be two numbers in [0, 1)")
         defaults = {
             "lr": lr,
             "momentum": momentum,

@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from titan_ext.errors import InvalidValue
+
 
 def require(group: dict[str, Any], key: str, fine: bool, allowed: str) -> None:
-    """Raise a ValueError that names a group's ``key``, its value and what is ``allowed``, unless it is ``fine``."""
+    """Raise ``InvalidValue`` for a group's ``key``, with what is ``allowed``, unless it is ``fine``."""
     if not fine:
-        raise ValueError(f"{key} = {group[key]}: must be {allowed}")
+        raise InvalidValue(key, group[key], f"must be {allowed}")
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -54,18 +54,11 @@ class TrimmedTokenizer(BaseTokenizer):
         self.pad_id = self._local_id(getattr(self.base, "pad_id", None))
         self._own_row = has_unknown_row(self.base, self.vocabulary)
         self.unknown_id = len(self.vocabulary) if self._own_row else self._local_id(unknown_id(self.base))
-        self.seen = 0
-        """Tokens that this object has encoded, marks included."""
-        self.unknown = 0
-        """Those of them outside the vocabulary."""
 
     def encode(self, *args: Any, **kwargs: Any) -> list[int]:
         """Local ids of a text; arguments are the base's: ``text``, ``add_bos``, ``add_eos``."""
         local = self._local[np.asarray(self.base.encode(*args, **kwargs), np.int64)]
-        outside = local < 0
-        self.seen += len(local)
-        self.unknown += int(outside.sum())
-        return np.where(outside, self.unknown_id or 0, local).tolist()
+        return np.where(local < 0, self.unknown_id or 0, local).tolist()
 
     def decode(self, token_ids: Sequence[int], **kwargs: Any) -> str:
         """The text of local ids; a row that stands for no token becomes U+FFFD."""

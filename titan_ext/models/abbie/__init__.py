@@ -10,7 +10,7 @@ from torchtitan.models.llama3 import parallelize_llama
 from torchtitan.models.llama3.state_dict_adapter import Llama3StateDictAdapter
 from torchtitan.protocols.model_spec import ModelSpec
 
-from titan_ext.errors import UserError
+from titan_ext.errors import InvalidValue
 from titan_ext.models import llama3, unknown
 from titan_ext.models.abbie.depth import RecurrentDepthModel, StateNoise
 from titan_ext.models.abbie.iterations import Iterations, Sampling
@@ -152,12 +152,13 @@ def _split(sizes: Sizes) -> tuple[int, int]:
     """Blocks of head and body."""
     body = max(1, sizes.n_layers // 2) if sizes.body_layers is None else sizes.body_layers
     if not 1 <= body <= sizes.n_layers:
-        raise UserError(f"model.body_layers = {body}: must be from 1 to model.n_layers ({sizes.n_layers})")
+        raise InvalidValue("model.body_layers", body, f"must be from 1 to model.n_layers ({sizes.n_layers})")
     head = (sizes.n_layers - body) // 2 if sizes.head_layers is None else sizes.head_layers
     if not 0 <= head <= sizes.n_layers - body:
-        raise UserError(
-            f"model.head_layers = {head}: must be from 0 to what the body ({body} blocks) leaves of model.n_layers "
-            f"({sizes.n_layers})"
+        raise InvalidValue(
+            "model.head_layers",
+            head,
+            f"must be from 0 to what the body ({body} blocks) leaves of model.n_layers ({sizes.n_layers})",
         )
     return head, body
 
@@ -166,18 +167,19 @@ def _check(sizes: Sizes) -> None:
     for key in ("iterations", "eval_iterations", "max_iterations", "backprop_iterations"):
         value = getattr(sizes, key)
         if value is not None and value < 1:
-            raise UserError(f"model.{key} = {value!r}: must be at least 1")
+            raise InvalidValue(f"model.{key}", value, "must be at least 1")
     if sizes.max_iterations is not None and sizes.iteration_sampling == "fixed":
-        raise UserError(f"model.max_iterations = {sizes.max_iterations}: needs model.iteration_sampling, which draws")
+        raise InvalidValue("model.max_iterations", sizes.max_iterations, "needs model.iteration_sampling, which draws")
     if sizes.variant == "depth":
         for key in ("skip", "final_skip", "between", "fp32_residual"):
             if getattr(sizes, key) != getattr(Sizes, key):
-                raise UserError(f"model.{key} = {getattr(sizes, key)!r}: not with model.variant = 'depth'")
+                raise InvalidValue(f"model.{key}", getattr(sizes, key), "not with model.variant = 'depth'")
     elif sizes.skip == "none" and (sizes.final_skip or sizes.between == "mean"):
         key = "final_skip" if sizes.final_skip else "between"
-        raise UserError(f"model.{key} = {getattr(sizes, key)!r}: needs a model.skip other than 'none'")
+        raise InvalidValue(f"model.{key}", getattr(sizes, key), "needs a model.skip other than 'none'")
     elif sizes.backprop_iterations is not None and sizes.skip != "input":
-        raise UserError(
-            f"model.backprop_iterations = {sizes.backprop_iterations}: needs model.skip = 'input' (or the variant "
-            "'depth'), or the head would get no gradient"
+        raise InvalidValue(
+            "model.backprop_iterations",
+            sizes.backprop_iterations,
+            "needs model.skip = 'input' (or the variant 'depth'), or the head would get no gradient",
         )

@@ -7,7 +7,7 @@ from torchtitan.models.common import Linear
 from torchtitan.models.common.decoder import Decoder
 from torchtitan.protocols.model_spec import ModelSpec
 
-from titan_ext.errors import UserError
+from titan_ext.errors import InvalidValue
 from titan_ext.models import llama3, unknown
 from titan_ext.models.dept.head import MaskedHead
 from titan_ext.models.llama3 import from_huggingface as from_huggingface
@@ -64,8 +64,8 @@ def decouple(spec: ModelSpec, used: int) -> ModelSpec:
     """
     head = spec.model.lm_head if isinstance(spec.model, Decoder.Config) else None
     if type(head) not in (Linear.Config, MaskedHead.Config):
-        raise UserError(f"model.name = {spec.name!r}: has no head of torchtitan's Linear, so its rows cannot be masked")
+        raise InvalidValue("model.name", spec.name, "has no head of torchtitan's Linear, so its rows cannot be masked")
     if not 1 <= used <= head.out_features:
-        raise UserError(f"model.used_vocab_size = {used}: must be from 1 to the rows of the head ({head.out_features})")
+        raise InvalidValue("model.used_vocab_size", used, f"must be from 1 to the rows of the head ({head.out_features})")
     settings = {field.name: getattr(head, field.name) for field in fields(Linear.Config)}
     return replace(spec, model=replace(spec.model, lm_head=MaskedHead.Config(**settings, used=used)))

@@ -14,7 +14,7 @@ from torchtitan.models.llama3.model import Llama3TransformerBlock
 from torchtitan.models.llama3.state_dict_adapter import Llama3StateDictAdapter
 from torchtitan.protocols.model_spec import ModelSpec
 
-from titan_ext.errors import UserError
+from titan_ext.errors import InvalidValue
 from titan_ext.models import unknown
 from titan_ext.models.llama3.huggingface import from_huggingface as from_huggingface
 from titan_ext.models.llama3.model import Llama3Model
@@ -110,19 +110,20 @@ def _check(sizes: Sizes) -> None:
         raise unknown("model.rope_scaling", sizes.rope_scaling, get_args(RopeScaling))
     for key, value in asdict(sizes).items():
         if key not in ("rope_scaling", "enable_weight_tying") and value is not None and not value > 0:
-            raise UserError(f"model.{key} = {value!r}: must be above 0")
+            raise InvalidValue(f"model.{key}", value, "must be above 0")
     if sizes.head_dim is None and (sizes.dim % sizes.n_heads or (sizes.dim // sizes.n_heads) % 2):
-        raise UserError(
-            f"model.n_heads = {sizes.n_heads}: must divide model.dim ({sizes.dim}) into heads of even size"
+        raise InvalidValue(
+            "model.n_heads", sizes.n_heads, f"must divide model.dim ({sizes.dim}) into heads of even size"
         )
     if (sizes.head_dim or 0) % 2:
-        raise UserError(f"model.head_dim = {sizes.head_dim}: must be even")
+        raise InvalidValue("model.head_dim", sizes.head_dim, "must be even")
     if sizes.n_heads % (sizes.n_kv_heads or sizes.n_heads):
-        raise UserError(f"model.n_kv_heads = {sizes.n_kv_heads}: must divide model.n_heads ({sizes.n_heads})")
+        raise InvalidValue("model.n_kv_heads", sizes.n_kv_heads, f"must divide model.n_heads ({sizes.n_heads})")
     if not sizes.rope_high_freq_factor > sizes.rope_low_freq_factor:
-        raise UserError(
-            f"model.rope_high_freq_factor = {sizes.rope_high_freq_factor}: must be above model.rope_low_freq_factor "
-            f"({sizes.rope_low_freq_factor})"
+        raise InvalidValue(
+            "model.rope_high_freq_factor",
+            sizes.rope_high_freq_factor,
+            f"must be above model.rope_low_freq_factor ({sizes.rope_low_freq_factor})",
         )
 
 
