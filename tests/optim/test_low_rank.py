@@ -415,9 +415,9 @@ def test_a_closure_a_rate_in_a_tensor_and_power_iterations():
         ({"rank": 1.5}, "rank = 1.5"),
         ({"refresh_every": 0}, "refresh_every = 0: must be a whole number, at least 1"),
         ({"power_iterations": -1}, "power_iterations = -1"),
-        ({"error_feedback": "no"}, "error_feedback = no: must be True or False"),
-        ({"basis_from": "delta"}, "basis_from = delta: must be 'gradient' or 'outer'"),
-        ({"adamw_names": "embed"}, "adamw_names = embed: must be a list of words"),
+        ({"error_feedback": "no"}, "error_feedback = 'no': must be True or False"),
+        ({"basis_from": "delta"}, "basis_from = 'delta': must be 'gradient' or 'outer'"),
+        ({"adamw_names": "embed"}, "adamw_names = 'embed': must be a list of words"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
