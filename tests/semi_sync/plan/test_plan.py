@@ -4,7 +4,16 @@ import itertools
 
 import pytest
 
-from titan_ext.semi_sync import Average, SemiSyncConfig, SyncPlan, SyncRule, fill_defaults, method_names, register_method, resolve
+from titan_ext.semi_sync import (
+    Average,
+    SemiSyncConfig,
+    SyncPlan,
+    SyncRule,
+    fill_defaults,
+    method_names,
+    register_method,
+    resolve,
+)
 from titan_ext.semi_sync.methods.registry import METHODS
 
 

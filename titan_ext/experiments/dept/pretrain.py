@@ -4,23 +4,29 @@ Sites take their inner steps one after another and meet in the outer loop of ``t
 the parameters that an arm shares: what is exchanged, applied and counted is what a real run does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
+import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from titan_ext.experiments.convergence.settings import Run
-from titan_ext.experiments.convergence.text import Batch
-from titan_ext.experiments.dept.arms import ARMS, Arm
-from titan_ext.experiments.dept.learner import Learner
-from titan_ext.experiments.dept.model import adopt_body, body_of, build_model, table_of
-from titan_ext.experiments.dept.settings import Settings
-from titan_ext.experiments.dept.text import Texts, joined
-from titan_ext.semi_sync import ScopeConfig, SemiSync, SiteOptions, SiteRanks, TokenRowMap
-from titan_ext.semi_sync.testing.simulator import InProcessSites
+from titan_ext.dept.plasticity import learning_rate_factor
+from titan_ext.dept.tables import tables_of
+from titan_ext.experiments.dept.arms import ARMS, Arm, Settings
+from titan_ext.experiments.dept.text import Texts
+from titan_ext.experiments.models import initialised, loss_of, small_sizes, train_step
+from titan_ext.experiments.text import Batch, joined
+from titan_ext.experiments.tuning import Run
+from titan_ext.models.dept import model_registry
+from titan_ext.semi_sync import ScopeConfig, SemiSyncConfig, TokenRowMap
+from titan_ext.semi_sync.testing import InProcessSites
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 
+_BETAS = (0.9, 0.95)
+_ROWS_MULTIPLE = 64
 _EMBEDDINGS = ["tok_embeddings.*", "lm_head.*"]
 _FP32 = 4
 _SITE_SEEDS = 1000  # more than there are sites: no two embeddings have one seed
@@ -64,11 +70,11 @@ class Central:
     def __init__(self, settings: Settings, texts: Texts, run: Run) -> None:
         model = build_model(settings, texts.tokens("joint", settings.languages[0]), run.seed)
         self.models = [model] * len(settings.languages)
-        self._learner = Learner(model, lr=run.lr, steps=settings.steps)
+        self._inner = InnerTraining(model, lr=run.lr, steps=settings.steps)
         self._sync_every = settings.sync_every
 
     def step(self, batches: Sequence[Batch]) -> None:
-        self._learner.step(joined(batches))
+        self._inner.step(joined(batches))
 
     def bytes_a_round(self) -> list[int]:
         """Those of a ring all-reduce of fp32 gradients in every step."""
@@ -84,24 +90,16 @@ class Federated:
 
     def __init__(self, settings: Settings, texts: Texts, run: Run, arm: Arm) -> None:
         self.models = _site_models(settings, texts, run, arm)
-        self._learners = [Learner(model, lr=run.lr, steps=settings.steps) for model in self.models]
+        self._inner = [InnerTraining(model, lr=run.lr, steps=settings.steps) for model in self.models]
         self._sites = InProcessSites(len(self.models))
-        config = _outer(settings, arm)
-        sites = zip(self._learners, self._sites.managers(), _row_ids(settings, texts, self.models, arm), strict=True)
-        self._outer = [
-            config.build(
-                model_parts=[learner.model],
-                optimizers=learner.optimizer,
-                manager=manager,
-                site=SiteOptions(ranks=SiteRanks(alone=True), token_rows=token_rows),
-            )
-            for learner, manager, token_rows in sites
-        ]
-        self._sites.at_once(lambda site: self._outer[site].join())
+        rows = _row_ids(settings, texts, self.models, arm)
+        optimizers = [inner.optimizer for inner in self._inner]
+        options = [{"token_rows": each} for each in rows]
+        self._outer = self._sites.outer_loops(_outer(settings, arm), self.models, optimizers, options)
 
     def step(self, batches: Sequence[Batch]) -> None:
-        for learner, batch in zip(self._learners, batches, strict=True):
-            learner.step(batch)
+        for inner, batch in zip(self._inner, batches, strict=True):
+            inner.step(batch)
         self._sites.at_once(lambda site: self._outer[site].step())
 
     def bytes_a_round(self) -> list[int]:
@@ -113,9 +111,9 @@ class Federated:
         self._sites.close()
 
 
-def _outer(settings: Settings, arm: Arm) -> SemiSync.Config:
+def _outer(settings: Settings, arm: Arm) -> SemiSyncConfig:
     embeddings = ScopeConfig(name="embeddings", parameters=_EMBEDDINGS, shared=arm.embeddings)
-    return SemiSync.Config(
+    return SemiSyncConfig(
         method="local_sgd",
         sync_every=settings.sync_every,
         scopes=[embeddings],
@@ -144,3 +142,57 @@ def _site_models(settings: Settings, texts: Texts, run: Run, arm: Arm) -> list[n
         if row_ids is not None:
             table_of(model)[row_ids.ids >= 0] = table_of(joint)[row_ids.held]
     return models
+
+
+class InnerTraining:
+    """A site's model under DEPT's inner optimizer: AdamW, one cosine over the whole training, clipped gradients.
+
+    Args:
+        model: on the device that its batches come to.
+        lr: the highest learning rate.
+        steps: of the whole training, which the learning rate follows whatever becomes of the optimizer's moments.
+    """
+
+    def __init__(self, model: nn.Module, *, lr: float, steps: int) -> None:
+        self.model = model
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=_BETAS, weight_decay=0.0, fused=True)
+        self._rates = LambdaLR(self.optimizer, partial(learning_rate_factor, steps=steps))
+
+    def step(self, batch: Batch) -> None:
+        """One inner step."""
+        train_step(self.model, loss_of(self.model, batch), self.optimizer, self._rates)
+
+
+def build_model(settings: Settings, tokens: int, seed: int) -> nn.Module:
+    """A decoder in fp32 for a vocabulary of ``tokens``, initialised from the seed, on the settings' device.
+
+    Embedding and head are one table, of rows up to a multiple of 64; those behind the vocabulary are masked.
+
+    Raises:
+        UserError: the sizes do not fit each other.
+    """
+    config = model_registry(
+        "tiny",
+        vocab_size=-(-tokens // _ROWS_MULTIPLE) * _ROWS_MULTIPLE,
+        used_vocab_size=tokens,
+        **small_sizes(settings.dim, settings.layers, settings.length),
+    ).model
+    return initialised(config, seed, settings.device)
+
+
+def body_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters besides embedding and head, by name; not copied."""
+    tables = tables_of(model)
+    return {name: each.detach() for name, each in model.named_parameters() if name not in tables}
+
+
+def table_of(model: nn.Module) -> torch.Tensor:
+    """The table that is embedding and head, ``[rows, dim]``; not copied."""
+    (table,) = tables_of(model).values()
+    return table.detach()
+
+
+def adopt_body(model: nn.Module, body: Mapping[str, torch.Tensor]) -> None:
+    """Overwrite a model's body."""
+    for name, parameter in body_of(model).items():
+        parameter.copy_(body[name])
