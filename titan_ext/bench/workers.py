@@ -1,4 +1,4 @@
-"""Worker processes that a benchmark tells what to do, all at once, and asks what came of it."""
+"""Worker processes of a benchmark: each holds an object, whose methods are called in all of them at once."""
 
 import contextlib
 import os

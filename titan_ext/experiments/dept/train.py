@@ -39,7 +39,7 @@ def train(settings: Settings, texts: Texts, run: Run) -> Result:
         joint_vocabulary=texts.tokens("joint", settings.languages[0]),
         vocabularies=[texts.tokens(vocabulary, language) for language in settings.languages],
         embeddings=[table_of(model).numel() for model in training.models],
-        bytes_a_round=training.bytes_a_round(),
+        bytes_a_round=training.bytes_a_round,
         tokens_sha256=after.seen.hexdigest(),
         seconds=time.perf_counter() - started,
         cpu_seconds=time.process_time() - cpu_started,
