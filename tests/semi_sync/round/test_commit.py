@@ -5,10 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from titan_ext.semi_sync import SemiSyncConfig, SiteOptions, SiteRanks, resolve
-from titan_ext.semi_sync.build import build
+from titan_ext.semi_sync import SemiSync, SiteOptions, SiteRanks
 from titan_ext.semi_sync.round.agreement import Verdict
-from titan_ext.semi_sync.round.commit import Committer
 from titan_ext.semi_sync.round.contributions import Contributions
 from titan_ext.semi_sync.round.round import Launch, Role, RoundResult, Sum
 from titan_ext.semi_sync.round.site_status import Position, SiteStatus
@@ -38,30 +36,36 @@ class VotingManager(InProcessManager):
         self.counters = dict(state_dict)
 
 
+def summed(total: float, *, own: float, weights: list[float], own_is_finite: bool = True) -> Sum:
+    """What came back for the one rule of one element."""
+    return Sum(
+        rules=(0,),
+        buffer=torch.tensor([total]),
+        weight=own,
+        own_is_finite=own_is_finite,
+        contributions=Contributions(weights, [[] for _ in weights]),
+    )
+
+
 class Round:
     """A site with one parameter, whose global value is 1 and whose local one is 3, at the end of a round."""
 
     def __init__(self, manager: VotingManager, *, keep_local_work: bool = True, **settings: object) -> None:
         self.model = torch.nn.Linear(1, 1, bias=False)
         self.model.weight.data.fill_(1.0)
-        plan = resolve(SemiSyncConfig(method="local_sgd", sync_every=STEP, **settings))
-        site = SiteOptions(name="east", ranks=SiteRanks(alone=True))
-        self.engine = build(plan, model_parts=[self.model], optimizers=[], manager=manager, site=site)
-        self.model.weight.data.fill_(3.0)
-        self.engine.progress.step, self.engine.progress.tokens = STEP, TOKENS
         self.records = []
-        self.committer = Committer(
-            exchange=self.engine.exchange,
-            schedule=self.engine.schedule,
-            progress=self.engine.progress,
-            checksum=self.engine.checksum,
-            sampler=self.engine.sampler,
-            view=self.engine.view,
-            ledger=self.engine.ledger,
-            reset_inner_optimizer=plan.reset_inner_optimizer,
+        outer = SemiSync.Config(method="local_sgd", sync_every=STEP, **settings).build(
+            model_parts=[self.model],
+            optimizers=[],
+            manager=manager,
+            site=SiteOptions(name="east", ranks=SiteRanks(alone=True)),
             keep_local_work=keep_local_work,
             on_round=self.records.append,
         )
+        # The parts that ``step`` hands a result to, without the exchange before it.
+        self.engine, self.committer = outer._engine, outer._committer
+        self.model.weight.data.fill_(3.0)
+        self.engine.progress.step, self.engine.progress.tokens = STEP, TOKENS
 
     @property
     def weight(self) -> float:
@@ -77,7 +81,7 @@ class Round:
                 "role": role,
                 "sites": 2,
                 "verdict": Verdict(table, [0], STEP),
-                "sum": Sum((0,), torch.tensor([3.0 + 3 * 7.0]), 1.0, Contributions([1.0, 3.0], [[], []])),
+                "sum": summed(3.0 + 3 * 7.0, own=1.0, weights=[1.0, 3.0]),
             }
             | fields
         )
@@ -114,9 +118,16 @@ def test_a_joining_site_takes_the_mean_and_has_trained_on_nothing():
 
 def test_a_yes_to_a_round_without_contributors_applies_nothing():
     round_ = Round(VotingManager())
-    nothing = Sum((0,), torch.zeros(1), 0.0, Contributions([0.0, 0.0], [[], []]))
+    nothing = summed(0.0, own=0.0, weights=[0.0, 0.0])
     assert round_.committer.commit(round_.result(sum=nothing))
     assert round_.weight == 3.0 and round_.engine.lineage.position == Position()
+
+
+def test_a_site_whose_work_is_not_finite_goes_on_from_what_the_sites_share():
+    round_ = Round(VotingManager())
+    round_.model.weight.data.fill_(float("nan"))
+    assert round_.committer.commit(round_.result(sum=summed(3 * 7.0, own=0.0, weights=[0.0, 3.0], own_is_finite=False)))
+    assert round_.weight == 7.0
 
 
 def test_a_no_leaves_everything_and_tries_again():
