@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from titan_ext.bench.chaos import checks
-from titan_ext.bench.chaos.conduct import Conductor, Outcome
+from titan_ext.bench.chaos.faults import Fault, Kind, sample_faults
 from titan_ext.bench.chaos.history import Sample, SiteHistory
-from titan_ext.bench.chaos.schedule import Fault, Kind, draw
-from titan_ext.bench.chaos.setting import Setting
+from titan_ext.bench.chaos.run_config import RunConfig
+from titan_ext.bench.chaos.runner import ChaosRun, Outcome
 
 SITES = ["site0", "site1", "site2"]
 COMMAND = [sys.executable, "-m", "titan_ext", "bench", "chaos"]
@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "titan_ext", "bench", "chaos"]
 
 def test_equal_seeds_give_equal_schedules() -> None:
     options = {"sites": SITES, "kinds": list(Kind), "per_hour": 100, "seconds": 7200}
-    first, again, other = (draw(seed, **options) for seed in (7, 7, 8))
+    first, again, other = (sample_faults(seed, **options) for seed in (7, 7, 8))
     assert first == again != other
     assert 180 <= len(first) <= 220
     assert {fault.kind for fault in first[:5]} == set(Kind), "each kind comes once before any comes again"
@@ -154,7 +154,7 @@ def test_a_slope_is_that_of_the_longest_stretch_without_a_fault_of_the_process(o
 
 
 def test_losses_are_those_of_the_last_rounds(outcome: Outcome, tmp_path: Path) -> None:
-    setting = Setting(sites=3, seq_len=8, batch=1, sync_every=2, seed=0)
+    config = RunConfig(sites=3, seq_len=8, batch=1, sync_every=2, seed=0)
     calm = Outcome(sites={name: SiteHistory(tmp_path / "calm" / name) for name in SITES})
     (tmp_path / "calm").mkdir()
     for index, (ours, theirs) in enumerate(zip(outcome.sites.values(), calm.sites.values())):
@@ -163,9 +163,9 @@ def test_losses_are_those_of_the_last_rounds(outcome: Outcome, tmp_path: Path) -
             step(ours, number, 2.0 + number, 2.5 + early + 0.01 * index)
             step(theirs, number, 2.0 + number, 2.0 + early + 0.01 * index)
         ours.poll(), theirs.poll()
-    check = checks.loss(outcome, calm, setting)
+    check = checks.loss(outcome, calm, config)
     assert check.figure.startswith("2.5100 after 0 contributed tokens, undisturbed 2.0100 after 0: +0.5000, noise 0.0")
-    assert not check.passed and checks.loss(calm, outcome, setting).passed
+    assert not check.passed and checks.loss(calm, outcome, config).passed
 
 
 def test_a_process_that_stays_or_comes_twice_is_found(outcome: Outcome) -> None:
@@ -177,7 +177,7 @@ def test_a_process_that_stays_or_comes_twice_is_found(outcome: Outcome) -> None:
 
 
 def test_nothing_strikes_who_could_not_come_back_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    conductor = Conductor({}, [], [], networks={}, keep_live=0, rounds=100, seconds=60.0, say=print)
+    conductor = ChaosRun({}, [], [], networks={}, keep_live=0, rounds=100, seconds=60.0, say=print)
     now = conductor._first_commit = time.monotonic()
 
     def leaves_time(rounds: int, seconds: float, lasting: float) -> bool:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from titan_ext.bench.contenders import Contender, Lighthouse
-from titan_ext.bench.crew import Crew
 from titan_ext.bench.namespaces import Wan, missing
+from titan_ext.bench.sync_sites import Lighthouse, SyncSite
+from titan_ext.bench.workers import WorkerGroup
 
 SITES = 2
 PARAMETERS = 7e6
@@ -15,12 +15,12 @@ HEARTBEAT_TIMEOUT_SECONDS = 5.0
 @pytest.mark.slow
 @pytest.mark.skipif(missing() is not None, reason=f"network namespaces: {missing()}")
 def test_a_slow_exchange_starves_neither_heartbeats_nor_quorum() -> None:
-    with Wan(SITES, 10.0) as wan, Crew(Lighthouse, [(SITES,)], [wan.hub]) as lighthouse:
+    with Wan(SITES, 10.0) as wan, WorkerGroup(Lighthouse, [(SITES,)], [wan.hub]) as lighthouse:
         url = f"http://{wan.hub_address}:{lighthouse.call('port')[0]}"
         arguments = [("fp32", site, SITES, url, PARAMETERS, 1) for site in range(SITES)]
-        with Crew(Contender, arguments, wan.sites) as crew:
-            # A round that is not committed at once is an error of the contender.
-            rounds = [crew.call("round") for _ in range(2)]
+        with WorkerGroup(SyncSite, arguments, wan.sites) as workers:
+            # A round that is not committed at once is an error of the site.
+            rounds = [workers.call("round") for _ in range(2)]
     for results in rounds:
         assert len({result["checksum"] for result in results}) == 1
         for result in results:

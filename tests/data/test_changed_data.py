@@ -236,5 +236,5 @@ def test_files_that_change_under_a_run(tmp_path: Path, kind: str) -> None:
     if kind in ("packed", "csv"):
         assert "A0" in "".join(documents_in(islice(running, 30))), "what is read is a copy"
         return
-    with pytest.raises(UserError, match="has changed since this run began to read it") as raised:
+    with pytest.raises(UserError, match="has changed since this run began to read it"):
         list(islice(running, 60))

@@ -8,20 +8,14 @@ import torch
 
 from titan_ext import cli
 from titan_ext.errors import RunError
-from titan_ext.experiments.abbie import command as abbie
-from titan_ext.experiments.abbie import plot
-from titan_ext.experiments.abbie.claims import claims
-from titan_ext.experiments.abbie.evaluate import drift
-from titan_ext.experiments.abbie.model import build_model, loss_of
-from titan_ext.experiments.abbie.outcome import Outcome, outcomes
-from titan_ext.experiments.abbie.report import perplexities, rows
-from titan_ext.experiments.abbie.settings import Result, Settings
+from titan_ext.experiments.abbie.outcome import Outcome, claims, outcomes
+from titan_ext.experiments.abbie.report import draw, perplexities, rows
 from titan_ext.experiments.abbie.speed import compare
-from titan_ext.experiments.abbie.train import train
-from titan_ext.experiments.abbie.variants import VARIANTS, training_of
-from titan_ext.experiments.convergence.settings import Run
-from titan_ext.experiments.convergence.text import training_text, validation_text
-from titan_ext.experiments.team import Team
+from titan_ext.experiments.abbie.train import build_model, drift, loss_of, train
+from titan_ext.experiments.abbie.variants import VARIANTS, Result, Settings, training_of
+from titan_ext.experiments.runs import RunPool
+from titan_ext.experiments.text import training_text, validation_text
+from titan_ext.experiments.tuning import Run
 
 STEPS, BATCH, LENGTH = 2, 2, 16
 ITERATIONS = (1, 2, 4, 8)
@@ -68,7 +62,7 @@ def figures_of(output: str) -> dict:
 
 def test_all_variants_have_equal_tokens_and_parameters_and_are_taken_up(compared, capsys, monkeypatch):
     folder, command = compared
-    monkeypatch.setattr(Team, "train", lambda self, runs: pytest.fail(f"trained again: {runs}"))
+    monkeypatch.setattr(RunPool, "train", lambda self, runs: pytest.fail(f"trained again: {runs}"))
     assert cli.main(command) == 0
     captured = capsys.readouterr()
     assert captured.err.count("found in --out") == len(TRAININGS)
@@ -108,7 +102,7 @@ def test_results_of_other_settings_are_not_taken(compared, monkeypatch):
             asked.append(run)
             yield run, result(*[1.0] * len(ITERATIONS))
 
-    monkeypatch.setattr(Team, "train", pretend)
+    monkeypatch.setattr(RunPool, "train", pretend)
     assert cli.main([*compared[1], "--variants", "c", "--length", "8", "--seeds", "2"]) == 0
     assert asked == [Run("c", 2e-3, 0), Run("c", 2e-3, 1)]
 
@@ -202,8 +196,8 @@ def test_results_on_other_tokens_are_refused():
 
 
 def test_without_matplotlib_a_plot_is_refused_before_anything_is_trained(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("titan_ext.experiments.convergence.plot.find_spec", lambda name: None)
-    monkeypatch.setattr(abbie, "_trained", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("titan_ext.experiments.plots.find_spec", lambda name: None)
+    monkeypatch.setattr(RunPool, "train", lambda self, runs: pytest.fail("trained"))
     assert cli.main([*COMMAND, "--plot", str(tmp_path / "curves")]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("titan-ext: error: --plot: needs matplotlib")
@@ -211,7 +205,7 @@ def test_without_matplotlib_a_plot_is_refused_before_anything_is_trained(monkeyp
 
 def test_the_plot_is_written_twice(tmp_path):
     pytest.importorskip("matplotlib")
-    files = plot.draw(rows([outcome("c", (1.0, 1.2), (1.1, None))]), tmp_path / "curves")
+    files = draw(rows([outcome("c", (1.0, 1.2), (1.1, None))]), tmp_path / "curves")
     assert [file.name for file in files] == ["curves.png", "curves.svg"]
     assert all(file.stat().st_size > 1000 for file in files)
 
@@ -222,7 +216,7 @@ def test_the_plot_is_written_twice(tmp_path):
         (["--variants", "c,d"], "--variants d: must be of standard"),
         (["--iterations", "0,2"], "--iterations 0,2: must be numbers of at least 1"),
         (["--iterations", "two"], "--iterations two: must be numbers of at least 1"),
-        (["--lr", "0"], "--lr 0.0: must be a number above 0"),
+        (["--lr", "0"], "--lr 0: must be a number above 0"),
         (["--seeds", "0"], "--seeds 0: must be at least 1"),
         (["--speed-turns", "-1"], "--speed-turns -1: must be at least 0"),
         (["--device", "abacus"], "--device abacus: must be of cpu"),

@@ -2,28 +2,21 @@
 
 import json
 import math
-import threading
 
 import pytest
 import torch
-from torch.distributed import ReduceOp
 
 from titan_ext import cli
 from titan_ext.errors import RunError, UserError
-from titan_ext.experiments.convergence import command as convergence
-from titan_ext.experiments.convergence.claims import claims
-from titan_ext.experiments.convergence.methods import slow_beta
-from titan_ext.experiments.convergence.model import build_model, loss_of
-from titan_ext.experiments.convergence.outcome import Outcome, outcomes
-from titan_ext.experiments.convergence.settings import Result, Run, Settings
-from titan_ext.experiments.convergence.text import training_text, validation_text
-from titan_ext.experiments.convergence.train import train
-from titan_ext.experiments.convergence.trainers import rate
-from titan_ext.experiments.store import Store
-from titan_ext.experiments.team import Team
-from titan_ext.experiments.tuning import best_rate, missing_runs
-from titan_ext.semi_sync.testing.simulator import InProcessSites
-from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
+from titan_ext.experiments.convergence.methods import Result, Settings, slow_beta
+from titan_ext.experiments.convergence.outcome import Outcome, claims
+from titan_ext.experiments.convergence.report import draw
+from titan_ext.experiments.convergence.train import build_model, rate, train
+from titan_ext.experiments.models import loss_of
+from titan_ext.experiments.report import tuned_outcomes
+from titan_ext.experiments.runs import ResultStore, RunPool
+from titan_ext.experiments.text import training_text, validation_text
+from titan_ext.experiments.tuning import Run, best_rate, missing_runs
 
 SITES, STEPS, EVERY = 2, 12, 2
 SHAPE = {"dim": 32, "layers": 1, "batch": 2, "length": 16, "rank": 4}
@@ -66,14 +59,15 @@ def figures_of(output: str) -> dict:
 def test_a_repeated_command_takes_what_is_there(compared, capsys, monkeypatch):
     """... and what it prints has the bytes of the methods' formulas and the losses of the runs."""
     folder, command = compared
-    monkeypatch.setattr(Team, "train", lambda self, runs: pytest.fail(f"trained again: {runs}"))
+    monkeypatch.setattr(RunPool, "train", lambda self, runs: pytest.fail(f"trained again: {runs}"))
     assert cli.main(command) == 0
     captured = capsys.readouterr()
     figures = figures_of(captured.out)
     sent = {row["method"]: row["bytes_sent"] for row in figures["rows"]}
     size = 4 * figures["parameters"]
-    assert sent["ddp"] == STEPS * ring_all_reduce_bytes(size, SITES)
-    assert sent["local_adam"] == STEPS // EVERY * ring_all_reduce_bytes(3 * size, SITES)
+    # A ring over two sites: each sends half, and then the sum of the other half.
+    assert sent["ddp"] == STEPS * size
+    assert sent["local_adam"] == STEPS // EVERY * 3 * size
     assert sent["des_loc"] * 2 == sent["local_adam"]
     kept = {content["run"]["method"]: content["result"] for content in map(json.loads, map(_text, folder.iterdir()))}
     assert {method: round(each["losses"][-1], 5) for method, each in kept.items()} == {
@@ -93,13 +87,13 @@ def test_results_of_other_settings_are_not_taken(compared, monkeypatch):
             asked.append(run)
             yield run, result(1.0, 0.5)
 
-    monkeypatch.setattr(Team, "train", pretend)
+    monkeypatch.setattr(RunPool, "train", pretend)
     assert cli.main([*compared[1], "--length", "8"]) == 0
     assert asked == [Run(method, 1e-2, 0) for method in ("ddp", "local_adam", "des_loc")]
 
 
 def test_a_kept_file_that_is_no_result_is_named(tmp_path):
-    store = Store(tmp_path, settings(), Result, lambda method: None)
+    store = ResultStore(tmp_path, settings(), Result, lambda method: None)
     store.keep(Run("ddp", 1e-2, 0), result(1.0))
     (path,) = tmp_path.iterdir()
     assert store.find(Run("ddp", 1e-2, 0)) == result(1.0)
@@ -110,37 +104,6 @@ def test_a_kept_file_that_is_no_result_is_named(tmp_path):
 
 def _text(path) -> str:
     return path.read_text(encoding="utf-8")
-
-
-def test_sites_sum_what_they_offer():
-    sites = InProcessSites(4)
-    managers = sites.managers()
-    values = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
-    held = values.clone()
-
-    def twice(site: int) -> None:
-        for _ in range(2):
-            managers[site].allreduce(held[site], reduce_op=ReduceOp.SUM).wait()
-
-    sites.at_once(twice)
-    sites.close()
-    torch.testing.assert_close(held, (4 * values.sum(0)).expand_as(held))
-    assert all(torch.equal(held[0], each) for each in held)
-
-
-def test_a_site_that_fails_does_not_leave_the_others_waiting():
-    sites = InProcessSites(3)
-    manager = sites.managers()[0]
-
-    def act(site: int) -> None:
-        if site == 1:
-            raise ArithmeticError("site 1")
-        manager.allreduce(torch.ones(1), reduce_op=ReduceOp.SUM)
-
-    with pytest.raises(ArithmeticError, match="site 1"):
-        sites.at_once(act)
-    sites.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("site")]
 
 
 def test_text_is_that_of_the_seed_and_never_of_the_validation():
@@ -258,12 +221,12 @@ def test_steps_to_a_target_lie_between_measurements():
 def test_results_on_other_tokens_are_refused():
     done = {Run("ddp", 1e-2, 0): result(1.0), Run("fedavg", 1e-2, 0): result(1.0, tokens="other")}
     with pytest.raises(RunError, match="fedavg, seed 0: trained on other tokens"):
-        outcomes(["ddp", "fedavg"], 1, done)
+        tuned_outcomes(Outcome, ["ddp", "fedavg"], 1, done)
 
 
 def test_without_matplotlib_a_plot_is_refused_before_anything_is_measured(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("titan_ext.experiments.convergence.plot.find_spec", lambda name: None)
-    monkeypatch.setattr(Team, "train", lambda self, runs: pytest.fail("measured"))
+    monkeypatch.setattr("titan_ext.experiments.plots.find_spec", lambda name: None)
+    monkeypatch.setattr(RunPool, "train", lambda self, runs: pytest.fail("measured"))
     assert cli.main([*COMMAND, "--plot", str(tmp_path / "curves")]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("titan-ext: error: --plot: needs matplotlib")
@@ -271,7 +234,7 @@ def test_without_matplotlib_a_plot_is_refused_before_anything_is_measured(monkey
 
 def test_the_plot_is_written_twice(tmp_path):
     pytest.importorskip("matplotlib")
-    files = convergence.draw([outcome("ddp", 1.0), outcome("local_adam", 1.2, 1.3)], tmp_path / "curves")
+    files = draw([outcome("ddp", 1.0), outcome("local_adam", 1.2, 1.3)], tmp_path / "curves")
     assert [file.name for file in files] == ["curves.png", "curves.svg"]
     assert all(file.stat().st_size > 1000 for file in files)
 

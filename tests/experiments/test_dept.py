@@ -9,22 +9,15 @@ import torch
 
 from titan_ext import cli
 from titan_ext.errors import RunError
-from titan_ext.experiments.convergence.settings import Run
-from titan_ext.experiments.curves import steps_to
 from titan_ext.experiments.dept import command as dept
-from titan_ext.experiments.dept import plot
-from titan_ext.experiments.dept.arms import ARMS
-from titan_ext.experiments.dept.claims import claims
-from titan_ext.experiments.dept.costs import Costs, costs
-from titan_ext.experiments.dept.model import body_of, table_of
-from titan_ext.experiments.dept.outcome import Outcome, common_target, outcomes
-from titan_ext.experiments.dept.pretrain import pretrain
-from titan_ext.experiments.dept.report import row
-from titan_ext.experiments.dept.settings import Result, Settings, mean_normalised
-from titan_ext.experiments.dept.text import Texts
-from titan_ext.experiments.dept.tokenizers import make_tokenizers
-from titan_ext.experiments.team import Team
-from titan_ext.semi_sync.testing.simulator import InProcessSites
+from titan_ext.experiments.dept.arms import ARMS, Result, Settings, mean_normalised
+from titan_ext.experiments.dept.outcome import Costs, Outcome, claims, common_target, costs
+from titan_ext.experiments.dept.pretrain import body_of, pretrain, table_of
+from titan_ext.experiments.dept.report import draw, row
+from titan_ext.experiments.dept.text import Texts, make_tokenizers
+from titan_ext.experiments.report import steps_to, tuned_outcomes
+from titan_ext.experiments.runs import RunPool
+from titan_ext.experiments.tuning import Run
 
 LANGUAGES, UNSEEN = ("latin", "greek"), "cyrillic"
 _LETTERS = {"latin": "abcdefgh", "greek": "αβγδεζηθ", "cyrillic": "абвгдежз"}
@@ -116,7 +109,7 @@ def outcome(arm: str, *runs: Result) -> Outcome:
 def test_a_repeated_command_takes_what_is_there(compared, capsys, monkeypatch):
     """... and all arms end in trainings on the same tokens, with the costs of the formulas."""
     folder, whole = compared
-    monkeypatch.setattr(Team, "train", lambda self, runs: pytest.fail(f"trained again: {runs}"))
+    monkeypatch.setattr(RunPool, "train", lambda self, runs: pytest.fail(f"trained again: {runs}"))
     assert cli.main(whole) == 0
     captured = capsys.readouterr()
     assert captured.err.count("found in --out") == len(ARMS)
@@ -146,7 +139,7 @@ def test_results_of_other_settings_are_not_taken(compared, monkeypatch):
             asked.append(run)
             yield run, result(1.0, 2.0, 1.0)
 
-    monkeypatch.setattr(Team, "train", pretend)
+    monkeypatch.setattr(RunPool, "train", pretend)
     monkeypatch.setattr(dept, "_print", lambda figures: None)
     monkeypatch.setattr("titan_ext.experiments.dept.report.row", lambda *_: {})
     assert cli.main([*compared[1], "--keep-inner-state"]) == 0
@@ -181,28 +174,6 @@ def test_the_trimmed_text_is_the_joint_one(texts):
         joint, trimmed = (next(texts.training(kind, language, (0, 1), 2)) for kind in ("joint", "trimmed"))
         ids = texts.row_ids(language, texts.tokens("trimmed", language)).ids
         assert torch.equal(ids[trimmed.inputs], joint.inputs) and torch.equal(ids[trimmed.labels], joint.labels)
-
-
-def test_sites_exchange_bytes():
-    sites = InProcessSites(3)
-    groups = [manager.process_group for manager in sites.managers()]
-
-    def act(site: int) -> tuple[torch.Tensor, torch.Tensor]:
-        sizes = [[3, 3, 3], [2, 2, 2], [1, 1, 1]][site]
-        everyones, received = (torch.empty(shape, dtype=torch.uint8) for shape in ((3, 2), sum(sizes)))
-        groups[site].allgather([list(everyones.unbind())], [torch.full((2,), site, dtype=torch.uint8)], None).wait()
-        sent = torch.tensor([site] * 3 + [10 + site] * 2 + [20 + site], dtype=torch.uint8)
-        groups[site].alltoall_base(received, sent, sizes, [3, 2, 1], None).wait()
-        return everyones, received
-
-    found = sites.at_once(act)
-    sites.close()
-    assert all(everyones.tolist() == [[0, 0], [1, 1], [2, 2]] for everyones, _ in found)
-    assert [received.tolist() for _, received in found] == [
-        [0, 0, 0, 1, 1, 1, 2, 2, 2],
-        [10, 10, 11, 11, 12, 12],
-        [20, 21, 22],
-    ]
 
 
 def test_losses_are_normalised_by_the_unigram_models():
@@ -255,12 +226,12 @@ def test_an_arm_that_diverged_has_no_number():
 def test_results_on_other_tokens_are_refused():
     done = {Run("std", 1e-2, 0): result(1.0, 1.0), Run("glob", 1e-2, 0): result(1.0, 1.0, tokens="other")}
     with pytest.raises(RunError, match="glob, seed 0: trained on other tokens"):
-        outcomes(["std", "glob"], 1, done)
+        tuned_outcomes(Outcome, ["std", "glob"], 1, done)
 
 
 def test_without_matplotlib_a_plot_is_refused_before_anything_is_trained(command, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("titan_ext.experiments.convergence.plot.find_spec", lambda name: None)
-    monkeypatch.setattr(dept, "_trained", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("titan_ext.experiments.plots.find_spec", lambda name: None)
+    monkeypatch.setattr(dept, "_train_missing", lambda *_: pytest.fail("trained"))
     assert cli.main([*command, "--plot", str(tmp_path / "curves")]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("titan-ext: error: --plot: needs matplotlib")
@@ -269,7 +240,7 @@ def test_without_matplotlib_a_plot_is_refused_before_anything_is_trained(command
 def test_the_plot_is_written_twice(tmp_path):
     pytest.importorskip("matplotlib")
     figures = row(outcome("glob", result(1.0, 3.0, 2.0)), Costs(4, 20, 120, 120, 400.0, 400.0), ["latin"], 1.0)
-    files = plot.draw([figures], UNSEEN, tmp_path / "curves")
+    files = draw([figures], UNSEEN, tmp_path / "curves")
     assert [file.name for file in files] == ["curves.png", "curves.svg"]
     assert all(file.stat().st_size > 1000 for file in files)
 
@@ -284,7 +255,7 @@ def test_the_plot_is_written_twice(tmp_path):
         (["--corpus", "/nowhere"], "--corpus /nowhere: must be a folder with a folder for each language"),
         (["--steps", "5"], "--steps 5: must be a multiple of --sync-every (2)"),
         (["--vocab-size", "100"], "--vocab-size 100: must be at least 259"),
-        (["--adapt-lr", "0"], "--adapt-lr 0.0: must be a number above 0"),
+        (["--adapt-lr", "0"], "--adapt-lr 0: must be a number above 0"),
         (["--learning-rates", "1e-3,fast"], "--learning-rates 1e-3,fast: must be numbers above 0"),
         (["--device", "abacus"], "--device abacus: must be of cpu"),
     ],

@@ -12,8 +12,8 @@ import torch
 from torch.distributed import TCPStore
 from torch.distributed.distributed_c10d import AllreduceOptions
 
-from titan_ext.bench.crew import Crew
 from titan_ext.bench.namespaces import Wan, address_of, missing
+from titan_ext.bench.workers import WorkerGroup
 from titan_ext.replica.torchft_internals import SiteProcessGroup
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "mesh.sh"
@@ -183,8 +183,8 @@ def test_two_sites_reduce_through_the_mesh(tmp_path: Path) -> None:
         for (network, options), name in zip(sites, names, strict=True):
             result = mesh("up", name, "--peers", file, *options, network=network)
             assert result.returncode == 0 and "line for everyone's" not in result.stdout, result.stderr
-        with Crew(Reducer, [(rank, 29600) for rank in range(2)], [network for network, _ in sites]) as crew:
-            assert crew.call("reduce", 1_000_000) == [3.0, 3.0]
+        with WorkerGroup(Reducer, [(rank, 29600) for rank in range(2)], [network for network, _ in sites]) as workers:
+            assert workers.call("reduce", 1_000_000) == [3.0, 3.0]
         report = mesh("status", "--peers", file, *sites[0][1], network=sites[0][0]).stdout.splitlines()
         assert report[1].split()[:2] == ["west", INSIDE[1]]
         assert int(report[1].split()[-1]) > 4_000_000, "the vector went another way"

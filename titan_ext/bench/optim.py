@@ -62,14 +62,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: an option is out of range.
     """
-    contenders, devices = _checked(options)
+    builders, devices = _checked(options)
     rows, counted = [], 0
     for device in devices:
         parameters = _named_parameters(options.parameters, device)
         counted = sum(each.numel() for each in parameters.values())
         print(f"{_described_device(device)}, {counted:,} parameters in fp32")
         print(_line("optimizer", "ms/step", "x AdamW", "state", "turns"))
-        rows += _measure(parameters, device, contenders, options.seconds)
+        rows += _measure(parameters, device, builders, options.seconds)
     print("x AdamW: median ratio of neighbouring turns; state: bytes a parameter, AdamW's in fp32 being 8")
     return {"parameters": counted, "rows": rows}
 
@@ -110,10 +110,10 @@ class _Turns:
 def _measure(
     parameters: dict[str, "torch.nn.Parameter"],
     device: "torch.device",
-    contenders: dict[str, Callable],
+    builders: dict[str, Callable],
     seconds: float,
 ) -> list[dict[str, Any]]:
-    """A row for the reference, then one for each contender, printed as they come."""
+    """A row for the reference, then one for each of the others, printed as they come."""
     import torch
 
     group = {"params": [*parameters.values()], "param_names": [*parameters]}
@@ -122,32 +122,32 @@ def _measure(
     reference.steps = max(1, math.ceil(_TURN / reference.take()))
     count = sum(each.numel() for each in parameters.values())
     theirs, rows = [], []
-    for name, build in contenders.items():
-        contender = _Turns(build([dict(group)], **common), device)
-        contender.steps = reference.steps
-        pairs = _take_turns(reference, contender, seconds)
+    for name, build in builders.items():
+        measured = _Turns(build([dict(group)], **common), device)
+        measured.steps = reference.steps
+        pairs = _take_turns(reference, measured, seconds)
         theirs += [pair[0] for pair in pairs]
         ratio = median(ours / other for other, ours in pairs)
         own = median(pair[1] for pair in pairs)
-        rows.append(_row(name, device, own, ratio, contender.state_bytes() / count, len(pairs)))
+        rows.append(_row(name, device, own, ratio, measured.state_bytes() / count, len(pairs)))
         print(_described(rows[-1]), flush=True)
     rows.insert(0, _row(_REFERENCE, device, median(theirs), 1.0, reference.state_bytes() / count, len(theirs)))
     print(_described(rows[0]), flush=True)
     return rows
 
 
-def _take_turns(reference: _Turns, contender: _Turns, seconds: float) -> list[tuple[float, float]]:
-    """Seconds a step of the reference and of the contender, pair after pair until the time is up."""
+def _take_turns(reference: _Turns, measured: _Turns, seconds: float) -> list[tuple[float, float]]:
+    """Seconds a step of the reference and of the other, pair after pair until the time is up."""
     pairs: list[tuple[float, float]] = []
     started = time.perf_counter()
     while not pairs or time.perf_counter() < started + seconds * (_PATIENCE if len(pairs) < _FEWEST_PAIRS else 1):
         # Who goes first changes, so that neither always finds the caches of the other.
         if len(pairs) % 2:
-            ours = contender.take()
+            ours = measured.take()
             pairs.append((reference.take(), ours))
         else:
             other = reference.take()
-            pairs.append((other, contender.take()))
+            pairs.append((other, measured.take()))
     return pairs
 
 
@@ -155,7 +155,7 @@ def _named_parameters(size: float, device: "torch.device") -> dict[str, "torch.n
     """Parameters by name, each with a gradient; the names tell Muon what is an embedding."""
     import torch
 
-    from titan_ext.bench.contenders import SyntheticModel
+    from titan_ext.bench.sync_sites import SyntheticModel
 
     weights = list(SyntheticModel(size).to(device).weights)
     generator = torch.Generator(device).manual_seed(0)
@@ -178,12 +178,12 @@ def _checked(options: argparse.Namespace) -> tuple[dict[str, Callable], list["to
     for name in names:
         if name not in known:
             raise UserError(f"--optimizers {name}: unknown optimizer; {hint(name, known)}")
-    contenders = {_FUSED: _fused()}
+    builders = {_FUSED: _fused()}
     for name in names:
         halved = options.state_dtype and "state_dtype" in inspect.signature(known[name]).parameters
         label = f"{name}, {options.state_dtype}" if halved else name
-        contenders[label] = partial(known[name], state_dtype=_dtype(options.state_dtype)) if halved else known[name]
-    return contenders, _devices(options.device)
+        builders[label] = partial(known[name], state_dtype=_dtype(options.state_dtype)) if halved else known[name]
+    return builders, _devices(options.device)
 
 
 def _fused() -> Callable:

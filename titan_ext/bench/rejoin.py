@@ -20,7 +20,8 @@ from contextlib import ExitStack
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from titan_ext.errors import RunError, UserError
+from titan_ext.bench.flags import Numbers, add_numbers, check_numbers
+from titan_ext.errors import RunError
 
 if TYPE_CHECKING:
     from titan_ext.bench.rejoin_sites import Attempt
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 HELP = "seconds until a killed site is back, and what survivors lose, against torchft's DiLoCo"
 
 _SECONDS = ("rejoin", "longest", "waited", "wasted")
-_OPTIONS: dict[str, tuple[float, float, str]] = {
+_OPTIONS: Numbers = {
     # default, least, help
     "sites": (3, 3, "number of sites"),
     "parameters": (1e6, 1e5, "size of the model"),
@@ -43,9 +44,7 @@ _OPTIONS: dict[str, tuple[float, float, str]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Size of the run, and when the site dies."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    for key, (default, _, text) in _OPTIONS.items():
-        flag = f"--{key.replace('_', '-')}"
-        parser.add_argument(flag, type=type(default), default=default, help=f"{text} (default: {default:g})")
+    add_numbers(parser, _OPTIONS)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -55,9 +54,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         UserError: an option is out of range.
         RunError: a site failed.
     """
-    _check(options)
-    from titan_ext.bench.contenders import TORCHFT
+    check_numbers(options, _OPTIONS)
     from titan_ext.bench.rejoin_sites import INNER, OURS, REDUCE
+    from titan_ext.bench.sync_sites import TORCHFT
 
     rows = []
     print(_line("killed", "method", *(f"{key} s" for key in _SECONDS), "lost"))
@@ -80,27 +79,27 @@ def _line(*cells: str) -> str:
 
 def _measure(method: str, where: str, options: argparse.Namespace) -> dict[str, float]:
     """One run's figures by name; seconds but for the inner steps ``lost``."""
-    from titan_ext.bench.contenders import Lighthouse
-    from titan_ext.bench.crew import Crew
     from titan_ext.bench.rejoin_sites import MIN_SITES, Settings, Site
+    from titan_ext.bench.sync_sites import Lighthouse
+    from titan_ext.bench.workers import WorkerGroup
 
     keys = ("sites", "parameters", "sync_every", "step_seconds")
     settings = Settings(**{key: getattr(options, key) for key in keys})
     last = options.sites - 1
     with ThreadPoolExecutor(options.sites + 1) as pool, ExitStack() as stack:
-        lighthouse = stack.enter_context(Crew(Lighthouse, [(MIN_SITES,)]))
+        lighthouse = stack.enter_context(WorkerGroup(Lighthouse, [(MIN_SITES,)]))
         url = f"http://127.0.0.1:{lighthouse.call('port')[0]}"
 
-        def crew(site: int) -> Crew:
-            return stack.enter_context(Crew(Site, [(method, site, url, settings)]))
+        def start(site: int) -> WorkerGroup:
+            return stack.enter_context(WorkerGroup(Site, [(method, site, url, settings)]))
 
-        crews = [crew(site) for site in range(options.sites)]
-        survivors = [pool.submit(each.call, "train") for each in crews[:last]]
-        victim = pool.submit(crews[last].call, "train", where, options.kill_round)
+        sites = [start(site) for site in range(options.sites)]
+        survivors = [pool.submit(each.call, "train") for each in sites[:last]]
+        victim = pool.submit(sites[last].call, "train", where, options.kill_round)
         if victim.exception() is None:
             raise RunError(f"{method}: the site that was to be killed after round {options.kill_round} was not")
         killed = time.monotonic()
-        again = crew(last)
+        again = start(last)
         time.sleep(max(0.0, killed + options.down_seconds - time.monotonic()))
         back = time.monotonic()
         newcomer = pool.submit(again.call, "train")
@@ -124,9 +123,3 @@ def _figures(
         "wasted": max(sum(own) + options.step_seconds * steps for own, steps in zip(waits, lost)),
         "lost": sum(lost),
     }
-
-
-def _check(options: argparse.Namespace) -> None:
-    for key, (_, least, _) in _OPTIONS.items():
-        if not getattr(options, key) >= least:
-            raise UserError(f"--{key.replace('_', '-')} {getattr(options, key):g}: must be at least {least:g}")

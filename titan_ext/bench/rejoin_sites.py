@@ -15,7 +15,7 @@ from torchft.local_sgd import DiLoCo
 from torchft.manager import Manager
 from torchft.process_group import ProcessGroupGloo
 
-from titan_ext.bench.contenders import TORCHFT, SyntheticModel
+from titan_ext.bench.sync_sites import TORCHFT, SyntheticModel
 from titan_ext.replica import Replica, ReplicaConfig
 from titan_ext.semi_sync import SemiSync, SiteOptions
 
@@ -81,7 +81,7 @@ class Site:
         logging.disable(logging.ERROR)  # torchft reports each exception that a kill brings about
         sys.stderr = open(os.devnull, "w")  # its transport reports each request there
         torch.set_num_threads(1)
-        self._build = _Theirs if method == TORCHFT else _Ours
+        self._build = _TorchftSync if method == TORCHFT else _TitanExtSync
         self._site, self._settings = site, settings
         self._model = SyntheticModel(settings.parameters)
         self._steps = self._model.weights[0].data.view(-1)[: settings.sites]
@@ -111,7 +111,7 @@ class Site:
             attempts += [] if attempt is None else [attempt]
         return attempts
 
-    def _finish_step(self, outer: "_Theirs | _Ours", agreed: torch.Tensor) -> Attempt | None:
+    def _finish_step(self, outer: "_TorchftSync | _TitanExtSync", agreed: torch.Tensor) -> Attempt | None:
         """The optimizer's step and the round after it, if one is due.
 
         Args:
@@ -165,7 +165,7 @@ class _MortalReplica(_Mortal, Replica):
     pass
 
 
-class _Theirs:
+class _TorchftSync:
     """torchft's DiLoCo with its HTTP transport; it runs on the optimizer's hooks."""
 
     def __init__(self, own: _Membership, model: SyntheticModel, inner: torch.optim.SGD, sync_every: int) -> None:
@@ -199,7 +199,7 @@ class _Theirs:
         return self.manager.num_participants()
 
 
-class _Ours:
+class _TitanExtSync:
     """Our engine with its own transport."""
 
     def __init__(self, own: _Membership, model: SyntheticModel, inner: torch.optim.SGD, sync_every: int) -> None:

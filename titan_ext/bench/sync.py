@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         RunError: a site failed, or sites disagree after a round.
     """
     sites, codecs = _checked(options)
-    from titan_ext.bench.contenders import TORCHFT_BUCKETS
+    from titan_ext.bench.sync_sites import TORCHFT_BUCKETS
 
     print(_line("method", "sites", "s/round", "MB sent", "peak MB", "time", "bytes", "memory"))
     rows = []
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(sites: int, names: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
-    from titan_ext.bench.contenders import TORCHFT
+    from titan_ext.bench.sync_sites import TORCHFT
 
     theirs, rows = [], []
     with _Group(TORCHFT, sites, options) as reference:
@@ -62,19 +62,19 @@ def _measure(sites: int, names: list[str], options: argparse.Namespace) -> list[
 
 
 class _Group:
-    """All sites of one contender, past their first round, which connects them."""
+    """All sites of one method, past their first round, which connects them."""
 
     def __init__(self, name: str, sites: int, options: argparse.Namespace) -> None:
-        from titan_ext.bench.contenders import Contender, Lighthouse
-        from titan_ext.bench.crew import Crew
+        from titan_ext.bench.sync_sites import Lighthouse, SyncSite
+        from titan_ext.bench.workers import WorkerGroup
 
         threads = max(1, len(os.sched_getaffinity(0)) // sites)
         self._name = name
-        self._lighthouse = Crew(Lighthouse, [(sites,)])
+        self._lighthouse = WorkerGroup(Lighthouse, [(sites,)])
         try:
             url = f"http://127.0.0.1:{self._lighthouse.call('port')[0]}"
             arguments = [(name, site, sites, url, options.parameters, threads) for site in range(sites)]
-            self._crew = Crew(Contender, arguments)
+            self._crew = WorkerGroup(SyncSite, arguments)
         except BaseException:
             self._lighthouse.close()
             raise

@@ -14,12 +14,18 @@ Every namespace, link and process is gone at the end, also after Ctrl-C.
 
 import argparse
 import os
+import socket
 import tempfile
+import threading
+import time
 from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
+from titan_ext.bench.flags import require
 from titan_ext.errors import UserError
+
+_PLAIN_PORT = 5099
 
 HELP = "share of a slow link's limit, and of the speed without communication (root, Linux)"
 
@@ -64,22 +70,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def _limit(options: argparse.Namespace) -> list[dict[str, float]]:
     """One entry a round: its seconds (``round``), the ``nominal`` ones of its bytes at the link's rate, those that a plain TCP
     socket takes for them (``wire``), the ledger's ``bytes`` and what was ``sent``."""
-    from titan_ext.bench.contenders import Contender
     from titan_ext.bench.namespaces import address_of
-    from titan_ext.bench.plain_socket import PlainSocket
+    from titan_ext.bench.sync_sites import SyncSite
 
     with ExitStack() as stack:
         wan, url = _network(stack, options)
         common = (options.sites, url, options.parameters, _threads(options))
-        crew = _crew(stack, wan, Contender, [("fp32", site, *common) for site in range(options.sites)])
+        workers = _start_sites(stack, wan, SyncSite, [("fp32", site, *common) for site in range(options.sites)])
         addresses = [address_of(site) for site in range(options.sites)]
-        sockets = _crew(stack, wan, PlainSocket, [(site, addresses) for site in range(options.sites)])
+        sockets = _start_sites(stack, wan, PlainSocket, [(site, addresses) for site in range(options.sites)])
         sockets.call("connect")
-        crew.call("round")  # connects the sites
+        workers.call("round")  # connects the sites
         rounds = []
         for _ in range(options.rounds):
             before = wan.bytes_sent()
-            results = crew.call("round")
+            results = workers.call("round")
             sent = [after - start for after, start in zip(wan.bytes_sent(), before)]
             payload = results[0]["bytes"]
             rounds.append(
@@ -103,15 +108,15 @@ def _overlap(options: argparse.Namespace) -> list[dict[str, float]]:
         wan, url = _network(stack, options)
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         arguments = [(site, url, folder, options, _threads(options)) for site in range(options.sites)]
-        crew = _crew(stack, wan, Trainers, arguments)
-        crew.call("warm_up")
+        workers = _start_sites(stack, wan, Trainers, arguments)
+        workers.call("warm_up")
         blocks = []
         for block in range(options.blocks):
             entry: dict[str, float] = {}
             # Who goes first changes, so that neither always finds the caches of the other.
             for name in sorted(("silent", "streaming"), reverse=bool(block % 2)):
                 before = wan.bytes_sent()
-                results = crew.call("take", name)
+                results = workers.call("take", name)
                 entry[name] = max(result["seconds"] for result in results)
                 if name == "streaming":
                     entry["bytes"] = results[0]["bytes"]
@@ -123,19 +128,19 @@ def _overlap(options: argparse.Namespace) -> list[dict[str, float]]:
 
 
 def _network(stack: ExitStack, options: argparse.Namespace):
-    from titan_ext.bench.contenders import Lighthouse
-    from titan_ext.bench.crew import Crew
     from titan_ext.bench.namespaces import Wan
+    from titan_ext.bench.sync_sites import Lighthouse
+    from titan_ext.bench.workers import WorkerGroup
 
     wan = stack.enter_context(Wan(options.sites, options.rate_mbit))
-    lighthouse = stack.enter_context(Crew(Lighthouse, [(options.sites,)], [wan.hub]))
+    lighthouse = stack.enter_context(WorkerGroup(Lighthouse, [(options.sites,)], [wan.hub]))
     return wan, f"http://{wan.hub_address}:{lighthouse.call('port')[0]}"
 
 
-def _crew(stack: ExitStack, wan, build, arguments: list[tuple]):
-    from titan_ext.bench.crew import Crew
+def _start_sites(stack: ExitStack, wan, build, arguments: list[tuple]):
+    from titan_ext.bench.workers import WorkerGroup
 
-    return stack.enter_context(Crew(build, arguments, wan.sites))
+    return stack.enter_context(WorkerGroup(build, arguments, wan.sites))
 
 
 def _threads(options: argparse.Namespace) -> int:
@@ -184,12 +189,45 @@ def _report_overlap(blocks: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def _check(options: argparse.Namespace) -> None:
-    for key, lowest in (("sites", 2), ("rounds", 1), ("blocks", 1), ("batch", 1), ("seq_len", 1), ("parameters", 1e4)):
-        if getattr(options, key) < lowest:
-            raise UserError(f"--{key.replace('_', '-')} {getattr(options, key):g}: must be at least {lowest:g}")
-    if not options.rate_mbit > 0:
-        raise UserError(f"--rate-mbit {options.rate_mbit:g}: must be above 0")
+    for key, least in (("sites", 2), ("rounds", 1), ("blocks", 1), ("batch", 1), ("seq_len", 1), ("parameters", 1e4)):
+        require(getattr(options, key) >= least, key, getattr(options, key), f"at least {least:g}")
+    require(options.rate_mbit > 0, "rate_mbit", options.rate_mbit, "above 0")
     if options.fragments < 1 or options.sync_every % options.fragments:
         raise UserError(f"--fragments {options.fragments}: must divide --sync-every ({options.sync_every})")
     if not 0 < options.delay < options.sync_every // options.fragments:
         raise UserError(f"--delay {options.delay}: must be above 0 and below --sync-every / --fragments")
+
+
+class PlainSocket:
+    """A plain TCP socket: a site that sends to the next one of a ring while it receives from the one before.
+
+    Args:
+        site: index of this site.
+        addresses: of all sites.
+    """
+
+    def __init__(self, site: int, addresses: list[str]) -> None:
+        self._server = socket.create_server((addresses[site], _PLAIN_PORT))
+        self._next = (addresses[(site + 1) % len(addresses)], _PLAIN_PORT)
+        self._out: socket.socket | None = None
+        self._in: socket.socket | None = None
+
+    def connect(self) -> None:
+        """Once all sites listen."""
+        self._out = socket.create_connection(self._next)
+        self._in, _ = self._server.accept()
+
+    def exchange(self, num_bytes: int) -> float:
+        """Seconds to send, and to receive, ``num_bytes``."""
+        started = time.perf_counter()
+        sending = threading.Thread(target=self._out.sendall, args=(bytes(num_bytes),))
+        sending.start()
+        space = bytearray(2**20)
+        missing = num_bytes
+        while missing > 0:
+            count = self._in.recv_into(space, min(missing, len(space)))
+            if not count:
+                raise ConnectionError("the site before closed its connection")
+            missing -= count
+        sending.join()
+        return time.perf_counter() - started

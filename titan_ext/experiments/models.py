@@ -1,9 +1,31 @@
-"""A model as benchmarks train it: whole, in fp32, from a seed."""
+"""Small models as experiments train them: whole, in fp32, from a seed; and their loss."""
+
+import math
 
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchtitan.models.common.decoder import Decoder
 
+from titan_ext.experiments.text import Batch
 from titan_ext.models.attention import use_packed_attention
+
+_HEAD_DIM = 32
+_CLIP_NORM = 1.0
+
+
+def small_sizes(dim: int, layers: int, length: int) -> dict[str, int | None]:
+    """Keys of ``[model]`` for a decoder of this width and depth: heads of 32, and Llama's ratio of feed-forward layers."""
+    return {
+        "dim": dim,
+        "n_layers": layers,
+        "n_heads": max(1, dim // _HEAD_DIM),
+        "n_kv_heads": None,
+        "ffn_dim": 8 * dim // 3,
+        "max_seq_len": length,
+    }
 
 
 def initialised(config: Decoder.Config, seed: int, device: str) -> Decoder:
@@ -20,3 +42,23 @@ def initialised(config: Decoder.Config, seed: int, device: str) -> Decoder:
     with torch.no_grad():
         model.init_weights()
     return model.to(device)
+
+
+def loss_of(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Mean cross-entropy of the next token, in nats; the batch lies on the model's device."""
+    logits = model(batch.inputs, batch.positions, model.get_attention_masks(batch.positions))
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten())
+
+
+def train_step(model: nn.Module, loss: torch.Tensor, optimizer: Optimizer, rates: LRScheduler) -> None:
+    """Backward, gradients clipped at a norm of 1, a step of the optimizer and of its learning rate."""
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), _CLIP_NORM)
+    optimizer.step()
+    optimizer.zero_grad()
+    rates.step()
+
+
+def finite(value: float) -> float | None:
+    """The number; None for infinity and what is no number."""
+    return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Plans, schedules and fragments: pure functions."""
+"""Plans: what their rules say, and what is refused."""
 
 import itertools
 
@@ -15,7 +15,6 @@ from titan_ext.semi_sync import (
     resolve,
 )
 from titan_ext.semi_sync.methods.registry import METHODS
-from titan_ext.semi_sync.plan.fragments import assign_by_bytes, assign_by_modules, layer_of
 
 
 def overlaps(rules, horizon=400) -> bool:
@@ -94,33 +93,3 @@ def test_a_method_is_one_registered_function():
         with pytest.raises(ValueError, match="already registered"):
             register_method("every_third_for_test")(every_third)
     assert "every_third_for_test" not in method_names()
-
-
-def test_layers_are_assigned_evenly_and_whole():
-    sizes = {"tok_embeddings.weight": 500}
-    for layer in range(8):
-        sizes |= {f"layers.{layer}.attention.wq.weight": 60, f"layers.{layer}.ffn.w1.weight": 40}
-    sizes["norm.weight"] = 4
-    home = assign_by_bytes(sizes, 3)
-    loads = [sum(size for name, size in sizes.items() if home[name] == fragment) for fragment in range(3)]
-    assert max(loads) - min(loads) <= 100
-    for layer in range(8):
-        assert home[f"layers.{layer}.attention.wq.weight"] == home[f"layers.{layer}.ffn.w1.weight"]
-    assert layer_of("layers.11.ffn.w1.weight") == "layers.11"
-    with pytest.raises(ValueError, match="between 1 and the number of layers"):
-        assign_by_bytes(sizes, 11)
-
-
-def test_fragments_by_module_name():
-    sizes = {"layers.1.w": 1, "layers.10.w": 1, "norm.weight": 1}
-    assert assign_by_modules(sizes, [["layers.1"], ["layers.10", "norm"]]) == {
-        "layers.1.w": 0,
-        "layers.10.w": 1,
-        "norm.weight": 1,
-    }
-    with pytest.raises(ValueError, match="matches no parameter"):
-        assign_by_modules(sizes, [["layers.2"]])
-    with pytest.raises(ValueError, match="in no fragment"):
-        assign_by_modules(sizes, [["layers.1"]])
-    with pytest.raises(ValueError, match="in fragment 0 and in 1"):
-        assign_by_modules(sizes, [["layers.1", "layers.10", "norm"], ["norm"]])

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from statistics import fmean, linear_regression, stdev
 from typing import Any
 
-from titan_ext.bench.chaos.conduct import Outcome
 from titan_ext.bench.chaos.history import Sample, SiteHistory
-from titan_ext.bench.chaos.setting import MIN_SITES, Setting
+from titan_ext.bench.chaos.run_config import MIN_SITES, RunConfig
+from titan_ext.bench.chaos.runner import Outcome
 from titan_ext.launcher.results import compare_shared_state
 
 LEAST_PARTICIPATION = 0.9
@@ -100,9 +100,9 @@ def participation(outcome: Outcome) -> Check:
     return Check("participation", share > LEAST_PARTICIPATION, f"{share:.1%} of {live} live sites' rounds")
 
 
-def loss(outcome: Outcome, calm: Outcome, setting: Setting) -> Check:
+def loss(outcome: Outcome, calm: Outcome, config: RunConfig) -> Check:
     """The last rounds are no worse than those of the undisturbed run of as many contributed tokens."""
-    ours, theirs = _last_losses(outcome, setting), _last_losses(calm, setting)
+    ours, theirs = _last_losses(outcome, config), _last_losses(calm, config)
     if min(len(ours), len(theirs)) < 2:
         return Check("loss", False, "too few rounds to compare")
     difference = fmean(ours) - fmean(theirs)
@@ -116,16 +116,16 @@ def loss(outcome: Outcome, calm: Outcome, setting: Setting) -> Check:
     )
 
 
-def _last_losses(outcome: Outcome, setting: Setting) -> list[float]:
+def _last_losses(outcome: Outcome, config: RunConfig) -> list[float]:
     """The mean loss of each site in each of the last rounds."""
     last = max((step["step"] for site in outcome.sites.values() for step in site.steps), default=0)
-    rounds = last // setting.sync_every
-    first = (rounds - max(5, rounds // 10)) * setting.sync_every
+    rounds = last // config.sync_every
+    first = (rounds - max(5, rounds // 10)) * config.sync_every
     groups: dict[tuple[str, int], list[float]] = defaultdict(list)
     for name, site in outcome.sites.items():
         for step in site.steps:
             if step["step"] > first:
-                groups[name, (step["step"] - 1) // setting.sync_every].append(step["loss"])
+                groups[name, (step["step"] - 1) // config.sync_every].append(step["loss"])
     return [fmean(losses) for losses in groups.values()]
 
 

@@ -3,7 +3,7 @@
 Each site is a real process that trains on real text, under the launcher's own supervisor; the lighthouse is one
 of its own. Faults are drawn from a seed: SIGKILL and SIGSTOP of a site's ranks, SIGTERM of a whole site, SIGKILL
 of the lighthouse and, as root on Linux, where each site gets a network namespace, cuts of its link. Near the end
-nothing strikes any more, so that all sites can come back. Then the same is trained undisturbed, for as many
+no more faults happen, so that all sites can come back. Then the same is trained undisturbed, for as many
 tokens as were contributed, and compared.
 
 Live is a site from the first inner step that it finishes after a fault of its own, to the next such fault.
@@ -21,18 +21,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from titan_ext.errors import RunError, UserError
+from titan_ext.bench.flags import Numbers, add_numbers, check_numbers, require
+from titan_ext.errors import RunError
 
 if TYPE_CHECKING:
     from titan_ext.bench.chaos.checks import Check
-    from titan_ext.bench.chaos.conduct import Outcome
-    from titan_ext.bench.chaos.schedule import Fault
-    from titan_ext.bench.chaos.setting import Setting
+    from titan_ext.bench.chaos.faults import Fault
+    from titan_ext.bench.chaos.run_config import RunConfig
+    from titan_ext.bench.chaos.runner import Outcome
     from titan_ext.bench.namespaces import Wan
 
 HELP = "a run under random faults, and whether all that must hold does"
 
-_SIZES: dict[str, tuple[int, int, str]] = {
+_SIZES: Numbers = {
     # default, least, help
     "seed": (0, 0, "of the faults and of the sites' data"),
     "rounds": (200, 15, "committed rounds of the run"),
@@ -46,11 +47,9 @@ _LINK_MBIT = 1000.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Size of the run, and how often faults strike."""
+    """Size of the run, and how often faults happen."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    for key, (default, _, text) in _SIZES.items():
-        flag = f"--{key.replace('_', '-')}"
-        parser.add_argument(flag, type=int, default=default, help=f"{text} (default: {default})")
+    add_numbers(parser, _SIZES)
     parser.add_argument("--faults-per-hour", type=float, default=100.0, help="on average (default: 100)")
     parser.add_argument(
         "--compare", action=argparse.BooleanOptionalAction, default=True, help="with an undisturbed run (default: yes)"
@@ -66,18 +65,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         RunError: a check failed; the figures are printed before.
     """
     _check(options)
-    from titan_ext.bench.chaos.setting import Setting
+    from titan_ext.bench.chaos.run_config import RunConfig
 
-    setting = Setting(**{key: getattr(options, key) for key in ("sites", "seq_len", "batch", "sync_every", "seed")})
+    config = RunConfig(**{key: getattr(options, key) for key in ("sites", "seq_len", "batch", "sync_every", "seed")})
     folder = Path(tempfile.mkdtemp(prefix="titan-ext-chaos-"))
     with ExitStack() as stack:
         wan = _network(stack, options.sites)
-        disturbed = _disturbed(options, setting, folder / "disturbed", wan)
-        calm = _undisturbed(options, setting, folder / "undisturbed", wan, disturbed) if options.compare else None
-    checks = _judge(disturbed, calm, setting)
+        disturbed = _disturbed(options, config, folder / "disturbed", wan)
+        calm = _undisturbed(options, config, folder / "undisturbed", wan, disturbed) if options.compare else None
+    checks = _judge(disturbed, calm, config)
     figures = {
-        "faults": Counter(fault.kind for fault in disturbed.struck),
-        "faults_per_hour": round(3600 * len(disturbed.struck) / disturbed.seconds, 1),
+        "faults": Counter(fault.kind for fault in disturbed.injected),
+        "faults_per_hour": round(3600 * len(disturbed.injected) / disturbed.seconds, 1),
         "seconds": round(disturbed.seconds, 1),
         "checks": {check.name: {"passed": check.passed, "figure": check.figure} for check in checks},
     }
@@ -106,45 +105,45 @@ def _network(stack: ExitStack, sites: int) -> "Wan | None":
     return None
 
 
-def _disturbed(options: argparse.Namespace, setting: "Setting", folder: Path, wan: "Wan | None") -> "Outcome":
-    from titan_ext.bench.chaos.schedule import Kind, draw
+def _disturbed(options: argparse.Namespace, config: "RunConfig", folder: Path, wan: "Wan | None") -> "Outcome":
+    from titan_ext.bench.chaos.faults import Kind, sample_faults
 
     kinds = [kind for kind in Kind if kind is not Kind.CUT or wan is not None]
-    faults = draw(
-        options.seed, sites=setting.names, kinds=kinds, per_hour=options.faults_per_hour, seconds=60 * options.minutes
+    faults = sample_faults(
+        options.seed, sites=config.names, kinds=kinds, per_hour=options.faults_per_hour, seconds=60 * options.minutes
     )
     print(f"{options.sites} sites, {options.rounds} rounds; faults by seed {options.seed}, from the first commit on:")
     for fault in faults:
         print(f"  {fault.at:8.1f} s  {fault}")
-    return _conduct(options, setting, folder, wan, options.rounds, faults)
+    return _run(options, config, folder, wan, options.rounds, faults)
 
 
 def _undisturbed(
-    options: argparse.Namespace, setting: "Setting", folder: Path, wan: "Wan | None", disturbed: "Outcome"
+    options: argparse.Namespace, config: "RunConfig", folder: Path, wan: "Wan | None", disturbed: "Outcome"
 ) -> "Outcome":
     from titan_ext.bench.chaos.checks import contributed_tokens
 
-    rounds = max(1, round(contributed_tokens(disturbed) / (setting.sites * setting.round_tokens)))
+    rounds = max(1, round(contributed_tokens(disturbed) / (config.sites * config.round_tokens)))
     print(f"undisturbed: {rounds} rounds, as many tokens as were contributed")
-    return _conduct(options, setting, folder, wan, rounds, [])
+    return _run(options, config, folder, wan, rounds, [])
 
 
-def _conduct(
+def _run(
     options: argparse.Namespace,
-    setting: "Setting",
+    config: "RunConfig",
     folder: Path,
     wan: "Wan | None",
     rounds: int,
     faults: Sequence["Fault"],
 ) -> "Outcome":
-    from titan_ext.bench.chaos.conduct import Conductor
-    from titan_ext.bench.chaos.setting import folders, jobs
+    from titan_ext.bench.chaos.run_config import folders, jobs
+    from titan_ext.bench.chaos.runner import ChaosRun
 
-    networks = dict(zip(setting.names, wan.sites)) if wan is not None else {}
+    networks = dict(zip(config.names, wan.sites)) if wan is not None else {}
     place = {"host": wan.hub_address, "hub": wan.hub} if wan is not None else {}
-    return Conductor(
-        folders(setting, folder),
-        jobs(setting, folder, rounds, networks=networks, **place),
+    return ChaosRun(
+        folders(config, folder),
+        jobs(config, folder, rounds, networks=networks, **place),
         faults,
         networks=networks,
         keep_live=options.keep_live,
@@ -154,7 +153,7 @@ def _conduct(
     ).run()
 
 
-def _judge(disturbed: "Outcome", calm: "Outcome | None", setting: "Setting") -> list["Check"]:
+def _judge(disturbed: "Outcome", calm: "Outcome | None", config: "RunConfig") -> list["Check"]:
     from titan_ext.bench.chaos import checks
 
     found = [
@@ -162,21 +161,18 @@ def _judge(disturbed: "Outcome", calm: "Outcome | None", setting: "Setting") -> 
         checks.equal(disturbed),
         checks.in_company(disturbed),
         checks.participation(disturbed),
-        *([checks.loss(disturbed, calm, setting)] if calm is not None else []),
+        *([checks.loss(disturbed, calm, config)] if calm is not None else []),
         checks.orphans(disturbed),
         checks.memory(disturbed, calm),
         checks.descriptors(disturbed, calm),
     ]
-    print(f"\n{len(disturbed.struck)} faults, {3600 * len(disturbed.struck) / disturbed.seconds:.0f} an hour")
+    print(f"\n{len(disturbed.injected)} faults, {3600 * len(disturbed.injected) / disturbed.seconds:.0f} an hour")
     for check in found:
         print(f"{'PASS' if check.passed else 'FAIL'}  {check.name:<18} {check.figure}")
     return found
 
 
 def _check(options: argparse.Namespace) -> None:
-    for key, (_, least, _) in _SIZES.items():
-        if getattr(options, key) < least:
-            raise UserError(f"--{key.replace('_', '-')} {getattr(options, key)}: must be at least {least}")
+    check_numbers(options, _SIZES)
     for key in ("faults_per_hour", "minutes"):
-        if not getattr(options, key) > 0:
-            raise UserError(f"--{key.replace('_', '-')} {getattr(options, key):g}: must be above 0")
+        require(getattr(options, key) > 0, key, getattr(options, key), "above 0")

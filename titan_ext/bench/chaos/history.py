@@ -61,7 +61,7 @@ class SiteHistory:
         return not any(each.since <= moment < each.until for each in self.interruptions)
 
     def interrupt(self) -> None:
-        """A fault strikes."""
+        """A fault hits it."""
         self.interruptions.append(Interruption(time.time()))
 
     def recover(self) -> None:

@@ -1,1 +1,1 @@
-"""What ``titan-ext bench abbie`` is made of: variants, training, evaluation, speed, and the report."""
+"""AbbIE's variants over iterations (``titan-ext bench abbie``)."""

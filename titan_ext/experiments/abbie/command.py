@@ -19,21 +19,64 @@ the same command goes on where it was.
 """
 
 import argparse
+import math
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from titan_ext.experiments.abbie import options as command_line
-from titan_ext.experiments.abbie.variants import describe, training_of
-from titan_ext.experiments.flags import workers_and_threads
-
-if TYPE_CHECKING:
-    from titan_ext.experiments.abbie.settings import Result, Settings
-    from titan_ext.experiments.convergence.settings import Run
+from titan_ext.bench.flags import require
+from titan_ext.experiments import command
+from titan_ext.experiments.abbie.variants import VARIANTS, Result, Settings, describe, training_of
 
 HELP = "perplexity of AbbIE's variants over iterations, and speed at equal flops"
 
-add_arguments = command_line.add_arguments
+_EXAMPLES = """\
+examples:
+  titan-ext bench abbie --out runs/abbie --plot runs/abbie/perplexity       all variants, on the CPU
+  titan-ext bench abbie --variants standard,c,d_prev --seeds 1 --steps 200  a first look at three
+  titan-ext bench abbie --flavor 350M --device cuda --compile --seeds 1 --corpus 'text/*.parquet' --out runs/abbie-350M
+"""
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    steps: int
+    batch: int
+    length: int
+    lr: float
+
+
+# The larger ones train on 20 tokens a parameter, as the paper does.
+_DEFAULTS = {
+    "tiny": _Defaults(steps=1000, batch=16, length=96, lr=2e-3),
+    "debugmodel": _Defaults(steps=5_400, batch=64, length=256, lr=2e-3),
+    "200M": _Defaults(steps=52_000, batch=64, length=1024, lr=6e-4),
+    "350M": _Defaults(steps=94_000, batch=64, length=1024, lr=3e-4),
+}
+_LEAST = {"steps": 1, "batch": 1, "length": 1, "seeds": 1, "speed_turns": 0}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Sizes, variants, and where results go."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EXAMPLES
+    parser.add_argument("--flavor", choices=_DEFAULTS, default="tiny", help="size of the model (default: tiny)")
+    for key, kind, text in (
+        ("steps", int, "steps of a run"),
+        ("batch", int, "sequences a step"),
+        ("length", int, "tokens a sequence"),
+        ("lr", float, "learning rate of all"),
+    ):
+        defaults = ", ".join(f"{flavor} {getattr(each, key):g}" for flavor, each in _DEFAULTS.items())
+        parser.add_argument(f"--{key}", type=kind, help=f"{text} (default: {defaults})")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default: 3)")
+    names = ", ".join(VARIANTS)
+    parser.add_argument("--variants", default=",".join(VARIANTS), help=f"comma-separated, of {names} (default: all)")
+    parser.add_argument("--iterations", default="1,2,4,8", help="numbers to evaluate at (default: 1,2,4,8)")
+    parser.add_argument("--corpus", default="builtin:docs", help="file, folder, glob, built-in (default: builtin:docs)")
+    parser.add_argument("--compile", action="store_true", help="train compiled blocks")
+    parser.add_argument("--speed-turns", type=int, default=10, help="turns of each speed; 0: none (default: 10)")
+    command.add_run_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -43,14 +86,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         UserError: an option is out of range, or the corpus cannot be read.
         RunError: a worker failed.
     """
-    settings, lr, variants = command_line.checked(options)
-    from titan_ext.experiments.abbie.claims import claims
-    from titan_ext.experiments.abbie.outcome import outcomes
-    from titan_ext.experiments.abbie.plot import draw
-    from titan_ext.experiments.abbie.report import rows
+    settings, lr, variants = _checked(options)
+    from titan_ext.experiments.abbie.outcome import claims, outcomes
+    from titan_ext.experiments.abbie.report import draw, rows
     from titan_ext.experiments.abbie.speed import speeds
+    from titan_ext.experiments.abbie.train import train
 
-    done = _trained(options, settings, lr, variants)
+    done = command.train_missing(
+        options,
+        settings,
+        {training_of(variant): [lr] for variant in variants},
+        train=train,
+        arguments=(settings,),
+        result_type=Result,
+        describe=describe,
+    )
     found = outcomes(variants, settings.iterations, lr, options.seeds, done)
     figures = {**asdict(settings), "lr": lr, "seeds": options.seeds, "rows": rows(found.values())}
     figures["claims"] = claims(found, settings.iterations)
@@ -64,6 +114,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _print(figures: Mapping[str, Any]) -> None:
     from titan_ext.experiments.abbie.report import drifts, perplexities
+    from titan_ext.experiments.claims import print_claims
 
     rows = figures["rows"]
     sizes = sorted({f"{row['parameters']:,}" for row in rows})
@@ -74,9 +125,7 @@ def _print(figures: Mapping[str, Any]) -> None:
     print(*perplexities(rows), sep="\n")
     print("\ncosine with the tail's input at the trained number of iterations, and multiple of its norm")
     print(*drifts(rows), sep="\n")
-    print("\nexpected, and what came out (noise: standard deviation over seeds)")
-    for each in figures["claims"]:
-        print(f"{'holds' if each['holds'] else 'does NOT hold'}: {each['claim']}\n    {each['figures']}")
+    print_claims("\nexpected, and what came out (noise: standard deviation over seeds)", figures["claims"])
     print(flush=True)
 
 
@@ -90,18 +139,42 @@ def _print_speed(rows: list[dict[str, Any]]) -> None:
             print(f"compiling failed: {row['error']}")
 
 
-def _trained(
-    options: argparse.Namespace, settings: "Settings", lr: float, variants: list[str]
-) -> "Mapping[Run, Result]":
-    """Every run that the comparison needs, from the store or trained now."""
-    from titan_ext.experiments.abbie.settings import Result
-    from titan_ext.experiments.abbie.train import Trainee
-    from titan_ext.experiments.comparison import compare
-    from titan_ext.experiments.store import Store
-    from titan_ext.experiments.team import Team
+def _checked(options: argparse.Namespace) -> tuple[Settings, float, list[str]]:
+    """Settings, learning rate and variants of a comparison, before anything is trained.
 
-    store = Store(options.out, settings, Result, describe)
-    trainings = dict.fromkeys(training_of(variant) for variant in variants)
-    workers, threads = workers_and_threads(options.workers, settings.device)
-    with Team(Trainee, (settings, threads), workers) as team:
-        return compare({training: [lr] for training in trainings}, options.seeds, store, team)
+    Raises:
+        UserError: an option is out of range, the corpus cannot be read, or what a plot needs is missing.
+    """
+    defaults = _DEFAULTS[options.flavor]
+    for key in ("steps", "batch", "length", "lr"):
+        if getattr(options, key) is None:
+            setattr(options, key, getattr(defaults, key))
+    for key, least in _LEAST.items():
+        require(getattr(options, key) >= least, key, getattr(options, key), f"at least {least}")
+    require(0 < options.lr < math.inf, "lr", options.lr, "a number above 0")
+    variants = command.chosen(options.variants, "variants", list(VARIANTS))
+    settings = _settings(options)
+    command.check_run_arguments(options)
+    from titan_ext.experiments.text import check_text
+
+    check_text(settings)
+    return settings, options.lr, variants
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    try:
+        iterations = tuple(sorted({int(each) for each in options.iterations.split(",")}))
+    except ValueError:
+        iterations = ()
+    fine = bool(iterations) and iterations[0] >= 1
+    require(fine, "iterations", options.iterations, "numbers of at least 1, such as 1,2,4,8")
+    return Settings(
+        flavor=options.flavor,
+        steps=options.steps,
+        batch=options.batch,
+        length=options.length,
+        iterations=iterations,
+        corpus=options.corpus,
+        device=options.device,
+        compile=options.compile,
+    )

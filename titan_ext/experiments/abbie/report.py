@@ -1,14 +1,14 @@
-"""The comparison as tables for people, and as figures."""
+"""The comparison as figures, as tables and as a plot."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from titan_ext.experiments.abbie.outcome import Outcome
 from titan_ext.experiments.abbie.variants import VARIANTS
+from titan_ext.experiments.plots import new_figure, save
+from titan_ext.experiments.report import number
 from titan_ext.launcher.text import bytes_text, columns, number_text
-
-_DIGITS = 5
 
 
 def rows(found: Iterable[Outcome]) -> list[dict[str, Any]]:
@@ -42,11 +42,11 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "label": outcome.label,
         "parameters": outcome.runs[0].parameters,
         "tokens": outcome.runs[0].tokens,
-        "perplexity": {count: _number(value) for count, (value, _) in perplexity.items()},
-        "deviation": {count: _number(deviation) for count, (_, deviation) in perplexity.items()},
-        "losses": {str(count): [_number(loss) for loss in outcome.losses(count)] for count in counts},
-        "cosine": {str(count): _number(outcome.cosine(count)) for count in counts},
-        "size": {str(count): _number(outcome.size(count)) for count in counts},
+        "perplexity": {count: number(value) for count, (value, _) in perplexity.items()},
+        "deviation": {count: number(deviation) for count, (_, deviation) in perplexity.items()},
+        "losses": {str(count): [number(loss) for loss in outcome.losses(count)] for count in counts},
+        "cosine": {str(count): number(outcome.cosine(count)) for count in counts},
+        "size": {str(count): number(outcome.size(count)) for count in counts},
     }
 
 
@@ -77,6 +77,30 @@ def _speed(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _number(value: float | None) -> float | None:
-    """Rounded; None for what JSON cannot hold."""
-    return round(value, _DIGITS) if value is not None and isfinite(value) else None
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> list[Path]:
+    """Draw the rows of a report; returns the files, ``path`` with each of the endings."""
+    from matplotlib.ticker import ScalarFormatter
+
+    figure = new_figure(width=12)
+    quality, drift = figure.subplots(1, 2)
+    for row in rows:
+        counts = [int(count) for count in row["perplexity"]]
+        perplexities, cosines = ([_nan(each) for each in row[key].values()] for key in ("perplexity", "cosine"))
+        deviations = [each or 0.0 for each in row["deviation"].values()]
+        quality.errorbar(counts, perplexities, yerr=deviations, marker="o", capsize=3, label=row["label"])
+        drift.plot(counts, cosines, marker="o")
+    # What lies within one of each other must be told apart beside a baseline at many times that.
+    quality.set(yscale="log", ylabel="perplexity of a byte")
+    quality.yaxis.set_major_formatter(ScalarFormatter())
+    quality.yaxis.set_minor_formatter(ScalarFormatter())
+    drift.set(ylabel="cosine of the tail's input with that at the trained number")
+    for axes in (quality, drift):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set_xlabel("iterations at evaluation")
+    quality.legend()
+    return save(figure, path)
+
+
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else value

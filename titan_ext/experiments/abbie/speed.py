@@ -10,9 +10,9 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.autograd.graph import saved_tensors_hooks
 
 from titan_ext.data.tokenizers.byte_tokenizer import VOCABULARY
-from titan_ext.experiments.abbie.model import build_model, compile_blocks, loss_of
-from titan_ext.experiments.abbie.settings import Settings
-from titan_ext.experiments.convergence.text import Batch
+from titan_ext.experiments.abbie.train import build_model, compile_blocks, loss_of
+from titan_ext.experiments.abbie.variants import Settings
+from titan_ext.experiments.text import Batch
 
 _D, _STANDARD = "d_prev", "standard"
 _PASSES_A_TURN = 4

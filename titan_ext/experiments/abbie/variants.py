@@ -1,7 +1,55 @@
-"""The models that are compared: two baselines, variant C, and every reading of variant D."""
+"""The models that are compared: two baselines, variant C, and every reading of variant D; what a run is given and returns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
+from typing import ClassVar
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What all runs of a comparison share."""
+
+    sites: ClassVar[int] = 1
+    """Nothing is exchanged; text is made for a number of sites."""
+
+    flavor: str
+    """One of the AbbIE model, without the ending of a variant."""
+    steps: int
+    batch: int
+    """Sequences of a step."""
+    length: int
+    """Tokens of a sequence."""
+    iterations: tuple[int, ...]
+    """Numbers of iterations to evaluate at, ascending."""
+    corpus: str
+    device: str
+    compile: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What a run came to. What is kept by variant has a value for each of ``Settings.iterations``; None: no number."""
+
+    trained_loss: float | None
+    """Validation loss at the number of iterations of the training, in nats a token."""
+    losses: dict[str, list[float | None]]
+    """By variant: validation losses of the model, iterated as this variant is."""
+    cosines: dict[str, list[float | None]]
+    """By variant: mean cosine between the tail's input and that at the number of iterations of the training."""
+    sizes: dict[str, list[float | None]]
+    """By variant: norm of the tail's input as a multiple of that at the number of iterations of the training."""
+    parameters: int
+    tokens: int
+    """Tokens that were trained on."""
+    tokens_sha256: str
+    """Hash of them, in order."""
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """``trained_loss``; infinite for a run that diverged."""
+        return inf if self.trained_loss is None else self.trained_loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

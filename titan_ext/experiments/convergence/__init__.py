@@ -1,1 +1,1 @@
-"""What ``titan-ext bench convergence`` is made of: text, sites in one process, runs, tuning, and the report."""
+"""Methods of the outer loop against data parallelism (``titan-ext bench convergence``)."""

@@ -14,16 +14,13 @@ the same command goes on where it was.
 """
 
 import argparse
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
-from titan_ext.experiments.convergence.methods import METHODS, slow_beta
-from titan_ext.experiments.convergence.plot import check_plot, draw
-from titan_ext.experiments.convergence.settings import Settings
-from titan_ext.experiments.flags import check_device, learning_rates, require, workers_and_threads
+from titan_ext.bench.flags import Numbers, add_numbers, require
+from titan_ext.experiments import command
+from titan_ext.experiments.convergence.methods import METHODS, Result, Settings, slow_beta
 from titan_ext.experiments.tuning import rounded_rate
 
 HELP = "loss, bytes and steps to a target of each method, against data parallelism"
@@ -34,7 +31,7 @@ examples:
   titan-ext bench convergence --methods ddp,local_adam,des_loc --seeds 1                 a first look at three
   titan-ext bench convergence --device cuda --dim 512 --layers 8 --length 512 --batch 16 --steps 8192 --rank 64
 """
-_SIZES: dict[str, tuple[int, int, str]] = {
+_SIZES: Numbers = {
     # default, least, help
     "dim": (96, 32, "width of the model, a multiple of 32"),
     "layers": (2, 1, "transformer blocks"),
@@ -52,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes, methods, tuning, and where results go."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EXAMPLES
-    for key, (default, _, text) in _SIZES.items():
-        flag = f"--{key.replace('_', '-')}"
-        parser.add_argument(flag, type=int, default=default, help=f"{text} (default: {default})")
+    add_numbers(parser, _SIZES)
     names = ",".join(name for name, method in METHODS.items() if method.standard)
     parser.add_argument(
         "--methods",
@@ -62,11 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"comma-separated (default: {names}); ddp_slow beside mt_dao tells the price of the slow momentum from that "
         "of rare averages",
     )
-    parser.add_argument(
-        "--learning-rates",
-        default="2e-3,4e-3,8e-3",
-        help="grid of Adam's; the others' is 2 (MT-DAO) or 4 (low rank) times it (default: 2e-3,4e-3,8e-3)",
-    )
+    command.add_learning_rates(parser, "grid of Adam's; the others' is 2 (MT-DAO) or 4 (low rank) times it")
     parser.add_argument(
         "--slow-beta",
         type=float,
@@ -75,10 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--omega", type=float, default=0.9, help="weight of MT-DAO's momentum (default: 0.9)")
     parser.add_argument("--corpus", default="builtin:docs", help="file, folder, glob or builtin (default: builtin:docs)")
     parser.add_argument("--target", type=float, help="validation loss to count steps to, in nats a token")
-    parser.add_argument("--device", default="cpu", help='"cpu", or the accelerator, such as "cuda" (default: cpu)')
-    parser.add_argument("--workers", type=int, help="runs side by side (default: one for each core; 1 off the CPU)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="keep finished runs there, and use those that are")
-    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw curves: PATH.png, PATH.svg (needs matplotlib)")
+    command.add_run_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -89,20 +77,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         RunError: a worker failed.
     """
     settings, grids = _checked(options)
-    from titan_ext.experiments.comparison import compare
-    from titan_ext.experiments.convergence.claims import claims
-    from titan_ext.experiments.convergence.outcome import outcomes
-    from titan_ext.experiments.convergence.report import common_target, rows
-    from titan_ext.experiments.convergence.settings import Result
-    from titan_ext.experiments.convergence.train import Trainee
-    from titan_ext.experiments.store import Store
-    from titan_ext.experiments.team import Team
+    from titan_ext.experiments.convergence.outcome import Outcome, claims, common_target
+    from titan_ext.experiments.convergence.report import draw, rows
+    from titan_ext.experiments.convergence.train import train
+    from titan_ext.experiments.report import tuned_outcomes
 
-    workers, threads = workers_and_threads(options.workers, settings.device)
-    store = Store(options.out, settings, Result, lambda method: METHODS[method].describe(settings))
-    with Team(Trainee, (settings, threads), workers) as team:
-        done = compare(grids, options.seeds, store, team)
-    found = outcomes(grids, options.seeds, done)
+    done = command.train_missing(
+        options,
+        settings,
+        grids,
+        train=train,
+        arguments=(settings,),
+        result_type=Result,
+        describe=lambda method: METHODS[method].describe(settings),
+    )
+    found = tuned_outcomes(Outcome, grids, options.seeds, done)
     target = options.target if options.target is not None else common_target(found.values())
     figures = {
         "parameters": next(iter(done.values())).parameters,
@@ -120,7 +109,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print(figures: Mapping[str, Any]) -> None:
-    from titan_ext.experiments.convergence.report import rates_tried, table
+    from titan_ext.experiments.claims import print_claims
+    from titan_ext.experiments.convergence.report import table
+    from titan_ext.experiments.report import rates_tried
 
     tokens = figures["sites"] * figures["batch"] * figures["length"]
     print(
@@ -129,44 +120,26 @@ def _print(figures: Mapping[str, Any]) -> None:
     )
     print(*table(figures["rows"], figures["target"]), sep="\n")
     print("\nloss by learning rate, on the first seed", *rates_tried(figures["rows"]), sep="\n")
-    print("\nexpected from the papers, and what came out (noise: the larger standard deviation over seeds)")
-    for each in figures["claims"]:
-        print(f"{'holds' if each['holds'] else 'does NOT hold'}: {each['claim']}\n    {each['figures']}")
+    title = "\nexpected from the papers, and what came out (noise: the larger standard deviation over seeds)"
+    print_claims(title, figures["claims"])
     print(f"\n{figures['cpu_seconds']:,.0f} s of CPU time in all")
 
 
 def _checked(options: argparse.Namespace) -> tuple[Settings, dict[str, list[float]]]:
-    """The settings, and each method's learning rates."""
-    for key, (_, least, _) in _SIZES.items():
-        require(getattr(options, key) >= least, key, getattr(options, key), f"at least {least}")
-    every = options.sync_every
-    require(options.dim % 32 == 0, "dim", options.dim, "a multiple of 32")
-    require(options.steps % every == 0, "steps", options.steps, f"a multiple of --sync-every ({every})")
+    """The settings, and each method's learning rates, before anything is trained."""
+    command.check_sizes(options, _SIZES)
     if options.slow_beta is None:
         options.slow_beta = slow_beta(options.steps)
     require(0 <= options.slow_beta < 1, "slow_beta", options.slow_beta, "from 0 to below 1")
     require(0 <= options.omega <= 1, "omega", options.omega, "from 0 to 1")
-    require(options.workers is None or options.workers >= 1, "workers", options.workers, "at least 1")
-    require(options.target is None or math.isfinite(options.target), "target", options.target, "a number")
-    if options.plot is not None:
-        check_plot(options.plot)
+    command.check_run_arguments(options)
     settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
-    grids = _grids(options.methods, options.learning_rates)
-    _check_surroundings(settings)
+    grid = command.learning_rates(options.learning_rates)
+    grids = {
+        method: [rounded_rate(METHODS[method].lr_scale * lr) for lr in grid]
+        for method in command.chosen(options.methods, "methods", list(METHODS))
+    }
+    from titan_ext.experiments.text import check_text
+
+    check_text(settings)
     return settings, grids
-
-
-def _grids(methods: str, rates: str) -> dict[str, list[float]]:
-    grid = learning_rates(rates)
-    for method in methods.split(","):
-        require(method in METHODS, "methods", method, f"of {', '.join(METHODS)}")
-    return {method: [rounded_rate(METHODS[method].lr_scale * lr) for lr in grid] for method in methods.split(",")}
-
-
-def _check_surroundings(settings: Settings) -> None:
-    """Before any worker is started: the device is there, and the corpus has text."""
-    from titan_ext.experiments.convergence.text import training_text, validation_text
-
-    check_device(settings.device)
-    validation_text(settings)
-    next(training_text(settings, seed=0))

@@ -1,4 +1,4 @@
-"""The methods that are compared: an inner optimizer each, and what the outer loop is told.
+"""The methods that are compared: the inner optimizer and the outer loop of each; what a run is given and returns.
 
 All optimizers have the same decay of the second moment, no weight decay, and gradients clipped at a norm of 1
 (a site's own, or the mean's under data parallelism), as in DES-LOC's runs.
@@ -6,9 +6,8 @@ All optimizers have the same decay of the second moment, no weight decay, and gr
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
-
-from titan_ext.experiments.convergence.settings import Settings
 
 _BETA1, _BETA2 = 0.9, 0.99
 # Steps of the author's runs of MT-DAO, and the decay of their slow momentum.
@@ -16,6 +15,56 @@ _AUTHORS_STEPS, _AUTHORS_BETA = 40960, 0.999
 # Data parallelism renews its bases at every step, as LDAdam does; LoRDO must wait for a sync.
 _EVERY_STEP = 1
 _LORDO_OMEGA = 0.97
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What all runs of a comparison share."""
+
+    dim: int
+    """Width of the model."""
+    layers: int
+    """Transformer blocks."""
+    steps: int
+    """Inner steps of a run; a multiple of ``sync_every``."""
+    sites: int
+    batch: int
+    """Sequences that a site trains on in a step."""
+    length: int
+    """Tokens of a sequence."""
+    sync_every: int
+    """Inner steps between two averages of the parameters (K)."""
+    rank: int
+    """Rank of LoRDO and of low-rank data parallelism."""
+    slow_beta: float
+    """Decay rate of the slow momentum of MT-DAO and LoRDO."""
+    omega: float
+    """Weight of that momentum in MT-DAO; the rest is the gradient's."""
+    corpus: str
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What a run came to."""
+
+    steps: list[int]
+    """Inner steps after which the model was measured: right after a sync, when all sites hold the same."""
+    losses: list[float | None]
+    """Validation loss there, in nats a token; None where it is no number."""
+    bytes_sent: list[int]
+    """Bytes that a site had sent by then."""
+    parameters: int
+    tokens_sha256: str
+    """Hash of all that the sites trained on, in order."""
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def loss(self) -> float:
+        """The last validation loss; infinite for a run that diverged."""
+        return inf if self.losses[-1] is None else self.losses[-1]
+
 
 Optimizer = tuple[str, dict[str, Any]]
 """Name in ``torch.optim`` or ``titan_ext.optim``, and hyper-parameters without the learning rate."""

@@ -1,47 +1,25 @@
-"""What each method came to at its best learning rate, over the seeds."""
+"""What each method came to, and whether that is what the papers lead one to expect."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from math import exp, isfinite
-from statistics import mean, stdev
+from statistics import mean
+from typing import Any
 
-from titan_ext.experiments.convergence.methods import METHODS
-from titan_ext.experiments.convergence.settings import Result, Run
-from titan_ext.experiments.curves import steps_to
-from titan_ext.experiments.store import check_tokens
-from titan_ext.experiments.tuning import best_rate, tried
+from titan_ext.experiments.claims import claim
+from titan_ext.experiments.convergence.methods import METHODS, Result
+from titan_ext.experiments.report import TunedOutcome, steps_to
+
+# LoRDO's abstract: perplexity within 1% of low-rank data parallelism at about ten times fewer bytes.
+_LORDO_PERPLEXITY, _LORDO_BYTES = 1.01, 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One method's runs at its best learning rate."""
-
-    method: str
-    lr: float
-    grid: Mapping[float, float]
-    """Validation loss of each learning rate that was tried."""
-    runs: Sequence[Result]
-    """One for each seed."""
+class Outcome(TunedOutcome[Result]):
+    """One method's runs at its best learning rate; losses are validation losses after the last step."""
 
     @property
     def label(self) -> str:
         """The method's name for people."""
         return METHODS[self.method].label
-
-    @property
-    def losses(self) -> list[float]:
-        """Last validation loss of each seed, in nats a token."""
-        return [run.loss for run in self.runs]
-
-    @property
-    def loss(self) -> float:
-        """Their mean."""
-        return mean(self.losses)
-
-    @property
-    def deviation(self) -> float | None:
-        """Their standard deviation; None for a single seed or where a run diverged."""
-        return stdev(self.losses) if len(self.runs) > 1 and isfinite(self.loss) else None
 
     @property
     def perplexity(self) -> float:
@@ -64,16 +42,58 @@ class Outcome:
         return steps_to(((step, loss) for step, loss, _ in self.curve()), target)
 
 
-def outcomes(methods: Iterable[str], seeds: int, done: Mapping[Run, Result]) -> dict[str, Outcome]:
-    """The outcome of each method.
+def common_target(found: Iterable[Outcome]) -> float | None:
+    """The loss that every method reaches: the highest of their last ones; None if all diverged."""
+    return max((outcome.loss for outcome in found if isfinite(outcome.loss)), default=None)
 
-    Raises:
-        RunError: two runs of one seed saw different tokens, which only results of another time can have.
+
+def claims(found: Mapping[str, Outcome]) -> list[dict[str, Any]]:
+    """Each claim whose methods were run: ``claim``, ``holds`` and, in words, the ``figures``.
+
+    Losses count as equal where they differ by no more than the noise: the larger of the two methods' standard
+    deviations over seeds, 0 for a single seed.
     """
-    check_tokens(done)
-    found = {}
-    for method in methods:
-        lr = best_rate(method, done)
-        runs = [done[Run(method, lr, seed)] for seed in range(seeds)]
-        found[method] = Outcome(method, lr, tried(method, done), runs)
-    return found
+    judges = {
+        _des_loc: ("des_loc", "local_adam"),
+        _mt_dao: ("mt_dao", "ddp", "local_adam"),
+        _lordo: ("lordo", "low_rank_ddp"),
+    }
+    return [
+        judge(*(found[method] for method in methods))
+        for judge, methods in judges.items()
+        if all(method in found for method in methods)
+    ]
+
+
+def _des_loc(ours: Outcome, local_adam: Outcome) -> dict[str, Any]:
+    difference, noise = _compared(ours, local_adam)
+    share = ours.bytes_sent / local_adam.bytes_sent
+    return claim(
+        "DES-LOC is within noise of Local Adam, at half its bytes or less",
+        abs(difference) <= noise and share <= 0.5,
+        f"loss {difference:+.4f}, noise {noise:.4f}; {share:.3f} of the bytes",
+    )
+
+
+def _mt_dao(ours: Outcome, ddp: Outcome, local_adam: Outcome) -> dict[str, Any]:
+    difference, noise = _compared(ours, ddp)
+    theirs, their_noise = _compared(local_adam, ddp)
+    return claim(
+        "MT-DAO is at or below DDP's loss, where Local Adam is above",
+        difference <= noise and theirs > their_noise,
+        f"loss {difference:+.4f} against DDP, noise {noise:.4f}; Local Adam {theirs:+.4f}, noise {their_noise:.4f}",
+    )
+
+
+def _lordo(ours: Outcome, low_rank_ddp: Outcome) -> dict[str, Any]:
+    ratio = ours.perplexity / low_rank_ddp.perplexity
+    less = low_rank_ddp.bytes_sent / ours.bytes_sent
+    return claim(
+        "LoRDO is within 1% of low-rank DDP's perplexity, at 10 times fewer bytes",
+        ratio <= _LORDO_PERPLEXITY and less >= _LORDO_BYTES,
+        f"perplexity {ratio - 1:+.2%}; {less:.1f} times fewer bytes",
+    )
+
+
+def _compared(ours: Outcome, theirs: Outcome) -> tuple[float, float]:
+    return ours.loss - theirs.loss, max(ours.deviation or 0.0, theirs.deviation or 0.0)

@@ -1,10 +1,12 @@
-"""The comparison as a table for people, and as figures."""
+"""The comparison as figures, as tables and as a plot."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from titan_ext.experiments.convergence.outcome import Outcome
+from titan_ext.experiments.plots import new_figure, save
+from titan_ext.experiments.report import grid_figures, number
 from titan_ext.launcher.text import bytes_text, columns, number_text
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 
@@ -20,23 +22,11 @@ def rows(found: Iterable[Outcome], sites: int, target: float | None) -> list[dic
     return [_row(outcome, sites, target) for outcome in found]
 
 
-def common_target(found: Iterable[Outcome]) -> float | None:
-    """The loss that every method reaches: the highest of their last ones; None if all diverged."""
-    return max((outcome.loss for outcome in found if isfinite(outcome.loss)), default=None)
-
-
 def table(figures: Sequence[Mapping[str, Any]], target: float | None) -> list[str]:
     """Lines of the comparison."""
     last = f"steps to {number_text(target, '.4f')}"
     titles = ["method", "lr", "loss", "+-", "perplexity", "sent", "less than DDP", last]
     return columns([titles, *(_cells(row) for row in figures)])
-
-
-def rates_tried(figures: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines with each method's loss at every learning rate it was tuned over; a dash where it was not."""
-    rates = sorted({lr for row in figures for lr in row["grid"]}, key=float)
-    body = [[row["label"], *(_tuned(row["grid"], lr) for lr in rates)] for row in figures]
-    return columns([["learning rate", *rates], *body])
 
 
 def _row(outcome: Outcome, sites: int, target: float | None) -> dict[str, Any]:
@@ -47,14 +37,14 @@ def _row(outcome: Outcome, sites: int, target: float | None) -> dict[str, Any]:
         "method": outcome.method,
         "label": outcome.label,
         "lr": outcome.lr,
-        "loss": _number(outcome.loss, 5),
-        "deviation": _number(outcome.deviation, 5),
-        "losses": [_number(loss, 5) for loss in outcome.losses],
-        "perplexity": _number(outcome.perplexity, 4),
+        "loss": number(outcome.loss),
+        "deviation": number(outcome.deviation),
+        "losses": [number(loss) for loss in outcome.losses],
+        "perplexity": number(outcome.perplexity, 4),
         "bytes_sent": outcome.bytes_sent,
-        "less_than_ddp": _number(every_step / outcome.bytes_sent, 2) if outcome.bytes_sent else None,
-        "steps_to_target": _number(to_target, 1),
-        "grid": {f"{lr:g}": _number(loss, 5) for lr, loss in outcome.grid.items()},
+        "less_than_ddp": number(every_step / outcome.bytes_sent, 2) if outcome.bytes_sent else None,
+        "steps_to_target": number(to_target, 1),
+        "grid": grid_figures(outcome),
     }
 
 
@@ -71,12 +61,15 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _tuned(grid: Mapping[str, float | None], lr: str) -> str:
-    if lr not in grid:
-        return "-"
-    return "diverged" if grid[lr] is None else f"{grid[lr]:.4f}"
-
-
-def _number(value: float | None, digits: int) -> float | None:
-    """Rounded; None for what JSON cannot hold."""
-    return round(value, digits) if value is not None and isfinite(value) else None
+def draw(found: Iterable[Outcome], path: Path) -> list[Path]:
+    """Draw the mean curve of each method; returns the files, ``path`` with each of the endings."""
+    figure = new_figure(width=12)
+    over_steps, over_bytes = figure.subplots(1, 2, sharey=True)
+    for outcome in found:
+        steps, losses, sent = zip(*outcome.curve())
+        over_steps.plot(steps, losses, label=f"{outcome.label}, lr {outcome.lr:g}")
+        over_bytes.plot([size / 1e6 for size in sent], losses)
+    over_steps.set(xlabel="inner steps", ylabel="validation loss (nats a token)")
+    over_bytes.set(xlabel="MB sent by a site", xscale="log")
+    over_steps.legend()
+    return save(figure, path)

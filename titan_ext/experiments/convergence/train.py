@@ -1,33 +1,26 @@
-"""One run, from the first step to the last measurement."""
+"""One run: all sites of a method, trained from the seed's model on the seed's text, and measured after each sync."""
 
 import hashlib
 import math
 import time
+from functools import partial
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
-from titan_ext.experiments.convergence.model import loss_of
-from titan_ext.experiments.convergence.settings import Result, Run, Settings
-from titan_ext.experiments.convergence.text import Batch, training_text, validation_text
-from titan_ext.experiments.convergence.trainers import build_trainer
+from titan_ext import optim
+from titan_ext.data.tokenizers.byte_tokenizer import VOCABULARY
+from titan_ext.experiments.convergence.methods import METHODS, Result, Settings
+from titan_ext.experiments.models import initialised, loss_of, small_sizes
+from titan_ext.experiments.sites import DataParallel, InnerTraining, SemiSynchronous, Sites
+from titan_ext.experiments.text import Batch, training_text, validation_text
+from titan_ext.experiments.tuning import Run
+from titan_ext.models import get_model_spec
+from titan_ext.semi_sync import SemiSyncConfig
 
-
-class Trainee:
-    """A process's part in a comparison.
-
-    Args:
-        settings: those of the comparison.
-        threads: threads that torch may compute with.
-    """
-
-    def __init__(self, settings: Settings, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._settings = settings
-
-    def train(self, run: Run) -> Result:
-        """Train one run."""
-        return train(self._settings, run)
+# Warm-up, constant, decay with 1 - sqrt over the last tenth: DES-LOC's runs (512 of 3072 steps of warm-up).
+_WARMUP, _DECAY = 1 / 6, 0.1
 
 
 def train(settings: Settings, run: Run) -> Result:
@@ -39,25 +32,25 @@ def train(settings: Settings, run: Run) -> Result:
         UserError: the corpus cannot be read, or sizes do not fit.
     """
     started, cpu_started = time.perf_counter(), time.process_time()
-    trainer = build_trainer(settings, run)
-    validation = [_on(settings.device, batch) for batch in validation_text(settings)]
+    sites = build_sites(settings, run)
+    validation = [batch.to(settings.device) for batch in validation_text(settings)]
     seen = hashlib.sha256()
     measured: list[tuple[int, float, int]] = []
     for step, batches in enumerate(training_text(settings, run.seed), start=1):
         for batch in batches:
             seen.update(batch.inputs.numpy())
-        trainer.step([_on(settings.device, batch) for batch in batches])
+        sites.step([batch.to(settings.device) for batch in batches])
         if step % settings.sync_every == 0:
-            measured.append((step, _mean_loss(trainer.model, validation), trainer.bytes_sent()))
+            measured.append((step, _mean_loss(sites.models[0], validation), sites.bytes_sent()[0]))
             if step == settings.steps or not math.isfinite(measured[-1][1]):
                 break
-    trainer.close()
+    sites.close()
     steps, losses, sent = zip(*measured)
     return Result(
         steps=list(steps),
         losses=[loss if math.isfinite(loss) else None for loss in losses],
         bytes_sent=list(sent),
-        parameters=sum(each.numel() for each in trainer.model.parameters()),
+        parameters=sum(each.numel() for each in sites.models[0].parameters()),
         tokens_sha256=seen.hexdigest(),
         seconds=time.perf_counter() - started,
         cpu_seconds=time.process_time() - cpu_started,
@@ -70,5 +63,41 @@ def _mean_loss(model: nn.Module, validation: list[Batch]) -> float:
     return float(sum(losses)) / sum(batch.labels.numel() for batch in validation)
 
 
-def _on(device: str, batch: Batch) -> Batch:
-    return Batch(*(tensor.to(device) for tensor in batch))
+def build_model(settings: Settings, seed: int) -> nn.Module:
+    """A decoder in fp32, initialised from the seed, on the settings' device.
+
+    Raises:
+        UserError: the sizes do not fit each other.
+    """
+    sizes = small_sizes(settings.dim, settings.layers, settings.length)
+    config = get_model_spec("llama3", "tiny", vocab_size=VOCABULARY, **sizes).model
+    return initialised(config, seed, settings.device)
+
+
+def build_sites(settings: Settings, run: Run) -> Sites:
+    """The sites of a run, with equal models."""
+    outer = METHODS[run.method].outer
+    if outer is None:
+        return DataParallel(_inner_training(settings, run), settings.sites)
+    config = SemiSyncConfig(**outer, sync_every=settings.sync_every)
+    return SemiSynchronous([_inner_training(settings, run) for _ in range(settings.sites)], config)
+
+
+def _inner_training(settings: Settings, run: Run) -> InnerTraining:
+    model = build_model(settings, run.seed)
+    return InnerTraining(model, _optimizer(settings, run, model), partial(rate, steps=settings.steps))
+
+
+def rate(step: int, *, steps: int) -> float:
+    """Factor on the learning rate of inner step ``step`` (0 for the first) of ``steps``."""
+    warmup, decay = max(1, round(_WARMUP * steps)), max(1, round(_DECAY * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 1 - math.sqrt(max(0, step - (steps - decay)) / decay)
+
+
+def _optimizer(settings: Settings, run: Run, model: nn.Module) -> Optimizer:
+    name, arguments = METHODS[run.method].inner(settings)
+    build = getattr(optim, name, None) or getattr(torch.optim, name)
+    names, parameters = zip(*model.named_parameters())
+    return build([{"params": list(parameters), "param_names": list(names)}], lr=run.lr, **arguments)

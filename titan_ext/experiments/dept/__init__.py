@@ -1,1 +1,1 @@
-"""What ``titan-ext bench dept`` is made of: arms, text, pre-training, adaptation, and the report."""
+"""DEPT's variants against training on the mixture (``titan-ext bench dept``)."""

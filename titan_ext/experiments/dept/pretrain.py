@@ -1,121 +1,76 @@
-"""All sites of a pre-training: gradients averaged in every step, or a model at each site and the outer loop between.
+"""The pre-training of an arm: gradients averaged in every step, or parameters averaged in rounds, as far as it shares them."""
 
-Sites take their inner steps one after another and meet in the outer loop of ``titan_ext.semi_sync``, which averages
-the parameters that an arm shares: what is exchanged, applied and counted is what a real run does.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple
 
+import torch
 from torch import nn
 
-from titan_ext.experiments.convergence.settings import Run
-from titan_ext.experiments.convergence.text import Batch
-from titan_ext.experiments.dept.arms import ARMS, Arm
-from titan_ext.experiments.dept.learner import Learner
-from titan_ext.experiments.dept.model import adopt_body, body_of, build_model, table_of
-from titan_ext.experiments.dept.settings import Settings
-from titan_ext.experiments.dept.text import Texts, joined
-from titan_ext.semi_sync import ScopeConfig, SemiSync, SiteOptions, SiteRanks, TokenRowMap
-from titan_ext.semi_sync.testing.simulator import InProcessSites
-from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
+from titan_ext.dept.plasticity import learning_rate_factor
+from titan_ext.dept.tables import tables_of
+from titan_ext.experiments.dept.arms import ARMS, Arm, Settings
+from titan_ext.experiments.dept.text import Texts
+from titan_ext.experiments.models import initialised, small_sizes
+from titan_ext.experiments.sites import DataParallel, InnerTraining, SemiSynchronous, Sites
+from titan_ext.experiments.tuning import Run
+from titan_ext.models.dept import model_registry
+from titan_ext.semi_sync import ScopeConfig, SemiSyncConfig, TokenRowMap
 
+_BETAS = (0.9, 0.95)
+_ROWS_MULTIPLE = 64
 _EMBEDDINGS = ["tok_embeddings.*", "lm_head.*"]
-_FP32 = 4
 _SITE_SEEDS = 1000  # more than there are sites: no two embeddings have one seed
 
 
-class Pretraining(Protocol):
-    """All sites of a run."""
+class Pretraining(NamedTuple):
+    """What all sites came to."""
 
     models: list[nn.Module]
     """One for each site's language; the same one where there is but one. Their bodies are equal after a round."""
-
-    def step(self, batches: Sequence[Batch]) -> None:
-        """One inner step of every site on its batch, and the exchange that is due."""
-
-    def bytes_a_round(self) -> list[int]:
-        """Bytes that each site sends in the steps of a round."""
-
-    def close(self) -> None:
-        """After the last step."""
+    bytes_a_round: list[int]
+    """Bytes that each site sent in the steps of the last round."""
 
 
 def pretrain(settings: Settings, texts: Texts, run: Run) -> Pretraining:
-    """Train all sites to the end; gives them back closed."""
+    """Train all sites to the end."""
     arm = ARMS[run.method]
-    training = Central(settings, texts, run) if arm.embeddings is None else Federated(settings, texts, run, arm)
+    sites = _build_sites(settings, texts, run, arm)
     batches = zip(
         *(
             texts.training(arm.vocabulary, language, (run.seed, 0, site), settings.batch)
             for site, language in enumerate(settings.languages)
         )
     )
-    for of_sites in islice(batches, settings.steps):
-        training.step(of_sites)
-    training.close()
-    return training
+    before = sites.bytes_sent()
+    for step, of_sites in enumerate(islice(batches, settings.steps), start=1):
+        sites.step(of_sites)
+        if step == settings.steps - settings.sync_every:
+            before = sites.bytes_sent()
+    sites.close()
+    sent = [after - earlier for after, earlier in zip(sites.bytes_sent(), before, strict=True)]
+    return Pretraining(sites.models, sent)
 
 
-class Central:
-    """One model on the batches of all languages."""
-
-    def __init__(self, settings: Settings, texts: Texts, run: Run) -> None:
+def _build_sites(settings: Settings, texts: Texts, run: Run, arm: Arm) -> Sites:
+    if arm.embeddings is None:
         model = build_model(settings, texts.tokens("joint", settings.languages[0]), run.seed)
-        self.models = [model] * len(settings.languages)
-        self._learner = Learner(model, lr=run.lr, steps=settings.steps)
-        self._sync_every = settings.sync_every
-
-    def step(self, batches: Sequence[Batch]) -> None:
-        self._learner.step(joined(batches))
-
-    def bytes_a_round(self) -> list[int]:
-        """Those of a ring all-reduce of fp32 gradients in every step."""
-        gradients, sites = _FP32 * sum(each.numel() for each in self.models[0].parameters()), len(self.models)
-        return [self._sync_every * ring_all_reduce_bytes(gradients, sites)] * sites
-
-    def close(self) -> None:
-        pass
+        return DataParallel(_inner_training(settings, run, model), len(settings.languages))
+    models = _site_models(settings, texts, run, arm)
+    options = [{"token_rows": rows} for rows in _row_ids(settings, texts, models, arm)]
+    return SemiSynchronous([_inner_training(settings, run, model) for model in models], _outer(settings, arm), options)
 
 
-class Federated:
-    """A model at each site, and rounds of parameter averaging."""
-
-    def __init__(self, settings: Settings, texts: Texts, run: Run, arm: Arm) -> None:
-        self.models = _site_models(settings, texts, run, arm)
-        self._learners = [Learner(model, lr=run.lr, steps=settings.steps) for model in self.models]
-        self._sites = InProcessSites(len(self.models))
-        config = _outer(settings, arm)
-        sites = zip(self._learners, self._sites.managers(), _row_ids(settings, texts, self.models, arm), strict=True)
-        self._outer = [
-            config.build(
-                model_parts=[learner.model],
-                optimizers=learner.optimizer,
-                manager=manager,
-                site=SiteOptions(ranks=SiteRanks(alone=True), token_rows=token_rows),
-            )
-            for learner, manager, token_rows in sites
-        ]
-        self._sites.at_once(lambda site: self._outer[site].join())
-
-    def step(self, batches: Sequence[Batch]) -> None:
-        for learner, batch in zip(self._learners, batches, strict=True):
-            learner.step(batch)
-        self._sites.at_once(lambda site: self._outer[site].step())
-
-    def bytes_a_round(self) -> list[int]:
-        """Those of the last one, from the ledger."""
-        return [outer.ledger.last.bytes_sent for outer in self._outer]
-
-    def close(self) -> None:
-        self._sites.at_once(lambda site: self._outer[site].finish())
-        self._sites.close()
+def _inner_training(settings: Settings, run: Run, model: nn.Module) -> InnerTraining:
+    """DEPT's inner optimizer: AdamW under one cosine over all steps, whatever becomes of its moments."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=_BETAS, weight_decay=0.0, fused=True)
+    return InnerTraining(model, optimizer, partial(learning_rate_factor, steps=settings.steps))
 
 
-def _outer(settings: Settings, arm: Arm) -> SemiSync.Config:
+def _outer(settings: Settings, arm: Arm) -> SemiSyncConfig:
     embeddings = ScopeConfig(name="embeddings", parameters=_EMBEDDINGS, shared=arm.embeddings)
-    return SemiSync.Config(
+    return SemiSyncConfig(
         method="local_sgd",
         sync_every=settings.sync_every,
         scopes=[embeddings],
@@ -144,3 +99,38 @@ def _site_models(settings: Settings, texts: Texts, run: Run, arm: Arm) -> list[n
         if row_ids is not None:
             table_of(model)[row_ids.ids >= 0] = table_of(joint)[row_ids.held]
     return models
+
+
+def build_model(settings: Settings, tokens: int, seed: int) -> nn.Module:
+    """A decoder in fp32 for a vocabulary of ``tokens``, initialised from the seed, on the settings' device.
+
+    Embedding and head are one table, of rows up to a multiple of 64; those behind the vocabulary are masked.
+
+    Raises:
+        UserError: the sizes do not fit each other.
+    """
+    config = model_registry(
+        "tiny",
+        vocab_size=-(-tokens // _ROWS_MULTIPLE) * _ROWS_MULTIPLE,
+        used_vocab_size=tokens,
+        **small_sizes(settings.dim, settings.layers, settings.length),
+    ).model
+    return initialised(config, seed, settings.device)
+
+
+def body_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters besides embedding and head, by name; not copied."""
+    tables = tables_of(model)
+    return {name: each.detach() for name, each in model.named_parameters() if name not in tables}
+
+
+def table_of(model: nn.Module) -> torch.Tensor:
+    """The table that is embedding and head, ``[rows, dim]``; not copied."""
+    (table,) = tables_of(model).values()
+    return table.detach()
+
+
+def adopt_body(model: nn.Module, body: Mapping[str, torch.Tensor]) -> None:
+    """Overwrite a model's body."""
+    for name, parameter in body_of(model).items():
+        parameter.copy_(body[name])

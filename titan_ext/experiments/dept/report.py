@@ -1,17 +1,15 @@
-"""The comparison as tables for people, and as figures."""
+"""The comparison as figures, as tables and as a plot."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from math import isfinite
-from statistics import mean, stdev
+from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from titan_ext.experiments.abbie.evaluate import finite
-from titan_ext.experiments.dept.costs import Costs
-from titan_ext.experiments.dept.outcome import Outcome
+from titan_ext.experiments.dept.outcome import Costs, Outcome
+from titan_ext.experiments.plots import new_figure, save
+from titan_ext.experiments.report import deviation, grid_figures, number
 from titan_ext.launcher.text import bytes_text, columns, number_text
-
-_DIGITS = 5
 
 
 def row(outcome: Outcome, spent: Costs, languages: Sequence[str], target: float | None) -> dict[str, Any]:
@@ -25,23 +23,23 @@ def row(outcome: Outcome, spent: Costs, languages: Sequence[str], target: float 
     """
     steps = [] if target is None else outcome.steps_to(target)
     return {
-        "arm": outcome.arm,
+        "arm": outcome.method,
         "label": outcome.label,
         "lr": outcome.lr,
         "pretrained": {each: _mean(outcome.normalised("pretrained", each)) for each in languages},
         "normalised": {each: _mean(outcome.normalised("continued", each)) for each in languages},
         "perplexity": {each: _mean(outcome.perplexity(each)) for each in languages},
         "loss": _mean(outcome.losses),
-        "deviation": _deviation(outcome.losses),
-        "losses": [_number(loss) for loss in outcome.losses],
+        "deviation": _spread(outcome.losses),
+        "losses": [number(loss) for loss in outcome.losses],
         "continued_curve": _curve(outcome.continued()),
         "adapted_loss": _mean(outcome.adapted_losses),
-        "adapted_deviation": _deviation(outcome.adapted_losses),
+        "adapted_deviation": _spread(outcome.adapted_losses),
         "adapted_curve": _curve(outcome.adapted()),
         "steps_to_target": _mean(steps),
-        "steps_to_target_deviation": _deviation(steps),
-        **{key: _number(value) for key, value in asdict(spent).items()},
-        "grid": {f"{lr:g}": _number(loss) for lr, loss in outcome.grid.items()},
+        "steps_to_target_deviation": _spread(steps),
+        **{key: number(value) for key, value in asdict(spent).items()},
+        "grid": grid_figures(outcome),
     }
 
 
@@ -98,18 +96,28 @@ def _cost_cells(figures: Mapping[str, Any], first: Mapping[str, Any]) -> list[st
 
 
 def _curve(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float | None]]:
-    return [(step, _number(loss)) for step, loss in curve]
+    return [(step, number(loss)) for step, loss in curve]
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return _number(mean(values)) if values else None
+    return number(mean(values)) if values else None
 
 
-def _deviation(values: Sequence[float]) -> float | None:
-    """None for a single seed or where a run diverged."""
-    return _number(stdev(values)) if len(values) > 1 and all(map(isfinite, values)) else None
+def _spread(values: Sequence[float]) -> float | None:
+    return number(deviation(values))
 
 
-def _number(value: float) -> float | None:
-    """Rounded; None for what JSON cannot hold."""
-    return finite(round(value, _DIGITS))
+def draw(rows: Sequence[Mapping[str, Any]], unseen: str, path: Path) -> list[Path]:
+    """Draw the rows of a report; returns the files, ``path`` with each of the endings."""
+    figure = new_figure(width=16)
+    continued, adapted, sent = figure.subplots(1, 3)
+    for row in rows:
+        continued.plot(*zip(*row["continued_curve"]), label=f"{row['label']}, lr {row['lr']:g}")
+        adapted.plot(*zip(*row["adapted_curve"]))
+        sent.scatter(row["bytes_a_round"] / 1e6, row["parameters"] / 1e3)
+        sent.annotate(row["label"], (row["bytes_a_round"] / 1e6, row["parameters"] / 1e3))
+    continued.set(xlabel="steps of continued pre-training", ylabel="unigram-normalised loss (nats a token)")
+    adapted.set(xlabel=f"steps of adaptation to {unseen}")
+    sent.set(xlabel="MB that a site sends a round", ylabel="thousand parameters of a site", xscale="log")
+    continued.legend()
+    return save(figure, path)

@@ -1,22 +1,27 @@
-"""The text of a comparison under each vocabulary: what a language is trained on, and what it is measured on."""
+"""The text of a comparison under each vocabulary, and the tokenizers that these come from."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from titan_ext.data.corpora.corpus import open_corpus
 from titan_ext.data.dataset import PackedTextDataset
+from titan_ext.data.feed import CorpusFeed, Selection
+from titan_ext.data.tokenizers.bpe import train_tokenizer
 from titan_ext.data.tokenizers.tokenizer import build_tokenizer, vocabulary_size
 from titan_ext.data.tokenizers.unigram import Unigram
 from titan_ext.data.tokenizers.vocabulary import Vocabulary as TrimmedVocabulary
-from titan_ext.experiments.convergence.text import Batch
-from titan_ext.experiments.dept.arms import Vocabulary
-from titan_ext.experiments.dept.settings import Settings
-from titan_ext.experiments.dept.tokenizers import TRAINING, VALIDATION, open_text, tokenizer_files
+from titan_ext.data.tokenizers.vocabulary import find_vocabulary
+from titan_ext.experiments.dept.arms import Settings, Vocabulary
+from titan_ext.experiments.text import Batch
 from titan_ext.semi_sync import TokenRowMap
 
+TRAINING, VALIDATION = "train*", "valid*"
+_JOINT, _OWN, _TRIMMED = "joint", "own", "trimmed"
 _VALIDATION_SEQUENCES, _TOGETHER = 128, 32
 # Packed text of all languages under all vocabularies; it is kept in 32 bits.
 _KEPT = 32
@@ -84,11 +89,6 @@ class Texts:
         return _packed(self._settings, language, files, spec, trimmed_to)
 
 
-def joined(batches: Iterable[Batch]) -> Batch:
-    """One batch of the sequences of all."""
-    return Batch(*map(torch.cat, zip(*batches)))
-
-
 _tokens = lru_cache(maxsize=_KEPT)(vocabulary_size)
 
 
@@ -105,3 +105,61 @@ def _packed(settings: Settings, language: str, files: str, spec: str, trimmed_to
 
 def _chosen(sequences: Batch, places: torch.Tensor, device: str) -> Batch:
     return Batch(*(tensor[places].long().to(device) for tensor in sequences))
+
+
+def open_text(settings: Settings, language: str, files: str) -> CorpusFeed:
+    """A language's documents in one order.
+
+    Args:
+        settings: those of the comparison.
+        language: its folder in the corpus.
+        files: ``TRAINING`` or ``VALIDATION``.
+
+    Raises:
+        UserError: there are none, or they cannot be read.
+    """
+    everything = Selection(
+        seed=0, shuffle=True, shuffle_buffer=1, split="all", holdout_fraction=0.0, share_index=0, share_count=1
+    )
+    return CorpusFeed(open_corpus(str(Path(settings.corpus) / language / files)), everything)
+
+
+def make_tokenizers(settings: Settings, folder: Path) -> None:
+    """Train them on the text that is trained on, and write them into an empty folder.
+
+    Raises:
+        UserError: a language's documents cannot be read.
+    """
+    feeds = {
+        language: open_text(settings, language, TRAINING) for language in (*settings.languages, settings.unseen)
+    }
+    for language, feed in feeds.items():
+        _train([feed], settings.vocab_size, folder / _OWN / language)
+    ours = [feeds[language] for language in settings.languages]
+    _train(ours, settings.joint_vocab_size, folder / _JOINT)
+    joint = build_tokenizer(str(folder / _JOINT))
+    for language in settings.languages:
+        find_vocabulary(feeds[language], joint).save(_trimmed(folder, language))
+
+
+def tokenizer_files(folder: Path, vocabulary: Vocabulary, language: str) -> tuple[str, str]:
+    """A tokenizer's folder, and the file of the vocabulary that it is trimmed to (empty: it is not).
+
+    Args:
+        folder: what ``make_tokenizers`` wrote into.
+        vocabulary: which kind.
+        language: of those of the comparison.
+    """
+    if vocabulary == "own":
+        return str(folder / _OWN / language), ""
+    return str(folder / _JOINT), str(_trimmed(folder, language)) if vocabulary == "trimmed" else ""
+
+
+def _train(feeds: list[CorpusFeed], tokens: int, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    documents = chain.from_iterable(feed.read(0, None, 0, 1) for feed in feeds)
+    train_tokenizer((text for _, text in documents), tokens, folder)
+
+
+def _trimmed(folder: Path, language: str) -> Path:
+    return folder / _TRIMMED / f"{language}.json"

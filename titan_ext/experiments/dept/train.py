@@ -2,43 +2,23 @@
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
+from statistics import mean
 
 import torch
 from torch import nn
 
 from titan_ext.dept.plasticity import adapt
 from titan_ext.dept.tables import renew_tables
-from titan_ext.experiments.convergence.settings import Run
-from titan_ext.experiments.dept.arms import ARMS, Vocabulary
-from titan_ext.experiments.dept.meter import Meter
-from titan_ext.experiments.dept.model import body_of, table_of
-from titan_ext.experiments.dept.pretrain import Pretraining, pretrain
-from titan_ext.experiments.dept.settings import Measured, Result, Settings
-from titan_ext.experiments.dept.text import Texts, joined
+from titan_ext.experiments.dept.arms import ARMS, Measured, Result, Settings, Vocabulary
+from titan_ext.experiments.dept.pretrain import Pretraining, body_of, pretrain, table_of
+from titan_ext.experiments.dept.text import Texts
+from titan_ext.experiments.models import finite, loss_of
+from titan_ext.experiments.text import joined
+from titan_ext.experiments.tuning import Run
 
 _MEASUREMENTS = 12
-
-
-class Trainee:
-    """A process's part in a comparison.
-
-    Args:
-        settings: those of the comparison.
-        folder: that of its tokenizers.
-        threads: threads that torch may compute with.
-    """
-
-    def __init__(self, settings: Settings, folder: Path, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._settings = settings
-        self._texts = Texts(settings, folder)
-
-    def train(self, run: Run) -> Result:
-        """Train one run."""
-        return train(self._settings, self._texts, run)
 
 
 def train(settings: Settings, texts: Texts, run: Run) -> Result:
@@ -59,7 +39,7 @@ def train(settings: Settings, texts: Texts, run: Run) -> Result:
         joint_vocabulary=texts.tokens("joint", settings.languages[0]),
         vocabularies=[texts.tokens(vocabulary, language) for language in settings.languages],
         embeddings=[table_of(model).numel() for model in training.models],
-        bytes_a_round=training.bytes_a_round(),
+        bytes_a_round=training.bytes_a_round,
         tokens_sha256=after.seen.hexdigest(),
         seconds=time.perf_counter() - started,
         cpu_seconds=time.process_time() - cpu_started,
@@ -68,9 +48,9 @@ def train(settings: Settings, texts: Texts, run: Run) -> Result:
 
 def _measured(settings: Settings, texts: Texts, training: Pretraining, vocabulary: Vocabulary) -> Measured:
     """Each language under its site's model, right after the last round."""
-    meter = Meter(texts, vocabulary, settings.languages)
-    meter.measure(dict(zip(settings.languages, training.models, strict=True)))
-    return meter.measured([settings.steps])
+    validation = Validation(texts, vocabulary, settings.languages)
+    validation.measure(dict(zip(settings.languages, training.models, strict=True)))
+    return validation.measured([settings.steps])
 
 
 class _Afterwards:
@@ -88,16 +68,16 @@ class _Afterwards:
         """Train a copy of a model, with one embedding for all the languages."""
         model = deepcopy(trained)
         renew_tables(model, self._texts.tokens(vocabulary, languages[0]), seed=self._seed)
-        meter = Meter(self._texts, vocabulary, languages)
+        validation = Validation(self._texts, vocabulary, languages)
         curve = adapt(
             model,
             self._mixture(vocabulary, languages),
             steps=steps,
             lr=self._settings.adapt_lr,
-            evaluate=lambda: meter.measure(dict.fromkeys(languages, model)),
+            evaluate=lambda: validation.measure(dict.fromkeys(languages, model)),
             every=max(1, steps // _MEASUREMENTS),
         )
-        return meter.measured([step for step, _ in curve])
+        return validation.measured([step for step, _ in curve])
 
     def _mixture(
         self, vocabulary: Vocabulary, languages: Sequence[str]
@@ -111,3 +91,34 @@ class _Afterwards:
             together = joined(batches)
             self.seen.update(together.inputs.cpu().numpy())
             yield {"input": together.inputs, "positions": together.positions}, together.labels
+
+
+class Validation:
+    """Validation losses of languages under one kind of vocabulary, and of unigram models on the same tokens.
+
+    Args:
+        texts: of the comparison.
+        vocabulary: which kind.
+        languages: to measure.
+    """
+
+    def __init__(self, texts: Texts, vocabulary: Vocabulary, languages: Sequence[str]) -> None:
+        self._batches = {language: texts.validation(vocabulary, language) for language in languages}
+        self._unigram = {
+            language: texts.unigram(vocabulary, language).cross_entropy(joined(batches).labels)
+            for language, batches in self._batches.items()
+        }
+        self._losses: dict[str, list[float | None]] = {language: [] for language in languages}
+
+    @torch.no_grad()
+    def measure(self, models: Mapping[str, nn.Module]) -> float:
+        """Note each language's loss under its model; returns their mean, in nats a token."""
+        found = {}
+        for language, batches in self._batches.items():
+            found[language] = mean(float(loss_of(models[language], batch)) for batch in batches)
+            self._losses[language].append(finite(found[language]))
+        return mean(found.values())
+
+    def measured(self, steps: Sequence[int]) -> Measured:
+        """What was noted, and the steps after which that was."""
+        return Measured(steps=list(steps), losses=self._losses, unigram=self._unigram)

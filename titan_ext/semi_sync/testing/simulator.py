@@ -1,15 +1,20 @@
 """Sites of one process that exchange in its memory: replica managers without a wire."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed import ReduceOp
 from torch.distributed.distributed_c10d import AllgatherOptions, AllToAllOptions
 
 from titan_ext.errors import RunError
+from titan_ext.semi_sync.build import SiteOptions
+from titan_ext.semi_sync.config import SemiSyncConfig
+from titan_ext.semi_sync.engine import SemiSync
+from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.wire.manager import ReplicaManager
 
 
@@ -29,6 +34,38 @@ class InProcessSites:
     def managers(self) -> list["InProcessManager"]:
         """One for each site."""
         return [InProcessManager(self, site) for site in range(self.count)]
+
+    def outer_loops(
+        self,
+        config: SemiSyncConfig,
+        models: Sequence[nn.Module],
+        optimizers: Sequence[Any] | None = None,
+        options: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[SemiSync]:
+        """The outer loop of each site, which all have joined.
+
+        Args:
+            config: of all sites.
+            models: one for each site; what they share must be equal, since no site takes over another's state here.
+            optimizers: one for each site, for methods that sync their states.
+            options: for each site, fields of ``SiteOptions`` besides ``ranks``.
+
+        Raises:
+            ValueError: a setting is wrong, or a synced state does not exist.
+        """
+        parts = zip(self.managers(), models, optimizers or [[]] * self.count, options or [{}] * self.count, strict=True)
+        loops = [
+            SemiSync(
+                config,
+                model_parts=[model],
+                optimizers=optimizer,
+                manager=manager,
+                site=SiteOptions(ranks=SiteRanks(alone=True), **own),
+            )
+            for manager, model, optimizer, own in parts
+        ]
+        self.at_once(lambda site: loops[site].join())
+        return loops
 
     def at_once(self, action: Callable[[int], Any]) -> list[Any]:
         """Call ``action(site)`` for all sites at the same time; returns what each returned.

@@ -1,4 +1,4 @@
-"""Worker processes that a benchmark tells what to do, all at once, and asks what came of it."""
+"""Worker processes of a benchmark: each holds an object, whose methods are called in all of them at once."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ _context.set_forkserver_preload(["torchft.local_sgd", "titan_ext.replica", "tita
 _GRACE_SECONDS = 5.0
 
 
-class Crew:
+class WorkerGroup:
     """Processes that each hold one object and run its methods on demand.
 
     Use it as a context manager: the processes end with it, and with the calling process, whatever happens.
@@ -52,7 +52,7 @@ class Crew:
             self.close()
             raise
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> "WorkerGroup":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,12 +1,12 @@
-"""The text of a comparison: what each site trains on at each step, and what all are measured on.
+"""Batches of packed bytes of a corpus: what each site trains on at each step, and what all methods are measured on.
 
-It depends on the seed and the sizes alone, so that every method sees the same tokens in the same order.
+The text depends on the seed and the sizes alone, so that every method sees the same tokens in the same order.
 """
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from titan_ext.data.corpora.corpus import Corpus
 from titan_ext.data.feed import CorpusFeed, Selection
 from titan_ext.data.order import Split
 from titan_ext.data.packing import Sample
-from titan_ext.experiments.convergence.settings import Settings
 
 _HOLDOUT = 0.05
 # Sequences shuffled together. Packed text comes document by document, and a batch of one document's pieces would
@@ -32,8 +31,28 @@ class Batch(NamedTuple):
     labels: torch.Tensor
     positions: torch.Tensor
 
+    def to(self, device: str) -> "Batch":
+        """The same on a device."""
+        return Batch(*(tensor.to(device) for tensor in self))
 
-def training_text(settings: Settings, seed: int) -> Iterator[list[Batch]]:
+
+def joined(batches: Iterable[Batch]) -> Batch:
+    """One batch of the sequences of all."""
+    return Batch(*map(torch.cat, zip(*batches)))
+
+
+class TextSettings(Protocol):
+    """What text depends on: fields that an experiment's ``Settings`` have. Hashable."""
+
+    corpus: str
+    sites: int
+    batch: int
+    """Sequences that a site trains on in a step."""
+    length: int
+    """Tokens of a sequence."""
+
+
+def training_text(settings: TextSettings, seed: int) -> Iterator[list[Batch]]:
     """For each step, without end, a batch for each site; the sites share the documents out.
 
     Raises:
@@ -45,7 +64,7 @@ def training_text(settings: Settings, seed: int) -> Iterator[list[Batch]]:
 
 
 @lru_cache(maxsize=1)
-def validation_text(settings: Settings) -> list[Batch]:
+def validation_text(settings: TextSettings) -> list[Batch]:
     """Batches of documents that no site trains on, the same for all seeds; spread evenly over these documents.
 
     Raises:
@@ -56,12 +75,18 @@ def validation_text(settings: Settings) -> list[Batch]:
     return [_batch(chosen[start : start + _TOGETHER]) for start in range(0, len(chosen), _TOGETHER)]
 
 
-def _site_text(settings: Settings, seed: int, site: int) -> Iterator[Sample]:
+def check_text(settings: TextSettings) -> None:
+    """Raises UserError if the corpus cannot be read, or has too little text."""
+    validation_text(settings)
+    next(training_text(settings, seed=0))
+
+
+def _site_text(settings: TextSettings, seed: int, site: int) -> Iterator[Sample]:
     dataset = _dataset(settings, "train", seed, site, settings.sites)
     return _shuffled(dataset, np.random.default_rng([seed, site]))
 
 
-def _dataset(settings: Settings, split: Split, seed: int = 0, share: int = 0, shares: int = 1) -> PackedTextDataset:
+def _dataset(settings: TextSettings, split: Split, seed: int = 0, share: int = 0, shares: int = 1) -> PackedTextDataset:
     """Packed documents of part ``share`` of ``shares`` of a split; training text starts anew at its end."""
     selection = Selection(
         seed=seed,

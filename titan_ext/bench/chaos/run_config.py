@@ -55,7 +55,7 @@ _CHECKPOINT_ROUNDS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class RunConfig:
     """Size of the run."""
 
     sites: int
@@ -76,13 +76,13 @@ class Setting:
         return self.sync_every * self.batch * self.seq_len
 
 
-def folders(setting: Setting, folder: Path) -> dict[str, Path]:
+def folders(config: RunConfig, folder: Path) -> dict[str, Path]:
     """Name of each site -> its dump folder in a run below ``folder``."""
-    return {name: folder / name for name in setting.names}
+    return {name: folder / name for name in config.names}
 
 
 def jobs(
-    setting: Setting,
+    config: RunConfig,
     folder: Path,
     rounds: int,
     *,
@@ -93,7 +93,7 @@ def jobs(
     """The lighthouse and the sites of a run, whose configuration is written to ``folder``.
 
     Args:
-        setting: size of the run.
+        config: size of the run.
         folder: for everything it leaves.
         rounds: its length.
         networks: name of the site -> a process in its network namespace; empty: all in that of the caller.
@@ -102,7 +102,7 @@ def jobs(
     """
     folder.mkdir(parents=True)
     path, port = folder / "run.toml", free_port()
-    path.write_text(_configuration(setting, folder, rounds, host, port), encoding="utf-8")
+    path.write_text(_configuration(config, folder, rounds, host, port), encoding="utf-8")
     service = lighthouse.command(
         port=port, min_sites=MIN_SITES, join_timeout_seconds=_JOIN_SECONDS, heartbeat_timeout_seconds=_SILENCE_SECONDS
     )
@@ -115,7 +115,7 @@ def jobs(
         )
     ]
     environment = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "RUST_LOG": "error"}
-    for name in setting.names:
+    for name in config.names:
         command = torchrun_command(1, GRACE_SECONDS, "--config", str(path), "--site", name)
         log = folder / name / "log.txt"
         started.append(
@@ -128,18 +128,18 @@ def _inside(network: int | None) -> list[str]:
     return [] if network is None else ["nsenter", f"--net=/proc/{network}/ns/net"]
 
 
-def _configuration(setting: Setting, folder: Path, rounds: int, host: str, port: int) -> str:
+def _configuration(config: RunConfig, folder: Path, rounds: int, host: str, port: int) -> str:
     text = _TEXT.format(
         folder=folder,
-        seq_len=setting.seq_len,
-        batch=setting.batch,
-        steps=rounds * setting.sync_every,
-        interval=_CHECKPOINT_ROUNDS * setting.sync_every,
-        sync_every=setting.sync_every,
+        seq_len=config.seq_len,
+        batch=config.batch,
+        steps=rounds * config.sync_every,
+        interval=_CHECKPOINT_ROUNDS * config.sync_every,
+        sync_every=config.sync_every,
         host=host,
         port=port,
         min_sites=MIN_SITES,
     )
     return text + "".join(
-        _SITE.format(name=name, seed=setting.seed + index) for index, name in enumerate(setting.names)
+        _SITE.format(name=name, seed=config.seed + index) for index, name in enumerate(config.names)
     )

@@ -50,7 +50,7 @@ class SyntheticModel(nn.Module):
         self.weights.append(nn.Parameter(torch.randn(*shape, generator=generator).mul_(0.02)))
 
 
-class Contender:
+class SyncSite:
     """A site whose every inner step ends in a round.
 
     Args:
@@ -71,7 +71,7 @@ class Contender:
         self._model = SyntheticModel(parameters)
         self._inner = torch.optim.SGD(self._model.parameters(), lr=1.0)  # without gradients it changes nothing
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        build = _Theirs if name.startswith(TORCHFT) else _Ours
+        build = _TorchftSync if name.startswith(TORCHFT) else _TitanExtSync
         self._outer = build(name, f"site{site}", sites, lighthouse, self._store.port, self._model, self._inner)
 
     @torch.no_grad()
@@ -95,7 +95,7 @@ class Contender:
         }
 
 
-class _Theirs:
+class _TorchftSync:
     """torchft's DiLoCo; it runs on the optimizer's hooks."""
 
     def __init__(self, name, site, sites, lighthouse, port, model, inner) -> None:
@@ -145,7 +145,7 @@ class _CountingManager(Manager):
         return super().allreduce(tensor, *arguments, **options)
 
 
-class _Ours:
+class _TitanExtSync:
     """Our engine under a codec."""
 
     def __init__(self, name, site, sites, lighthouse, port, model, inner) -> None:

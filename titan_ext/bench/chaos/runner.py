@@ -1,4 +1,4 @@
-"""Runs all sites and the lighthouse under the launcher's supervisor, and strikes as the schedule says."""
+"""Runs all sites and the lighthouse under the launcher's supervisor, and injects faults by a schedule."""
 
 import os
 import signal
@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from titan_ext.bench.chaos.faults import strike
+from titan_ext.bench.chaos.faults import Fault, Kind, inject
 from titan_ext.bench.chaos.history import Sample, SiteHistory
 from titan_ext.bench.chaos.processes import Processes, held, running
-from titan_ext.bench.chaos.schedule import Fault, Kind
-from titan_ext.bench.chaos.setting import GRACE_SECONDS
+from titan_ext.bench.chaos.run_config import GRACE_SECONDS
 from titan_ext.launcher.processes import adopt_orphans, descendants, send
 from titan_ext.launcher.supervisor import Event, Job, Phase, StopRequests, Supervisor
 
@@ -28,7 +27,7 @@ class Outcome:
     """A run that is over."""
 
     sites: dict[str, SiteHistory]
-    struck: list[Fault] = field(default_factory=list)
+    injected: list[Fault] = field(default_factory=list)
     code: int = 0
     """Of the supervisor: 0 if every site came to its last step and ended well."""
     most_ranks: int = 0
@@ -38,7 +37,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-class Conductor:
+class ChaosRun:
     """One run under faults.
 
     Args:
@@ -47,7 +46,7 @@ class Conductor:
         faults: the schedule.
         networks: name of the site -> a process in its network namespace.
         keep_live: a fault waits while it would leave fewer than that of the sites whose work is in the last commit.
-        rounds: length of the run; nothing strikes any more once all sites could not come back before its end.
+        rounds: length of the run; no fault happens any more once sites could not come back before its end.
         seconds: limit of the run.
         say: takes a line for the user.
     """
@@ -129,7 +128,7 @@ class Conductor:
         self._outcome.most_ranks = max(self._outcome.most_ranks, ranks)
         self._undo(lambda due: due <= time.monotonic())
         if self._first_commit is not None:
-            self._strike(processes)
+            self._inject(processes)
 
     def _read(self, processes: Processes | None = None) -> None:
         for name, site in self._outcome.sites.items():
@@ -145,19 +144,19 @@ class Conductor:
                 if (found := held(pid)) is not None:
                     site.samples.append(Sample(time.time(), pid, last["round"], *found))
 
-    def _strike(self, processes: Processes) -> None:
+    def _inject(self, processes: Processes) -> None:
         now = time.monotonic()
         for fault in [each for each in self._waiting if self._first_commit + each.at <= now]:
             site = self._outcome.sites.get(fault.site)
             if not self._leaves_time(fault):
                 continue
-            if site is not None and not self._may_strike(fault.site):
+            if site is not None and not self._may_inject(fault.site):
                 continue  # its turn comes when enough sites are back
-            undo = strike(fault, processes, self._networks)
+            undo = inject(fault, processes, self._networks)
             if undo is None:
                 continue
             self._waiting.remove(fault)
-            self._outcome.struck.append(fault)
+            self._outcome.injected.append(fault)
             self._note(str(fault))
             if site is not None:
                 site.interrupt()
@@ -165,12 +164,12 @@ class Conductor:
                 self._lasting.append((now + fault.seconds, fault, undo))
 
     def _leaves_time(self, fault: Fault) -> bool:
-        """Whether whoever it strikes will be back before the others are through, as far as their pace tells."""
+        """Whether whom it hits will be back before the others are through, as far as their pace tells."""
         left = self._rounds - self._round
         seconds = left * (time.monotonic() - self._first_commit) / max(1, self._round - 1)
         return left >= _CALM_ROUNDS and seconds >= _RECOVERY_SECONDS + 2 * fault.seconds
 
-    def _may_strike(self, name: str) -> bool:
+    def _may_inject(self, name: str) -> bool:
         sites = self._outcome.sites
         others = [each for each in self._contributors if each != name and sites[each].is_live]
         return sites[name].is_live and len(others) >= self._keep_live

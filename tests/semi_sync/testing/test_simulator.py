@@ -1,0 +1,75 @@
+"""The simulator of sites: its documented example, its collectives, and how it ends when a site fails."""
+
+import doctest
+import threading
+
+import pytest
+import torch
+from torch.distributed import ReduceOp
+
+from titan_ext.errors import RunError
+from titan_ext.semi_sync import testing
+from titan_ext.semi_sync.testing import InProcessSites
+
+
+def test_the_documented_example_does_what_it_says():
+    failed, tried = doctest.testmod(testing)
+    assert failed == 0 and tried > 8
+
+
+def test_sites_sum_what_they_offer():
+    sites = InProcessSites(4)
+    managers = sites.managers()
+    values = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
+    held = values.clone()
+
+    def twice(site: int) -> None:
+        for _ in range(2):
+            managers[site].allreduce(held[site], reduce_op=ReduceOp.SUM).wait()
+
+    sites.at_once(twice)
+    sites.close()
+    torch.testing.assert_close(held, (4 * values.sum(0)).expand_as(held))
+    assert all(torch.equal(held[0], each) for each in held)
+
+
+def test_a_site_that_fails_does_not_leave_the_others_waiting():
+    sites = InProcessSites(3)
+    manager = sites.managers()[0]
+
+    def act(site: int) -> None:
+        if site == 1:
+            raise ArithmeticError("site 1")
+        manager.allreduce(torch.ones(1), reduce_op=ReduceOp.SUM)
+
+    with pytest.raises(ArithmeticError, match="site 1"):
+        sites.at_once(act)
+    sites.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("site")]
+
+
+def test_sites_exchange_bytes():
+    sites = InProcessSites(3)
+    groups = [manager.process_group for manager in sites.managers()]
+
+    def act(site: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes = [[3, 3, 3], [2, 2, 2], [1, 1, 1]][site]
+        everyones, received = (torch.empty(shape, dtype=torch.uint8) for shape in ((3, 2), sum(sizes)))
+        groups[site].allgather([list(everyones.unbind())], [torch.full((2,), site, dtype=torch.uint8)], None).wait()
+        sent = torch.tensor([site] * 3 + [10 + site] * 2 + [20 + site], dtype=torch.uint8)
+        groups[site].alltoall_base(received, sent, sizes, [3, 2, 1], None).wait()
+        return everyones, received
+
+    found = sites.at_once(act)
+    sites.close()
+    assert all(everyones.tolist() == [[0, 0], [1, 1], [2, 2]] for everyones, _ in found)
+    assert [received.tolist() for _, received in found] == [
+        [0, 0, 0, 1, 1, 1, 2, 2, 2],
+        [10, 10, 11, 11, 12, 12],
+        [20, 21, 22],
+    ]
+
+
+def test_an_error_that_the_outer_loop_reports_is_one_of_the_program():
+    with pytest.raises(RunError, match="site 1: wrong plan"):
+        InProcessSites(2).managers()[1].report_error(RuntimeError("wrong plan"))

@@ -1,0 +1,115 @@
+"""All sites of a run in one process: data parallelism, or a model at each site and the outer loop between them.
+
+Sites take their inner steps one after another and meet after each, on threads of their own, in the outer loop
+of ``titan_ext.semi_sync``: what is exchanged, applied and counted is what a real run does.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from titan_ext.experiments.models import loss_of, train_step
+from titan_ext.experiments.text import Batch, joined
+from titan_ext.semi_sync import SemiSyncConfig
+from titan_ext.semi_sync.testing import InProcessSites
+from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
+
+
+class InnerTraining:
+    """A model, its inner optimizer and the schedule of its learning rate.
+
+    Args:
+        model: on the device that its batches come to.
+        optimizer: over its parameters.
+        rate: factor on the learning rate by inner step, from 0.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, rate: Callable[[int], float]) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self._rates = LambdaLR(optimizer, rate)
+
+    def step(self, batch: Batch) -> None:
+        """One inner step."""
+        train_step(self.model, loss_of(self.model, batch), self.optimizer, self._rates)
+
+
+class Sites(Protocol):
+    """All sites of a run."""
+
+    models: list[nn.Module]
+    """One for each site; the same one where there is but one."""
+
+    def step(self, batches: Sequence[Batch]) -> None:
+        """One inner step of every site on its batch, and the exchange that is due."""
+
+    def bytes_sent(self) -> list[int]:
+        """Bytes that each site has sent so far."""
+
+    def close(self) -> None:
+        """After the last step."""
+
+
+class DataParallel:
+    """The gradients of all sites averaged at each step: one model, on the batches of all.
+
+    Args:
+        inner: the model's training.
+        count: how many sites share it.
+    """
+
+    def __init__(self, inner: InnerTraining, count: int) -> None:
+        self._inner = inner
+        self.models = [inner.model] * count
+        gradients = sum(each.numel() * each.element_size() for each in inner.model.parameters())
+        self._bytes_a_step = ring_all_reduce_bytes(gradients, count)
+        self._steps = 0
+
+    def step(self, batches: Sequence[Batch]) -> None:
+        # Sites have equally many tokens: the mean of their gradients is the gradient of the mean.
+        self._inner.step(joined(batches))
+        self._steps += 1
+
+    def bytes_sent(self) -> list[int]:
+        """Those of a ring all-reduce of the gradients in every step."""
+        return [self._bytes_a_step * self._steps] * len(self.models)
+
+    def close(self) -> None:
+        pass
+
+
+class SemiSynchronous:
+    """A model at each site, and an outer loop.
+
+    Args:
+        inner: each site's training; what the sites share is equal.
+        config: of the outer loop.
+        options: for each site, fields of ``SiteOptions``.
+    """
+
+    def __init__(
+        self,
+        inner: Sequence[InnerTraining],
+        config: SemiSyncConfig,
+        options: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        self._inner = inner
+        self.models = [each.model for each in inner]
+        self._sites = InProcessSites(len(inner))
+        self._outer = self._sites.outer_loops(config, self.models, [each.optimizer for each in inner], options)
+
+    def step(self, batches: Sequence[Batch]) -> None:
+        for inner, batch in zip(self._inner, batches, strict=True):
+            inner.step(batch)
+        self._sites.at_once(lambda site: self._outer[site].step())
+
+    def bytes_sent(self) -> list[int]:
+        """By the outer loop's ledger."""
+        return [outer.ledger.bytes_sent for outer in self._outer]
+
+    def close(self) -> None:
+        self._sites.at_once(lambda site: self._outer[site].finish())
+        self._sites.close()
