@@ -56,6 +56,15 @@ def zero_basis(parameter: torch.Tensor, rank: int) -> torch.Tensor:
     return _wrapped(parameter, zeros, _basis_placements(parameter), (parameter.shape[dim], rank))
 
 
+def like_basis(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """A basis, whole on every rank, cut as that of ``parameter``."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    mesh = parameter.device_mesh
+    replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(mesh, _basis_placements(parameter))
+
+
 def zero_moment(parameter: torch.Tensor, rank: int) -> torch.Tensor:
     """Zeros ``[rows, rank]`` (right) or ``[rank, columns]`` (left), cut as the side that is not projected."""
     dim = projected_dim(parameter.shape)

@@ -191,6 +191,10 @@ class ModelView:
             known = [key for key, value in states.items() if isinstance(value, torch.Tensor) and value.dim()]
             raise ValueError(f"the inner optimizer keeps no state {state!r} for {lacking[0]}; it keeps {known}")
 
+    def owner(self, name: str) -> tuple[Optimizer | None, dict[str, Any]]:
+        """The optimizer of a parameter, and its group there."""
+        return self._owner(name)[:2]
+
     def moments(self, name: str) -> dict[str, Moment]:
         """The moments that the optimizer keeps of the named parameter, by key; those that are known."""
         optimizer, group, own_name = self._owner(name)

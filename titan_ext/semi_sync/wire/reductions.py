@@ -5,6 +5,7 @@ them in an order that depends on nothing but sizes. A few buckets are under way 
 keep the wire busy while others are coded, few enough to bound what lies in memory beside the values.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -244,7 +245,7 @@ class ElementwiseReduction(CodedReduction):
         values = out.new_empty(len(contributors), out.numel())
         for rank, row in zip(contributors, values, strict=True):
             self._codec.decode(messages[rank], row)
-        torch.mul(self._aggregate(values), sum(of.weights), out=out)
+        torch.mul(self._aggregate(values), math.fsum(of.weights), out=out)
 
 
 class WholeReduction(ElementwiseReduction):
@@ -281,7 +282,7 @@ class WholeReduction(ElementwiseReduction):
             parts = self._gathered or [values.new_empty(len(contributors), 0)]
             gathered = torch.cat(parts, dim=1)[:, : values.numel()]
             self._gathered.clear()
-            values.copy_(self._whole(gathered, of.rank_sum).mul_(sum(of.weights)))
+            values.copy_(self._whole(gathered, of.rank_sum).mul_(math.fsum(of.weights)))
         return travelled
 
     def _keep(self, contributions: torch.Tensor) -> torch.Tensor:
