@@ -38,7 +38,7 @@ class InnerTraining:
         """One inner step; returns its loss."""
         loss = loss_of(self.model, batch)
         train_step(self.model, loss, self.optimizer, self._rates)
-        return float(loss)
+        return loss.item()
 
 
 class Sites(Protocol):
@@ -47,8 +47,9 @@ class Sites(Protocol):
     models: list[nn.Module]
     """One for each site; the same one where there is but one."""
     diverged: bool
-    """Whether a training loss was no number. The models hold no numbers any more then: the outer loop would go on from
-    what the sites shared before, and the method would seem to train at a learning rate at which it does not."""
+    """Whether a training loss was no number, or a site's work was left out of a round because of one. The models hold no
+    numbers any more then: the outer loop would go on from what the sites shared before, and the method would seem to
+    train at a learning rate at which it does not."""
 
     def step(self, batches: Sequence[Batch]) -> None:
         """One inner step of every site on its batch, and the exchange that is due."""
@@ -116,7 +117,9 @@ class SemiSynchronous:
     def step(self, batches: Sequence[Batch]) -> None:
         losses = [inner.step(batch) for inner, batch in zip(self._inner, batches, strict=True)]
         self._sites.at_once(lambda site: self._outer[site].step())
-        self.diverged = self.diverged or not all(map(isfinite, losses))
+        last = self._outer[0].ledger.last
+        left_out = last is not None and last.participants < len(self.models)
+        self.diverged = self.diverged or left_out or not all(map(isfinite, losses))
         if self.diverged:
             _erase(self.models)
 
