@@ -51,7 +51,7 @@ def test_the_validation_data_has_a_line_of_its_own(corpus: Path) -> None:
 
 def launch(*flags: str) -> int:
     parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
+    command.COMMAND.add_to(parser.add_subparsers())
     options, rest = parser.parse_known_args(["launch", "demo.toml", *flags])
     options.overrides = rest
     return command.run(options)

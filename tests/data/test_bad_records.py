@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from tests.data.corpora.sources import build_loader, documents_in
 from titan_ext import train
-from titan_ext.commands.data import add_parser, run
+from titan_ext.commands.data import COMMAND
 from titan_ext.data import TextDataLoader
 from titan_ext.data.corpora.stream import StreamFeed
 from titan_ext.data.loader import open_feed
@@ -138,8 +138,9 @@ def test_a_streams_record_is_left_out(tmp_path: Path) -> None:
 
 def call(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    return run(parser.parse_args(["data", "show", "--documents", "0", *arguments]))
+    COMMAND.add_to(parser.add_subparsers())
+    options = parser.parse_args(["data", "show", "--documents", "0", *arguments])
+    return options.command.run(options)
 
 
 @pytest.mark.parametrize("kind", KINDS)

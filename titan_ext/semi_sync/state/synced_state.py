@@ -172,6 +172,14 @@ class SyncedState:
             ValueError: a parameter is missing or has another shape.
         """
 
+    def correct_shared_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take over the bits of another site that stands at the same commit, and keep local work since then.
+
+        Raises:
+            ValueError: a parameter is missing or has another shape.
+        """
+        self.load(self.shared_state(), state)
+
     # -- checkpoints -----------------------------------------------------------------------------
 
     def private_state(self) -> NamedState:
