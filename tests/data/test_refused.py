@@ -143,6 +143,8 @@ def test_a_folder_that_cannot_be_meant(tmp_path: Path, files: dict[str, str | by
             3,
         ),
         ({f"{n}.py": BUILDER for n in range(30)}, 30),
+        ({"a.py": "x", "menu.json": '{"open": {"text": "Open"}}', "list.json": "[1, 2]", "bad.json": "{text"}, 1),
+        ({"a.txt": "x", "b.json": '[{"text": "y"}, {"text": "z"}]', "c.csv": "text,id\ny,1\n"}, 4),
         ({"tests/test_a.py": "x", "train.py": "y"}, 2),
         ({f"{name}.txt": "x" for name in ("train", "test", "bus", "car", "ship", "foot")}, 6),
         ({"test/a.jsonl": LINE, "test/b.jsonl": LINE}, 2),
@@ -154,7 +156,7 @@ def test_a_folder_that_cannot_be_meant(tmp_path: Path, files: dict[str, str | by
 )
 def test_folders_that_are_meant(tmp_path: Path, files: dict[str, str | bytes], read: int) -> None:
     corpus = open_corpus(fill(tmp_path, files))
-    assert len(corpus) == read
+    assert len(corpus) == read and all(corpus.read(index) for index in range(read))
     counted = sum(corpus.listing.left_out.values()) + len(corpus.listing.files)
     assert counted == len(files), "each file is read or said not to be"
 
