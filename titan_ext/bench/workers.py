@@ -108,6 +108,6 @@ def _serve(connection: Connection, build: Callable[..., Any], arguments: tuple, 
                 connection.send((None, getattr(worker, method)(*values)))
         except (EOFError, ConnectionError):
             pass
-        except Exception:
+        except Exception:  # noqa: BLE001 — the parent process reports it
             connection.send((traceback.format_exc(), None))
     os._exit(0)  # torchft's threads are not ours to join

@@ -163,7 +163,7 @@ def test_every_state_at_every_step(omega, error_feedback):
                         expected[short],
                         rtol=2e-3,
                         atol=2e-4,
-                        msg=lambda m: f"site {site} step {step + 1} {name} {key}: {m}",  # noqa: B023
+                        msg=lambda m: f"site {site} step {step + 1} {name} {key}: {m}",
                     )
     sent = sum(torch.Size(shape).numel() for shape in SHAPES.values()) + 2 * (RANK * 7 + RANK * 6 + 3)
     assert results[0][2].bytes_sent == pytest.approx(2 * (SITES - 1) / SITES * 4 * sent * (STEPS // EVERY))
