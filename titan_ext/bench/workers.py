@@ -15,7 +15,7 @@ from titan_ext.launcher.processes import die_with_parent
 
 # Each worker is a fork of a process that has paid for these imports.
 _context = get_context("forkserver")
-_context.set_forkserver_preload(["torchft.local_sgd", "titan_ext.replica", "titan_ext.semi_sync"])
+_context.set_forkserver_preload(["torchft.local_sgd", "titan_ext.replica.manager", "titan_ext.semi_sync"])
 
 _GRACE_SECONDS = 5.0
 
