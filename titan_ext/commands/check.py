@@ -68,7 +68,8 @@ def _alike(sites: list) -> list[tuple[list, Any]]:
     from titan_ext.config.dept import describe_dept
 
     found = [(site_cost(site), tuple(describe_dept(site))) for site in sites]
-    return [([site for site, own in zip(sites, found) if own == each], each[0]) for each in dict.fromkeys(found)]
+    pairs = list(zip(sites, found, strict=True))
+    return [([site for site, own in pairs if own == each], each[0]) for each in dict.fromkeys(found)]
 
 
 def _as_json(file: str, sites: list) -> str:

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     sites = _load_sites(args.file, args.only, overrides)
     data = [data_lines(site, must_be_here=True) for site in sites]
     jobs = _plan(args, sites, overrides)
-    for site, lines in zip(sites, data):
+    for site, lines in zip(sites, data, strict=True):
         print("\n".join(lines))
         for note in site.notes:
             print(f"{site.name}: note: {note}")

@@ -155,7 +155,7 @@ class Binder:
                 return self.value(arm, given, key, base)
             except UserError:
                 continue
-        raise self._wrong(Union[arms], given, key)
+        raise self._wrong(Union[arms], given, key)  # noqa: UP007 — of a tuple
 
     def _container(self, expected: Any, kind: Any, arguments: tuple, given: Any, key: str) -> Any:
         if kind is dict and isinstance(given, Mapping):
@@ -174,7 +174,8 @@ class Binder:
             inner = list(arguments)
         else:
             inner = [arguments[0] if arguments else Any] * len(given)
-        values = [self.value(kind_, each, f"{key}[{place}]") for place, (kind_, each) in enumerate(zip(inner, given))]
+        pairs = enumerate(zip(inner, given, strict=True))
+        values = [self.value(kind_, each, f"{key}[{place}]") for place, (kind_, each) in pairs]
         return tuple(values) if kind is tuple else values
 
     def _flag(self, expected: Any, text: FlagText, key: str, base: Any) -> Any:

@@ -124,7 +124,7 @@ def flavor_config(module: ModuleType, flavor: str) -> Any | None:
 
 def _overrides(settings: Settings, keywords: Mapping[str, Any], open_ended: bool) -> dict[str, Any]:
     given = {key: value for key, value in settings.table("model").items() if key not in ("name", "flavor")}
-    for key, value in given.items():
+    for key in given:
         if key not in keywords and not open_ended:
             raise settings.error(f"model.{key}", f"unknown key; {hint(key, ['name', 'flavor', *keywords])}")
     binder = Binder(settings)

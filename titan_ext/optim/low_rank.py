@@ -161,7 +161,7 @@ class LowRankAdamW(Optimizer):
         shape = (min(parameter.shape), group["rank"])
         if whole.shape != shape:
             raise ValueError(f"basis of {name} has shape {[*whole.shape]}: must be {[*shape]}")
-        skew = float((whole.mT @ whole - torch.eye(shape[1]).to(whole)).abs().max())
+        skew = float((whole.mT @ whole - torch.eye(group["rank"]).to(whole)).abs().max())
         if not skew < 1e-3:
             raise ValueError(f"basis of {name} is off orthonormal by {skew:.2g}: must be below 1e-3")
         return self._change_basis(group, parameter, whole)
@@ -229,8 +229,9 @@ class LowRankAdamW(Optimizer):
         if (due or not self._has_basis(parameter)) and 0 < size(parameter, signal) < math.inf:
             whole = projection(layout.like_matrix(parameter, signal), group["rank"], group["power_iterations"])
             self._change_basis(group, parameter, whole, taken)
-        tensors = [layout.local(state[key]) for key in _LOW_RANK_KEYS[:3]]
-        return Matrix(parameter, gradient, signal, *tensors, taken + 1, layout.projected_dim(parameter.shape))
+        basis, first, second = (layout.local(state[key]) for key in _LOW_RANK_KEYS[:3])
+        dim = layout.projected_dim(parameter.shape)
+        return Matrix(parameter, gradient, signal, basis, first, second, taken + 1, dim)
 
     def _has_basis(self, parameter: torch.Tensor) -> bool:
         """Whether the basis is not zero; looked at, which waits for a GPU, until it is so after a step."""
@@ -252,10 +253,11 @@ class LowRankAdamW(Optimizer):
         if torch.equal(old, whole):
             return False
         if taken:
-            moments = [layout.local(state[key]) for key in ("low_exp_avg", "low_exp_avg_sq")]
-            corrections = tuple(1 - beta**taken for beta in group["betas"])
-            turned = rotated(*moments, whole.mT @ old, layout.projected_dim(parameter.shape), corrections)
-            torch._foreach_copy_(moments, list(turned))
+            first, second = (layout.local(state[key]) for key in ("low_exp_avg", "low_exp_avg_sq"))
+            beta1, beta2 = group["betas"]
+            corrections = (1 - beta1**taken, 1 - beta2**taken)
+            turned = rotated(first, second, whole.mT @ old, layout.projected_dim(parameter.shape), corrections)
+            torch._foreach_copy_([first, second], list(turned))
         layout.write_whole(state["basis"], whole)
         return True
 

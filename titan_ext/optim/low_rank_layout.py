@@ -27,7 +27,7 @@ def working_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's shard, sharing storage; the tensor itself if it is not a DTensor."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -39,7 +39,7 @@ def local_gradient(parameter: torch.Tensor) -> torch.Tensor:
     """This rank's shard of the gradient, cut as the parameter is."""
     gradient = parameter.grad
     # Under sequence parallelism a replicated parameter's gradient is a sum still to be done.
-    if isinstance(gradient, DTensor) and gradient.placements != parameter.placements:
+    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor) and gradient.placements != parameter.placements:
         gradient = gradient.redistribute(placements=parameter.placements)
     return local(gradient)
 

@@ -66,7 +66,8 @@ class OptimizersContainer(_TorchtitanContainer):
     def changed_since_saved(self) -> list[str]:
         """In words: hyper-parameters that are not those of the loaded checkpoint; what they are now counts."""
         found: set[str] = set()
-        for saved, now in zip(self._saved, self._hyper_parameters()):
+        # Without a checkpoint there are none.
+        for saved, now in zip(self._saved, self._hyper_parameters(), strict=False):
             changed = (key for key in saved.keys() - _IMPLEMENTATION if key in now and saved[key] != now[key])
             found |= {f"{_NAMES.get(key, key)} was {saved[key]} in the checkpoint, is {now[key]}" for key in changed}
         return sorted(found)

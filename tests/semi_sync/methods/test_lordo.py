@@ -166,7 +166,7 @@ def test_every_state_at_every_step(omega, error_feedback):
                         expected[short],
                         rtol=2e-3,
                         atol=2e-4,
-                        msg=lambda m: f"site {site} step {step + 1} {name} {key}: {m}",  # noqa: B023
+                        msg=lambda m: f"site {site} step {step + 1} {name} {key}: {m}",
                     )
     sent = sum(torch.Size(shape).numel() for shape in SHAPES.values()) + 2 * (RANK * 7 + RANK * 6 + 3)
     sent += 2 * RANK * 4  # the bases

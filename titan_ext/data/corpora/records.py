@@ -93,7 +93,7 @@ def _check_gaps(data: Any, found: list[tuple[int, int]], level: int, path: Path)
     """Make sure that there is nothing but the records: no text or number is passed over."""
     before = [0, *(stop for _, stop in found)]
     after = [*(start for start, _ in found), len(data)]
-    for place, (start, stop) in enumerate(zip(before, after)):
+    for place, (start, stop) in enumerate(zip(before, after, strict=True)):
         gap = bytes(data[start:stop]).removeprefix(b"\xef\xbb\xbf").strip()
         gap = gap.removeprefix(b"[").strip() if level and place == 0 else gap
         gap = gap.removesuffix(b"]").strip() if level and place == len(found) else gap

@@ -69,7 +69,9 @@ def materialize_state(optimizer: Optimizer) -> None:
     fresh = {each for each in parameters if each not in optimizer.state}
     if not fresh:
         return
-    settings = [{key: group[key] for key in ("lr", "weight_decay") if key in group} for group in optimizer.param_groups]
+    settings: list[dict[str, Any]] = [
+        {key: group[key] for key in ("lr", "weight_decay") if key in group} for group in optimizer.param_groups
+    ]
     gradients = [each.grad for each in parameters]
     for group, kept in zip(optimizer.param_groups, settings, strict=True):
         group.update((key, torch.zeros_like(v) if isinstance(v, torch.Tensor) else 0.0) for key, v in kept.items())

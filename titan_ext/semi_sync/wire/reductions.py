@@ -179,11 +179,11 @@ class CodedReduction(Reduction):
             padded = values.new_zeros(copies * shard)
             padded[: values.numel()] = values
         message = torch.empty(copies, self._codec.wire_bytes(shard), dtype=torch.uint8, device=values.device)
-        for part, row in zip(padded.view(copies, shard), message):
+        for part, row in zip(padded.view(copies, shard), message, strict=True):
             self._codec.encode(part, row)
         if residual is not None:
             decoded = torch.empty_like(padded).view(copies, shard)
-            for part, row in zip(decoded, message):
+            for part, row in zip(decoded, message, strict=True):
                 self._codec.decode(row, part)
             torch.sub(values, decoded.view(-1)[: values.numel()], out=residual)
         received, work = wire.gather(message[0]) if self._to_all else wire.exchange(message)
@@ -210,7 +210,7 @@ class CodedReduction(Reduction):
         if self._to_all:
             self._combine(received, of, out)
         else:
-            for part, row in zip(out.view(copies, bucket.shard), received):
+            for part, row in zip(out.view(copies, bucket.shard), received, strict=True):
                 self._codec.decode(row, part)
         if not whole:
             values.copy_(out[: values.numel()])
