@@ -41,13 +41,13 @@ def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
     from torchtitan.observability import structured_logger
     from torchtitan.tools.logging import init_logger
 
-    from titan_ext.config import check_dump_folder, check_world_size, load_site, save_resolved
+    from titan_ext.config import check_dump_folder, check_world_size, load_to_start, save_resolved
     from titan_ext.config.recorded import check_resumed
     from titan_ext.launcher.attempt import begin_attempt
 
     init_logger()
     logging.raiseExceptions = False  # where no log can be written, the last line says why
-    site = load_site(path, site_name, overrides)
+    (site,) = load_to_start(path, [site_name], overrides)
     _check_launch(site)
     check_world_size(site.config, int(os.environ["WORLD_SIZE"]))
     check_dump_folder(site.config.dump_folder)

@@ -1,6 +1,5 @@
 """What ``check`` and ``launch`` say of a site's data and tokenizer before anything is trained."""
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +8,9 @@ import pytest
 
 from tests.config.conftest import GOOD
 from tests.data.tokenizers.vocabularies import train_bpe
-from titan_ext.cli import main
+from titan_ext.cli import main, run
 from titan_ext.commands import launch as command
 from titan_ext.config import load_run
-from titan_ext.config.data_lines import data_lines
 
 
 @pytest.fixture
@@ -45,16 +43,11 @@ def test_the_validation_data_has_a_line_of_its_own(corpus: Path) -> None:
         "--validator.dataloader.infinite",
         "false",
     ]
-    lines = data_lines(load_run("demo.toml", flags).sites[0], must_be_here=True)
-    assert lines[1] == "alpha: validator.dataloader corpus/a.jsonl: reads 1 .jsonl"
+    assert load_run("demo.toml", flags).sites[0].data[1] == "alpha: validator.dataloader corpus/a.jsonl: reads 1 .jsonl"
 
 
 def launch(*flags: str) -> int:
-    parser = argparse.ArgumentParser()
-    command.COMMAND.add_to(parser.add_subparsers())
-    options, rest = parser.parse_known_args(["launch", "demo.toml", *flags])
-    options.overrides = rest
-    return command.run(options)
+    return run(["launch", "demo.toml", *flags])
 
 
 def test_data_that_is_elsewhere_is_no_mistake_of_the_file_but_cannot_be_trained_on(
@@ -62,7 +55,9 @@ def test_data_that_is_elsewhere_is_no_mistake_of_the_file_but_cannot_be_trained_
 ) -> None:
     write(GOOD.replace("builtin:code", "/data/of/alpha"))
     assert main(["check", "demo.toml"]) == 0
-    assert "alpha: data /data/of/alpha is not on this machine" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "1 thing missing on this machine" in output and "alpha: data " not in output
+    assert 'data.dataset = "/data/of/alpha": no such file or folder' in output
     monkeypatch.setattr(command, "run_jobs", lambda *_, **__: pytest.fail("started"))
     with pytest.raises(
         ValueError, match='demo.toml: site "alpha": data.dataset = "/data/of/alpha": no such file or folder'

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from titan_ext import cli
 from titan_ext.commands.check import _as_text
-from titan_ext.config import dump_resolved, load_run, load_site
+from titan_ext.config import dump_resolved, load_run, load_site, load_to_start
 from titan_ext.data.tokenizers.bpe import train_tokenizer
 from titan_ext.errors import UserError
 from titan_ext.models.dept.head import MaskedHead
@@ -50,7 +51,7 @@ def run(tmp_path: Path) -> Callable[..., Path]:
     [("none", None, [0, 0]), ("glob", None, [0, 0]), ("trim", "sparse_rows", [0, 0]), ("spec", "local", [0, 1]), ("spec-opt", "local", [0, 1])],
 )
 def test_a_variant_lays_out_scopes_vocabulary_and_rounds(run, variant, shared, seeds):
-    sites = load_run(run(variant)).sites
+    sites = load_to_start(run(variant), None, [])
     scopes = sites[0].config.semi_sync.scopes
     assert [scope.shared for scope in scopes] == ([] if shared is None else [shared])
     trimmed = variant in ("trim", "spec")
@@ -66,7 +67,7 @@ def test_a_variant_lays_out_scopes_vocabulary_and_rounds(run, variant, shared, s
 
 
 def test_the_head_is_masked_behind_the_sites_own_tokens(run):
-    used = [site.config.model_spec.model.lm_head.used for site in load_run(run("trim")).sites]
+    used = [site.config.model_spec.model.lm_head.used for site in load_to_start(run("trim"), None, [])]
     # Letters and the blank, and the three marks of the byte tokenizer; "unknown" is a row of its own.
     assert used == [4 + 3 + 1, 7 + 3 + 1]
 
@@ -82,22 +83,25 @@ shared = "sparse_rows"
 sync_every = 4
 codec = "int8"
 """
-    outer = load_site(run("trim", more), "east").config.semi_sync
+    outer = load_site(run("trim", more), "east", needs=()).config.semi_sync
     assert (outer.method, outer.reset_inner_optimizer) == ("des_loc", False)
     assert [(scope.sync_every, scope.codec) for scope in outer.scopes] == [(4, "int8")]
 
 
 def test_cut_tables_need_leaders(run):
-    assert load_site(run("trim"), "east", ["--parallelism.data_parallel_shard_degree=1"]).config.semi_sync.pairing == "rank"
-    flags = ["--parallelism.tensor_parallel_degree=2", "--parallelism.data_parallel_shard_degree=1"]
-    assert load_site(run("trim"), "east", flags).config.semi_sync.pairing == "leader"
-    assert load_site(run("spec-opt"), "east", flags).config.semi_sync.pairing == "rank"
+    def pairing(variant, *flags):
+        return load_site(run(variant), "east", flags, needs=()).config.semi_sync.pairing
+
+    whole, cut = "--parallelism.data_parallel_shard_degree=1", "--parallelism.tensor_parallel_degree=2"
+    assert pairing("trim", whole) == "rank"
+    assert pairing("trim", whole, cut) == "leader"
+    assert pairing("spec-opt", whole, cut) == "rank"
     with pytest.raises(UserError, match='semi_sync.pairing = "rank": must be "leader"'):
-        load_site(run("trim"), "east", [*flags, "--semi_sync.pairing=rank"])
+        pairing("trim", whole, cut, "--semi_sync.pairing=rank")
 
 
 def test_the_resolved_configuration_is_the_same_site_again(run, tmp_path):
-    site = load_site(run("trim"), "west")
+    (site,) = load_to_start(run("trim"), ["west"], [])
     (tmp_path / "again.json").write_text(json.dumps(dump_resolved(site)))
     again = load_site(tmp_path / "again.json")
     assert dump_resolved(again)["semi_sync"] == dump_resolved(site)["semi_sync"]
@@ -107,7 +111,7 @@ def test_the_resolved_configuration_is_the_same_site_again(run, tmp_path):
 
 def test_check_tells_what_each_site_holds_and_sends(run):
     file = run("trim")
-    text = _as_text(str(file), load_run(file).sites, False)
+    text = _as_text(str(file), load_to_start(file, None, []), False)
     assert "dept.trim        8 of 259 tokens" in text and "dept.trim        11 of 259 tokens" in text
     assert "dept.spec-opt    259 tokens of its own" in _as_text(str(file), load_run(run("spec-opt")).sites, False)
 
@@ -130,8 +134,22 @@ def test_what_cannot_be_is_one_line(run, variant, more, words):
     assert "\n" not in str(caught.value)
 
 
+def test_a_configuration_is_checked_without_reading_a_text_or_writing_a_file(run, tmp_path, capsys):
+    file = run("trim")
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "east.txt").chmod(0)
+    assert cli.main(["check", str(file)]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    output = capsys.readouterr().out
+    assert f"{file}: 2 site(s), no mistakes found" in output
+    assert f"the first start reads the site's text and writes {tmp_path}/east/vocabulary.json" in output
+    # What is not found yet cannot be evaluated or exported, nor can its size be told.
+    with pytest.raises(UserError, match='site "west": vocabulary = "auto": not found yet'):
+        load_site(file, "west")
+
+
 def test_a_vocabulary_of_another_tokenizer_is_refused(run, tmp_path):
-    load_run(run("trim"))
+    load_to_start(run("trim"), None, [])
     (tmp_path / "bpe").mkdir()
     train_tokenizer(["abc def " * 50], 300, tmp_path / "bpe")
     with pytest.raises(UserError, match="vocabulary.*another tokenizer"):

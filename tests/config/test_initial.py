@@ -159,8 +159,9 @@ def test_a_recorded_run_goes_on_when_the_folder_is_gone(config, folder):
 def test_a_folder_that_is_not_there_is_missing_and_no_mistake(config, tmp_path, capsys):
     path = config(path=tmp_path / "elsewhere")
     assert main(["check", path]) == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing here")]
-    assert f'checkpoint.initial_load_path = "{tmp_path / "elsewhere"}": no such folder' in line
+    output = capsys.readouterr().out
+    assert "1 thing missing on this machine" in output
+    assert f'checkpoint.initial_load_path = "{tmp_path / "elsewhere"}": no such folder' in output
     with pytest.raises(UserError, match="no such folder; the model's sizes are read from its config.json"):
         load_run(path)
 

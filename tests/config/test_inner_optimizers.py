@@ -187,7 +187,7 @@ CASES = {
     "beta": ("DeMo", "beta = 1", ["optimizer.beta = 1.0: must be from 0 to below 1"]),
     "momentum": ("Muon", "momentum = 1", ["optimizer.momentum = 1.0: must be from 0 to below 1"]),
     "learning rate of the rest": ("Muon", "adamw_lr = -0.1", ["optimizer.adamw_lr = -0.1: must be at least 0"]),
-    "names": ("Muon", 'adamw_names = "embed"', ['optimizer.adamw_names = "embed": must be a list of string values']),
+    "names": ("Muon", 'adamw_names = "embed"', ['optimizer.adamw_names = "embed": must be a list of strings']),
     "nesterov": ("SGD", "nesterov = true", ["optimizer.nesterov = true", "requires a momentum"]),
     "unknown key": ("Muon", "betta = 1", ["optimizer.betta: unknown key; did you mean betas?"]),
     "unknown name": ("Adopt", "", ['optimizer.name = "Adopt": unknown optimizer; did you mean ADOPT?']),

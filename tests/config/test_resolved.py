@@ -95,4 +95,4 @@ def test_the_files_that_people_start_from_load() -> None:
     folder = Path(__file__).parents[2] / "train_configs"
     for path in sorted(folder.glob("*.toml")):
         # A tokenizer that people download first, and weights that they make, are not in the repository.
-        assert load_run(path, ["--tokenizer", "byte"], elsewhere=True).sites, path
+        assert load_run(path, ["--tokenizer", "byte"], needs=()).sites, path

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -25,15 +26,15 @@ def run(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0; wrong input raises ``UserError`` (exit code 2).
+        0, also where this machine lacks something that the file names, which is listed; mistakes raise ``UserError``.
     """
     from titan_ext.config.load import load_run, load_site
 
     overrides = list(getattr(args, "overrides", []) or [])
     if args.site is None:
-        sites = load_run(args.file, overrides, elsewhere=True).sites
+        sites = load_run(args.file, overrides, needs=()).sites
     else:
-        sites = [load_site(args.file, args.site, overrides, elsewhere=True)]
+        sites = [load_site(args.file, args.site, overrides, needs=())]
     _check_weights(sites)
     print(_as_json(args.file, sites) if args.json else _as_text(args.file, sites, args.all))
     return 0
@@ -52,42 +53,58 @@ def _check_weights(sites: list) -> None:
 
 
 def _as_text(file: str, sites: list, everything: bool) -> str:
-    from titan_ext.config.data_lines import data_lines
+    from titan_ext.config.cost.cost import site_cost
+    from titan_ext.config.findings import counted, missing_lines
     from titan_ext.config.render import render_cost, render_site
 
-    data = [line for site in sites for line in data_lines(site, must_be_here=False)]
-    blocks = [f"{file}: {len(sites)} site(s), no mistakes found", "\n".join(data)]
+    costs = {site.name: (site, site_cost(site)) for site in sites}
+    missing = _missing(file, costs)
+    verdict = f"{counted(len(missing), 'thing')} missing on this machine" if missing else "no mistakes found"
+    blocks = [f"{file}: {len(sites)} site(s), {verdict}"]
+    if missing:
+        blocks.append("\n".join(missing_lines(missing)))
+    data = [line for site in sites for line in site.data]
+    if data:
+        blocks.append("\n".join(data))
     blocks += [render_site(site, everything=everything) for site in sites]
-    blocks += [render_cost(same, cost) for same, cost in _alike(sites)]
+    blocks += [render_cost(same, cost) for same, cost in _alike(costs)]
     return "\n\n".join(blocks)
 
 
-def _alike(sites: list) -> list[tuple[list, Any]]:
+def _missing(file: str, costs: Mapping[str, tuple[Any, Any]]) -> list[Any]:
+    """What this machine lacks for the sites, each once, the room for all of them included."""
+    from titan_ext.config.capacity import lacking_capacity
+    from titan_ext.config.findings import TO_START
+
+    found = {str(each): each for site, _ in costs.values() for each in site.missing if each.need in TO_START}
+    return [*found.values(), *lacking_capacity(file, costs)]
+
+
+def _alike(costs: Mapping[str, tuple[Any, Any]]) -> list[tuple[list, Any]]:
     """Sites of equal cost, and what it is."""
-    from titan_ext.config.cost.cost import site_cost
     from titan_ext.config.dept import describe_dept
 
-    found = [(site_cost(site), tuple(describe_dept(site))) for site in sites]
-    pairs = list(zip(sites, found, strict=True))
-    return [([site for site, own in pairs if own == each], each[0]) for each in dict.fromkeys(found)]
+    found = [(site, (cost, tuple(describe_dept(site)))) for site, cost in costs.values()]
+    return [([site for site, own in found if own == each], each[0]) for each in dict.fromkeys(own for _, own in found)]
 
 
 def _as_json(file: str, sites: list) -> str:
     from titan_ext.config.cost.cost import site_cost
-    from titan_ext.config.data_lines import data_lines
     from titan_ext.config.resolved import dump_resolved
 
+    costs = {site.name: (site, site_cost(site)) for site in sites}
     described = [
         {
             "name": site.name,
-            "data": data_lines(site, must_be_here=False),
+            "data": site.data,
             "notes": site.notes,
             "config": dump_resolved(site),
-            "cost": asdict(site_cost(site)),
+            "cost": asdict(cost),
         }
-        for site in sites
+        for site, cost in costs.values()
     ]
-    return json.dumps({"file": file, "sites": described}, indent=2, ensure_ascii=False)
+    missing = [str(each) for each in _missing(file, costs)]
+    return json.dumps({"file": file, "missing": missing, "sites": described}, indent=2, ensure_ascii=False)
 
 
 COMMAND = Command(

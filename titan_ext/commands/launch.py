@@ -61,8 +61,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: bad input, found before anything starts.
     """
-    from titan_ext.config.data_lines import data_lines
-
     if args.max_restarts < 0:
         raise UserError(f"--max-restarts {args.max_restarts}: must be at least 0")
     if not args.grace_seconds > 0:
@@ -71,10 +69,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--lighthouse-port {args.lighthouse_port}: must be a port below 65536, or 0 for a free one")
     overrides = [*args.overrides, *(["--replica.lighthouse", args.lighthouse] if args.lighthouse else [])]
     sites = _load_sites(args.file, args.only, overrides)
-    data = [data_lines(site, must_be_here=True) for site in sites]
     jobs = _plan(args, sites, overrides)
-    for site, lines in zip(sites, data, strict=True):
-        print("\n".join(lines))
+    for site in sites:
+        print("\n".join(site.data))
         for note in site.notes:
             print(f"{site.name}: note: {note}")
     return run_jobs(
@@ -155,12 +152,10 @@ def _display(sites: Sequence[Watched], plain: bool) -> Display:
 
 
 def _load_sites(file: str, only: Sequence[str] | None, overrides: Sequence[str]) -> list["Site"]:
-    from titan_ext.config import load_run, load_site
+    from titan_ext.config import load_to_start
 
-    if only is None:
-        return load_run(file, overrides).sites
-    # The other sites' corpora and tokenizers may exist on their own machines only.
-    return [load_site(file, name, overrides) for name in dict.fromkeys(only)]
+    # With --only, the other sites' corpora and tokenizers may exist on their own machines only.
+    return load_to_start(file, None if only is None else list(dict.fromkeys(only)), overrides)
 
 
 def _plan(args: argparse.Namespace, sites: Sequence["Site"], overrides: Sequence[str]) -> list[Job]:

@@ -12,6 +12,7 @@ _HOMES = {
     "Site": "load",
     "load_run": "load",
     "load_site": "load",
+    "load_to_start": "load",
     "check_dump_folder": "disk",
     "check_world_size": "layout",
     "dump_resolved": "resolved",

@@ -1,19 +1,21 @@
 """Strict binding of tables onto dataclasses, by their type hints."""
 
+import contextlib
 import dataclasses
 import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from titan_ext.config.flags import FlagText
-from titan_ext.config.renamed import renamed_key, renamed_value
-from titan_ext.config.settings import UNSET, Settings, hint, nearest, one_line
-from titan_ext.errors import UserError
+from titan_ext.config.renamed import renamed_value
+from titan_ext.config.settings import UNSET, Settings, hint, one_line
+from titan_ext.config.unknown import unknown_key
+from titan_ext.errors import InvalidValue, UserError, gather_invalid
 
 _COMPLAINT = re.compile(r"^(?:\w+\.)?(\w+) = .*?: (.*)$", re.DOTALL)
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
@@ -22,6 +24,8 @@ _GIVEN = {bool: "a boolean", int: "an integer", float: "a float", str: "a string
 
 class Binder:
     """Binds the settings of one site; every refusal is one line that names the key.
+
+    Where the settings gather complaints, the rest of a table is still bound.
 
     Args:
         settings: where values come from and how errors are worded.
@@ -45,16 +49,15 @@ class Binder:
         """
         owner = base if isinstance(base, type) else type(base)
         hints = field_types(owner)
-        for name in table:
-            if name not in hints:
-                raise self._unknown(key, name, table[name], hints)
-        values = {
-            name: self.value(hints[name], given, f"{key}.{name}", getattr(base, name, UNSET))
-            for name, given in table.items()
-        }
-        missing = [] if base is not owner else [name for name in _required(owner) if name not in values]
-        if missing:
-            raise self._settings.error(f"{key}.{missing[0]}", "is missing")
+        values = {}
+        for name, given in table.items():
+            with self._noting():
+                if name not in hints:
+                    raise unknown_key(self._settings, key, name, hints, self._elsewhere, given)
+                values[name] = self.value(hints[name], given, f"{key}.{name}", getattr(base, name, UNSET))
+        missing = [] if base is not owner else [name for name in _required(owner) if name not in table]
+        for name in missing:
+            self._settings.refuse(self._settings.error(f"{key}.{name}", "is missing"))
 
         def build(names: Iterable[str]) -> Any:
             chosen = {name: values[name] for name in names}
@@ -74,9 +77,28 @@ class Binder:
             culprit: finds the field that is to blame, if only one can be.
         """
         try:
-            return build()
+            with gather_invalid() as invalid:
+                built = build()
         except (ValueError, AssertionError, TypeError, NotImplementedError) as error:
             raise self._complaint(key, owner, str(error), culprit()) from None
+        if not invalid:
+            return built
+        for place, each in enumerate(invalid):
+            # What is said next of values that the user did not set follows from the first.
+            if place == 0 or self._settings.get(_dotted(key, each), UNSET) is not UNSET:
+                self._settings.refuse(self._invalid(key, each))
+        raise self._invalid(key, invalid[0])
+
+    def _invalid(self, section: str, invalid: InvalidValue) -> UserError:
+        dotted = _dotted(section, invalid)
+        return self._settings.error(dotted, invalid.problem, self._settings.get(dotted, UNSET))
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            self._settings.refuse(error)
 
     def _complaint(self, key: str, owner: Any, message: str, culprit: str | None) -> UserError:
         """Somebody else's message about a section, placed at the key that it speaks of."""
@@ -151,10 +173,8 @@ class Binder:
         if len(arms) == 1:
             return self.value(arms[0], given, key, base)
         for arm in arms:
-            try:
+            with contextlib.suppress(UserError), self._settings.raising():
                 return self.value(arm, given, key, base)
-            except UserError:
-                continue
         raise self._wrong(Union[arms], given, key)  # noqa: UP007 — of a tuple
 
     def _container(self, expected: Any, kind: Any, arguments: tuple, given: Any, key: str) -> Any:
@@ -199,15 +219,6 @@ class Binder:
         kind = next((name for type_, name in _GIVEN.items() if type(given) is type_), type(given).__name__)
         return self._settings.error(key, f"must be {describe(expected)}, got {kind}", given)
 
-    def _unknown(self, section: str, name: str, given: Any, allowed: Mapping[str, Any]) -> UserError:
-        renamed = renamed_key(f"{section}.{name}", given)
-        if renamed is not None:
-            return self._settings.error(f"{section}.{name}", renamed)
-        homes = [home for home in self._elsewhere.get(name, []) if home != f"{section}.{name}"]
-        if nearest(name, allowed) is None and homes:
-            return self._settings.error(f"{section}.{name}", f"unknown key; did you mean {homes[0]}?")
-        return self._settings.error(f"{section}.{name}", f"unknown key; {hint(name, allowed)}")
-
 
 @cache
 def field_types(owner: type) -> dict[str, Any]:
@@ -236,8 +247,17 @@ def describe(expected: Any) -> str:
         return " or ".join('"none"' if arm is type(None) else describe(arm) for arm in arguments)
     if (origin or expected) in (list, tuple):
         inner = [describe(each) for each in arguments if each is not Ellipsis]
-        return f"a list of {inner[0].removeprefix('a ').removeprefix('an ')} values" if inner else "a list"
+        return f"a list of {_plural(inner[0])}" if inner else "a list"
     return "a table" if (origin or expected) is dict or dataclasses.is_dataclass(expected) else str(expected)
+
+
+def _dotted(section: str, invalid: InvalidValue) -> str:
+    return f"{section}.{invalid.key.rpartition('.')[2]}"
+
+
+def _plural(kind: str) -> str:
+    first, _, rest = kind.removeprefix("a ").removeprefix("an ").partition(" ")
+    return f"{first}s {rest}".strip() if kind.startswith("a") else f"values, each {kind}"
 
 
 def _arms(expected: Any) -> tuple:

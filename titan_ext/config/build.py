@@ -3,7 +3,9 @@
 import dataclasses
 import math
 import os
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ from titan_ext.config.sections import DeptConfig, SiteConfig, SiteHeader
 from titan_ext.config.settings import Origin, Settings
 from titan_ext.config.tokenizer import TokenizerChoice, choose_tokenizer
 from titan_ext.data import TextDataLoader
+from titan_ext.errors import UserError
 from titan_ext.trainer.trainer import Trainer
 
 # Fields of the trainer's config that are not sections: other keys of ours decide them.
 _DECIDED = {"model_spec", "hf_assets_path", "dump_folder", "tokenizer", "dataloader", "site"}
-_CHOSEN = {"loss", "activation_checkpoint", "optimizer", "semi_sync"}
+_CHOSEN = {"loss", "activation_checkpoint", "optimizer", "semi_sync", "dept"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,10 @@ class Built:
     """What became of a site's settings."""
 
     config: Trainer.Config
-    model: ModelChoice
-    tokenizer: TokenizerChoice
+    model: ModelChoice | None
+    """None where the user named none that can be built."""
+    tokenizer: TokenizerChoice | None
+    """None where it is not on this machine, or is none."""
     vocabulary: str
     """File of the part of the tokenizer that the site holds; empty for all of it."""
     derived: dict[str, Origin]
@@ -44,8 +49,6 @@ class Built:
     """Folder of the weights, where that is in Hugging Face's format."""
     notes: list[str]
     """What a user should know though it is no mistake."""
-    lacks: list[str]
-    """What training needs and this machine has not."""
 
 
 def section_names() -> list[str]:
@@ -60,67 +63,77 @@ def keys_by_name() -> dict[str, list[str]]:
     plain = Trainer.Config()
     homes: dict[str, list[str]] = {}
     owners = {name: type(getattr(plain, name)) for name in section_names()}
-    owners |= {"loss": LossSection, "data": TextDataLoader.Config}
+    owners |= {"loss": LossSection, "data": TextDataLoader.Config, "validator.dataloader": TextDataLoader.Config}
     for section, owner in owners.items():
         for name in field_types(owner) if dataclasses.is_dataclass(owner) else ():
             homes.setdefault(name, []).append(f"{section}.{name}")
     for name in ("name", "lr", "betas", "eps", "weight_decay"):
         homes.setdefault(name, []).append(f"optimizer.{name}")
+    for name in ("flavor", "vocab_size"):
+        homes.setdefault(name, []).append(f"model.{name}")
+    for name in ("dump_folder", "hf_assets_path", "nproc", "tokenizer", "vocabulary"):
+        homes.setdefault(name, []).append(name)
     return homes
 
 
 def build_config(settings: Settings, site: SiteConfig, header: SiteHeader, weights: Path | None = None) -> Built:
     """The trainer config of one site, ready to build; reads only this site's tokenizer.
 
+    Complaints go to the settings' findings. What they leave open has a stand-in: a model without a known tokenizer has
+    the flavor's own vocabulary, and ``config.model_spec`` is None where there is no model at all.
+
     Args:
         settings: what the user set for the site.
         site: who it is.
         header: its keys that are not sections.
         weights: a folder in Hugging Face's format that the model is of, in place of the one that training starts from.
-
-    Raises:
-        UserError: a key, type or value is wrong.
     """
+    findings = settings.findings
     binder = Binder(settings, keys_by_name())
-    dept = binder.section("dept", DeptConfig)
+    dept = DeptConfig()
+    with findings.catch():
+        dept = binder.section("dept", dept)
     folder = os.path.join(dump_root(settings), site.name)
-    vocabulary = dept_variants.vocabulary_file(
-        settings, dept, header.vocabulary, tokenizer=header.tokenizer, site_folder=Path(folder)
-    )
-    chosen = choose_tokenizer(settings, header.tokenizer, vocabulary)
+    chosen, vocabulary = _tokenizer(settings, dept, header, folder)
     base, derived = _defaults(settings, site)
-    changes = {name: binder.section(name, getattr(base, name)) for name in section_names() if name not in _CHOSEN}
-    changes["semi_sync"] = bind_semi_sync(settings, binder, base.semi_sync)
-    changes["semi_sync"].scopes = dept_variants.variant_scopes(settings, dept, changes["semi_sync"].scopes)
-    assets = header.hf_assets_path or chosen.assets_path
-    source, lacks = _source(settings, changes["checkpoint"], assets, Path(folder), weights)
-    if source is not None and weights is None and vocabulary:
+    changes = _sections(settings, binder, base)
+    with findings.catch():
+        changes["semi_sync"].scopes = dept_variants.variant_scopes(settings, dept, changes["semi_sync"].scopes)
+    assets = header.hf_assets_path or (chosen.assets_path if chosen else header.tokenizer)
+    source, model, spec = None, None, None
+    with findings.catch():
+        record = Path(folder) / RECORD
+        source = open_source(weights) if weights else initial_source(settings, changes["checkpoint"], assets, record)
+    part = dept_variants.asked_vocabulary(dept, header.vocabulary)
+    if source is not None and weights is None and part:
         problem = f"a part of the tokenizer's, and {source.folder} has rows for all of it"
-        raise settings.error("vocabulary", problem, header.vocabulary or dept_variants.AUTO)
-    model, spec = _model(settings, dept, chosen, source)
-    rows = getattr(spec.model, "vocab_size", chosen.vocabulary)
+        settings.refuse(settings.error("vocabulary", problem, part))
+    with findings.catch():
+        model, spec = _model(settings, dept, chosen, source)
     changes |= {
         "model_spec": spec,
         "site": site,
-        "tokenizer": chosen.config,
+        "dept": dept,
+        "tokenizer": chosen.config if chosen else base.tokenizer,
         "dump_folder": folder,
-        "dataloader": _dataloader(settings, binder, base),
-        "optimizer": bind_optimizer(settings, binder, base.optimizer),
-        "activation_checkpoint": bind_activation_checkpoint(settings, binder, base.activation_checkpoint),
-        "loss": bind_loss(settings, binder, base.loss, rows, max(1, changes["training"].seq_len)),
         "hf_assets_path": assets or _export_folder(folder, changes["checkpoint"]),
     }
+    rows = getattr(spec.model, "vocab_size", chosen.vocabulary if chosen else 1) if spec else 1
+    with findings.catch():
+        changes["loss"] = bind_loss(settings, binder, base.loss, rows, max(1, changes["training"].seq_len))
     config = _assembled(settings, base, changes)
-    derived |= {f"model.{key}": Origin.WEIGHTS for key in model.taken}
-    if model.vocabulary_derived:
+    derived |= {f"model.{key}": Origin.WEIGHTS for key in (model.taken if model else ())}
+    if model is not None and model.vocabulary_derived:
         derived["model.vocab_size"] = Origin.TOKENIZER
-    notes = [] if source is None else _source_notes(settings, source, spec, chosen, header)
-    return Built(config, model, chosen, vocabulary, derived, source, notes, lacks)
+    notes = [] if source is None or spec is None else _source_notes(settings, source, spec, chosen, header)
+    return Built(config, model, chosen, vocabulary, derived, source, notes)
 
 
 def _defaults(settings: Settings, site: SiteConfig) -> tuple[Trainer.Config, dict[str, Origin]]:
     """What holds where the user says nothing, and the layer of what is not torchtitan's."""
-    base = _base_config(settings)
+    base = Trainer.Config()
+    with settings.findings.catch():
+        base = _base_config(settings)
     derived = _flavored(base)
     if base.validator.dataloader == type(base.validator)().dataloader:
         # torchtitan's default reads C4 from the network; ours needs a dataset only once validation is on.
@@ -129,31 +142,51 @@ def _defaults(settings: Settings, site: SiteConfig) -> tuple[Trainer.Config, dic
     return base, derived | dict.fromkeys(own, Origin.TITAN_EXT)
 
 
-def _source(
-    settings: Settings, checkpoint: Any, assets: str, folder: Path, weights: Path | None
-) -> tuple[Source | None, list[str]]:
-    """Where the weights come from, and what of that is not on this machine."""
-    if weights is not None:
-        return open_source(weights), []
-    try:
-        return initial_source(settings, checkpoint, assets, folder / RECORD), []
-    except FileNotFoundError as error:
-        return None, [f"{error}; the model's sizes are read from its config.json"]
-
-
 def _source_notes(
-    settings: Settings, source: Source, spec: Any, tokenizer: TokenizerChoice, header: SiteHeader
+    settings: Settings, source: Source, spec: Any, tokenizer: TokenizerChoice | None, header: SiteHeader
 ) -> list[str]:
-    notes = check_source(settings, source, model_module(settings), spec)
-    return notes + tokenizer_notes(source, tokenizer.assets_path, header.tokenizer)
+    notes: list[str] = []
+    with settings.findings.check():
+        notes += check_source(settings, source, model_module(settings), spec)
+    return notes + ([] if tokenizer is None else tokenizer_notes(source, tokenizer.assets_path, header.tokenizer))
+
+
+def _tokenizer(
+    settings: Settings, dept: DeptConfig, header: SiteHeader, folder: str
+) -> tuple[TokenizerChoice | None, str]:
+    """The site's tokenizer, None where it cannot be had, and the file of the part of it that the site holds."""
+    vocabulary = ""
+    with settings.findings.catch():
+        vocabulary = dept_variants.vocabulary_file(settings, dept, header.vocabulary, site_folder=Path(folder))
+    with settings.findings.catch():
+        return choose_tokenizer(settings, header.tokenizer, vocabulary), vocabulary
+    return None, vocabulary
+
+
+def _sections(settings: Settings, binder: Binder, base: Trainer.Config) -> dict[str, Any]:
+    """Every section as the user set it; one that cannot be bound at all as it was."""
+    found: dict[str, Any] = {name: getattr(base, name) for name in section_names()}
+    bindings = {name: partial(binder.section, name, found[name]) for name in found if name not in _CHOSEN}
+    bindings |= {
+        "dataloader": partial(_dataloader, settings, binder, base),
+        "optimizer": partial(bind_optimizer, settings, binder, base.optimizer),
+        "activation_checkpoint": partial(bind_activation_checkpoint, settings, binder, base.activation_checkpoint),
+        "semi_sync": partial(bind_semi_sync, settings, binder, base.semi_sync),
+    }
+    found["dataloader"] = TextDataLoader.Config()
+    for name, bind in bindings.items():
+        with settings.findings.catch():
+            found[name] = bind()
+    found["semi_sync"] = copy(found["semi_sync"])  # what follows writes into it
+    return found
 
 
 def _model(
-    settings: Settings, dept: DeptConfig, tokenizer: TokenizerChoice, source: Source | None
+    settings: Settings, dept: DeptConfig, tokenizer: TokenizerChoice | None, source: Source | None
 ) -> tuple[ModelChoice, Any]:
     """The model; under a variant of DEPT its padding rows have no part in the softmax."""
-    if dept.variant == "none":
-        return choose_model(settings, tokenizer.vocabulary, source=source)
+    if dept.variant == "none" or tokenizer is None:
+        return choose_model(settings, tokenizer.vocabulary if tokenizer else None, source=source)
     from titan_ext.models.dept import decouple
 
     multiple = math.lcm(max(1, dept.vocabulary_multiple), defaults.VOCABULARY_MULTIPLE)
@@ -167,10 +200,15 @@ def _model(
 def dump_root(settings: Settings) -> str:
     """The run's ``dump_folder``, which holds a folder for each site."""
     stem = os.path.splitext(os.path.basename(settings.file))[0]
-    folder = settings.get("dump_folder", defaults.DUMP_FOLDER.format(stem=stem))
-    folder = Binder(settings).value(str, folder, "dump_folder")
-    if not folder.strip():
-        raise settings.error("dump_folder", "must name a folder", folder)
+    default = defaults.DUMP_FOLDER.format(stem=stem)
+    folder = settings.get("dump_folder", default)
+    try:
+        folder = Binder(settings).value(str, folder, "dump_folder")
+        if not folder.strip():
+            raise settings.error("dump_folder", "must name a folder", folder)
+    except UserError as error:
+        settings.refuse(error)
+        folder = default
     return os.path.expanduser(folder)
 
 
@@ -215,7 +253,8 @@ def _situation(settings: Settings, base: Trainer.Config, site: SiteConfig) -> de
 
 def _dataloader(settings: Settings, binder: Binder, base: Trainer.Config) -> Any:
     if not settings.get("data.dataset"):
-        raise settings.error("data", 'is missing: give the site data = "PATH", a dataset id or "builtin:code"')
+        with settings.findings.check():
+            raise settings.error("data", 'is missing: give the site data = "PATH", a dataset id or "builtin:code"')
     start = base.dataloader if isinstance(base.dataloader, TextDataLoader.Config) else TextDataLoader.Config
     return binder.section("data", start)
 
@@ -226,13 +265,22 @@ def _export_folder(folder: str, checkpoint: Any) -> str:
 
 
 def _assembled(settings: Settings, base: Trainer.Config, changes: dict[str, Any]) -> Trainer.Config:
+    """The whole config; torchtitan's own refusal of a combination is noted at the key that it speaks of."""
     try:
         return dataclasses.replace(base, **changes)
     except (ValueError, AssertionError) as error:
-        message = str(error)
-        for word in message.replace("(", " ").replace(")", " ").split():
-            key = word.strip(",.-'`").removeprefix("--")
-            if settings.get(key) is not None and "." in key:
-                raise settings.error(key, message, settings.get(key)) from None
-        raise settings.error("", message) from None
+        with settings.findings.check():
+            raise _combination(settings, str(error)) from None
+    # A stand-in for further checks, which torchtitan's never sees.
+    config = copy(base)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
 
+
+def _combination(settings: Settings, message: str) -> UserError:
+    for word in message.replace("(", " ").replace(")", " ").split():
+        key = word.strip(",.-'`").removeprefix("--")
+        if settings.get(key) is not None and "." in key:
+            return settings.error(key, message, settings.get(key))
+    return settings.error("", message)

@@ -17,7 +17,7 @@ from titan_ext.errors import UserError
 from titan_ext.optim.switch import check_reset
 from titan_ext.semi_sync.build import averages_state, is_elementwise
 from titan_ext.semi_sync.plan.plan import SyncPlan
-from titan_ext.semi_sync.plan.resolve import shares_sparse_rows
+from titan_ext.semi_sync.plan.resolve import fill_defaults, shares_sparse_rows
 from titan_ext.semi_sync.plan.scopes import assign
 
 _AT_LEAST_ONE = (
@@ -34,28 +34,42 @@ _SITES_OWN = {"outer_state_device"}
 
 
 def check_numbers(settings: Settings, config: Any) -> None:
-    """Refuse numbers that torchtitan would only stumble over later.
+    """Refuse numbers that torchtitan would only stumble over later, each naming the key, its value and what is allowed."""
 
-    Raises:
-        UserError: naming the key, its value and what is allowed.
-    """
+    def refuse(key: str, problem: str, value: Any) -> None:
+        settings.refuse(settings.error(key, problem, value))
+
     for key in _AT_LEAST_ONE:
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
         if value < 1:
-            raise settings.error(key, "must be at least 1", value)
+            refuse(key, "must be at least 1", value)
     batch = config.training.global_batch_size
     if batch < 1 and batch != -1:
-        raise settings.error("training.global_batch_size", "must be -1 (one local batch a rank) or at least 1", batch)
+        refuse("training.global_batch_size", "must be -1 (one local batch a rank) or at least 1", batch)
     if not config.training.max_norm > 0:
-        raise settings.error("training.max_norm", "must be above 0 (inf turns clipping off)", config.training.max_norm)
+        refuse("training.max_norm", "must be above 0 (inf turns clipping off)", config.training.max_norm)
     if config.lr_scheduler.warmup_steps < 0:
-        raise settings.error("lr_scheduler.warmup_steps", "must be at least 0", config.lr_scheduler.warmup_steps)
-    _check_data(settings, "data", config.dataloader)
+        refuse("lr_scheduler.warmup_steps", "must be at least 0", config.lr_scheduler.warmup_steps)
+    with settings.findings.catch():
+        _check_data(settings, "data", config.dataloader)
     if config.validator.enable:
         if not getattr(config.validator.dataloader, "dataset", ""):
             raise settings.error("validator.dataloader.dataset", "is missing: validation needs data of its own")
         _check_data(settings, "validator.dataloader", config.validator.dataloader)
+
+
+def check_experts(settings: Settings, config: Any) -> None:
+    """Refuse expert parallelism of a model without experts.
+
+    Raises:
+        UserError: naming the key.
+    """
+    from torchtitan.models.common.moe import MoE
+
+    degree = config.parallelism.expert_parallel_degree
+    if degree > 1 and not any(config.model_spec.model.traverse(MoE.Config)):
+        raise settings.error("parallelism.expert_parallel_degree", "must be 1: the model has no experts", degree)
 
 
 def check_vocabulary(settings: Settings, config: Any, model: ModelChoice, tokenizer: TokenizerChoice) -> list[str]:
@@ -97,17 +111,29 @@ def check_max_length(settings: Settings, config: Any) -> None:
         raise settings.error("training.seq_len", problem, config.training.seq_len)
 
 
+def check_sections(settings: Settings, config: Any) -> None:
+    """Refuse what the sections of ours refuse by themselves."""
+    binder = Binder(settings)
+    outer = config.semi_sync
+    sections = {
+        "replica": config.replica.validate,
+        "optimizer_switch": config.optimizer_switch.validate,
+        "semi_sync": lambda: fill_defaults(outer),
+    }
+    for section, check in sections.items():
+        with settings.findings.catch():
+            binder.guard(section, type(getattr(config, section)), check)
+    with settings.findings.check():
+        _check_reset(settings, config)
+
+
 def check_outer_loop(settings: Settings, config: Any) -> list[str]:
     """Refuse an outer loop that its method, its plan or the model does not allow.
 
     Returns:
         notes for the user.
     """
-    binder = Binder(settings)
-    binder.guard("replica", type(config.replica), config.replica.validate)
-    binder.guard("optimizer_switch", type(config.optimizer_switch), config.optimizer_switch.validate)
-    _check_reset(settings, config)
-    outer = config.semi_sync
+    binder, outer = Binder(settings), config.semi_sync
     if outer.method == "none":
         return []
     plan = binder.guard("semi_sync", type(outer), lambda: plan_of(config))
@@ -221,7 +247,9 @@ def _differences(first: Any, other: Any) -> list[tuple[str, Any, Any]]:
     found = []
     if first.model.name != other.model.name or first.model.flavor != other.model.flavor:
         found.append(("model", f"{first.model.name} {first.model.flavor}", f"{other.model.name} {other.model.flavor}"))
-    rows = {VOCABULARY} if own_vocabulary(first.config.dept) else set()
+    known = first.model.overrides.get(VOCABULARY) and other.model.overrides.get(VOCABULARY)
+    # A tokenizer that is on another machine leaves its rows open.
+    rows = set() if known and not own_vocabulary(first.config.dept) else {VOCABULARY}
     for key in sorted({*first.model.overrides, *other.model.overrides} - rows):
         found.append((f"model.{key}", first.model.overrides.get(key), other.model.overrides.get(key)))
     if first.config.semi_sync.pairing == "rank":

@@ -1,11 +1,14 @@
 """Sections that choose between classes of torchtitan: ``[loss]`` and ``[activation_checkpoint]``."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import gcd
 from typing import Any, Literal
 
 from titan_ext.config.binder import Binder
-from titan_ext.config.settings import Settings, hint
+from titan_ext.config.settings import Settings
+from titan_ext.config.unknown import unknown_key
+from titan_ext.errors import UserError
 
 _CHUNKS = 8
 
@@ -60,13 +63,27 @@ def bind_activation_checkpoint(settings: Settings, binder: Binder, base: Any) ->
     mode = binder.value(Literal[tuple(modes)], table.get("mode", given), "activation_checkpoint.mode")
     rest = {key: value for key, value in table.items() if key != "mode"}
     owner = modes[mode]
+    known = _fields_by_mode(modes)
+    for key in [key for key in rest if mode not in known.get(key, ())]:
+        value = rest.pop(key)
+        settings.refuse(_misplaced(settings, mode, key, value, known))
     if owner is None:
-        for key in rest:
-            raise settings.error(f"activation_checkpoint.{key}", 'has no meaning with mode = "none"', rest[key])
         return None
-    for key in rest:
-        if key not in [each.name for each in fields(owner)]:
-            allowed = ["mode", *(each.name for each in fields(owner))]
-            problem = f'unknown key for mode = "{mode}"; {hint(key, allowed)}'
-            raise settings.error(f"activation_checkpoint.{key}", problem)
     return binder.table(base if type(base) is owner else owner, rest, "activation_checkpoint")
+
+
+def _fields_by_mode(modes: Mapping[str, type | None]) -> dict[str, list[str]]:
+    """The modes that each key belongs to."""
+    known: dict[str, list[str]] = {}
+    for mode, owner in modes.items():
+        for each in fields(owner) if owner is not None else ():
+            known.setdefault(each.name, []).append(mode)
+    return known
+
+
+def _misplaced(settings: Settings, mode: str, key: str, value: Any, known: Mapping[str, list[str]]) -> UserError:
+    if key not in known:
+        allowed = ["mode", *(each for each, modes in known.items() if mode in modes)]
+        return unknown_key(settings, "activation_checkpoint", key, allowed, {})
+    problem = f'has no meaning with mode = "{mode}", only with {" or ".join(known[key])}'
+    return settings.error(f"activation_checkpoint.{key}", problem, value)

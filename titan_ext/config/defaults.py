@@ -45,6 +45,9 @@ class Default:
 
     why: str
 
+    said: str = ""
+    """The value in words, where it is a function."""
+
 
 def _off_gpu(value: Any) -> Callable[[Situation], Any]:
     return lambda situation: MISSING if situation.device_type == "cuda" else value
@@ -77,29 +80,48 @@ def _method(situation: Situation) -> Any:
 DEFAULTS = (
     Default("metrics.log_freq", 1, "metrics.jsonl has a line for every step"),
     Default("metrics.enable_tensorboard", True, "a run leaves TensorBoard events"),
-    Default("debug.seed", _seed, "sites start from equal parameters without sending them; embeddings of their own differ"),
+    Default(
+        "debug.seed",
+        _seed,
+        "sites start from equal parameters without sending them; embeddings of their own differ",
+        '0; the site\'s index under dept.variant "spec" and "spec-opt"',
+    ),
     Default(
         "checkpoint.last_save_model_only",
         lambda situation: MISSING if situation.get("checkpoint.last_save_in_hf") else False,
         "the last checkpoint can be resumed, outer loop included; Hugging Face's format holds only a model",
+        "false; true with last_save_in_hf",
     ),
     Default(
         "checkpoint.initial_load_model_only",
         lambda situation: MISSING if _loads_initially(situation) else False,
         "torchtitan warns of its own default where no initial checkpoint is named",
+        "true where something is loaded at the start",
     ),
-    Default("lr_scheduler.warmup_steps", _warmup, "200 steps would fill a short run; a fifth is torchtitan's advice"),
-    Default("comm.trace_buf_size", _off_gpu(0), "the flight recorder is NCCL's"),
-    Default("training.disable_cuda_graphs", _cuda_graphs_off, "torchtitan refuses them with pipelines; CPUs have none"),
+    Default(
+        "lr_scheduler.warmup_steps",
+        _warmup,
+        "200 steps would fill a short run; a fifth is torchtitan's advice",
+        "200, but at most a fifth of training.steps below 1000",
+    ),
+    Default("comm.trace_buf_size", _off_gpu(0), "the flight recorder is NCCL's", "20000; 0 without a GPU"),
+    Default(
+        "training.disable_cuda_graphs",
+        _cuda_graphs_off,
+        "torchtitan refuses them with pipelines; CPUs have none",
+        "false; true with a pipeline or without a GPU",
+    ),
     Default(
         "semi_sync.method",
         _method,
         "a single site has nobody to sync with; DEPT averages parameters",
+        '"diloco"; "none" for a single site, "local_sgd" under DEPT',
     ),
     Default(
         "semi_sync.reset_inner_optimizer",
         lambda situation: situation.get("dept.variant") != "none" and situation.get("semi_sync.method") == "local_sgd",
         "DEPT's authors begin each round with a fresh inner optimizer",
+        "false; true under DEPT with local_sgd",
     ),
 )
 

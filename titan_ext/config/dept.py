@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from titan_ext.config.binder import Binder
+from titan_ext.config.findings import TO_BUILD, Need
 from titan_ext.config.sections import DeptConfig
 from titan_ext.config.settings import Settings
 from titan_ext.errors import UserError
@@ -49,41 +49,62 @@ def variant_scopes(settings: Settings, dept: DeptConfig, given: list[ScopeConfig
     return given
 
 
-def vocabulary_file(
-    settings: Settings, dept: DeptConfig, given: str | None, *, tokenizer: str, site_folder: Path
-) -> str:
+def asked_vocabulary(dept: DeptConfig, given: str | None) -> str:
+    """What the user, or else the variant, says of the part of the tokenizer's vocabulary; empty for all of it."""
+    return given or (AUTO if dept.variant in _TRIMMED else "")
+
+
+def vocabulary_file(settings: Settings, dept: DeptConfig, given: str | None, *, site_folder: Path) -> str:
     """Path of the file with the part of the tokenizer's vocabulary that the site holds; empty for all of it.
 
-    With "auto", the variant's default where it needs one, it is found in the site's training documents once, and
-    kept with what the site leaves.
+    Raises:
+        Missing: the file is not there; with "auto", the variant's default where it needs one, ``find_vocabulary``
+            writes it.
+    """
+    given = asked_vocabulary(dept, given)
+    if not given:
+        return ""
+    path = site_folder / _FILE if given == AUTO else Path(given)
+    if path.expanduser().exists():
+        return str(path)
+    if given != AUTO:
+        raise settings.missing(Need.TOKENIZER, "vocabulary", "no such file", given)
+    problem = f"not found yet: the first start reads the site's text and writes {path}; until then all tokens count"
+    raise settings.missing(Need.VOCABULARY, "vocabulary", problem, given)
+
+
+def find_vocabulary(site: Any) -> bool:
+    """Find the vocabulary of a ``Site`` in its training documents, where it is to be found there and has not been.
+
+    It is written into the site's folder once, by one process of the machine; the others wait.
+
+    Returns:
+        whether the site has to be loaded anew, with the vocabulary.
 
     Raises:
         UserError: the tokenizer or the corpus cannot be read, or the file is of another tokenizer.
     """
-    given = given or (AUTO if dept.variant in _TRIMMED else "")
-    if given != AUTO:
-        return given
-    from titan_ext.data.loader import TextDataLoader, open_feed
+    if not any(each.need is Need.VOCABULARY for each in site.missing):
+        return False
+    from titan_ext.data.loader import open_feed
     from titan_ext.data.tokenizers.tokenizer import build_tokenizer
-    from titan_ext.data.tokenizers.vocabulary import find_vocabulary
+    from titan_ext.data.tokenizers.vocabulary import find_vocabulary as find
     from titan_ext.data.tokenizers.vocabulary_file import site_vocabulary
 
-    data = Binder(settings).section("data", TextDataLoader.Config)
-    path = site_folder / _FILE
     try:
-        data.validate()
-        whole = build_tokenizer(tokenizer)
-        feed = open_feed(replace(data, infinite=False))
-        site_vocabulary(path, lambda: find_vocabulary(feed, whole, progress=_tell), tokenizer=whole)
+        whole = build_tokenizer(site.tokenizer)
+        feed = open_feed(replace(site.config.dataloader, infinite=False))
+        path = Path(site.config.dump_folder) / _FILE
+        site_vocabulary(path, lambda: find(feed, whole, progress=_tell), tokenizer=whole)
     except UserError as error:
-        raise settings.error("vocabulary", str(error), given) from None
-    return str(path)
+        raise site.settings.error("vocabulary", str(error), AUTO) from None
+    return True
 
 
 def describe_dept(site: Any) -> list[str]:
     """What the variant holds and sends of a ``Site``'s model, by the formulas of the paper's table 1; in lines."""
     dept = site.config.dept
-    if dept.variant == "none":
+    if dept.variant == "none" or any(each.need in TO_BUILD for each in site.missing):
         return []
     from titan_ext.config.cost.shapes import parameter_shapes
     from titan_ext.data.tokenizers.tokenizer import vocabulary_size

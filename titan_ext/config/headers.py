@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from titan_ext.config.binder import Binder, field_types
+from titan_ext.config.findings import Findings
 from titan_ext.config.flags import parse_flags
 from titan_ext.config.sections import SiteConfig, SiteHeader
 from titan_ext.config.settings import UNSET, Origin, Settings, hint
 from titan_ext.config.source import read_file
+from titan_ext.config.unknown import unknown_key, unknown_section
 from titan_ext.errors import UserError
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+_SHARE = ("share_index", "share_count")
 _ONLY_IN_SITE = ("name", "index", "count")
 
 
@@ -22,6 +25,7 @@ class SitePlan:
     """A site as the file describes it."""
 
     settings: Settings
+    """With findings of its own: the complaints about the site."""
     header: SiteHeader
     site: SiteConfig
 
@@ -37,51 +41,59 @@ class KnownNames:
     """Dotted keys by their last part, to say where a misplaced key belongs."""
 
 
-def plan_sites(path: str, overrides: Sequence[str], known: KnownNames) -> list[SitePlan]:
+def plan_sites(path: str, overrides: Sequence[str], known: KnownNames, findings: Findings) -> list[SitePlan]:
     """Merge file, site tables and flags, and check what can be known without building anything.
 
     Args:
         path: the TOML file.
         overrides: flags such as ``["--training.steps", "20"]``; they apply to every site.
         known: names that a file may use.
+        findings: takes the complaints about the file: unknown section or key, no or two names …
 
     Raises:
-        UserError: unknown section or key, no or two names, an impossible weight …
+        UserError: the file or a flag cannot be read at all.
     """
     tables = read_file(path)
     flags = parse_flags(overrides)
-    sites = _site_tables(str(path), tables)
-    whole = Settings(str(path)).merge({key: value for key, value in tables.items() if key != "site"}, Origin.FILE)
+    whole = Settings(str(path), findings=findings)
+    whole.merge({key: value for key, value in tables.items() if key != "site"}, Origin.FILE)
+    sites = _site_tables(whole, tables)
     _check_names(whole, known)
-    flagged = Settings(str(path)).merge(flags, Origin.FLAG)
-    _check_names(flagged, known)
-    tables = sites or [{}]
-    plans = [_plan(whole, table, flags, place, len(tables), known) for place, table in enumerate(tables)]
-    _check_unique(str(path), plans)
+    _check_names(Settings(str(path), findings=findings).merge(flags, Origin.FLAG), known)
+    plans = [_plan(whole, table, flags, place, len(sites), known) for place, table in enumerate(sites)]
+    _check_unique(str(path), plans, findings)
     _share_out(plans)
     return plans
 
 
-def _site_tables(file: str, tables: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _site_tables(whole: Settings, tables: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The tables of the sites, each with a name; one without any where the file has none."""
     sites = tables.get("site", [])
     if not isinstance(sites, list) or not all(isinstance(each, Mapping) for each in sites):
-        raise UserError(f"{file}: site: must be [[site]] tables, with double brackets, one for each site")
+        whole.refuse(whole.error("site", "must be [[site]] tables, with double brackets, one for each site"))
+        whole.findings.doubt("data", "tokenizer")
+        sites = []
+    named = []
     for place, table in enumerate(sites):
         name = table.get("name", UNSET)
+        number = f"{whole.file}: [[site]] number {place + 1}"
         if name is UNSET:
-            raise UserError(f'{file}: [[site]] number {place + 1}: name is missing; add name = "site{place}"')
-        if not isinstance(name, str) or not _NAME.match(name):
-            raise UserError(
-                f"{file}: [[site]] number {place + 1}: name = {name!r}: must be letters, digits, '.', '_' and '-',"
-                " starting with a letter or digit, at most 64"
-            )
-    return sites
+            whole.refuse(UserError(f'{number}: name is missing; add name = "site{place}"'))
+        elif not isinstance(name, str) or not _NAME.match(name):
+            allowed = "letters, digits, '.', '_' and '-', starting with a letter or digit, at most 64"
+            whole.refuse(UserError(f"{number}: name = {name!r}: must be {allowed}"))
+        else:
+            named.append(table)
+            continue
+        named.append({**table, "name": f"site{place}"})
+    return named or [{}]
 
 
 def _plan(whole: Settings, table: Mapping, flags: Mapping, place: int, count: int, known: KnownNames) -> SitePlan:
     settings = whole.copy()
     settings.site = table.get("name")
-    own = Settings(whole.file, settings.site).merge(table, Origin.SITE)
+    settings.findings = Findings(doubtful=set(whole.findings.doubtful))
+    own = Settings(whole.file, settings.site, findings=settings.findings).merge(table, Origin.SITE)
     _check_names(own, known, in_site=True)
     settings.merge(table, Origin.SITE).merge(flags, Origin.FLAG)
     settings.tree.pop("name", None)
@@ -98,21 +110,30 @@ def _plan(whole: Settings, table: Mapping, flags: Mapping, place: int, count: in
 
 def _header(settings: Settings, name: str) -> SiteHeader:
     binder, types = Binder(settings), field_types(SiteHeader)
-    given = {key: settings.tree[key] for key in types if key in settings.tree}
-    return SiteHeader(**{"name": name} | {key: binder.value(types[key], value, key) for key, value in given.items()})
+    given = {"name": name}
+    for key in types:
+        if key in settings.tree:
+            try:
+                given[key] = binder.value(types[key], settings.tree[key], key)
+            except UserError as error:
+                settings.refuse(error)
+    return SiteHeader(**given)
 
 
 def _check_header(settings: Settings, site: SiteConfig, listed: int) -> None:
+    def refuse(key: str, problem: str, value: Any) -> None:
+        settings.refuse(settings.error(key, problem, value))
+
     if not (site.weight > 0 and math.isfinite(site.weight)):
-        raise settings.error("weight", "must be a finite number above 0", site.weight)
+        refuse("weight", "must be a finite number above 0", site.weight)
     if site.count < listed:
-        raise settings.error("count", f"must be at least {listed}, the sites of this file", site.count)
-    if not 0 <= site.index < site.count:
-        raise settings.error("index", f"must be from 0 to {site.count - 1}", site.index)
+        refuse("count", f"must be at least {listed}, the sites of this file", site.count)
+    elif not 0 <= site.index < site.count:
+        refuse("index", f"must be from 0 to {site.count - 1}", site.index)
     least = settings.get("replica.min_sites")
     least = least.literal() if hasattr(least, "literal") else least
-    if isinstance(least, int) and least > site.count:
-        raise settings.error("replica.min_sites", f"must be at most {site.count}, the number of sites", least)
+    if isinstance(least, int) and not isinstance(least, bool) and least > site.count >= listed:
+        refuse("replica.min_sites", f"must be at most {site.count}, the number of sites", least)
 
 
 def _check_names(settings: Settings, known: KnownNames, in_site: bool = False) -> None:
@@ -122,49 +143,50 @@ def _check_names(settings: Settings, known: KnownNames, in_site: bool = False) -
     for name, value in settings.tree.items():
         if name in allowed:
             continue
-        kind = "section" if isinstance(value, Mapping) else "key"
         if name in _ONLY_IN_SITE:
-            raise settings.error(name, "belongs in a [[site]] table", value)
-        if kind == "key" and name in known.homes:
-            raise settings.error(name, f"unknown key; did you mean {known.homes[name][0]}?")
-        raise settings.error(name, f"unknown {kind}; {hint(name, allowed if in_site else [*allowed, 'site'])}")
+            settings.refuse(settings.error(name, "belongs in a [[site]] table", value))
+        elif isinstance(value, Mapping):
+            for error in unknown_section(settings, name, allowed, known.homes):
+                settings.refuse(error)
+        else:
+            shown = allowed if in_site else [*allowed, "site"]
+            settings.refuse(unknown_key(settings, "", name, shown, known.homes))
 
 
-def _check_unique(file: str, plans: Sequence[SitePlan]) -> None:
+def _check_unique(file: str, plans: Sequence[SitePlan], findings: Findings) -> None:
     seen: dict[str, int] = {}
     for plan in plans:
         # Names are folders, and some file systems do not tell A from a.
         folded = plan.site.name.lower()
         if folded in seen:
-            raise UserError(
-                f'{file}: site "{plan.site.name}": name = "{plan.site.name}": [[site]] number {seen[folded] + 1}'
-                " has this name already; every site needs its own"
-            )
-        seen[folded] = plan.site.index
+            where = f'{file}: site "{plan.site.name}": name = "{plan.site.name}"'
+            taken = f"[[site]] number {seen[folded] + 1} has this name already; every site needs its own"
+            findings.add(UserError(f"{where}: {taken}"))
+        seen.setdefault(folded, plan.site.index)
     indices = [plan.site.index for plan in plans]
     for plan in plans:
         if indices.count(plan.site.index) > 1:
-            raise plan.settings.error("index", "two sites have this index", plan.site.index)
+            findings.add(plan.settings.error("index", "two sites have this index", plan.site.index))
 
 
 def _share_out(plans: Sequence[SitePlan]) -> None:
     """Sites on one corpus each take their part of it, unless they say which."""
     groups: dict[str, list[SitePlan]] = {}
     for plan in plans:
-        data = plan.settings.table("data")
-        told = [key for key in ("share_index", "share_count") if key in data]
+        data = plan.settings.get("data")  # no table at all is the binder's to refuse
+        told = [key for key in _SHARE if isinstance(data, Mapping) and key in data]
         if len(told) == 1:
-            raise plan.settings.error(f"data.{told[0]}", "share_index and share_count go together; set both or neither")
-        if isinstance(data.get("dataset"), str):
+            problem = "share_index and share_count go together; set both or neither"
+            plan.settings.refuse(plan.settings.error(f"data.{told[0]}", problem))
+        elif isinstance(data, Mapping) and isinstance(data.get("dataset"), str):
             groups.setdefault(str(data["dataset"]), []).append(plan)
     for dataset, group in groups.items():
         telling = [plan for plan in group if "share_index" in plan.settings.table("data")]
-        if telling and len(telling) < len(group):
-            silent = next(plan for plan in group if plan not in telling)
-            raise silent.settings.error(
-                "data.share_index",
-                f'is missing: site "{telling[0].site.name}" says which part of {dataset!r} it takes, so all on it must',
-            )
+        for plan in [] if not telling else group:
+            if plan not in telling:
+                first = telling[0].site.name
+                problem = f'is missing: site "{first}" says which part of {dataset!r} it takes, so all on it must'
+                plan.settings.refuse(plan.settings.error("data.share_index", problem))
         if len(group) > 1 and not telling:
             for place, plan in enumerate(group):
                 plan.settings.merge({"data": {"share_index": place, "share_count": len(group)}}, Origin.TITAN_EXT)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from titan_ext.config.findings import Need
 from titan_ext.config.settings import UNSET, Settings, show
 from titan_ext.data.tokenizers.traits import TOKENIZER_FILE
 from titan_ext.huggingface.description import FILE_NAME, read_description
@@ -64,7 +65,7 @@ def initial_source(settings: Settings, checkpoint: Any, assets: str, record: Pat
 
     Raises:
         UserError: the keys do not go together, or the folder is no such one.
-        FileNotFoundError: the folder is not there, and nothing is recorded of it.
+        Missing: the folder is not there, and nothing is recorded of it.
     """
     path = checkpoint.initial_load_path
     if not checkpoint.enable and (path or checkpoint.initial_load_in_hf):
@@ -81,7 +82,8 @@ def initial_source(settings: Settings, checkpoint: Any, assets: str, record: Pat
         return open_source(folder)
     known = _recorded(record, path)
     if known is None:
-        raise FileNotFoundError(f"{_PATH if path else 'hf_assets_path'} = {show(str(folder))}: no such folder")
+        problem = f"no such folder; the model's sizes are read from its {FILE_NAME}"
+        raise settings.missing(Need.MODEL, _PATH if path else "hf_assets_path", problem, str(folder))
     return Source(folder, None, known)
 
 

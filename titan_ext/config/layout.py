@@ -27,6 +27,11 @@ class Layout:
     tensor: int
     pipeline: int
 
+    @classmethod
+    def alone(cls) -> "Layout":
+        """A single rank."""
+        return cls(1, 1, 1, 1, 1)
+
     @property
     def ranks(self) -> int:
         """Ranks of the site."""
@@ -82,16 +87,13 @@ def degrees_in(table: Mapping[str, Any], nproc: int | None) -> dict[str, Any]:
     return degrees
 
 
-def check_layout(settings: Settings, config: Any, layout: Layout, device_type: str) -> None:
+def check_layout(settings: Settings, config: Any, layout: Layout) -> None:
     """Refuse a layout that does not divide the batch, the sequence or the model.
 
     Raises:
         UserError: naming the key to change.
     """
     training, parallelism = config.training, config.parallelism
-    if layout.context > 1 and device_type == "cpu":
-        problem = "context parallelism does not work on CPU; use 1, or a machine with GPUs"
-        raise settings.error("parallelism.context_parallel_degree", problem, layout.context)
     step = training.local_batch_size * layout.batch
     if training.global_batch_size > 0 and training.global_batch_size % step:
         factors = f"{training.local_batch_size} x {layout.batch} = {step}"

@@ -2,21 +2,22 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torchtitan.tools.utils import device_type
 
-from titan_ext.config import checks
-from titan_ext.config.build import build_config, dump_root, keys_by_name, section_names
+from titan_ext.config import checks, machine
+from titan_ext.config.build import Built, build_config, dump_root, keys_by_name, section_names
+from titan_ext.config.dept import find_vocabulary
+from titan_ext.config.findings import TO_BUILD, TO_START, TO_TRAIN, Findings, Missing, Need
 from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select
 from titan_ext.config.layout import Layout, check_layout, resolve_layout
 from titan_ext.config.model import ModelChoice
 from titan_ext.config.pairing import resolve_pairing
-from titan_ext.config.settings import Origin, Settings, show
+from titan_ext.config.settings import Origin, Settings, one_line, show
 from titan_ext.semi_sync.plan.resolve import fill_defaults, shares_sparse_rows
 from titan_ext.trainer.cpu import adapt
 from titan_ext.trainer.trainer import Trainer
@@ -51,10 +52,12 @@ class Site:
     """Layer of the values that neither the user nor torchtitan chose, by dotted key."""
     notes: list[str] = field(default_factory=list)
     """What a user should know though it is no mistake."""
+    data: list[str] = field(default_factory=list)
+    """What of each corpus is read, in a line; without those that are not on this machine."""
     weights: Path | None = None
     """Folder of the model's weights, where that is in Hugging Face's format and on this machine."""
-    lacks: list[str] = field(default_factory=list)
-    """What training needs and this machine has not."""
+    missing: list[Missing] = field(default_factory=list)
+    """What the site needs and this machine lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +77,26 @@ class Run:
         return next(each for each in self.sites if each.name == name)
 
 
-def load_run(path: str | Path, overrides: Sequence[str] = (), *, elsewhere: bool = False) -> Run:
-    """Load every site of a file and check them against each other.
+def load_run(path: str | Path, overrides: Sequence[str] = (), needs: Collection[Need] = TO_BUILD) -> Run:
+    """Load every site of a file and check them against each other; reads no corpus and writes nothing.
 
     Args:
         path: a TOML file, or the ``config.json`` that a run left.
         overrides: flags such as ``["--training.steps", "20"]``; they apply to every site.
-        elsewhere: it is not to be trained here; what this machine lacks is in the sites' ``lacks``, and no error.
+        needs: what must be on this machine. What else is missing stands in the sites' ``missing``.
 
     Raises:
-        UserError: one line with file, key, value and what is allowed.
+        UserError: all mistakes of the file, and what is missing, each with file, key, value and what is allowed.
     """
-    with _quiet():
-        plans = plan_sites(str(path), overrides, KnownNames(section_names(), keys_by_name()))
-        sites = [_build(plan, plans, sharing=len(plans), elsewhere=elsewhere) for plan in plans]
-        checks.check_sites(str(path), sites)
+    with quiet():
+        findings = Findings()
+        plans = plan_sites(str(path), overrides, KnownNames(section_names(), keys_by_name()), findings)
+        sites = [_build(plan, plans, sharing=len(plans)) for plan in plans]
+        findings.take([plan.settings.findings for plan in plans])
+        if not findings.mistakes:
+            with findings.catch():
+                checks.check_sites(str(path), sites)
+    findings.enforce(str(path), needs)
     return Run(str(path), sites)
 
 
@@ -96,9 +104,9 @@ def load_site(
     path: str | Path,
     name: str | None = None,
     overrides: Sequence[str] = (),
+    needs: Collection[Need] = TO_BUILD,
     *,
     weights: Path | None = None,
-    elsewhere: bool = False,
 ) -> Site:
     """Load one site of a file without building the others, whose tokenizers may be elsewhere.
 
@@ -106,43 +114,79 @@ def load_site(
         path: a TOML file, or the ``config.json`` that a run left.
         name: which site; not needed where the file has one.
         overrides: flags; they count for the other sites too when a corpus is shared out.
+        needs: as in ``load_run``.
         weights: a folder in Hugging Face's format that the model is of, in place of the one that training starts from.
-        elsewhere: as in ``load_run``.
 
     Raises:
-        UserError: one line with file, key, value and what is allowed.
+        UserError: as ``load_run``.
     """
-    with _quiet():
-        plans = plan_sites(str(path), overrides, KnownNames(section_names(), keys_by_name()))
-        return _build(select(str(path), plans, name), plans, sharing=1, weights=weights, elsewhere=elsewhere)
+    with quiet():
+        findings = Findings()
+        plans = plan_sites(str(path), overrides, KnownNames(section_names(), keys_by_name()), findings)
+        site = _build(select(str(path), plans, name), plans, sharing=1, weights=weights)
+        findings.take([plan.settings.findings for plan in plans])
+    findings.enforce(str(path), needs)
+    return site
 
 
-def _build(
-    plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: Path | None = None, elsewhere: bool = False
-) -> Site:
+def load_to_start(path: str | Path, names: Sequence[str | None] | None, overrides: Sequence[str]) -> list[Site]:
+    """The sites that start on this machine, which must have all that they need.
+
+    A site whose vocabulary is to be found in its text, and has not been, reads it here.
+
+    Args:
+        path: as in ``load_run``.
+        names: which sites, without the others; a None among them is the only site of the file. None: all.
+        overrides: as in ``load_run``.
+
+    Raises:
+        UserError: as ``load_run``; a vocabulary cannot be found.
+    """
+
+    def load() -> list[Site]:
+        if names is None:
+            return load_run(path, overrides, needs=()).sites
+        return [load_site(path, name, overrides, needs=()) for name in names]
+
+    sites = load()
+    _require(path, sites, TO_START)
+    found = [find_vocabulary(site) for site in sites]
+    if any(found):
+        sites = load()
+    _require(path, sites, TO_TRAIN)
+    return sites
+
+
+def _require(path: str | Path, sites: Sequence[Site], needs: Collection[Need]) -> None:
+    findings = Findings()
+    findings.take([site.settings.findings for site in sites])
+    findings.enforce(str(path), needs)
+
+
+def _build(plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: Path | None = None) -> Site:
+    """The site; what is wrong with it, or missing, stands in its settings' findings."""
     settings, header = plan.settings, plan.header
+    findings = settings.findings
     built = build_config(settings, plan.site, header, weights)
-    if built.lacks and not elsewhere:
-        raise settings.error("", built.lacks[0])
     config = built.config
-    checks.check_numbers(settings, config)
-    layout = resolve_layout(settings, config, header.nproc, _devices() // sharing)
-    check_layout(settings, config, layout, device_type)
-    checks.check_max_length(settings, config)
-    checks.check_export(settings, config)
-    notes = built.notes + checks.check_vocabulary(settings, config, built.model, built.tokenizer)
-    notes += built.tokenizer.notes
-    notes += checks.check_outer_loop(settings, config)
-    derived = built.derived | _fill_method(config) | _pair(config, plans) | _adapt(config)
-    checks.check_pairing(settings, config)
-    checks.check_rows(settings, config, layout)
-    if config.semi_sync.method != "none" and config.semi_sync.pairing == "leader":
-        notes.append("rank 0 of each site exchanges for all its ranks (semi_sync.pairing): layouts may differ")
+    with findings.check():
+        checks.check_numbers(settings, config)
+    with findings.check():
+        checks.check_sections(settings, config)
+    layout = Layout.alone()
+    with findings.check():
+        layout = resolve_layout(settings, config, header.nproc, _devices() // sharing)
+    notes, derived = list(built.notes), dict(built.derived)
+    if config.model_spec is not None:
+        more_notes, more = _check_whole(plan, plans, built, layout)
+        notes, derived = notes + more_notes, derived | more
     notes += [
         f"{key} = {show(settings.get(key))} cannot be had on this machine"
         for key, origin in derived.items()
         if origin is Origin.PLATFORM and settings.get(key) is not None
     ]
+    data = machine.check_machine(settings, config, layout)
+    notes += [str(each) for each in findings.lacking([Need.VOCABULARY])]
     return Site(
         name=plan.site.name,
         index=plan.site.index,
@@ -158,9 +202,41 @@ def _build(
         settings=settings,
         derived=derived,
         notes=notes,
+        data=data,
         weights=built.source.folder if built.source is not None and built.source.recorded is None else None,
-        lacks=built.lacks,
+        missing=list(findings.missing.values()),
     )
+
+
+def _check_whole(
+    plan: SitePlan, plans: Sequence[SitePlan], built: Built, layout: Layout
+) -> tuple[list[str], dict[str, Origin]]:
+    """Checks that need the model, and the values that follow; notes, and the layer of those values."""
+    settings, config, findings = plan.settings, built.config, plan.settings.findings
+    notes: list[str] = []
+    for check in (
+        lambda: check_layout(settings, config, layout),
+        lambda: checks.check_max_length(settings, config),
+        lambda: checks.check_experts(settings, config),
+        lambda: checks.check_export(settings, config),
+    ):
+        with findings.check():
+            check()
+    if built.tokenizer is not None:
+        with findings.check():
+            notes += checks.check_vocabulary(settings, config, built.model, built.tokenizer)
+        notes += built.tokenizer.notes
+    derived: dict[str, Origin] = {}
+    with findings.check():
+        notes += checks.check_outer_loop(settings, config)
+        derived |= _fill_method(config) | _pair(config, plans)
+        checks.check_pairing(settings, config)
+        checks.check_rows(settings, config, layout)
+        if config.semi_sync.method != "none" and config.semi_sync.pairing == "leader":
+            notes.append("rank 0 of each site exchanges for all its ranks (semi_sync.pairing): layouts may differ")
+    with findings.check():
+        derived |= _adapt(settings, config)
+    return notes, derived
 
 
 def _fill_method(config: Trainer.Config) -> dict[str, Origin]:
@@ -180,10 +256,18 @@ def _pair(config: Trainer.Config, plans: Sequence[SitePlan]) -> dict[str, Origin
     return {"semi_sync.pairing": Origin.LAYOUT} if asked == "auto" else {}
 
 
-def _adapt(config: Trainer.Config) -> dict[str, Origin]:
-    """Let the platform settle what this machine cannot do otherwise."""
+def _adapt(settings: Settings, config: Trainer.Config) -> dict[str, Origin]:
+    """Let the platform settle what this machine cannot do otherwise.
+
+    Raises:
+        Missing: the model needs an accelerator.
+    """
     before = {each.name: getattr(config.training, each.name) for each in fields(config.training)}
-    adapt(config)
+    try:
+        adapt(config)
+    except ValueError as error:
+        name = settings.get("model.name", config.model_spec.name)
+        raise settings.missing(Need.MODEL, "model.name", one_line(f"needs a GPU: {error}"), name) from None
     changed = [key for key, value in before.items() if getattr(config.training, key) != value]
     return {f"training.{key}": Origin.PLATFORM for key in changed}
 
@@ -193,7 +277,7 @@ def _devices() -> int:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
+def quiet() -> Iterator[None]:
     """Mute torchtitan's warnings about dataclasses that only carry its defaults for a moment."""
     root = logging.getLogger()
     hush = _BelowError()

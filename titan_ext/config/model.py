@@ -13,10 +13,12 @@ from titan_ext.config import defaults
 from titan_ext.config.binder import Binder, field_types
 from titan_ext.config.initial import Source, taken_over
 from titan_ext.config.settings import UNSET, Settings, hint, one_line
-from titan_ext.errors import InvalidValue
+from titan_ext.config.unknown import unknown_key
+from titan_ext.errors import InvalidValue, UserError
 from titan_ext.models.llama3.huggingface import SHAPES
 
 VOCABULARY = "vocab_size"
+_HOMES = {"tokenizer": ["tokenizer"], "hf_assets_path": ["hf_assets_path"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +46,18 @@ class ModelChoice:
 
 def choose_model(
     settings: Settings,
-    vocabulary: int,
+    vocabulary: int | None,
     multiple: int = defaults.VOCABULARY_MULTIPLE,
     source: Source | None = None,
 ) -> tuple[ModelChoice, Any]:
     """The model of a site and its torchtitan ``ModelSpec``.
 
     The vocabulary is ``model.vocab_size`` where that is set, else that of the weights, else that of the tokenizer,
-    rounded up (or the flavor's own, if the spec takes none).
+    rounded up (or the flavor's own, if the spec takes none or the tokenizer is not known).
 
     Args:
         settings: the site's settings.
-        vocabulary: number of ids of the site's tokenizer.
+        vocabulary: number of ids of the site's tokenizer; None where it is not known.
         multiple: what a vocabulary taken from the tokenizer is rounded up to.
         source: where weights come from; what it says and ``[model]`` does not is taken over.
 
@@ -68,7 +70,7 @@ def choose_model(
     overrides = _overrides(settings, keywords, open_ended)
     taken = {} if source is None else taken_over(settings, source, module, overrides, keywords)
     overrides |= taken
-    derived = VOCABULARY not in overrides and (VOCABULARY in keywords or open_ended)
+    derived = vocabulary is not None and VOCABULARY not in overrides and (VOCABULARY in keywords or open_ended)
     if derived:
         overrides[VOCABULARY] = -(-vocabulary // multiple) * multiple
     flavor = chosen_flavor(settings)
@@ -86,20 +88,32 @@ def chosen_flavor(settings: Settings) -> str:
 
 
 def model_module(settings: Settings) -> ModuleType:
-    """The module of ``model.name``: ours, or the user's own by its dotted path."""
+    """The module of ``model.name``: ours, or another by its dotted path."""
     name = _text(settings, "name", defaults.MODEL)
-    path = name if "." in name else f"titan_ext.models.{name}"
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise settings.error("model.name", f"unknown model; {_advice(name)}", name)
+    path = f"titan_ext.models.{name}" if name in model_names() else name
+    if path == name and "." not in name and importlib.util.find_spec(name) is None:
+        raise settings.error("model.name", f"unknown model; {_advice(name)}", name)
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
         if error.name is None or not (path == error.name or path.startswith(error.name + ".")):
             raise settings.error("model.name", f"cannot be imported: {error}", name) from None
-        if "." in name:
-            raise settings.error("model.name", f"no module {error.name!r} can be imported", name) from None
-        raise settings.error("model.name", f"unknown model; {hint(name, model_names())}", name) from None
+        raise settings.error("model.name", f"no module {error.name!r} can be imported", name) from None
+    except Exception as error:  # noqa: BLE001 - a module of the user's may raise anything
+        raise settings.error("model.name", f"cannot be imported: {type(error).__name__}: {error}", name) from None
     if not hasattr(module, "model_registry"):
-        raise settings.error("model.name", "the module has no function model_registry(flavor, …)", name)
+        problem = f"the module has no function model_registry(flavor, …); {_advice(name)}"
+        raise settings.error("model.name", problem, name)
     return module
+
+
+def _advice(name: str) -> str:
+    """What a model may be called."""
+    if name.isidentifier() and importlib.util.find_spec(f"torchtitan.models.{name}") is not None:
+        return f'torchtitan\'s own is "torchtitan.models.{name}" (ours: {", ".join(model_names())})'
+    return f'{hint(name, model_names())}, or the dotted path of another, such as "torchtitan.models.qwen3"'
 
 
 def model_names() -> list[str]:
@@ -110,7 +124,7 @@ def model_names() -> list[str]:
 
 def flavor_config(module: ModuleType, flavor: str) -> Any | None:
     """What the module's ``config_registry`` says of a flavor: a ``Trainer.Config``, or None."""
-    if importlib.util.find_spec(f"{module.__name__}.config_registry") is None:
+    if not hasattr(module, "__path__") or importlib.util.find_spec(f"{module.__name__}.config_registry") is None:
         return None
     registry = importlib.import_module(f"{module.__name__}.config_registry")
     plain = flavor.lower().replace("-", "_").replace(".", "_")
@@ -124,11 +138,15 @@ def flavor_config(module: ModuleType, flavor: str) -> Any | None:
 
 def _overrides(settings: Settings, keywords: Mapping[str, Any], open_ended: bool) -> dict[str, Any]:
     given = {key: value for key, value in settings.table("model").items() if key not in ("name", "flavor")}
-    for key in given:
-        if key not in keywords and not open_ended:
-            raise settings.error(f"model.{key}", f"unknown key; {hint(key, ['name', 'flavor', *keywords])}")
-    binder = Binder(settings)
-    return {key: binder.value(keywords.get(key, Any), value, f"model.{key}") for key, value in given.items()}
+    binder, found = Binder(settings), {}
+    for key, value in given.items():
+        try:
+            if key not in keywords and not open_ended:
+                raise unknown_key(settings, "model", key, ["name", "flavor", *keywords], _HOMES)
+            found[key] = binder.value(keywords.get(key, Any), value, f"model.{key}")
+        except UserError as error:
+            settings.refuse(error)
+    return found
 
 
 def _keywords(module: ModuleType) -> tuple[dict[str, Any], bool]:
@@ -155,9 +173,15 @@ def _keywords(module: ModuleType) -> tuple[dict[str, Any], bool]:
 
 
 def _check_flavor(settings: Settings, module: ModuleType, flavor: str) -> None:
-    allowed = getattr(module, "flavors", None)
+    allowed = _flavors(module)
     if allowed is not None and flavor not in allowed:
         raise settings.error("model.flavor", f"unknown flavor; {hint(flavor, allowed)}", flavor)
+
+
+def _flavors(module: ModuleType) -> Mapping[str, Any] | None:
+    """A spec's flavors by name, as ours and torchtitan's own keep them; None where nothing says so."""
+    configs = [value for name, value in vars(module).items() if name.endswith("_configs") and isinstance(value, Mapping)]
+    return getattr(module, "flavors", None) or (configs[0] if len(configs) == 1 else None)
 
 
 def _refused(settings: Settings, overrides: Mapping[str, Any], error: Exception) -> Exception:

@@ -15,7 +15,8 @@ import torch
 from torch.optim import Optimizer
 
 from titan_ext.config.binder import Binder
-from titan_ext.config.settings import Settings, hint, one_line
+from titan_ext.config.settings import UNSET, Settings, hint, one_line
+from titan_ext.config.unknown import unknown_key
 from titan_ext.errors import InvalidValue, UserError
 from titan_ext.semi_sync.config import SemiSyncConfig
 
@@ -90,8 +91,9 @@ def _single_group(settings: Settings, binder: Binder, base: Any, short: Mapping[
         if key == "name":
             continue
         if accepted is not None and key not in accepted:
-            raise settings.error(f"optimizer.{key}", f"unknown key; {hint(key, ['name', *accepted, *_ONE_TO_ONE])}")
-        kwargs[key] = value
+            settings.refuse(unknown_key(settings, "optimizer", key, ["name", *accepted, *_ONE_TO_ONE], {}))
+        else:
+            kwargs[key] = value
     return ParamGroupConfig(pattern=".*", optimizer_name=name, optimizer_kwargs=kwargs)
 
 
@@ -106,10 +108,13 @@ def _bind_group(settings: Settings, binder: Binder, base: Any, group: Any, key: 
     prefix = key if key == "optimizer" else f"{key}.optimizer_kwargs"
     kwargs = {}
     for name, value in group.optimizer_kwargs.items():
-        if accepted is not None and name not in accepted and name not in _NOT_HYPER_PARAMETERS:
-            raise settings.error(f"{prefix}.{name}", f"unknown key; {hint(name, accepted)}")
-        kwargs[name] = _bind_value(binder, (accepted or {}).get(name), name, value, f"{prefix}.{name}")
-    _check_values(settings, prefix, factory, accepted, kwargs)
+        try:
+            if accepted is not None and name not in accepted and name not in _NOT_HYPER_PARAMETERS:
+                raise settings.error(f"{prefix}.{name}", f"unknown key; {hint(name, accepted)}")
+            kwargs[name] = _bind_value(binder, (accepted or {}).get(name), name, value, f"{prefix}.{name}")
+        except UserError as error:
+            settings.refuse(error)
+    _check_values(settings, prefix, factory, accepted, dict(kwargs))
     _check_method(settings, "optimizer.name" if key == "optimizer" else f"{key}.optimizer_name", group.optimizer_name)
     return replace(group, optimizer_kwargs=kwargs)
 
@@ -140,34 +145,36 @@ def _kind_of(annotation: Any) -> Any:
 
 
 def _check_values(
-    settings: Settings, prefix: str, factory: Any, accepted: Mapping | None, kwargs: Mapping[str, Any]
+    settings: Settings, prefix: str, factory: Any, accepted: Mapping | None, kwargs: dict[str, Any]
 ) -> None:
-    """Refuse what the optimizer refuses, in its own words where they say what is allowed."""
+    """Refuse what the optimizer refuses, in its own words where they say what is allowed.
+
+    A value that is refused leaves ``kwargs``, so that the next one shows.
+    """
+    alone = True
+    while (found := _bad_value(factory, accepted, kwargs)) is not None:
+        name, problem = found
+        if name not in kwargs and not alone:
+            return  # the default is refused beside what is left
+        value = kwargs.pop(name, _default(accepted, name)) if name else UNSET
+        settings.refuse(settings.error(f"{prefix}.{name}" if name else prefix, problem, value))
+        if name is None:
+            return
+        alone = False
+
+
+def _bad_value(factory: Any, accepted: Mapping | None, kwargs: Mapping[str, Any]) -> tuple[str | None, str] | None:
+    """The key and the problem of one value that cannot be; the key is None where several may be to blame."""
     refusal = _refusal(factory, accepted, kwargs)
     if refusal and isinstance(refusal[1], InvalidValue):
-        name, problem = refusal[1].key, refusal[1].problem
-        raise settings.error(f"{prefix}.{name}", problem, kwargs.get(name, _default(accepted, name)))
+        return refusal[1].key, refusal[1].problem
     for name, value in kwargs.items():
         if name in _NOT_NEGATIVE and not value >= 0:
-            raise settings.error(f"{prefix}.{name}", "must be at least 0", value)
-        if name == "betas" and "omegas" not in (accepted or {}):
-            _check_two_betas(settings, f"{prefix}.betas", value)
-    if refusal:
-        culprit, error = refusal
-        raise _blamed(settings, prefix, culprit, one_line(str(error)), kwargs)
-
-
-def _check_two_betas(settings: Settings, dotted: str, betas: Sequence[float]) -> None:
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise settings.error(dotted, "must be two numbers from 0 to below 1", betas)
-
-
-def _blamed(
-    settings: Settings, prefix: str, culprit: str | None, problem: str, kwargs: Mapping[str, Any]
-) -> UserError:
-    if culprit is None:
-        return settings.error(prefix, problem)
-    return settings.error(f"{prefix}.{culprit}", problem, kwargs[culprit])
+            return name, "must be at least 0"
+        two = name == "betas" and "omegas" not in (accepted or {})
+        if two and (len(value) != 2 or not all(0 <= beta < 1 for beta in value)):
+            return name, "must be two numbers from 0 to below 1"
+    return None if refusal is None else (refusal[0], one_line(str(refusal[1])))
 
 
 def _check_method(settings: Settings, key: str, name: str) -> None:

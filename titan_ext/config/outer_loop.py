@@ -1,11 +1,13 @@
 """The ``[semi_sync]`` section, whose sub-tables belong to methods, codecs, aggregations and outer optimizers."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from titan_ext.config.binder import Binder
+from titan_ext.config.binder import Binder, field_types
 from titan_ext.config.cost.inner_states import moments_by_size
 from titan_ext.config.settings import Settings
+from titan_ext.errors import UserError
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.plan.plan import SyncPlan
 from titan_ext.semi_sync.plan.resolve import resolve, settings_tables
@@ -24,20 +26,24 @@ def bind_semi_sync(settings: Settings, binder: Binder, base: SemiSyncConfig) -> 
         raise settings.error("semi_sync", str(error)) from None
     own = {name: inner for name, inner in table.items() if name in known and isinstance(inner, Mapping)}
     rest = {name: value for name, value in table.items() if name not in own}
-    if "settings" in rest:
-        raise settings.error("semi_sync.settings", "unknown key; settings of one method, codec … are [semi_sync.NAME]")
+    if rest.pop("settings", None) is not None:
+        problem = "unknown key; settings of one method, codec … are [semi_sync.NAME]"
+        settings.refuse(settings.error("semi_sync.settings", problem))
     config = binder.table(base, rest, "semi_sync") if rest else base
-    config.settings = config.settings | {
-        name: _bind_own(settings, binder, known[name], inner, f"semi_sync.{name}") for name, inner in own.items()
-    }
-    return config
+    bound = dict(config.settings)
+    for name, inner in own.items():
+        try:
+            bound[name] = _bind_own(settings, binder, known[name], inner, f"semi_sync.{name}")
+        except UserError as error:
+            settings.refuse(error)
+    return replace(config, settings=bound)
 
 
 def _bind_own(settings: Settings, binder: Binder, kind: type | None, table: Mapping[str, Any], key: str) -> dict[str, Any]:
     if kind is None:
         raise settings.error(key, "has no settings of its own")
     bound = binder.table(kind, table, key)
-    values = {name: getattr(bound, name) for name in table}
+    values = {name: getattr(bound, name) for name in table if name in field_types(kind)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

@@ -1,6 +1,5 @@
 """A resolved configuration and its cost as text for people."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ from titan_ext.config.cost.cost import SiteCost
 from titan_ext.config.dept import describe_dept
 from titan_ext.config.resolved import dump_resolved, origin_of
 from titan_ext.config.settings import Origin
+from titan_ext.config.toml_text import toml_value
 
 _WIDTH = 58
 
@@ -35,7 +35,7 @@ def render_site(site: Any, *, everything: bool = False) -> str:
     if hidden:
         lines.append(f"# {hidden} more settings are torchtitan's defaults; --all shows them")
     return "\n".join(
-        [*lines, *(f"note: {note}" for note in site.notes), *(f"missing here: {each}" for each in site.lacks)]
+        [*lines, *(f"note: {note}" for note in site.notes)]
     )
 
 
@@ -100,17 +100,7 @@ def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def _line(site: Any, key: str, value: Any, section: str = "") -> str:
     name = key.removeprefix(section + ".") if section else key
-    return f"{name} = {_toml(value)}".ljust(_WIDTH) + f"  # {origin_of(site, key)}"
-
-
-def _toml(value: Any) -> str:
-    if value is None:
-        return '"none"'
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return f"{name} = {toml_value(value)}".ljust(_WIDTH) + f"  # {origin_of(site, key)}"
 
 
 def _bytes(size: float) -> str:

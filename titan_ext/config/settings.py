@@ -1,13 +1,14 @@
 """What the user set for one site, merged from every layer, with where each value came from."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any
 
-from titan_ext.errors import UserError
+from titan_ext.config.findings import Findings, Missing, Need, SettingError
+from titan_ext.errors import UserError, nearest
 
 UNSET: Any = object()
 
@@ -47,6 +48,9 @@ class Settings:
     origins: dict[str, Origin] = field(default_factory=dict)
     """Layer of every set leaf by dotted key."""
 
+    findings: Findings | None = None
+    """Where ``refuse`` notes complaints; None: it raises them."""
+
     def merge(self, table: Mapping[str, Any], origin: Origin) -> "Settings":
         """Lay a table over what is there: tables merge, everything else replaces."""
         _merge(self.tree, self.origins, _normalised(table), origin, "")
@@ -54,7 +58,7 @@ class Settings:
 
     def copy(self) -> "Settings":
         """An independent copy of the tables; leaves are shared."""
-        return Settings(self.file, self.site, _copied(self.tree), dict(self.origins))
+        return Settings(self.file, self.site, _copied(self.tree), dict(self.origins), self.findings)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value at a dotted key, or ``default``."""
@@ -86,18 +90,40 @@ class Settings:
                 return self.origins[".".join(parts[:end])]
         return next((origin for other, origin in self.origins.items() if other.startswith(key + ".")), None)
 
-    def error(self, key: str, problem: str, value: Any = UNSET) -> UserError:
+    def error(self, key: str, problem: str, value: Any = UNSET) -> SettingError:
         """One line: file, site or flag, full key, value, what is wrong."""
+        return SettingError(self._line(key, problem, value), key, self._line(key, problem, value, named=False))
+
+    def missing(self, need: Need, key: str, problem: str, value: Any = UNSET) -> Missing:
+        """As ``error``, for what may be right but is not on this machine."""
+        return Missing(self._line(key, problem, value), key, need, self._line(key, problem, value, named=False))
+
+    def refuse(self, error: UserError) -> None:
+        """Note a complaint, and let the caller go on; raise it where nothing gathers complaints."""
+        if self.findings is None:
+            raise error
+        self.findings.add(error)
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        """Let ``refuse`` raise within the block."""
+        before, self.findings = self.findings, None
+        try:
+            yield
+        finally:
+            self.findings = before
+
+    def _line(self, key: str, problem: str, value: Any, named: bool = True) -> str:
         origin = self.origin(key) if key else None
         if origin is Origin.FLAG:
             place = f"{self.file}: flag --"
-        elif self.site is not None and origin is not Origin.FILE:
+        elif named and self.site is not None and origin is not Origin.FILE:
             place = f'{self.file}: site "{self.site}": '
         else:
             place = f"{self.file}: "
         shown = "" if value is UNSET else f" = {show(value)}"
         subject = f"{key}{shown}: " if key else ""
-        return UserError(one_line(f"{place}{subject}{problem}"))
+        return one_line(f"{place}{subject}{problem}")
 
 
 def show(value: Any, limit: int = 80) -> str:
@@ -109,14 +135,6 @@ def show(value: Any, limit: int = 80) -> str:
 def one_line(text: str) -> str:
     """Text without line breaks or repeated blanks."""
     return " ".join(text.split())
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """The allowed name a user most likely meant, if any is near."""
-    names = list(allowed)
-    folded = {each.lower(): each for each in names}
-    close = get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
-    return folded[close[0]] if close else None
 
 
 def hint(name: str, allowed: Iterable[str]) -> str:

@@ -6,8 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from titan_ext.config.settings import nearest
-from titan_ext.errors import UserError
+from titan_ext.errors import UserError, nearest
 
 _PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|(end of document))\)$")
 

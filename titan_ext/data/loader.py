@@ -26,7 +26,7 @@ from titan_ext.data.packing import Sample
 from titan_ext.data.progress import Progress, reader_states
 from titan_ext.data.resume import OnChangedData, resume
 from titan_ext.data.tokenizers.traits import identity
-from titan_ext.errors import RunError, UserError
+from titan_ext.errors import RunError, UserError, require
 from titan_ext.launcher.processes import die_with_parent
 from titan_ext.semi_sync.site.ranks import SiteRanks
 
@@ -125,29 +125,29 @@ class TextDataLoader(ParallelAwareDataloader):
 
         def validate(self) -> None:
             """Raises UserError, naming the key, for a value outside its range."""
-            _require(self.dataset_path is None, "dataset_path", self.dataset_path, "unset: dataset names the path")
-            _require(self.shuffle_buffer >= 1, "shuffle_buffer", self.shuffle_buffer, "at least 1 document")
-            _require(self.share_count >= 1, "share_count", self.share_count, "at least 1 site")
-            _require(
+            require(self.dataset_path is None, "data.dataset_path", self.dataset_path, "unset: dataset names the path")
+            require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1 document")
+            require(self.share_count >= 1, "data.share_count", self.share_count, "at least 1 site")
+            require(
                 0 <= self.share_index < self.share_count,
-                "share_index", self.share_index, f"from 0 to share_count - 1 = {self.share_count - 1}",
+                "data.share_index", self.share_index, f"from 0 to share_count - 1 = {self.share_count - 1}",
             )
-            _require(self.split in _SPLITS, "split", self.split, f"one of {list(_SPLITS)}")
-            _require(0 <= self.holdout_fraction < 1, "holdout_fraction", self.holdout_fraction, "from 0 to below 1")
+            require(self.split in _SPLITS, "data.split", self.split, f"one of {list(_SPLITS)}")
+            require(0 <= self.holdout_fraction < 1, "data.holdout_fraction", self.holdout_fraction, "from 0 to below 1")
             for key, kind in (("on_bad_record", OnBadRecord), ("on_changed_data", OnChangedData)):
                 value, allowed = getattr(self, key), list(get_args(kind))
-                _require(value in allowed, key, value, f"one of {allowed}")
+                require(value in allowed, f"data.{key}", value, f"one of {allowed}")
             # The files of a folder may be called so.
             named = not self.dataset.startswith((PREFIX, BUILTIN))
-            _require(
+            require(
                 self.split != "validation" or self.holdout_fraction > 0 or named,
-                "holdout_fraction", self.holdout_fraction, "above 0 where split = 'validation'",
+                "data.holdout_fraction", self.holdout_fraction, "above 0 where split = 'validation'",
             )
-            _require(self.num_workers >= 0, "num_workers", self.num_workers, "at least 0")
+            require(self.num_workers >= 0, "data.num_workers", self.num_workers, "at least 0")
             # Inside a worker, the datasets library deals a stream out a second time by itself.
-            _require(
+            require(
                 self.num_workers <= 1 or not self.dataset.startswith(PREFIX),
-                "num_workers", self.num_workers, "0 or 1 for a streamed dataset",
+                "data.num_workers", self.num_workers, "0 or 1 for a streamed dataset",
             )
 
     def __init__(
@@ -307,8 +307,3 @@ def _with_short_errors(batches: Iterator[Sample]) -> Iterator[Sample]:
         # A worker's error arrives with the worker's whole traceback as its message.
         last = str(error).strip().splitlines()[-1]
         raise type(error)(last.partition(f"{type(error).__name__}: ")[2] or last) from None
-
-
-def _require(holds: bool, key: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise UserError(f"data.{key} = {value!r}: must be {allowed}")

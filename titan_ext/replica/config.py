@@ -2,7 +2,19 @@
 
 from dataclasses import dataclass
 
+from titan_ext.errors import require
+
 _TLS_KEYS = ("tls_certificate", "tls_key", "tls_authority")
+_SECONDS = (
+    "quorum_timeout_seconds",
+    "timeout_seconds",
+    "connect_timeout_seconds",
+    "heartbeat_interval_seconds",
+    "heartbeat_timeout_seconds",
+    "join_timeout_seconds",
+    "expected_timeout_seconds",
+    "admission_timeout_seconds",
+)
 
 
 @dataclass(kw_only=True)
@@ -89,39 +101,25 @@ class ReplicaConfig:
 
     def validate(self) -> None:
         """Raises ValueError naming the key, its value and what is allowed."""
-        if self.min_sites < 1:
-            raise ValueError(f"min_sites = {self.min_sites}: must be at least 1")
-        if self.expected_sites < 0:
-            raise ValueError(f"expected_sites = {self.expected_sites}: must be at least 0")
-        if self.lighthouse_retries < 0:
-            raise ValueError(f"lighthouse_retries = {self.lighthouse_retries}: must be at least 0")
+        require(self.min_sites >= 1, "min_sites", self.min_sites, "at least 1")
+        require(self.expected_sites >= 0, "expected_sites", self.expected_sites, "at least 0")
+        require(self.lighthouse_retries >= 0, "lighthouse_retries", self.lighthouse_retries, "at least 0")
         for key in ("manager_port", "state_port"):
-            if not 0 <= getattr(self, key) < 65536:
-                raise ValueError(f"{key} = {getattr(self, key)}: must be 0 or a port below 65536")
-        if self.hostname is not None and self.interface is not None:
-            raise ValueError(f'interface = "{self.interface}": must be unset where hostname ("{self.hostname}") is set')
-        for key in (
-            "quorum_timeout_seconds",
-            "timeout_seconds",
-            "connect_timeout_seconds",
-            "heartbeat_interval_seconds",
-            "heartbeat_timeout_seconds",
-            "join_timeout_seconds",
-            "expected_timeout_seconds",
-            "admission_timeout_seconds",
-        ):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"{key} = {getattr(self, key)}: must be above 0 seconds")
+            require(0 <= getattr(self, key) < 65536, key, getattr(self, key), "0 or a port below 65536")
+        one_name = self.hostname is None or self.interface is None
+        require(one_name, "interface", self.interface, f'unset where hostname ("{self.hostname}") is set')
+        for key in _SECONDS:
+            require(getattr(self, key) > 0, key, getattr(self, key), "above 0 seconds")
         self._validate_tls()
-        if self.heartbeat_interval_seconds >= self.heartbeat_timeout_seconds:
-            raise ValueError(
-                f"heartbeat_interval_seconds = {self.heartbeat_interval_seconds}: must be below "
-                f"heartbeat_timeout_seconds ({self.heartbeat_timeout_seconds}), or every site counts as dead"
-            )
+        require(
+            self.heartbeat_interval_seconds < self.heartbeat_timeout_seconds,
+            "heartbeat_interval_seconds",
+            self.heartbeat_interval_seconds,
+            f"below heartbeat_timeout_seconds ({self.heartbeat_timeout_seconds}), or every site counts as dead",
+        )
 
     def _validate_tls(self) -> None:
         given = [key for key in _TLS_KEYS if getattr(self, key) is not None]
         for key in _TLS_KEYS:
             value = getattr(self, key)
-            if given and value is None:
-                raise ValueError(f"{key} = {value}: must be set with {' and '.join(given)}, or none of them")
+            require(not given or value is not None, key, value, f"set with {' and '.join(given)}, or none of them")

@@ -41,13 +41,28 @@ class Trainer(torchtitan_trainer.Trainer):
     @dataclass(kw_only=True, slots=True)
     class Config(torchtitan_trainer.Trainer.Config):
         site: SiteConfig = field(default_factory=SiteConfig)
+        """Who this site is among the sites of the run."""
+
         semi_sync: SemiSync.Config = field(default_factory=SemiSync.Config)
+        """The outer loop: what sites exchange, how often, and how it is applied."""
+
         dept: DeptConfig = field(default_factory=DeptConfig)
+        """Embeddings apart from the body."""
+
         replica: ReplicaConfig = field(default_factory=ReplicaConfig)
+        """How the site finds the others, and how long it waits for them."""
+
         metrics: MetricsProcessor.Config = field(default_factory=MetricsProcessor.Config)
+        """What is logged of steps and rounds, and where."""
+
         checkpoint: CheckpointManager.Config = field(default_factory=CheckpointManager.Config)
+        """What is saved and when, and what a run starts from."""
+
         optimizer: OptimizersContainer.Config = field(default_factory=OptimizersContainer.Config)
+        """The inner optimizer."""
+
         optimizer_switch: SwitchConfig = field(default_factory=SwitchConfig)
+        """A change of the inner optimizer's settings at one step."""
 
     def __init__(self, config: Config) -> None:
         self.outer: SemiSync | None = None

@@ -1,7 +1,6 @@
 """A local corpus: a numbered set of documents, any of which can be read."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +14,7 @@ from titan_ext.data.corpora.listing import Listing, list_files
 from titan_ext.data.corpora.parquet import ParquetRows
 from titan_ext.data.corpora.ranges import ByteRanges
 from titan_ext.data.order import Split
-from titan_ext.errors import UserError
+from titan_ext.errors import UserError, nearest
 
 BUILTIN = "builtin:"
 BUILTINS = ("builtin:code", "builtin:docs")
@@ -160,8 +159,8 @@ def _builtin(dataset: str) -> Listing:
         return Listing(dataset, library_sources())
     if dataset == "builtin:docs":
         return Listing(dataset, notes=["what is written about Python and the installed packages"])
-    close = get_close_matches(dataset, BUILTINS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    close = nearest(dataset, BUILTINS)
+    hint = f"; did you mean {close!r}?" if close else ""
     raise UserError(f"data = {dataset!r}: no such built-in corpus; allowed: {list(BUILTINS)}{hint}")
 
 

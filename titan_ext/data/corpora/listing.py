@@ -5,7 +5,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from titan_ext.data.corpora.splits import choose_split
 from titan_ext.data.corpora.tree import Tree, expand, walk
 from titan_ext.data.order import Split
 from titan_ext.error_text import unreadable
-from titan_ext.errors import UserError
+from titan_ext.errors import UserError, nearest
 
 _MOST_LOOKED_AT = 1000
 """Files whose beginning is looked at before training, evenly spread over the corpus: opening a million takes long."""
@@ -156,9 +155,9 @@ def _kinds(counts: Counter[str]) -> str:
 def _hint(name: str, path: Path) -> str:
     parent = path.parent
     if parent.is_dir():
-        close = get_close_matches(path.name, os.listdir(parent), n=1)
+        close = nearest(path.name, os.listdir(parent))
         if close:
-            return f"; did you mean {str(parent / close[0])!r}?"
+            return f"; did you mean {str(parent / close)!r}?"
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and classify(path) is None:
         return f"; for a Hugging Face dataset write 'hf:{name}'"
     return "; allowed: a file, a folder, a glob, 'builtin:code', 'builtin:docs' or 'hf:NAME'"

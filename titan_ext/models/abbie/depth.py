@@ -31,6 +31,7 @@ class StateNoise(Module):
     @dataclass(kw_only=True, slots=True)
     class Config(Module.Config):
         dim: int
+        """Width of the residual stream."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -67,9 +68,13 @@ class RecurrentDepthModel(AbbieModel):
     @dataclass(kw_only=True, slots=True)
     class Config(AbbieModel.Config):
         loop_modules: ClassVar[tuple[str, ...]] = ("state_noise", "adapter", "state_norm")
+        """As in ``AbbieModel.Config``."""
         state_noise: StateNoise.Config
+        """What the iterations start from."""
         adapter: Linear.Config
+        """Joins the state and the head's output before each iteration."""
         state_norm: RMSNorm.Config
+        """The norm after each iteration."""
 
         @property
         def varies_by_step(self) -> bool:

@@ -50,7 +50,9 @@ class AbbieModel(Llama3Model):
         body_layers: int
         """Blocks that are iterated; those after them are the tail."""
         recurrence: Recurrence = field(default_factory=Recurrence)
+        """What an iteration takes from the one before."""
         iterations: Iterations = field(default_factory=Iterations)
+        """How often the body is applied, in training and at evaluation."""
         fp32_residual: bool = False
         """Whether the residual stream stays in fp32 while the blocks compute in the parameters' type."""
         seed: int = 0

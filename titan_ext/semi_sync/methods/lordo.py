@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch.distributed import ReduceOp
 
+from titan_ext.optim.low_rank import LowRankAdamW
 from titan_ext.optim.low_rank_layout import like_basis, local_gradient
 from titan_ext.optim.projection import coordinate_basis, projection
 from titan_ext.semi_sync.methods.des_loc import NESTEROV
@@ -156,7 +157,7 @@ class SharedBases:
         """Begin with coordinates, whatever a site has come to by itself."""
         for name in self.names:
             optimizer, group = self._view.owner(name)
-            if optimizer is not None:
+            if isinstance(optimizer, LowRankAdamW):
                 parameter = self._view.parameters[name]
                 optimizer.set_basis(parameter, coordinate_basis(min(parameter.shape), group["rank"]))
 
@@ -175,6 +176,7 @@ class SharedBases:
         """Turn the moments into the bases that were sent (fp32 ``[numel]``). A collective over the matrices' meshes."""
         for name, part in zip(self.names, self._split(sent), strict=True):
             parameter, optimizer = self._view.parameters[name], self._view.owner(name)[0]
+            assert isinstance(optimizer, LowRankAdamW)
             stored = optimizer.state[parameter]["basis"]
             optimizer.set_basis(parameter, like(stored, part.to(local_tensor(stored).device)))
 

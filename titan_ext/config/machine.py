@@ -1,0 +1,154 @@
+"""What a site takes from this machine: its text, files, packages and accelerator, looked for without reading them."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torchtitan.tools import filesystem
+from torchtitan.tools.utils import device_type
+
+from titan_ext.config.findings import Need, SettingError
+from titan_ext.config.layout import Layout
+from titan_ext.config.settings import Settings
+from titan_ext.data.corpora.listing import NotThere
+from titan_ext.data.corpora.stream import PREFIX, StreamName
+from titan_ext.errors import RunError, UserError
+
+
+def check_machine(settings: Settings, config: Any, layout: Layout) -> list[str]:
+    """Note what the site's config names and this machine does not have, and what there can be nowhere.
+
+    Args:
+        settings: of the site; its findings take the complaints.
+        config: the site's ``Trainer.Config``.
+        layout: its parallel layout.
+
+    Returns:
+        what is read of each corpus that is here, in a line.
+    """
+    for look in (_weights, _files, _packages, _imports):
+        with settings.findings.check():
+            look(settings, config)
+    if device_type == "cpu":
+        _accelerator(settings, config, layout)
+    return _data(settings, config)
+
+
+def _data(settings: Settings, config: Any) -> list[str]:
+    corpora = {"data": config.dataloader}
+    if config.validator.enable:
+        corpora["validator.dataloader"] = config.validator.dataloader
+    lines = []
+    for key, data in corpora.items():
+        if getattr(data, "dataset", ""):  # one without has been refused
+            with settings.findings.check():
+                lines.append(f"{config.site.name}: {key} {_listed(settings, f'{key}.dataset', data)}")
+    return lines
+
+
+def _listed(settings: Settings, key: str, data: Any) -> Any:
+    """The files of a corpus, of which nothing is read but the beginnings.
+
+    Raises:
+        Missing: it is not on this machine, or cannot be read by what is installed.
+        UserError: what is there cannot be meant.
+    """
+    spec = data.dataset
+    try:
+        if spec.startswith(PREFIX):
+            _stream(settings, key, spec)
+        return data.listing()
+    except NotThere as error:
+        raise settings.missing(Need.DATA, key, _problem(error, spec), spec) from None
+    except (UserError, RunError) as error:
+        if isinstance(error, SettingError):
+            raise
+        raise settings.error(key, _problem(error, spec), spec) from None
+
+
+def _problem(error: Exception, spec: str) -> str:
+    return str(error).removeprefix(f"data = {spec!r}: ")
+
+
+def _exists(spec: str) -> bool:
+    return Path(spec).expanduser().exists()
+
+
+def _stream(settings: Settings, key: str, spec: str) -> None:
+    name = StreamName.parse(spec).name
+    if importlib.util.find_spec("datasets") is None:
+        raise settings.missing(Need.PACKAGE, key, "the package datasets is not installed", spec)
+    if name.startswith(("/", "./", "../", "~")) and not _exists(name):
+        raise settings.missing(Need.DATA, key, "no such file or folder", spec)
+
+
+def _weights(settings: Settings, config: Any) -> None:
+    """A checkpoint of torchtitan's that a run which begins would load; a run that resumes loads its own instead."""
+    checkpoint = config.checkpoint
+    path = checkpoint.initial_load_path
+    if path is None or not checkpoint.enable or checkpoint.initial_load_in_hf:
+        return
+    if _has_checkpoint(Path(config.dump_folder) / checkpoint.folder) or filesystem.is_remote(path):
+        return
+    if not os.path.isdir(os.path.expanduser(path)):
+        problem = "no such folder; a step-N folder of a run, or one of Hugging Face's with initial_load_in_hf"
+        raise settings.missing(Need.WEIGHTS, "checkpoint.initial_load_path", problem, path)
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return folder.is_dir() and any(each.name.startswith("step-") for each in folder.iterdir())
+
+
+def _files(settings: Settings, config: Any) -> None:
+    for name in ("secret_file", "tls_certificate", "tls_key", "tls_authority"):
+        path = getattr(config.replica, name, None)
+        if path is not None and not _exists(path):
+            settings.refuse(settings.missing(Need.FILE, f"replica.{name}", "no such file", path))
+
+
+def _packages(settings: Settings, config: Any) -> None:
+    if config.metrics.enable_wandb and importlib.util.find_spec("wandb") is None:
+        problem = "the package wandb is not installed"
+        settings.refuse(settings.missing(Need.PACKAGE, "metrics.enable_wandb", problem, True))
+    mode = config.comm.mode
+    if mode == "torchcomms" and importlib.util.find_spec("torchcomms") is None:
+        settings.refuse(settings.missing(Need.PACKAGE, "comm.mode", "the package torchcomms is not installed", mode))
+    if mode in ("fake_backend", "local_tensor"):
+        problem = 'must be "default" or "torchcomms": a dry run exchanges nothing; titan-ext check tells what a run costs'
+        raise settings.error("comm.mode", problem, mode)
+
+
+def _imports(settings: Settings, config: Any) -> None:
+    for entry in config.override.imports:
+        target = entry if isinstance(entry, str) else entry[0]
+        module = target.rpartition(".")[0]
+        if not module:
+            settings.refuse(settings.error("override.imports", "must be module.function, the path of an override", target))
+        elif not _importable(module):
+            settings.refuse(settings.error("override.imports", f"no module {module!r} can be imported", target))
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _accelerator(settings: Settings, config: Any, layout: Layout) -> None:
+    for key, value in _only_on_gpus(config, layout):
+        settings.refuse(settings.missing(Need.DEVICE, key, "needs a GPU, and this machine has none", value))
+
+
+def _only_on_gpus(config: Any, layout: Layout) -> Iterator[tuple[str, Any]]:
+    if layout.context > 1:
+        yield "parallelism.context_parallel_degree", layout.context
+    if config.profiler.enable_memory_snapshot:
+        yield "profiler.enable_memory_snapshot", True
+    if config.training.enable_cpu_offload:
+        yield "training.enable_cpu_offload", True
+    checkpoint = config.checkpoint
+    if checkpoint.enable and checkpoint.async_mode == "async_with_pinned_mem":
+        yield "checkpoint.async_mode", checkpoint.async_mode
