@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -293,12 +294,10 @@ def test_tables_of_text_that_cannot_be_read(tmp_path: Path, content: str | bytes
 def test_packed_files_that_are_damaged(tmp_path: Path, ending: str, damage: str) -> None:
     from tests.data.corpora.sources import PACKERS
 
-    packed = PACKERS[ending](b"".join(json.dumps({"text": os.urandom(40).hex()}).encode() + b"\n" for _ in range(50)))
+    rng = random.Random(5)
+    lines = [json.dumps({"text": f"{rng.random()} " * 3}).encode() + b"\n" for _ in range(50)]
+    packed = PACKERS[ending](b"".join(lines))
     half = len(packed) // 2
-    spoilt = {
-        "cut": packed[:-9],
-        "other": b"not packed at all",
-        "spoilt": packed[:half] + bytes(40) + packed[half + 40 :],
-    }
+    spoilt = {"cut": packed[:-9], "other": b"not packed at all", "spoilt": packed[:half] + b"\xff" * (len(packed) - half)}
     message = refusal(fill(tmp_path, {f"x.jsonl.{ending}": spoilt[damage]}))
     assert f"cannot decompress '{tmp_path}/x.jsonl.{ending}'" in message
