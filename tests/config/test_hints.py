@@ -24,8 +24,6 @@ HINTS = [
     ("semi_sync.sync_evry", "3", "did you mean sync_every?"),
     # Settings of one method or codec.
     ("semi_sync.density", "0.1", "did you mean semi_sync.topk.density?"),
-    ("semi_sync.topk.densty", "0.1", "did you mean density?"),
-    ("semi_sync.topk.sync_every", "3", "did you mean semi_sync.sync_every?"),
     # Older torchtitan's names.
     ("checkpoint.enable_checkpoint", "true", "did you mean checkpoint.enable? (an older name)"),
     ("training.batch_size", "8", "did you mean training.local_batch_size? (an older name)"),
@@ -55,6 +53,16 @@ def test_hints(key: str, value: str, advice: str, write: Callable) -> None:
         load_run(write(GOOD), [f"--{key}={value}"])
     assert str(caught.value).startswith(f"demo.toml: flag --{section}.{name}: unknown key; "), caught.value
     assert advice in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "advice"), [("densty", "did you mean density?"), ("sync_every", "did you mean semi_sync.sync_every?")]
+)
+def test_hints_in_the_table_of_a_codec(key: str, advice: str, write: Callable) -> None:
+    with pytest.raises(UserError) as caught:
+        load_run(write(GOOD), ["--semi_sync.codec=topk", f"--semi_sync.topk.{key}=3"])
+    line = str(caught.value)
+    assert line.startswith(f"demo.toml: flag --semi_sync.topk.{key}: unknown key; {advice}") and "\n" not in line
 
 
 @pytest.mark.parametrize(
