@@ -91,7 +91,7 @@ def test_the_outer_loop_is_importable_without_torchtitan_and_torchft():
 def test_what_needs_no_torch_does_not_load_it():
     program = (
         "import sys\n"
-        "import titan_ext, titan_ext.errors, titan_ext.config, titan_ext.data, titan_ext.cli\n"
+        "import titan_ext, titan_ext.errors, titan_ext.config, titan_ext.data, titan_ext.cli, titan_ext.train\n"
         "assert 'torch' not in sys.modules and 'torchtitan' not in sys.modules\n"
         "import titan_ext.semi_sync, titan_ext.optim\n"
         "assert 'torchtitan' not in sys.modules and 'torchft' not in sys.modules\n"

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, overrides = parser.parse_known_args(arguments)
     try:
         _train(options.config, options.site, overrides)
-    except (Exception, KeyboardInterrupt, GracefulExit) as error:
+    except (Exception, KeyboardInterrupt, GracefulExit) as error:  # noqa: BLE001 — whatever it is ends the process in a line
         from titan_ext.replica.shutdown.failure import end_with
 
         end_with(error)

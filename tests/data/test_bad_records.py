@@ -14,13 +14,12 @@ import pytest
 from pyarrow import parquet
 
 from tests.data.corpora.sources import build_loader, documents_in
-from titan_ext import train
-from titan_ext.commands.data import add_parser, run
+from titan_ext.commands.data import COMMAND
 from titan_ext.data import TextDataLoader
 from titan_ext.data.corpora.stream import StreamFeed
 from titan_ext.data.loader import open_feed
 from titan_ext.error_text import unreadable
-from titan_ext.errors import BadRecord, ReadError, RunError, UserError
+from titan_ext.errors import BadRecord, ReadError, UserError
 
 GOOD = [f"good document {number}" for number in range(30)]
 BAD_LINES = {
@@ -138,8 +137,9 @@ def test_a_streams_record_is_left_out(tmp_path: Path) -> None:
 
 def call(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    return run(parser.parse_args(["data", "show", "--documents", "0", *arguments]))
+    COMMAND.add_to(parser.add_subparsers())
+    options = parser.parse_args(["data", "show", "--documents", "0", *arguments])
+    return options.command.run(options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -218,33 +218,3 @@ def test_a_stream_that_breaks_off(tmp_path: Path, error: Exception, kind: type[E
     with pytest.raises(kind, match="cannot read the stream") as raised:
         list(feed._guarded(_broken_stream(error)))
     assert type(raised.value) is kind
-
-
-@pytest.mark.parametrize("rank", ["0", "1"])
-@pytest.mark.parametrize(
-    ("error", "told", "code"),
-    [
-        (BadRecord("document 7 is broken"), ["0", "1"], 2),
-        (ReadError("the disk is gone"), ["0", "1"], 1),
-        (UserError("a key is wrong"), ["0"], 2),
-        (RunError("no lighthouse"), ["0"], 1),
-    ],
-)
-def test_what_one_rank_alone_meets_is_told_by_that_rank(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    rank: str,
-    error: Exception,
-    told: list[str],
-    code: int,
-) -> None:
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr(train, "_train", fail)
-    monkeypatch.setattr(train, "exit_at_once", lambda code: (_ for _ in ()).throw(SystemExit(code)))
-    with pytest.raises(SystemExit) as left:
-        train.main(["--config", "x.toml"])
-    assert left.value.code == code
-    assert (str(error) in capsys.readouterr().err) is (rank in told)

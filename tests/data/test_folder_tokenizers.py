@@ -139,7 +139,7 @@ def test_no_mark_of_the_end_is_said(folder: Path, tmp_path: Path, caplog: pytest
     caplog.set_level("INFO")
     (tmp_path / "x.txt").write_text(LONG)
     build_loader_of(folder, tmp_path / "x.txt")
-    assert "tokenizer: it marks no text's end" in caplog.text
+    assert f"tokenizer {folder}: it marks no text's end" in caplog.text
 
 
 def build_loader_of(folder: Path, data: Path) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,6 +144,8 @@ def test_a_folder_that_cannot_be_meant(tmp_path: Path, files: dict[str, str | by
             3,
         ),
         ({f"{n}.py": BUILDER for n in range(30)}, 30),
+        ({"a.py": "x", "menu.json": '{"open": {"text": "Open"}}', "list.json": "[1, 2]", "bad.json": "{text"}, 1),
+        ({"a.txt": "x", "b.json": '[{"text": "y"}, {"text": "z"}]', "c.csv": "text,id\ny,1\n"}, 4),
         ({"tests/test_a.py": "x", "train.py": "y"}, 2),
         ({f"{name}.txt": "x" for name in ("train", "test", "bus", "car", "ship", "foot")}, 6),
         ({"test/a.jsonl": LINE, "test/b.jsonl": LINE}, 2),
@@ -154,7 +157,7 @@ def test_a_folder_that_cannot_be_meant(tmp_path: Path, files: dict[str, str | by
 )
 def test_folders_that_are_meant(tmp_path: Path, files: dict[str, str | bytes], read: int) -> None:
     corpus = open_corpus(fill(tmp_path, files))
-    assert len(corpus) == read
+    assert len(corpus) == read and all(corpus.read(index) for index in range(read))
     counted = sum(corpus.listing.left_out.values()) + len(corpus.listing.files)
     assert counted == len(files), "each file is read or said not to be"
 
@@ -291,12 +294,10 @@ def test_tables_of_text_that_cannot_be_read(tmp_path: Path, content: str | bytes
 def test_packed_files_that_are_damaged(tmp_path: Path, ending: str, damage: str) -> None:
     from tests.data.corpora.sources import PACKERS
 
-    packed = PACKERS[ending](b"".join(json.dumps({"text": os.urandom(40).hex()}).encode() + b"\n" for _ in range(50)))
+    rng = random.Random(5)
+    lines = [json.dumps({"text": f"{rng.random()} " * 3}).encode() + b"\n" for _ in range(50)]
+    packed = PACKERS[ending](b"".join(lines))
     half = len(packed) // 2
-    spoilt = {
-        "cut": packed[:-9],
-        "other": b"not packed at all",
-        "spoilt": packed[:half] + bytes(40) + packed[half + 40 :],
-    }
+    spoilt = {"cut": packed[:-9], "other": b"not packed at all", "spoilt": packed[:half] + b"\xff" * (len(packed) - half)}
     message = refusal(fill(tmp_path, {f"x.jsonl.{ending}": spoilt[damage]}))
     assert f"cannot decompress '{tmp_path}/x.jsonl.{ending}'" in message

@@ -169,6 +169,13 @@ def test_what_the_inner_optimizer_keeps_changes_what_follows_a_round(sizes, text
     assert any(not torch.equal(bodies[0][name], bodies[1][name]) for name in bodies[0])
 
 
+@pytest.mark.parametrize("arm", ["std", "glob"])
+def test_an_arm_that_diverges_has_no_numbers_left(arm, sizes, texts):
+    found = pretrain(sizes, texts, Run(arm, 1e30, 0))
+    assert all(each.isnan().all() for model in found.models for each in model.parameters())
+    assert all(sent > 0 for sent in found.bytes_a_round)
+
+
 def test_the_trimmed_text_is_the_joint_one(texts):
     for language in LANGUAGES:
         joint, trimmed = (next(texts.training(kind, language, (0, 1), 2)) for kind in ("joint", "trimmed"))

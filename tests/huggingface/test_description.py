@@ -84,6 +84,7 @@ def test_fields_left_out_mean_what_transformers_takes_them_for(written, key, val
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"architectures": ["LlamaModel"]}, 'architectures = ["LlamaModel"]'),
         ({"architectures": "LlamaForCausalLM"}, "architectures = "),
+        ({"architectures": None, "model_type": None}, "architectures = null: must be LlamaForCausalLM"),
         ({"model_type": "mistral"}, 'model_type = "mistral": must be "llama"'),
         ({"auto_map": {"AutoModelForCausalLM": "modeling.Own"}}, "auto_map = "),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised weights are not read"),

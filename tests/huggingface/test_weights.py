@@ -18,14 +18,15 @@ from titan_ext.models.llama3 import from_huggingface
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 SHARDS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+LLAMA = Llama()
 
 
-def check(folder, llama=Llama()):
+def check(folder, llama=LLAMA):
     spec = get_model_spec("llama3", "tiny", **from_huggingface(llama.config(), ""))
     check_weights(folder, spec.model, spec.state_dict_adapter)
 
 
-def refused(folder, llama=Llama()) -> str:
+def refused(folder, llama=LLAMA) -> str:
     with pytest.raises(UserError) as caught:
         check(folder, llama)
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)

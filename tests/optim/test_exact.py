@@ -1,6 +1,9 @@
 """Outer optimizers against their equations in float64, and that each of their operations is rounded once."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -115,3 +118,28 @@ def test_the_root_of_any_number_is_rounded_once():
     edges = torch.tensor([0.0, 1e-45, 1.17e-38, 3.4e38, math.inf])
     for each in (values, edges):
         assert torch.equal(exact.root(each), torch.from_numpy(np.sqrt(each.numpy())))
+
+
+_ELSEWHERE = """
+import hashlib, sys, torch
+from tests.optim.test_exact import BUILT, gradients, start
+digest = hashlib.sha256()
+for name in BUILT:
+    parameter = torch.nn.Parameter(torch.from_numpy(start(name, "float32", 5003)["x"].copy()))
+    optimizer = BUILT[name]([parameter])
+    for g in gradients("float32", 5003, 20):
+        parameter.grad = torch.from_numpy(g)
+        optimizer.step()
+    digest.update(parameter.detach().numpy().tobytes())
+print(torch.backends.cpu.get_cpu_capability(), digest.hexdigest())
+"""
+
+
+def test_another_instruction_set_comes_to_the_same_bits():
+    seen = {}
+    for capability in ("default", "avx2", ""):
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+        told = subprocess.run([sys.executable, "-c", _ELSEWHERE], env=environment, capture_output=True, text=True, check=True)
+        chosen, digest = told.stdout.split()
+        seen[chosen] = digest
+    assert "DEFAULT" in seen and len(set(seen.values())) == 1, seen

@@ -147,7 +147,7 @@ def test_what_is_kept_under_another_decay_keeps_its_corrected_value(steps, old, 
     torch.testing.assert_close(corrected(), before, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", [name for name in BUILT])
+@pytest.mark.parametrize("name", list(BUILT))
 def test_a_second_moment_does_not_begin_anew_alone(name):
     build, moments = BUILT[name]
     parameters = [nn.Parameter(torch.ones(5, 4)), nn.Parameter(torch.ones(3))]

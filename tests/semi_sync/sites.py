@@ -112,7 +112,7 @@ def in_background(call: Callable[..., Any], *arguments: Any) -> Future:
     def run() -> None:
         try:
             future.set_result(call(*arguments))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 — the future raises it
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from titan_ext.trainer import memory
+from titan_ext import memory
 from titan_ext.trainer.cpu import adapt, finish, on_cpu
 
 pytestmark = pytest.mark.skipif(not on_cpu(), reason="this machine has an accelerator")

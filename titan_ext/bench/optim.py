@@ -213,7 +213,7 @@ def _devices(asked: str | None) -> list["torch.device"]:
 def _described_device(device: "torch.device") -> str:
     import torch
 
-    from titan_ext.trainer.memory import processor_name
+    from titan_ext.memory import processor_name
 
     if device.type == "cpu":
         return f"cpu: {processor_name()}, {torch.get_num_threads()} threads"

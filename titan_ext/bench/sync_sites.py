@@ -13,10 +13,10 @@ from torchft.local_sgd import DiLoCo
 from torchft.manager import Manager
 from torchft.process_group import ProcessGroupGloo
 
+from titan_ext.memory import memory_stats, reset_peak
 from titan_ext.replica import Replica, ReplicaConfig
 from titan_ext.semi_sync import SemiSync
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
-from titan_ext.trainer.memory import memory_stats, reset_peak
 
 TORCHFT = "torchft"
 TORCHFT_BUCKETS = "torchft, buckets"

@@ -15,7 +15,7 @@ from titan_ext.launcher.processes import die_with_parent
 
 # Each worker is a fork of a process that has paid for these imports.
 _context = get_context("forkserver")
-_context.set_forkserver_preload(["torchft.local_sgd", "titan_ext.replica", "titan_ext.semi_sync"])
+_context.set_forkserver_preload(["torchft.local_sgd", "titan_ext.replica.manager", "titan_ext.semi_sync"])
 
 _GRACE_SECONDS = 5.0
 
@@ -108,6 +108,6 @@ def _serve(connection: Connection, build: Callable[..., Any], arguments: tuple, 
                 connection.send((None, getattr(worker, method)(*values)))
         except (EOFError, ConnectionError):
             pass
-        except Exception:
+        except Exception:  # noqa: BLE001 — the parent process reports it
             connection.send((traceback.format_exc(), None))
     os._exit(0)  # torchft's threads are not ours to join

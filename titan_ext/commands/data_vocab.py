@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--min-count {args.min_count}: must be at least 1")
     sources = _sources(args)
     files = [_file(args, source.site) for source in sources]
-    reports = [_report(source, file, args.min_count) for source, file in zip(sources, files)]
+    reports = [_report(source, file, args.min_count) for source, file in zip(sources, files, strict=True)]
     if not args.json:
         print(render(reports), end="\n\n")
     print(json.dumps({"sites": [asdict(each) for each in reports]}, ensure_ascii=False))

@@ -175,7 +175,7 @@ class Binder:
         for arm in arms:
             with contextlib.suppress(UserError), self._settings.raising():
                 return self.value(arm, given, key, base)
-        raise self._wrong(Union[arms], given, key)
+        raise self._wrong(Union[arms], given, key)  # noqa: UP007 — of a tuple
 
     def _container(self, expected: Any, kind: Any, arguments: tuple, given: Any, key: str) -> Any:
         if kind is dict and isinstance(given, Mapping):
@@ -194,7 +194,8 @@ class Binder:
             inner = list(arguments)
         else:
             inner = [arguments[0] if arguments else Any] * len(given)
-        values = [self.value(kind_, each, f"{key}[{place}]") for place, (kind_, each) in enumerate(zip(inner, given))]
+        pairs = enumerate(zip(inner, given, strict=True))
+        values = [self.value(kind_, each, f"{key}[{place}]") for place, (kind_, each) in pairs]
         return tuple(values) if kind is tuple else values
 
     def _flag(self, expected: Any, text: FlagText, key: str, base: Any) -> Any:

@@ -15,6 +15,8 @@ from titan_ext.config import defaults
 from titan_ext.config import dept as dept_variants
 from titan_ext.config.binder import Binder, field_types
 from titan_ext.config.choices import bind_activation_checkpoint, bind_loss
+from titan_ext.config.converters import KEY as CONVERTERS
+from titan_ext.config.converters import convert_model
 from titan_ext.config.initial import Source, check_source, initial_source, open_source, tokenizer_notes
 from titan_ext.config.model import ModelChoice, choose_model, chosen_flavor, flavor_config, model_module
 from titan_ext.config.optimizer import bind_optimizer
@@ -111,6 +113,9 @@ def build_config(settings: Settings, site: SiteConfig, header: SiteHeader, weigh
         settings.refuse(settings.error("vocabulary", problem, part))
     with findings.catch():
         model, spec = _model(settings, dept, chosen, source)
+        if converters := settings.get(f"model.{CONVERTERS}"):
+            spec = convert_model(settings, spec, changes["compile"])
+            model = dataclasses.replace(model, overrides={**model.overrides, CONVERTERS: converters})
     changes |= {
         "model_spec": spec,
         "site": site,

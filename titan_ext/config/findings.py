@@ -122,8 +122,9 @@ class Findings:
         every = [error for site in sites for error in (*site.mistakes.values(), *site.missing.values())]
         shared = Counter(error.everywhere for error in every if isinstance(error, SettingError))
         for error in every:
-            everywhere = isinstance(error, SettingError) and shared[error.everywhere] == len(sites) > 1
-            self.add(error.of_all_sites() if everywhere else error)
+            if isinstance(error, SettingError) and shared[error.everywhere] == len(sites) > 1:
+                error = error.of_all_sites()
+            self.add(error)
 
     def lacking(self, needs: Collection[Need]) -> list[Missing]:
         """What is missing of these needs."""

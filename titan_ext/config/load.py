@@ -17,6 +17,7 @@ from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select
 from titan_ext.config.layout import Layout, check_layout, resolve_layout
 from titan_ext.config.model import ModelChoice
 from titan_ext.config.pairing import resolve_pairing
+from titan_ext.config.run_checks import run_checks
 from titan_ext.config.settings import Origin, Settings, one_line, show
 from titan_ext.semi_sync.plan.resolve import fill_defaults, shares_sparse_rows
 from titan_ext.trainer.cpu import adapt
@@ -219,6 +220,7 @@ def _check_whole(
         lambda: checks.check_max_length(settings, config),
         lambda: checks.check_experts(settings, config),
         lambda: checks.check_export(settings, config),
+        *run_checks(settings, config, layout, device_type),
     ):
         with findings.check():
             check()

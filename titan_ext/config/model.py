@@ -11,6 +11,7 @@ from typing import Any
 
 from titan_ext.config import defaults
 from titan_ext.config.binder import Binder, field_types
+from titan_ext.config.converters import KEY as CONVERTERS
 from titan_ext.config.initial import Source, taken_over
 from titan_ext.config.settings import UNSET, Settings, hint, one_line
 from titan_ext.config.unknown import unknown_key
@@ -137,12 +138,13 @@ def flavor_config(module: ModuleType, flavor: str) -> Any | None:
 
 
 def _overrides(settings: Settings, keywords: Mapping[str, Any], open_ended: bool) -> dict[str, Any]:
-    given = {key: value for key, value in settings.table("model").items() if key not in ("name", "flavor")}
+    beside = ("name", "flavor", CONVERTERS)
+    given = {key: value for key, value in settings.table("model").items() if key not in beside}
     binder, found = Binder(settings), {}
     for key, value in given.items():
         try:
             if key not in keywords and not open_ended:
-                raise unknown_key(settings, "model", key, ["name", "flavor", *keywords], _HOMES)
+                raise unknown_key(settings, "model", key, [*beside, *keywords], _HOMES)
             found[key] = binder.value(keywords.get(key, Any), value, f"model.{key}")
         except UserError as error:
             settings.refuse(error)

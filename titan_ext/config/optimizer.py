@@ -48,7 +48,8 @@ def bind_optimizer(settings: Settings, binder: Binder, base: Any) -> Any:
     if short:
         config = replace(config, param_groups=[_single_group(settings, binder, base, short)])
     keys = ["optimizer" if short else f"optimizer.param_groups[{place}]" for place in range(len(config.param_groups))]
-    groups = [_bind_group(settings, binder, base, *each) for each in zip(config.param_groups, keys)]
+    pairs = zip(config.param_groups, keys, strict=True)
+    groups = [_bind_group(settings, binder, base, group, key) for group, key in pairs]
     return replace(config, param_groups=groups)
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from titan_ext.config.resolved import FILE_NAME, known_sizes
+from titan_ext.config.settings import show
 from titan_ext.errors import UserError
 from titan_ext.models import get_model_spec
-from titan_ext.models.llama3.huggingface import differing, show
+from titan_ext.models.llama3.huggingface import differing
 
 # Keys that the shapes of the weights tell of.
 _SHAPED = ("dim", "n_layers", "ffn_dim", "vocab_size", "enable_weight_tying")

@@ -53,7 +53,8 @@ class SiteHeader:
     """Weight in a round's mean under ``semi_sync.weighting = "site"``."""
 
     tokenizer: str = "byte"
-    """``byte``, a folder that holds ``tokenizer.json``, or the path of one."""
+    """``byte``, a folder that holds ``tokenizer.json`` (or ``vocab.json`` and ``merges.txt``, or ``vocab.txt``), or the
+    path of one."""
 
     vocabulary: str | None = None
     """File with the part of the tokenizer's vocabulary that the site holds (``titan-ext data vocab`` writes it), or

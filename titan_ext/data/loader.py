@@ -166,8 +166,9 @@ class TextDataLoader(ParallelAwareDataloader):
         feed = open_feed(config)
         if dp_rank == 0:
             _say(f"data: {feed}")
-            for note in getattr(getattr(tokenizer, "base", tokenizer), "notes", ()):
-                _say(f"tokenizer: {note}")
+            read = getattr(tokenizer, "base", tokenizer)
+            for note in getattr(read, "notes", ()):
+                _say(f"tokenizer {read.tokenizer_path}: {note}")
         dataset = PackedTextDataset(feed, tokenizer, seq_len, dp_rank, dp_world_size, config.infinite)
         dataset.check(local_batch_size, config.num_workers)
         self._feed, self._tokenizer = feed, tokenizer

@@ -103,7 +103,7 @@ def train_missing(
     """
     from titan_ext.experiments.runs import ResultStore, RunPool, run_all
 
-    store = ResultStore(options.out, settings, result_type, describe)
+    store: ResultStore[Any] = ResultStore(options.out, settings, result_type, describe)
     cores = len(os.sched_getaffinity(0)) if settings.device == "cpu" else 1
     workers = options.workers or cores
     with RunPool(train, arguments, workers, threads=max(1, cores // workers)) as pool:

@@ -11,7 +11,7 @@ from titan_ext.experiments.tuning import Run, best_rate, tried
 from titan_ext.launcher.text import columns
 
 R = TypeVar("R", bound=RunResult)
-O = TypeVar("O", bound="TunedOutcome")
+Tuned = TypeVar("Tuned", bound="TunedOutcome")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class TunedOutcome(Generic[R]):
         return deviation(self.losses)
 
 
-def tuned_outcomes(kind: type[O], methods: Iterable[str], seeds: int, done: Mapping[Run, RunResult]) -> dict[str, O]:
+def tuned_outcomes(kind: type[Tuned], methods: Iterable[str], seeds: int, done: Mapping[Run, RunResult]) -> dict[str, Tuned]:
     """The outcome of each method, as objects of ``kind``.
 
     Raises:

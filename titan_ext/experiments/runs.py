@@ -24,9 +24,13 @@ from titan_ext.experiments.tuning import Run, missing_runs
 class RunResult(Protocol):
     """What every reproduction's ``Result`` has: a dataclass of JSON values with these attributes."""
 
-    tokens_sha256: str
-    """Hash of all that was trained on, in order."""
-    seconds: float
+    @property
+    def tokens_sha256(self) -> str:
+        """Hash of all that was trained on, in order."""
+
+    @property
+    def seconds(self) -> float:
+        """What the run took."""
 
     @property
     def loss(self) -> float:

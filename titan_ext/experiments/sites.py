@@ -5,8 +5,10 @@ of ``titan_ext.semi_sync``: what is exchanged, applied and counted is what a rea
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -32,9 +34,11 @@ class InnerTraining:
         self.optimizer = optimizer
         self._rates = LambdaLR(optimizer, rate)
 
-    def step(self, batch: Batch) -> None:
-        """One inner step."""
-        train_step(self.model, loss_of(self.model, batch), self.optimizer, self._rates)
+    def step(self, batch: Batch) -> float:
+        """One inner step; returns its loss."""
+        loss = loss_of(self.model, batch)
+        train_step(self.model, loss, self.optimizer, self._rates)
+        return loss.item()
 
 
 class Sites(Protocol):
@@ -42,6 +46,10 @@ class Sites(Protocol):
 
     models: list[nn.Module]
     """One for each site; the same one where there is but one."""
+    diverged: bool
+    """Whether a training loss was no number, or a site's work was left out of a round because of one. The models hold no
+    numbers any more then: the outer loop would go on from what the sites shared before, and the method would seem to
+    train at a learning rate at which it does not."""
 
     def step(self, batches: Sequence[Batch]) -> None:
         """One inner step of every site on its batch, and the exchange that is due."""
@@ -64,14 +72,18 @@ class DataParallel:
     def __init__(self, inner: InnerTraining, count: int) -> None:
         self._inner = inner
         self.models = [inner.model] * count
+        self.diverged = False
         gradients = sum(each.numel() * each.element_size() for each in inner.model.parameters())
         self._bytes_a_step = ring_all_reduce_bytes(gradients, count)
         self._steps = 0
 
     def step(self, batches: Sequence[Batch]) -> None:
         # Sites have equally many tokens: the mean of their gradients is the gradient of the mean.
-        self._inner.step(joined(batches))
+        loss = self._inner.step(joined(batches))
         self._steps += 1
+        self.diverged = self.diverged or not isfinite(loss)
+        if self.diverged:
+            _erase(self.models)
 
     def bytes_sent(self) -> list[int]:
         """Those of a ring all-reduce of the gradients in every step."""
@@ -98,13 +110,18 @@ class SemiSynchronous:
     ) -> None:
         self._inner = inner
         self.models = [each.model for each in inner]
+        self.diverged = False
         self._sites = InProcessSites(len(inner))
         self._outer = self._sites.outer_loops(config, self.models, [each.optimizer for each in inner], options)
 
     def step(self, batches: Sequence[Batch]) -> None:
-        for inner, batch in zip(self._inner, batches, strict=True):
-            inner.step(batch)
+        losses = [inner.step(batch) for inner, batch in zip(self._inner, batches, strict=True)]
         self._sites.at_once(lambda site: self._outer[site].step())
+        last = self._outer[0].ledger.last
+        left_out = last is not None and last.participants < len(self.models)
+        self.diverged = self.diverged or left_out or not all(map(isfinite, losses))
+        if self.diverged:
+            _erase(self.models)
 
     def bytes_sent(self) -> list[int]:
         """By the outer loop's ledger."""
@@ -113,3 +130,10 @@ class SemiSynchronous:
     def close(self) -> None:
         self._sites.at_once(lambda site: self._outer[site].finish())
         self._sites.close()
+
+
+@torch.no_grad()
+def _erase(models: Sequence[nn.Module]) -> None:
+    for model in models:
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))

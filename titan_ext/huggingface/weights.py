@@ -89,7 +89,8 @@ def _check_index(folder: Path, index: Mapping[str, str], found: Mapping[str, Sto
 def _header(file: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(file, framework="pt") as opened:
-            slices = ((name, opened.get_slice(name)) for name in opened.keys())
+            names = opened.keys()  # what is opened is no mapping: it cannot be iterated
+            slices = ((name, opened.get_slice(name)) for name in names)
             return {name: StoredTensor(file, tuple(each.get_shape()), each.get_dtype()) for name, each in slices}
     except (SafetensorError, OSError) as error:
         if _is_pointer(file):

@@ -149,7 +149,7 @@ def _sizes(reader: StorageReader, checkpoint: Checkpoint) -> dict[str, torch.Siz
     """Shapes of the tensors in a checkpoint."""
     try:
         return stored_shapes(reader.read_metadata())
-    except Exception as error:  # noqa: BLE001 — unpickling what is damaged may raise anything
+    except Exception as error:  # unpickling what is damaged may raise anything
         raise RunError(f"checkpoint {checkpoint.path}: cannot be read: {_first_line(error)}") from error
 
 

@@ -109,7 +109,7 @@ def _check(manager: "TaskManager", name: str) -> None:
         raise UserError(f"--tasks {name}: unknown task" + (f"; did you mean {close!r}?" if close else ""))
     try:
         manager.load([name])
-    except Exception as error:  # noqa: BLE001 — each task's loader has errors of its own
+    except Exception as error:  # each task's loader has errors of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"--tasks {name}: its data is not on this machine ({reason}); bring it into the cache of Hugging Face's "

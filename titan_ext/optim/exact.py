@@ -66,7 +66,7 @@ class ExactOptimizer(Optimizer):
         alike = {key: value for key, value in state.items() if key != "step"}
         pieces = zip(*(_pieces(each) for each in (parameter, parameter.grad, *alike.values())), strict=True)
         for piece, gradient, *values in pieces:
-            self._step_piece(group, piece, gradient, {**state, **dict(zip(alike, values))})
+            self._step_piece(group, piece, gradient, {**state, **dict(zip(alike, values, strict=True))})
 
     @abstractmethod
     def _initial(self, group: dict[str, Any], parameter: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -177,7 +177,7 @@ class FedAdagrad(FedOpt):
         second.add_(squares)
 
 
-class ExactAdam(FedOpt):
+class ExactAdam(FedAdam):
     """torch's ``Adam`` but for its rounding: moments from zero, both corrected of their bias (as in Photon's server)."""
 
     def _initial(self, group: dict[str, Any], parameter: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -194,10 +194,8 @@ class ExactAdam(FedOpt):
         roots = divide_(root(state["exp_avg_sq"]), math.sqrt(second)).add_(group["eps"])
         parameter.sub_((state["exp_avg"] / roots).mul_(group["lr"] / first))
 
-    _follow = FedAdam._follow
 
-
-class ExactAdagrad(FedOpt):
+class ExactAdagrad(FedAdagrad):
     """torch's ``Adagrad`` but for its rounding: without momentum, the sum of squares from zero."""
 
     def _initial(self, group: dict[str, Any], parameter: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -208,5 +206,3 @@ class ExactAdagrad(FedOpt):
     ) -> None:
         self._follow(state["sum"], gradient * gradient, 0.0)
         parameter.sub_((gradient / root(state["sum"]).add_(group["eps"])).mul_(group["lr"]))
-
-    _follow = FedAdagrad._follow

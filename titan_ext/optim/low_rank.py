@@ -22,7 +22,7 @@ from titan_ext.optim.shards import require
 
 logger = logging.getLogger(__name__)
 
-_BASES = ("gradient", "outer")
+_BASES = (None, "gradient", "outer")
 _LOW_RANK_KEYS = ("basis", "low_exp_avg", "low_exp_avg_sq", "error")
 
 
@@ -53,7 +53,7 @@ class LowRankAdamW(Optimizer):
         omega: weight of the low-rank momentum, from 0 to 1; 1 is without the full-rank term, which LoRDO needs
             for the averaged pseudo-gradient to leave the subspace.
         error_feedback: keep what the projection loses and add it to the next gradient; takes a matrix's size.
-        basis_from: "gradient" or "outer".
+        basis_from: "gradient" or "outer"; None is "outer" once an outer loop gives bases, and "gradient" without one.
         refresh_every: steps between bases of "gradient", at least 1.
         power_iterations: subspace iterations for a basis, 0 for exact singular vectors.
         adamw_lr: learning rate of the rest relative to ``lr``.
@@ -77,7 +77,7 @@ class LowRankAdamW(Optimizer):
         rank: int = 32,
         omega: float = 0.97,
         error_feedback: bool = True,
-        basis_from: str = "gradient",
+        basis_from: str | None = None,
         refresh_every: int = 32,
         power_iterations: int = 0,
         adamw_lr: float = 1.0,
@@ -161,7 +161,7 @@ class LowRankAdamW(Optimizer):
         shape = (min(parameter.shape), group["rank"])
         if whole.shape != shape:
             raise ValueError(f"basis of {name} has shape {[*whole.shape]}: must be {[*shape]}")
-        skew = float((whole.mT @ whole - torch.eye(shape[1]).to(whole)).abs().max())
+        skew = float((whole.mT @ whole - torch.eye(group["rank"]).to(whole)).abs().max())
         if not skew < 1e-3:
             raise ValueError(f"basis of {name} is off orthonormal by {skew:.2g}: must be below 1e-3")
         return self._change_basis(group, parameter, whole)
@@ -224,13 +224,14 @@ class LowRankAdamW(Optimizer):
         state["step"] += 1
         gradient = layout.local_gradient(parameter).to(layout.working_dtype(parameter))
         signal = layout.local(state["error"]).add_(gradient) if group["error_feedback"] else gradient
-        due = group["basis_from"] == "gradient" and taken > 0 and taken % group["refresh_every"] == 0
+        due = group["basis_from"] != "outer" and taken > 0 and taken % group["refresh_every"] == 0
         # Neither a zero nor a ruined gradient tells directions; materialising the state steps with zeros.
         if (due or not self._has_basis(parameter)) and 0 < size(parameter, signal) < math.inf:
             whole = projection(layout.like_matrix(parameter, signal), group["rank"], group["power_iterations"])
             self._change_basis(group, parameter, whole, taken)
-        tensors = [layout.local(state[key]) for key in _LOW_RANK_KEYS[:3]]
-        return Matrix(parameter, gradient, signal, *tensors, taken + 1, layout.projected_dim(parameter.shape))
+        basis, first, second = (layout.local(state[key]) for key in _LOW_RANK_KEYS[:3])
+        dim = layout.projected_dim(parameter.shape)
+        return Matrix(parameter, gradient, signal, basis, first, second, taken + 1, dim)
 
     def _has_basis(self, parameter: torch.Tensor) -> bool:
         """Whether the basis is not zero; looked at, which waits for a GPU, until it is so after a step."""
@@ -252,10 +253,11 @@ class LowRankAdamW(Optimizer):
         if torch.equal(old, whole):
             return False
         if taken:
-            moments = [layout.local(state[key]) for key in ("low_exp_avg", "low_exp_avg_sq")]
-            corrections = tuple(1 - beta**taken for beta in group["betas"])
-            turned = rotated(*moments, whole.mT @ old, layout.projected_dim(parameter.shape), corrections)
-            torch._foreach_copy_(moments, list(turned))
+            first, second = (layout.local(state[key]) for key in ("low_exp_avg", "low_exp_avg_sq"))
+            beta1, beta2 = group["betas"]
+            corrections = (1 - beta1**taken, 1 - beta2**taken)
+            turned = rotated(first, second, whole.mT @ old, layout.projected_dim(parameter.shape), corrections)
+            torch._foreach_copy_([first, second], list(turned))
         layout.write_whole(state["basis"], whole)
         return True
 
@@ -306,7 +308,7 @@ def _check(group: dict[str, Any]) -> None:
     for key, least in (("rank", 1), ("refresh_every", 1), ("power_iterations", 0)):
         require(group, key, type(group[key]) is int and group[key] >= least, f"a whole number, at least {least}")
     require(group, "error_feedback", isinstance(group["error_feedback"], bool), "True or False")
-    require(group, "basis_from", group["basis_from"] in _BASES, " or ".join(map(repr, _BASES)))
+    require(group, "basis_from", group["basis_from"] in _BASES, " or ".join(map(repr, _BASES[1:])))
     names = group["adamw_names"]
     words = isinstance(names, Sequence) and not isinstance(names, str) and all(isinstance(each, str) for each in names)
     require(group, "adamw_names", words, "a list of words")

@@ -27,7 +27,7 @@ def working_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's shard, sharing storage; the tensor itself if it is not a DTensor."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -39,7 +39,7 @@ def local_gradient(parameter: torch.Tensor) -> torch.Tensor:
     """This rank's shard of the gradient, cut as the parameter is."""
     gradient = parameter.grad
     # Under sequence parallelism a replicated parameter's gradient is a sum still to be done.
-    if isinstance(gradient, DTensor) and gradient.placements != parameter.placements:
+    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor) and gradient.placements != parameter.placements:
         gradient = gradient.redistribute(placements=parameter.placements)
     return local(gradient)
 
@@ -54,6 +54,15 @@ def zero_basis(parameter: torch.Tensor, rank: int) -> torch.Tensor:
     dim = projected_dim(parameter.shape)
     zeros = local(parameter).new_zeros(local(parameter).shape[dim], rank, dtype=working_dtype(parameter))
     return _wrapped(parameter, zeros, _basis_placements(parameter), (parameter.shape[dim], rank))
+
+
+def like_basis(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """A basis, whole on every rank, cut as that of ``parameter``."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    mesh = parameter.device_mesh
+    replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(mesh, _basis_placements(parameter))
 
 
 def zero_moment(parameter: torch.Tensor, rank: int) -> torch.Tensor:

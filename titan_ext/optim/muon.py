@@ -99,7 +99,7 @@ class Muon(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             names = group.get("param_names") or [""] * len(group["params"])
-            with_gradient = [(p, name) for p, name in zip(group["params"], names) if p.grad is not None]
+            with_gradient = [(p, name) for p, name in zip(group["params"], names, strict=True) if p.grad is not None]
             matrices = [p for p, name in with_gradient if _is_matrix(p.shape, name, group)]
             for parameter in matrices:
                 self._step_matrix(parameter, group)

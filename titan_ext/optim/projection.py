@@ -2,6 +2,7 @@
 
 import logging
 import math
+import random
 
 import torch
 import torch.distributed as dist
@@ -48,6 +49,13 @@ def projection(matrix: torch.Tensor, rank: int, power_iterations: int = 0) -> to
     # Ranks with other hardware or thread counts would round differently, and drift apart.
     for mesh_dim in range(mesh.ndim):
         dist.broadcast(basis, group=mesh.get_group(mesh_dim), group_src=0)
+    return basis
+
+
+def coordinate_basis(side: int, rank: int) -> torch.Tensor:
+    """``rank`` of the ``side`` coordinates as columns ``[side, rank]``, drawn the same on every machine, to the bit."""
+    basis = torch.zeros(side, rank)
+    basis[sorted(random.Random(side).sample(range(side), rank)), range(rank)] = 1.0
     return basis
 
 

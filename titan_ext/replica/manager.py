@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from titan_ext.errors import RunError, UserError
+from titan_ext.memory import release_free_memory
 from titan_ext.replica.address import (
     check_port,
     interface_address,
@@ -28,7 +29,6 @@ from titan_ext.replica.state_transfer.prefetch_state import prefetch_state
 from titan_ext.replica.state_transfer.tls import load_tls
 from titan_ext.replica.state_transfer.transport import StateTransport
 from titan_ext.replica.torchft_internals import OpenManager, QuorumClient, SiteProcessGroup
-from titan_ext.trainer.memory import release_free_memory
 
 logger = logging.getLogger(__name__)
 

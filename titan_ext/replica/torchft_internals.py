@@ -6,7 +6,7 @@ read when torchft changes.
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -42,6 +42,9 @@ class QuorumClient(Protocol):
 
     def should_commit(self, group_rank: int, step: int, should_commit: bool, timeout: timedelta) -> bool:
         """The vote of the site's ranks."""
+
+
+Client = TypeVar("Client", bound=QuorumClient)
 
 
 class QuorumAbandoned(Exception):
@@ -82,11 +85,11 @@ class OpenManager(Manager):
         """All that was registered and the manager's own counters, as ``send_checkpoint`` would be given them."""
         return self._manager_state_dict()
 
-    def wrap_quorum_client(self, wrap: Callable[[QuorumClient], QuorumClient]) -> QuorumClient:
+    def wrap_quorum_client(self, wrap: Callable[[QuorumClient], Client]) -> Client:
         """Put a client of ours before the present one; torchft takes none as an argument."""
-        self._quorum_client = wrap(self._quorum_client)
-        self._client = _PrivateClient(self._quorum_client)
-        return self._quorum_client
+        client = wrap(self._quorum_client)
+        self._quorum_client, self._client = client, _PrivateClient(client)
+        return client
 
     def forget_failed_quorum(self) -> None:
         """torchft would raise the failure of the last quorum again at the next one."""
@@ -163,7 +166,8 @@ class SiteProcessGroup(ProcessGroupGloo):
         self._hostname = hostname
 
     def _create_pg(self, store: dist.Store, rank: int, world_size: int) -> dist.ProcessGroup:
-        options = dist.ProcessGroupGloo._Options()
+        # torch's stubs call it Options, which when run is the options of any backend.
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=self._hostname)]
         options._timeout = self._timeout
         options._threads = 2

@@ -98,7 +98,7 @@ class SemiSyncConfig:
     sites may differ in GPUs and parallel layout. "auto" takes leaders if the sites' layouts differ."""
 
     bucket_mib: float = 32.0
-    """Largest message handed to the wire at once, in MiB."""
+    """Largest message handed to the wire at once, in MiB; equal at all sites, which pair their messages by it."""
 
     outer_state_device: Literal["same", "cpu"] = "same"
     """Where the fp32 copy of the global parameters and the outer optimizer's state live: with the parameters, or in

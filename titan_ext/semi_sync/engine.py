@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -88,7 +88,8 @@ class SemiSync:
     ) -> None:
         ranks = site.ranks
         self.plan = resolve(config, lambda: [each for rank in ranks.gather(moments_kept(optimizers)) for each in rank])
-        pairing = "leader" if config.pairing == "leader" else "rank"  # "auto" is for a file that knows all sites
+        # "auto" is for a file that knows all sites.
+        pairing: Literal["rank", "leader"] = "leader" if config.pairing == "leader" else "rank"
         engine = build(
             self.plan,
             model_parts=model_parts,

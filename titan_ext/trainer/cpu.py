@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from titan_ext.trainer import memory
+from titan_ext import memory
 
 
 def on_cpu() -> bool:

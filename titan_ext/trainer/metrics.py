@@ -9,8 +9,13 @@ import torch
 from torchtitan.components import metrics as torchtitan_metrics
 from torchtitan.components.metrics import _get_metrics_rank
 
+from titan_ext.config.pipeline import is_v_shaped
 from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord
 from titan_ext.trainer.journal import RunJournal
+from titan_ext.trainer.wandb import name_wandb_run
+
+# The only one of these schedules by whose name torchtitan knows that the first rank has the loss.
+_V_SHAPED = "ZBVZeroBubble"
 
 
 class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
@@ -20,12 +25,17 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
     class Config(torchtitan_metrics.MetricsProcessor.Config):
         pass
 
-    def __init__(self, config: Config, *, dump_folder: str = "./outputs", **options: Any) -> None:
-        super().__init__(config, dump_folder=dump_folder, **options)
+    def __init__(
+        self, config: Config, *, dump_folder: str = "./outputs", pp_schedule: str = "1F1B", **options: Any
+    ) -> None:
+        if is_v_shaped(pp_schedule):
+            pp_schedule = _V_SHAPED
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        self.is_logging_rank = rank == _get_metrics_rank(
-            parallel_dims=self.parallel_dims, pp_schedule=options.get("pp_schedule", "1F1B")
-        )
+        logging_rank = _get_metrics_rank(parallel_dims=options["parallel_dims"], pp_schedule=pp_schedule)
+        self.is_logging_rank = rank == logging_rank
+        if config.enable_wandb and self.is_logging_rank:
+            name_wandb_run(dump_folder)
+        super().__init__(config, dump_folder=dump_folder, pp_schedule=pp_schedule, **options)
         self.journal = RunJournal(dump_folder, enabled=self.is_logging_rank)
         self._started = time.perf_counter()
         self._first_loss: float | None = None
@@ -54,6 +64,11 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         }
         super().log(step, global_avg_loss, global_max_loss, grad_norm, extra_metrics)
         self.journal.add("step", self._last)
+
+    def log_validation(self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None) -> None:
+        """As torchtitan's, and a line of ``metrics.jsonl``."""
+        super().log_validation(loss, step, extra_metrics)
+        self.journal.add("validation", {"step": step, "loss": loss})
 
     def log_not_finite(self, step: int) -> None:
         """Log a step whose loss is a NaN or an infinity, of which torchtitan reports nothing else."""

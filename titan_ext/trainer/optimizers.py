@@ -28,6 +28,11 @@ _NAMES = {"initial_lr": "lr"}
 _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable", "maximize"}
 
 
+def _implementation(group: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs for a group from the implementation asked for: torch has no fused SGD for sharded parameters."""
+    return {"fused": False, "foreach": True} if group.optimizer_name == "SGD" and asked["fused"] else {}
+
+
 def as_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """``optimizer_kwargs`` as an optimizer takes them: a ``state_dtype`` by name becomes torch's dtype."""
     found = dict(kwargs)
@@ -66,7 +71,8 @@ class OptimizersContainer(_TorchtitanContainer):
     def changed_since_saved(self) -> list[str]:
         """In words: hyper-parameters that are not those of the loaded checkpoint; what they are now counts."""
         found: set[str] = set()
-        for saved, now in zip(self._saved, self._hyper_parameters()):
+        # Without a checkpoint there are none.
+        for saved, now in zip(self._saved, self._hyper_parameters(), strict=False):
             changed = (key for key in saved.keys() - _IMPLEMENTATION if key in now and saved[key] != now[key])
             found |= {f"{_NAMES.get(key, key)} was {saved[key]} in the checkpoint, is {now[key]}" for key in changed}
         return sorted(found)
@@ -94,5 +100,8 @@ class OptimizersContainer(_TorchtitanContainer):
     @staticmethod
     def _build_param_groups(model: Any, param_group_configs: list, impl_kwargs: dict[str, Any]) -> tuple[dict, dict]:
         # A config names dtypes: torchtitan writes it as JSON (debug.print_config), which has no torch.dtype.
-        groups = [replace(each, optimizer_kwargs=as_arguments(each.optimizer_kwargs)) for each in param_group_configs]
+        groups = [
+            replace(each, optimizer_kwargs=_implementation(each, impl_kwargs) | as_arguments(each.optimizer_kwargs))
+            for each in param_group_configs
+        ]
         return _TorchtitanContainer._build_param_groups(model, groups, impl_kwargs)

@@ -146,7 +146,8 @@ class Trainer(torchtitan_trainer.Trainer):
             if not str(error).startswith("Loss is not finite"):
                 raise
             if self.outer is None:
-                raise RunError(f"the loss of step {self.step} is not finite: lower the learning rate, or look at the data")
+                problem = f"the loss of step {self.step} is not finite: lower the learning rate, or look at the data"
+                raise RunError(problem) from error
             self.metrics_processor.log_not_finite(self.step)
         return True
 

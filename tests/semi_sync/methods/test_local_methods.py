@@ -134,7 +134,7 @@ def assert_same(got, want):
         for step, seen in enumerate(history):
             for key, value in want[step][site].items():
                 torch.testing.assert_close(
-                    seen[key].double(), value, rtol=5e-5, atol=5e-6, msg=lambda m: f"site {site} step {step + 1} {key}: {m}"  # noqa: B023
+                    seen[key].double(), value, rtol=5e-5, atol=5e-6, msg=lambda m: f"site {site} step {step + 1} {key}: {m}"
                 )
 
 
@@ -229,7 +229,7 @@ def test_t3_means_of_momentum_sgd_obey_its_recursion_under_any_schedule():
 
         def noted(site, step, x):
             g = gradient(site, step, x)
-            seen[site, step] = g.double()  # noqa: B023
+            seen[site, step] = g.double()
             return g
 
         got = train(

@@ -6,7 +6,9 @@ import torch
 from tests.lighthouse_page import wait_for_requests
 from tests.semi_sync.sites import Meeting, outer_loop, run_sites
 from titan_ext.optim import LowRankAdamW
+from titan_ext.optim.projection import coordinate_basis, projection
 from titan_ext.semi_sync import SemiSyncConfig, resolve
+from titan_ext.semi_sync.methods import lordo
 
 SITES, STEPS, EVERY, RANK = 4, 50, 5, 2
 LR, BETAS, EPS = 0.02, (0.9, 0.99), 1e-8
@@ -24,7 +26,7 @@ def gradient(site: int, step: int, name: str, x: torch.Tensor) -> torch.Tensor:
     return (1 + 0.1 * site) * (x - target) + 0.3 * noise
 
 
-def train(steps=STEPS, omega=0.97, error_feedback=True, outer="average", basis_from="outer"):
+def train(steps=STEPS, omega=0.97, error_feedback=True, outer="average", basis_from="outer", **settings):
     def body(site, own):
         model = torch.nn.Module()
         for name in SHAPES:
@@ -42,9 +44,10 @@ def train(steps=STEPS, omega=0.97, error_feedback=True, outer="average", basis_f
             refresh_every=EVERY,
         )
         outer_settings = {"outer_optimizer": outer, "outer_lr": 0.9, "outer_momentum": 0.5, "nesterov": True}
-        loop = outer_loop(
-            model, optimizer, own, method="lordo", sync_every=EVERY, **(outer_settings if outer != "average" else {})
-        )
+        settings_ = settings | (outer_settings if outer != "average" else {})
+        if "weight" in settings_:
+            settings_["weight"] = settings_["weight"](site)
+        loop = outer_loop(model, optimizer, own, method="lordo", sync_every=EVERY, **settings_)
         loop.join()
         first = {name: optimizer.state[model.get_parameter(name)]["basis"].clone() for name in ("left", "right")}
         history = []
@@ -163,9 +166,10 @@ def test_every_state_at_every_step(omega, error_feedback):
                         expected[short],
                         rtol=2e-3,
                         atol=2e-4,
-                        msg=lambda m: f"site {site} step {step + 1} {name} {key}: {m}",  # noqa: B023
+                        msg=lambda m: f"site {site} step {step + 1} {name} {key}: {m}",
                     )
     sent = sum(torch.Size(shape).numel() for shape in SHAPES.values()) + 2 * (RANK * 7 + RANK * 6 + 3)
+    sent += 2 * RANK * 4  # the bases
     assert results[0][2].bytes_sent == pytest.approx(2 * (SITES - 1) / SITES * 4 * sent * (STEPS // EVERY))
 
 
@@ -195,12 +199,100 @@ def test_t18_all_sites_hold_one_orthonormal_basis():
             assert all(torch.equal(moments[0], each) for each in moments)
 
 
-def test_local_bases_stay_at_their_sites():
-    results = train(steps=20, basis_from="gradient")
+@pytest.mark.parametrize("outer", ["average", "sgd"])
+def test_local_bases_stay_at_their_sites_and_every_round_counts(outer):
+    records = []
+    results = train(steps=20, basis_from="gradient", outer=outer, on_round=records.append)
     bases = [history[-1]["left"]["basis"] for _, history, _ in results]
     assert not torch.equal(bases[0], bases[1])
     values = [history[-1]["left"]["x"] for _, history, _ in results]
     assert all(torch.equal(values[0], each) for each in values)
+    assert [record.participants for record in records] == [SITES] * (SITES * 20 // EVERY)
+
+
+def test_bases_are_the_outer_loops_unless_the_optimizer_is_told_otherwise():
+    results = train(steps=2 * EVERY, basis_from=None)
+    for name in ("left", "right"):
+        bases = [history[-1][name]["basis"] for _, history, _ in results]
+        assert all(torch.equal(bases[0], each) for each in bases)
+    parameter = torch.nn.Parameter(torch.ones(6, 4))
+    alone = LowRankAdamW([parameter], rank=2)
+    parameter.grad = gradient(0, 1, "right", parameter.detach())
+    alone.step()
+    assert_top_singular_vectors(alone.state[parameter]["basis"].double(), parameter.grad.double())
+
+
+def perturbed(monkeypatch, size=1e-6):
+    """Singular vectors that come out a little otherwise at each call, as they do with another thread count."""
+    calls = iter(range(10**6))
+
+    def vectors(matrix, rank, power_iterations=0):
+        noise = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(next(calls))) * size
+        return projection(matrix + noise * matrix.abs().max(), rank, power_iterations)
+
+    monkeypatch.setattr(lordo, "projection", vectors)
+
+
+@pytest.mark.parametrize("settings", [{}, {"outer": "sgd"}, {"settings": {"lordo": {"first_basis": "gradient"}}}], ids=["average", "outer", "first"])
+def test_one_site_computes_a_basis_for_all(settings, monkeypatch):
+    perturbed(monkeypatch)
+    records = []
+    results = train(steps=4 * EVERY, on_round=records.append, **settings)
+    rounds = 4 + ("settings" in settings)
+    assert [record.participants for record in records] == [SITES] * (SITES * rounds)
+    for n in range(EVERY, 4 * EVERY + 1, EVERY):
+        for name in ("left", "right"):
+            for key in ("x", "basis"):
+                values = [history[n - 1][name][key] for _, history, _ in results]
+                assert all(torch.equal(values[0], each) for each in values), (n, name, key)
+
+
+def test_under_an_outer_optimizer_bases_come_from_the_pseudo_gradient():
+    """The step itself, with its momentum, points elsewhere."""
+    results = train(steps=4 * EVERY, outer="sgd")
+    theta = {name: start(name) for name in SHAPES}
+    velocity = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
+    for n in range(EVERY, 4 * EVERY + 1, EVERY):
+        for name in ("left", "right"):
+            # What the outer step took is told by where it went: v = 0.5 v + D, theta -= 0.9 (D + 0.5 v).
+            moved = (theta[name] - results[0][1][n - 1][name]["x"].double()) / 0.9
+            delta = (moved - 0.25 * velocity[name]) / 1.5
+            velocity[name] = 0.5 * velocity[name] + delta
+            theta[name] = results[0][1][n - 1][name]["x"].double()
+            assert_top_singular_vectors(results[0][1][n - 1][name]["basis"].double(), delta)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 3.0, 10.0]])
+def test_the_first_bases_may_come_from_the_average_of_the_first_gradients(weights):
+    results = train(steps=3, settings={"lordo": {"first_basis": "gradient"}}, weighting="site", weight=lambda site: weights[site])
+    for name in ("left", "right"):
+        mean = sum(w * gradient(site, 1, name, start(name)) for site, w in enumerate(weights)) / sum(weights)
+        for first, history, _ in results:
+            assert first[name].count_nonzero() == RANK and set(first[name].flatten().tolist()) == {0.0, 1.0}
+            assert_top_singular_vectors(history[0][name]["basis"].double(), mean)
+            assert torch.equal(history[0][name]["basis"], results[0][1][0][name]["basis"])
+            assert torch.equal(history[2][name]["basis"], history[0][name]["basis"]), "once"
+    values = [history[0]["left"]["x"] for _, history, _ in results]
+    assert not torch.equal(values[0], values[1]), "parameters are not averaged with it"
+
+
+def test_the_first_gradients_must_still_be_there():
+    def body(site, own):
+        parameter = torch.nn.Linear(6, 5, bias=False)
+        optimizer = LowRankAdamW(parameter.parameters(), rank=2)
+        loop = outer_loop(parameter, optimizer, own, method="lordo", sync_every=4, settings={"lordo": {"first_basis": "gradient"}})
+        loop.join()
+        with pytest.raises(ValueError, match='first_basis = "gradient": weight has no gradient any more'):
+            loop.step()
+
+    run_sites(1, body)
+
+
+def test_coordinates_are_drawn_alike_everywhere():
+    for side, rank in ((5, 2), (64, 63), (7, 7)):
+        basis = coordinate_basis(side, rank)
+        assert torch.equal(basis, coordinate_basis(side, rank))
+        assert torch.equal(basis.mT @ basis, torch.eye(rank)) and basis.shape == (side, rank)
 
 
 def test_a_late_site_gets_basis_and_moments():

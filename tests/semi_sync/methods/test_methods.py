@@ -237,7 +237,7 @@ def test_adaptive_outer_optimizers_match_the_equations(name, reading, given):
         settings = dict(method=method, sync_every=2, outer_optimizer=name, **given)
         if name != "yogi":
             settings["outer_reading"] = reading
-        results = run_sites(2, lambda index, own: train(index, own, 12, **settings))  # noqa: B023
+        results = run_sites(2, lambda index, own: train(index, own, 12, **settings))
         for got, expected in zip(results[0][0], want, strict=True):
             torch.testing.assert_close(got, torch.tensor(expected), rtol=0, atol=1e-5)
         assert results[0][2] == results[1][2]

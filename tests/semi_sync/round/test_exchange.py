@@ -160,8 +160,8 @@ def test_streaming_equals_torchft_diloco_on_the_same_updates():
         return [p.detach().clone() for p in model.parameters()]
 
     for delay, alpha in [(0, 0.0), (1, 0.0), (0, 0.5), (1, 0.5), (1, 1.0)]:
-        want = run_sites(2, lambda index, own: theirs(index, own, delay, alpha))  # noqa: B023
-        got = run_sites(2, lambda index, own: ours(index, own, delay, alpha))  # noqa: B023
+        want = run_sites(2, lambda index, own: theirs(index, own, delay, alpha))
+        got = run_sites(2, lambda index, own: ours(index, own, delay, alpha))
         for site in range(2):
             for mine, torchft_value in zip(got[site], want[site]):
                 torch.testing.assert_close(mine, torchft_value, rtol=1e-6, atol=1e-6)

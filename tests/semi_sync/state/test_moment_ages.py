@@ -116,7 +116,7 @@ def test_sites_without_gradients_at_times(name, absent, weights, settings, perio
             assert seen["n"] == expected["n"], (site, step + 1)
             for key in "xuv":
                 torch.testing.assert_close(
-                    seen[key].double(), expected[key], rtol=2e-4, atol=1e-5, msg=lambda m: f"{site} {step + 1} {key}: {m}"  # noqa: B023
+                    seen[key].double(), expected[key], rtol=2e-4, atol=1e-5, msg=lambda m: f"{site} {step + 1} {key}: {m}"
                 )
 
 

@@ -52,7 +52,9 @@ class InnerStates:
     def keys(self, name: str, whole: torch.Size) -> list[str]:
         """Keys of the states of a parameter of this name and shape that workers may share."""
         found = self._group(name)
-        return [] if found is None else list(_states(found[0].optimizer_name, found[1], name, whole, whole))
+        own = getattr(self._resolve(found[0].optimizer_name), "own_states", ()) if found else ()
+        states = _states(found[0].optimizer_name, found[1], name, whole, whole) if found else {}
+        return [key for key in states if key not in own]
 
     def _group(self, name: str) -> tuple[Any, dict[str, Any]] | None:
         return next((each for each in self._groups if re.search(each[0].pattern, name)), None)
@@ -80,7 +82,8 @@ def _states(
         if len(whole) != 2 or min(whole) <= rank or left_alone:
             return adamw
         moment = torch.Size([held[0], rank] if whole[0] >= whole[1] else [rank, held[1]])
-        return {"low_exp_avg": moment, "low_exp_avg_sq": moment}
+        basis = {} if chosen["basis_from"] == "gradient" else {"basis": torch.Size([min(held), rank])}
+        return {"low_exp_avg": moment, "low_exp_avg_sq": moment} | basis
     if "omegas" in chosen:
         momenta = {f"exp_avg_{place}": held for place in range(len(chosen["omegas"]))}
         return momenta if optimizer == "QHSGDM" else momenta | {"exp_avg_sq": held}

@@ -1,6 +1,6 @@
 """What the outer loop of a configuration will cost: the plan's rules, bound to shapes instead of tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,13 +23,23 @@ _NOTHING = dict.fromkeys(
 
 
 class _Shapes:
-    """A ``ModelView`` without memory: one state of each parameter, in its shape on the meta device."""
+    """A ``ModelView`` without memory: states in their shapes on the meta device.
 
-    def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
-        self._shapes = shapes
+    Args:
+        shape: that of a state of a parameter on the rank, None if there is no such state.
+    """
+
+    def __init__(self, shape: Callable[[str, str], torch.Size | None]) -> None:
+        self._shape = shape
 
     def tensors(self, state: str, names: Sequence[str]) -> list[torch.Tensor]:
-        return [torch.empty(self._shapes[name], device="meta") for name in names]
+        return [torch.empty(self._shape(state, name), device="meta") for name in names]
+
+    def keeps(self, state: str, name: str) -> bool:
+        return self._shape(state, name) is not None
+
+    def owner(self, name: str) -> tuple[None, None]:
+        return None, None
 
 
 def outer_costs(
@@ -112,8 +122,10 @@ class _Rounds:
         return _FP32 * (sum(self.states[index].numel for index in launched) + scratch)
 
     def _bound(self, rule: SyncRule, held: Mapping[str, torch.Size]) -> SyncedState:
-        covered = self._covered(rule, held)
-        return bind(rule, BoundTensors(_Shapes(covered), rule.state, list(covered)))
+        def shape(state: str, name: str) -> torch.Size | None:
+            return self._inner.shape(state, name, self._shapes[name], held[name])
+
+        return bind(rule, BoundTensors(_Shapes(shape), rule.state, list(self._covered(rule, held))))
 
     def _covered(self, rule: SyncRule, held: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
         """Shapes of what the rule covers on a rank that holds ``held``."""

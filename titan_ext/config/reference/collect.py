@@ -235,11 +235,13 @@ def _method_defaults(name: str) -> dict[str, Any]:
 @cache
 def _docstrings(owner: type) -> dict[str, str]:
     """The text under each field of a dataclass, from its source."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
+    definition = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    assert isinstance(definition, ast.ClassDef)
     return {
         field.target.id: " ".join(text.value.value.split())
-        for field, text in pairwise(body)
+        for field, text in pairwise(definition.body)
         if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
         and isinstance(text, ast.Expr)
         and isinstance(text.value, ast.Constant)
         and isinstance(text.value.value, str)

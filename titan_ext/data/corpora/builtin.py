@@ -10,7 +10,7 @@ import hashlib
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +61,7 @@ class Prose:
     def __init__(self) -> None:
         topics = [_Topic(name) for name in sorted(_topics())]
         modules = [_Docstrings(file.path) for file in library_sources()]
-        self._documents = [*topics, *modules, *_package_texts()]
+        self._documents: list[_Topic | _Docstrings | _PackageText] = [*topics, *modules, *_package_texts()]
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -118,7 +118,7 @@ class _PackageText:
         return _package_text(self.path)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _text(document: _Topic | _Docstrings | _PackageText) -> str:
     return document.text()
 

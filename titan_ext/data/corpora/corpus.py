@@ -103,7 +103,7 @@ class Corpus:
         if all(units is None for units in given):
             return None
         found, base = [], 0
-        for part, units in zip(self._parts, given):
+        for part, units in zip(self._parts, given, strict=True):
             units = np.arange(len(part)) if units is None else units
             found.append(units + base)
             base += int(units[-1]) + 1

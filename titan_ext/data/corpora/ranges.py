@@ -7,6 +7,7 @@ seek, and a corpus can be truly permuted.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class ByteRanges:
 
     def files(self) -> list[tuple[Path, int]]:
         """The files, and the bytes of each."""
-        return [(file.path, size) for file, (size, _) in zip(self._files, self._stamps)]
+        return [(file.path, size) for file, (size, _) in zip(self._files, self._stamps, strict=True)]
 
     @property
     def empty(self) -> int:
@@ -228,7 +229,7 @@ def _scan_text(read: _Read, begin: int, end: int) -> np.ndarray:
     while end - cuts[-1] > _UNCUT_BYTES:
         cuts.append(_cut_after(read, cuts[-1] + PIECE_BYTES))
     cuts.append(end)
-    return np.array([pair for pair in zip(cuts, cuts[1:]) if pair[0] < pair[1]], np.int64).reshape(-1, 2)
+    return np.array([pair for pair in pairwise(cuts) if pair[0] < pair[1]], np.int64).reshape(-1, 2)
 
 
 def _cut_after(read: _Read, position: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from titan_ext.data.corpora.files import CorpusFile
-from titan_ext.data.corpora.signature import is_lfs_pointer
+from titan_ext.data.corpora.signature import HEAD_BYTES, is_lfs_pointer
 from titan_ext.data.corpora.unpacked import blocks
 from titan_ext.errors import BadRecord, UserError
 
@@ -74,20 +74,26 @@ def scan_json(data: Any, path: Path) -> np.ndarray:
 
 
 def shows_key(file: CorpusFile, key: str) -> bool:
-    """Whether the beginning of a file of JSON or CSV names the key of the text, or is not there to tell."""
+    """Whether the first record of a file of JSON or CSV has the key of the text, or is not there to tell."""
     head = next(blocks(file), b"")
     if is_lfs_pointer(head):
         return True
+    text = head.decode("utf-8", "replace").lstrip("\ufeff")
     if file.format == "csv":
-        return key.encode() in re.split(rb'[,;\t"]', head.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0].strip())
-    return re.search(re.escape(json.dumps(key).encode()) + rb"\s*:", head) is not None
+        return key in re.split('[,;\t"]', text.split("\n", 1)[0].strip())
+    try:
+        record, _ = json.JSONDecoder().raw_decode(text.lstrip("[ \t\r\n"))
+    except (ValueError, RecursionError):
+        # A record that is longer than what was looked at.
+        return re.search(rf"{re.escape(json.dumps(key))}\s*:", text) is not None and len(head) >= HEAD_BYTES
+    return isinstance(record, dict) and key in record
 
 
 def _check_gaps(data: Any, found: list[tuple[int, int]], level: int, path: Path) -> None:
     """Make sure that there is nothing but the records: no text or number is passed over."""
     before = [0, *(stop for _, stop in found)]
     after = [*(start for start, _ in found), len(data)]
-    for place, (start, stop) in enumerate(zip(before, after)):
+    for place, (start, stop) in enumerate(zip(before, after, strict=True)):
         gap = bytes(data[start:stop]).removeprefix(b"\xef\xbb\xbf").strip()
         gap = gap.removeprefix(b"[").strip() if level and place == 0 else gap
         gap = gap.removesuffix(b"]").strip() if level and place == len(found) else gap

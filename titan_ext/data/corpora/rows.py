@@ -72,11 +72,12 @@ class TableRows(ABC):
     @property
     def empty(self) -> int:
         """Files without a row."""
-        return len(self.paths) - len({number for (number, _), rows in zip(self._groups, self._counts) if rows})
+        groups = zip(self._groups, self._counts, strict=True)
+        return len(self.paths) - len({number for (number, _), rows in groups if rows})
 
     def files(self) -> list[tuple[Path, int]]:
         """The files, and the bytes of each."""
-        return [(path, size) for path, (size, _) in zip(self.paths, self._stamps)]
+        return [(path, size) for path, (size, _) in zip(self.paths, self._stamps, strict=True)]
 
     def layout(self) -> np.ndarray:
         """Rows of each group, ``[groups]`` int64: part of what a corpus is known by."""

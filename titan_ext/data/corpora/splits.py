@@ -69,19 +69,21 @@ def choose_split(
             raise UserError(
                 f"data = {name!r}: no files of split 'train' there ({_counts(present)}); name them with a glob"
             )
-    kept = [file for file, word in zip(files, named) if word == wanted]
+    pairs = list(zip(files, named, strict=True))
+    kept = [file for file, word in pairs if word == wanted]
     return kept, Counter(
-        f"{ending(file.path)} ({word or 'no split in its name'})" for file, word in zip(files, named) if word != wanted
+        f"{ending(file.path)} ({word or 'no split in its name'})" for file, word in pairs if word != wanted
     )
 
 
 def _named(files: Sequence[CorpusFile], root: Path) -> list[str | None]:
     found = [_split_of_file(file, root) for file in files]
     # A text may well be about tests; its name says what it is for only where most texts are named so, one for training.
-    texts = Counter(word for file, word in zip(files, found) if file.format == "text")
+    pairs = list(zip(files, found, strict=True))
+    texts = Counter(word for file, word in pairs if file.format == "text")
     if "train" in texts and len(texts.keys() - {None}) > 1 and 2 * texts[None] <= texts.total():
         return found
-    return [None if file.format == "text" else word for file, word in zip(files, found)]
+    return [None if file.format == "text" else word for file, word in pairs]
 
 
 def _split_of_file(file: CorpusFile, root: Path) -> str | None:

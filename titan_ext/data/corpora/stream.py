@@ -147,7 +147,7 @@ class StreamFeed:
             yield from records
         except UserError:
             raise
-        except Exception as error:  # noqa: BLE001 — whatever the hub, its file systems and formats raise
+        except Exception as error:  # whatever the hub, its file systems and formats raise
             kind = ReadError if _may_pass(error) else UserError
             raise kind(f"data = {self.name!r}: cannot read the stream: {reason(error)}") from error
 
@@ -175,7 +175,7 @@ def _open(spec: str, text_key: str) -> tuple[Any, Callable[[Any], str]]:
             stream = load_dataset(name.name, name.config, split=name.split, streaming=True)
             take = _taker(spec, text_key)
         return (stream.to_iterable_dataset() if isinstance(stream, Dataset) else stream), take
-    except Exception as error:  # noqa: BLE001 — as above
+    except Exception as error:  # as above
         # A machine that is told to stay off the network will not find it after a restart either.
         kind = ReadError if _may_pass(error) and not config.HF_HUB_OFFLINE else UserError
         raise kind(f"data = {spec!r}: cannot open the dataset: {reason(error)}") from error

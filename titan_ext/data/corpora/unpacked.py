@@ -40,11 +40,6 @@ class Bytes:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return os.fstat(self._file.fileno()).st_size
-
     def read(self, start: int, stop: int) -> bytes:
         """Bytes ``start`` to ``stop``."""
         parts = []

@@ -70,7 +70,7 @@ class FolderTokenizer(HuggingFaceTokenizer):
             return super().encode(*args, **kwargs)
         except TypeError:
             raise  # what was given is no text
-        except Exception as error:  # noqa: BLE001 — the tokenizers library raises bare Exception
+        except Exception as error:  # the tokenizers library raises bare Exception
             raise self._unsplittable(error) from error
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
@@ -81,7 +81,7 @@ class FolderTokenizer(HuggingFaceTokenizer):
         """
         try:
             return [each.ids for each in self.tokenizer.encode_batch_fast(list(texts))]
-        except Exception as error:  # noqa: BLE001 — as above
+        except Exception as error:  # as above
             raise self._unsplittable(error) from error
 
     def _unsplittable(self, error: Exception) -> "UnsplittableText":
@@ -144,11 +144,10 @@ class FolderTokenizer(HuggingFaceTokenizer):
             if kind == "WordPiece":
                 raise UserError(f"{problem}; add one")
             self.notes.append(problem)
-        elif kind == "BPE" and unknown is None and not model.byte_fallback:
-            if "ByteLevel" not in f"{tokenizer.pre_tokenizer} {tokenizer.normalizer}":
-                self.notes.append(
-                    "it knows neither bytes nor an unknown token: characters outside its vocabulary are left out"
-                )
+        elif kind == "BPE" and unknown is None and not model.byte_fallback and not _is_byte_level(tokenizer):
+            self.notes.append(
+                "it knows neither bytes nor an unknown token: characters outside its vocabulary are left out"
+            )
 
     def _check_bytes(self, folder: Path) -> None:
         """Refuse vocab.json and merges.txt that are not as GPT-2's."""
@@ -177,6 +176,10 @@ class FolderTokenizer(HuggingFaceTokenizer):
 
 class UnsplittableText(UserError):
     """A tokenizer whose model has no token for something in a text."""
+
+
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    return "ByteLevel" in f"{tokenizer.pre_tokenizer} {tokenizer.normalizer}"
 
 
 def _byte_level(folder: Path) -> Tokenizer:

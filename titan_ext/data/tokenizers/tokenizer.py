@@ -136,7 +136,7 @@ def _load(folder: Path, changed: tuple[int, ...]) -> FolderTokenizer:
         return FolderTokenizer.Config().build(tokenizer_path=str(folder))
     except UserError as error:
         raise UserError(f"tokenizer = {str(folder)!r}: {error}") from error
-    except BaseException as error:  # noqa: BLE001 — the tokenizers library raises bare Exception; its Rust may panic
+    except BaseException as error:  # the tokenizers library raises bare Exception; its Rust may panic
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"tokenizer = {str(folder)!r}: cannot read its {TOKENIZER_FILE}: {reason(error)}") from error

@@ -34,7 +34,7 @@ class Pretraining(NamedTuple):
 
 
 def pretrain(settings: Settings, texts: Texts, run: Run) -> Pretraining:
-    """Train all sites to the end."""
+    """Train all sites to the end, or to that of the round in which they diverge."""
     arm = ARMS[run.method]
     sites = _build_sites(settings, texts, run, arm)
     batches = zip(
@@ -44,10 +44,12 @@ def pretrain(settings: Settings, texts: Texts, run: Run) -> Pretraining:
         )
     )
     before = sites.bytes_sent()
-    for step, of_sites in enumerate(islice(batches, settings.steps), start=1):
-        sites.step(of_sites)
-        if step == settings.steps - settings.sync_every:
+    for step, of_sites in enumerate(islice(batches, settings.steps)):
+        if step % settings.sync_every == 0:
+            if sites.diverged:
+                break
             before = sites.bytes_sent()
+        sites.step(of_sites)
     sites.close()
     sent = [after - earlier for after, earlier in zip(sites.bytes_sent(), before, strict=True)]
     return Pretraining(sites.models, sent)

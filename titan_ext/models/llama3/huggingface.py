@@ -5,11 +5,11 @@ write rotary embeddings, ``rope_theta`` with ``rope_scaling`` and ``rope_paramet
 which every version understands, is written.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from titan_ext.config.settings import show
 from titan_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ FIELDS = {
     "rope_high_freq_factor": "high_freq_factor",
     "rope_original_max_positions": "original_max_position_embeddings",
 }
-"""Keys of ``[model]`` by what ``config.json`` calls them."""
+"""What ``config.json`` calls each key of ``[model]``."""
 
 _ARCHITECTURE, _MODEL_TYPE = "LlamaForCausalLM", "llama"
 # Values of fields that the models here have, and why another is refused.
@@ -141,12 +141,9 @@ def told_apart(said: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     )
 
 
-def show(value: Any) -> str:
-    """A value as ``config.json`` has it."""
-    return json.dumps(value, default=str)
-
-
 def _check_architecture(config: Mapping[str, Any], fields: "_Fields") -> None:
+    if not config.get("architectures") and not config.get("model_type"):
+        raise fields.error("architectures", None, f"must be {_ARCHITECTURE}, or model_type {_MODEL_TYPE}")
     named = config.get("architectures") or [_ARCHITECTURE]
     if not isinstance(named, list) or [str(each).lower() for each in named] != [_ARCHITECTURE.lower()]:
         raise fields.error("architectures", named, f"must be {_ARCHITECTURE}, which the models here are")

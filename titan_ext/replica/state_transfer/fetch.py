@@ -119,7 +119,7 @@ def _fetch_in_parallel(
                 except IndexError:
                     return
                 connection.fetch(chunks[0], chunks[-1], buffers)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 — kept for the thread that waits
             transfer.stop(error)  # ends the other connections too; raised below, by the thread that waits for all
         finally:
             connection.close()

@@ -4,23 +4,27 @@ The rest stays in the momentum for later steps. The parameters take the sign of 
 sent coefficients stands for, so all sites hold the same ones. Tensors are cut into tiles of at most
 ``compression_chunk`` in each dimension (the largest divisors); sharded ones shard by shard. A coefficient's
 mean is over the sites that sent it. A joining site takes a member's parameters, with no momentum.
-The authors' decoding may differ between devices; here it goes site by site, in one order.
+The authors' decoding may differ between devices, and so their parameters. Here means are formed site by site, in one
+order, and what they stand for is computed in whole numbers, so that its sign is the same on every machine.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from titan_ext.optim.cosine import inverse_in_whole_numbers, whole_basis
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
 from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncRule
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState
 from titan_ext.semi_sync.wire.codecs import Codec, pack_12_bits, unpack_12_bits
 from titan_ext.semi_sync.wire.reductions import CodedReduction
+
+_PIECE = 2**20  # elements whose sign is computed at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +161,9 @@ class SignedMomentum(SyncedState):
         apply, shapes = rule.apply, tensors.shapes
         assert isinstance(apply, SignStep)
         self._sides = [tile_sides(shape, apply.chunk) if shape.numel() else (1, 1) for shape in shapes]
-        self._bases = {side: cosine_basis(side).to(tensors.device) for sides in self._sides for side in sides}
+        used = {side for sides in self._sides for side in sides}
+        self._bases = {side: cosine_basis(side).to(tensors.device) for side in used}
+        self._whole_bases = {side: whole_basis(side).to(tensors.device) for side in used}
         areas = [math.prod(sides) for sides in self._sides]
         tiles = tuple((shape.numel() // area, area) for shape, area in zip(shapes, areas, strict=True))
         self.reduction = CodedReduction(StrongestCoefficients(tiles, apply.topk), max(1, self.elements))
@@ -176,7 +182,13 @@ class SignedMomentum(SyncedState):
         for part, parameter, rate, sides in zip(
             self.tensors.split(total), parameters, rates, self._sides, strict=True
         ):
-            parameter.sub_((self._inverse(part, sides).sign_() * rate.to(part)).to(parameter))
+            rows, columns = _as_matrix(parameter.shape)
+            high, wide = sides
+            tiles = part.reshape(rows // high, columns // wide, high, wide)
+            some = max(1, _PIECE // max(1, high * columns))
+            targets = parameter.view(rows, columns).split(some * high)
+            for signs, target in zip(self._signs(tiles, some), targets, strict=True):
+                target.sub_((signs * rate.to(signs)).to(target))
 
     @torch.no_grad()
     def take_residual(self, residual: torch.Tensor) -> None:
@@ -206,6 +218,14 @@ class SignedMomentum(SyncedState):
     def global_values(self) -> list[torch.Tensor]:
         """The parameters themselves."""
         return self.tensors.view.tensors(PARAMETERS, self.names)
+
+    def _signs(self, tiles: torch.Tensor, some: int) -> Iterator[torch.Tensor]:
+        """Signs of what coefficients ``[tiles high, tiles wide, high, wide]`` stand for, some rows of tiles at a time."""
+        high, wide = tiles.shape[-2:]
+        rows, columns = self._whole_bases[high], self._whole_bases[wide]
+        for part in tiles.split(some):
+            values = inverse_in_whole_numbers(part, rows, columns).sign_().float()
+            yield values.transpose(1, 2).reshape(len(part) * high, -1)
 
     def _transform(self, value: torch.Tensor, sides: tuple[int, int]) -> torch.Tensor:
         """Coefficients of a tensor, tile after tile, flat."""

@@ -1,19 +1,27 @@
 """LoRDO (arXiv 2602.04396): low-rank moments travel, in a basis that comes from the averaged pseudo-gradient.
 
-The inner optimizer is LowRankAdamW. With its ``basis_from = "outer"`` each sync averages parameters and moments
-in the old basis, takes the top singular vectors of the averaged pseudo-gradient, and turns the moments into them
-(the order of optimizers without a paper's listing: averages first, so that all moments share one basis). With
-"gradient" every site finds its own bases: LoRDO-Local, the baseline. The first basis is unconfirmed; here it is
-one random orthonormal basis for all sites until the first sync. Error feedback stays at its site.
+The inner optimizer is LowRankAdamW. Each sync averages parameters and moments in the old basis, takes the top singular
+vectors of the averaged pseudo-gradient, and turns the moments into them (the order of optimizers without a paper's
+listing: averages first, so that all moments share one basis). Singular vectors come out otherwise with another
+number of threads or on other hardware, so one site computes them and sends them to all. With the optimizer's
+``basis_from = "gradient"`` every site finds its own bases, which are then no shared state: LoRDO-Local, the baseline.
+Error feedback stays at its site.
+
+The first basis is unconfirmed: until the first sync it is some of the coordinates, the same at all sites, or with
+``first_basis = "gradient"`` (which suits training from scratch) from the average of the first gradients.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch.distributed import ReduceOp
 
-from titan_ext.optim.projection import projection, random_basis
+from titan_ext.optim.low_rank import LowRankAdamW
+from titan_ext.optim.low_rank_layout import like_basis, local_gradient
+from titan_ext.optim.projection import coordinate_basis, projection
 from titan_ext.semi_sync.methods.des_loc import NESTEROV
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
 from titan_ext.semi_sync.plan.plan import Apply, SyncRule
@@ -22,6 +30,31 @@ from titan_ext.semi_sync.state.synced_parameters import Average, SyncedParameter
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState
 from titan_ext.semi_sync.state.views import like, local_tensor
+from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
+from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
+from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
+
+_NEVER_AGAIN = 2**62  # a period that no run reaches
+
+ComputeBases = Callable[[torch.Tensor, float, torch.Tensor], None]
+"""Takes the weighted sum of the sites' contributions and the sum of the weights; fills in the bases."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LordoSettings:
+    """``[semi_sync.lordo]``.
+
+    Raises:
+        ValueError: the first basis is neither.
+    """
+
+    first_basis: Literal["coordinates", "gradient"] = "coordinates"
+    """What bases are until the first sync: some of the coordinates, or from the average of the sites' first gradients,
+    which takes an exchange after the first inner step."""
+
+    def __post_init__(self) -> None:
+        if self.first_basis not in ("coordinates", "gradient"):
+            raise ValueError(f'first_basis = {self.first_basis!r}: must be "coordinates" or "gradient"')
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,10 +78,118 @@ class RefreshBases(Apply):
         return ParametersWithBases(rule, tensors, options)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FirstBasesFromGradients(Apply):
+    """The average of the gradients gives the bases of the inner optimizer."""
+
+    def bind(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> SyncedState:
+        """The gradients of the parameters that have a basis."""
+        having = [name for name in tensors.names if tensors.view.keeps("basis", name)]
+        return FirstBases(rule, BoundTensors(tensors.view, tensors.state, having, tensors.device), options)
+
+
 class LowRankMoments(SyncedState):
     """Moments in the shape of their basis, not of their parameter."""
 
     facts = StateFacts(elementwise=False)
+
+
+class BasisReduction(Reduction):
+    """Sums what bases come from as usual, then has the first site send the bases that it computes of the sum.
+
+    Args:
+        reduction: the usual one.
+        elements: of what it sums; what is left of a message are bases.
+        compute: fills them in, from the sum.
+    """
+
+    def __init__(self, reduction: Reduction, elements: int, compute: ComputeBases) -> None:
+        self._reduction, self._elements, self._compute = reduction, elements, compute
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ranks of a site tell each other their reductions, for their sizes.
+        return {**self.__dict__, "_compute": None}
+
+    def wire_bytes(self, numel: int, sites: int) -> int:
+        bases = ring_all_reduce_bytes(4 * (numel - self._elements), sites)
+        return self._reduction.wire_bytes(self._elements, sites) + bases
+
+    def scratch_elements(self, numel: int, sites: int) -> int:
+        return max(self._reduction.scratch_elements(self._elements, sites), numel - self._elements)
+
+    def reduce(
+        self,
+        manager: ReplicaManager,
+        values: torch.Tensor,
+        of: RoundFacts,
+        residual: torch.Tensor | None = None,
+    ) -> bool:
+        summed, bases = values.split([self._elements, values.numel() - self._elements])
+        travelled = self._reduction.reduce(manager, summed, of, residual)
+        bases.zero_()
+        if manager.participating_rank() == 0:
+            # On all ranks of the site or on none, whatever they know of errors: making a matrix whole is a collective.
+            self._compute(summed, math.fsum(of.weights), bases)
+        sent = bases.to(wire_device(manager))
+        manager.allreduce(sent, reduce_op=ReduceOp.SUM).wait()
+        bases.copy_(sent)
+        return travelled
+
+
+class SharedBases:
+    """The bases that the outer loop gives, one after the other, each rank its shard.
+
+    Args:
+        tensors: parameters of which some may have a basis.
+    """
+
+    def __init__(self, tensors: BoundTensors) -> None:
+        self._view = tensors.view
+        self.names = [name for name in tensors.names if tensors.view.keeps("basis", name) and self._is_shared(name)]
+        self._shapes = [basis.shape for basis in self.tensors()]
+        self.numel = sum(shape.numel() for shape in self._shapes)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The optimizer's own."""
+        return self._view.tensors("basis", self.names)
+
+    def begin(self) -> None:
+        """Begin with coordinates, whatever a site has come to by itself."""
+        for name in self.names:
+            optimizer, group = self._view.owner(name)
+            if isinstance(optimizer, LowRankAdamW):
+                parameter = self._view.parameters[name]
+                optimizer.set_basis(parameter, coordinate_basis(min(parameter.shape), group["rank"]))
+
+    @torch.no_grad()
+    def compute(self, changes: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
+        """Fill ``out`` (fp32 ``[numel]``) with the bases of matrices (local shards). A collective over their meshes."""
+        for name, part in zip(self.names, self._split(out), strict=True):
+            parameter, change = self._view.parameters[name], changes[name]
+            group = self._view.owner(name)[1]
+            change = like(parameter, change.to(local_tensor(parameter).device))
+            whole = projection(change, group["rank"], group["power_iterations"])
+            part.copy_(local_tensor(like_basis(parameter, whole)))
+
+    @torch.no_grad()
+    def take(self, sent: torch.Tensor) -> None:
+        """Turn the moments into the bases that were sent (fp32 ``[numel]``). A collective over the matrices' meshes."""
+        for name, part in zip(self.names, self._split(sent), strict=True):
+            parameter, optimizer = self._view.parameters[name], self._view.owner(name)[0]
+            assert isinstance(optimizer, LowRankAdamW)
+            stored = optimizer.state[parameter]["basis"]
+            optimizer.set_basis(parameter, like(stored, part.to(local_tensor(stored).device)))
+
+    def _split(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        parts = flat.split([shape.numel() for shape in self._shapes]) if self._shapes else ()
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    def _is_shared(self, name: str) -> bool:
+        """Whether the outer loop gives the basis: it does unless the optimizer was told to find its own."""
+        optimizer, group = self._view.owner(name)
+        if optimizer is not None and group["basis_from"] is None:
+            group["basis_from"] = "outer"
+        return optimizer is None or group["basis_from"] == "outer"
 
 
 class ParametersWithBases(SyncedParameters):
@@ -58,33 +199,38 @@ class ParametersWithBases(SyncedParameters):
 
     def __init__(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> None:
         super().__init__(rule, tensors, options)
-        view = tensors.view
-        self._optimizer_of = {
-            name: optimizer
-            for optimizer in getattr(view, "optimizers", [])
-            for name in self.names
-            if any(view.parameters[name] is each for each in _low_rank(optimizer))
-        }
-        for name in self._renewed():
-            parameter = view.parameters[name]
-            self._optimizer_of[name].set_basis(parameter, random_basis(min(parameter.shape), self._rank(name)))
+        self._bases = SharedBases(tensors)
+        self._bases.begin()
+        self.plain_numbers = self._bases.numel
+        self.reduction = BasisReduction(rule.wire.build_reduction(), self.elements, self._compute)
+
+    @torch.no_grad()
+    def write(self, out: torch.Tensor, step: int) -> None:
+        """Values or pseudo-gradient, and room for the bases."""
+        values, bases = self._halves(out)
+        super().write(values, step)
+        bases.zero_()
 
     @torch.no_grad()
     def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
         """Move the parameters, then the bases. The moments' rules of the round come first."""
-        before = {name: self._part(name).clone() for name in self._renewed()}
-        super().apply(total, of)
-        for name, old in before.items():
-            parameter, optimizer = self.tensors.view.parameters[name], self._optimizer_of[name]
-            change = like(parameter, old.sub_(self._part(name)).to(local_tensor(parameter).device))
-            iterations = self._group(name)["power_iterations"]
-            optimizer.set_basis(parameter, projection(change, self._rank(name), iterations))
+        summed, bases = self._halves(total)
+        super().apply(summed, of)
+        self._bases.take(bases)
+
+    def update_norm(self, contribution: torch.Tensor) -> float:
+        """Without the room for the bases."""
+        return super().update_norm(self._halves(contribution)[0])
+
+    def damp(self, contribution: torch.Tensor, factor: float, weight: float) -> None:
+        """Without the room for the bases."""
+        super().damp(self._halves(contribution)[0], factor, weight)
 
     def shared_state(self) -> NamedState:
-        """Global values and the bases."""
+        """Global values and the bases that all sites share."""
         shared = super().shared_state()
-        for name, optimizer in self._optimizer_of.items():
-            shared[name]["basis"] = local_tensor(optimizer.state[self.tensors.view.parameters[name]]["basis"])
+        for name, basis in zip(self._bases.names, self._bases.tensors(), strict=True):
+            shared[name]["basis"] = basis
         return shared
 
     def checkpoint_state(self) -> NamedState:
@@ -95,27 +241,55 @@ class ParametersWithBases(SyncedParameters):
         """Restore what ``checkpoint_state`` returned."""
         self.load(super().shared_state(), state)
 
-    def _renewed(self) -> list[str]:
-        return [name for name in self._optimizer_of if self._group(name)["basis_from"] == "outer"]
+    def _halves(self, flat: torch.Tensor) -> Sequence[torch.Tensor]:
+        return flat.split([self.elements, self.plain_numbers])
 
-    def _part(self, name: str) -> torch.Tensor:
-        return self.global_parts[self.names.index(name)]
-
-    def _rank(self, name: str) -> int:
-        return self._group(name)["rank"]
-
-    def _group(self, name: str) -> dict[str, Any]:
-        parameter = self.tensors.view.parameters[name]
-        groups = self._optimizer_of[name].param_groups
-        return next(group for group in groups if any(each is parameter for each in group["params"]))
+    @torch.no_grad()
+    def _compute(self, summed: torch.Tensor, weight: float, out: torch.Tensor) -> None:
+        """The bases of the averaged pseudo-gradient, of which only the directions count."""
+        changes = summed if self.sends_difference else self.global_flat * weight - summed
+        self._bases.compute(dict(zip(self.names, self.tensors.split(changes), strict=True)), out)
 
 
-def _low_rank(optimizer: Any) -> list[torch.Tensor]:
-    return list(optimizer.low_rank_parameters().values()) if hasattr(optimizer, "low_rank_parameters") else []
+class FirstBases(SyncedState):
+    """The bases of the average of the first inner step's gradients; nothing else changes."""
+
+    facts = StateFacts(elementwise=False, averages=False)
+
+    def __init__(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> None:
+        super().__init__(rule, tensors, options)
+        self._bases = SharedBases(tensors)
+        self.plain_numbers = self._bases.numel
+        self.reduction = BasisReduction(rule.wire.build_reduction(), self.elements, self._compute)
+
+    @torch.no_grad()
+    def write(self, out: torch.Tensor, step: int) -> None:
+        """The gradients, and room for the bases.
+
+        Raises:
+            ValueError: a gradient is no longer there.
+        """
+        out.zero_()
+        for name, part in zip(self.names, self.tensors.split(out[: self.elements]), strict=True):
+            parameter = self.tensors.view.parameters[name]
+            if parameter.grad is None:
+                raise ValueError(
+                    f'first_basis = "gradient": {name} has no gradient any more; call step() before zeroing gradients, '
+                    'or take "coordinates"'
+                )
+            part.copy_(local_gradient(parameter))
+
+    def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
+        """Take the bases."""
+        self._bases.take(total[self.elements :])
+
+    def _compute(self, summed: torch.Tensor, weight: float, out: torch.Tensor) -> None:
+        self._bases.compute(dict(zip(self.names, self.tensors.split(summed), strict=True)), out)
 
 
 @register_method(
     "lordo",
+    settings=LordoSettings,
     outer=NESTEROV,
     fixed={"fragment_sync_delay": 0, "error_feedback": False},
     sync_every=32,
@@ -137,4 +311,7 @@ def lordo(context: MethodContext) -> list[SyncRule]:
         for state in ("exp_avg", "exp_avg_sq"):
             moments.append(SyncRule(state=state, required="none", apply=Average(), **place))
         parameters.append(SyncRule(apply=RefreshBases(optimizer=context.outer_optimizer), **place))
+        if context.settings.first_basis == "gradient":
+            once = place | {"period": _NEVER_AGAIN, "offset": 1, "name": "first_basis"}
+            parameters.append(SyncRule(apply=FirstBasesFromGradients(), **once))
     return [*moments, *parameters]

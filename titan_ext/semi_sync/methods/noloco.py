@@ -3,8 +3,8 @@
 With slow weights phi and fast ones theta, and means over the pair:
 ``delta = alpha delta + beta mean(theta - phi) - gamma (phi - mean(phi))``, ``phi = phi + delta``, ``theta = phi``
 (equation 2 with the sign of the paper's own proof and code). alpha is ``outer_momentum``, beta ``outer_lr``, gamma
-``[semi_sync.noloco] gossip_gamma``. A site without a partner steps alone. The paper leaves open what a joining site and the finished
-model are; here a joining site takes a member's slow weights with delta = 0, and the sites average once at the end.
+``[semi_sync.noloco] gossip_gamma``. A site without a partner steps alone. The paper leaves open what a joining site and the
+finished model are; here a joining site takes a member's slow weights with delta = 0, and the sites average once at the end.
 """
 
 from collections.abc import Mapping

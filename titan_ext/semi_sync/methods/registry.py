@@ -56,11 +56,11 @@ class Method:
     rules: MakeRules
     settings: type | None = None
     """Frozen dataclass of the method's own settings: ``[semi_sync.NAME]``."""
-    fixed: Mapping[str, object] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     """Values of ``SemiSyncConfig`` fields that the method does not let the user choose."""
-    outer: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    outer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By outer optimizer what the method takes for its settings where the user set none."""
-    defaults: Mapping[str, object] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values that the method takes where the user set none."""
 
 
@@ -71,9 +71,9 @@ def register_method(
     name: str,
     *,
     settings: type | None = None,
-    fixed: Mapping[str, object] | None = None,
-    outer: Mapping[str, Mapping[str, object]] | None = None,
-    **defaults: object,
+    fixed: Mapping[str, Any] | None = None,
+    outer: Mapping[str, Mapping[str, Any]] | None = None,
+    **defaults: Any,
 ) -> Callable[[MakeRules], MakeRules]:
     """Decorate the function that makes a method's rules.
 

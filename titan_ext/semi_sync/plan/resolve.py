@@ -319,12 +319,13 @@ def _check_rounds(config: SemiSyncConfig, rules: Sequence[SyncRule]) -> None:
 
 def _check_settings(config: SemiSyncConfig) -> None:
     """Settings of something that is not in use would be ignored."""
-    chosen = [(METHODS, config.method), (AGGREGATIONS, config.aggregation)]
-    for part in (config, *config.scopes):
+    chosen: list[tuple[Registry[Any], str]] = [(METHODS, config.method), (AGGREGATIONS, config.aggregation)]
+    parts: list[SemiSyncConfig | ScopeConfig] = [config, *config.scopes]
+    for part in parts:
         chosen += [(CODECS, part.codec)] if part.codec else []
         chosen += [(OUTER_OPTIMIZERS, part.outer_optimizer)] if part.outer_optimizer not in (None, _AVERAGE) else []
     used = {registry.resolve(name) for registry, name in chosen}
-    for part in (config, *config.scopes):
+    for part in parts:
         for name, own in part.settings.items():
             require(name in used, f"settings.{name}", own, f"left out unless {_owner_key(name)} is in use")
 

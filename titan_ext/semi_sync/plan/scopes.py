@@ -75,7 +75,7 @@ def assign(sizes: Mapping[str, int], plan: SyncPlan) -> dict[str, tuple[str, int
         if not claimed:
             raise ValueError(f"scopes ({scope.name}): {list(scope.parameters)} fit no parameter of the model")
         if scope.shared:
-            homes |= {name: (scope.name, 0) for name in claimed}
+            homes |= dict.fromkeys(claimed, (scope.name, 0))
     if not left:
         raise ValueError("scopes: no parameter is left for the rest of the model")
     if plan.fragments is not None:

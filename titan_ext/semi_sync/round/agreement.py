@@ -29,6 +29,8 @@ class Verdict:
     """The problem is one of this site itself that trying again does not mend."""
     diverged: bool = False
     """This site's shared state is not that of the others."""
+    states_differ: bool = False
+    """Some site's is not."""
     resync_step: int = 0
     """Inner step from which the sites can agree that now are at different points."""
     opening: tuple[int, Position] | None = None
@@ -83,7 +85,7 @@ def agree(table: Sequence[SiteStatus], rank: int) -> Verdict:
     diverged = _diverged(members)
     if diverged:
         problem = f"the shared state of {_names(diverged)} is not that of the others"
-        return Verdict(table, [], own.step, problem, diverged=own in diverged)
+        return Verdict(table, [], own.step, problem, diverged=own in diverged, states_differ=True)
     return Verdict(table, members[0].rules, members[0].step)
 
 

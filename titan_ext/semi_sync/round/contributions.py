@@ -36,8 +36,8 @@ class Contributions:
 
     @property
     def total_weight(self) -> float:
-        """Sum of the weights."""
-        return sum(self.weights)
+        """Sum of the weights, rounded once: Python's own ``sum`` differs between its versions."""
+        return math.fsum(self.weights)
 
     @property
     def contributors(self) -> list[int]:

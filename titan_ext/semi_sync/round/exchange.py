@@ -76,7 +76,7 @@ class Exchange:
         with record_function("titan_ext::quorum"):
             self.manager.start_quorum()
         # A peer's state comes with the quorum.
-        role = Role.HEALED if self.healing.has_arrived else launch.role
+        role = Role.HEALED if self.healing.is_behind else launch.role
         with record_function("titan_ext::agree"):
             verdict = self._verdict(launch, role)
         result = RoundResult(

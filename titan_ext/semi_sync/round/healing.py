@@ -42,12 +42,14 @@ class Healing:
         self._site = site
         self._fingerprint = fingerprint
         self._arrived: Mapping[str, Any] | None = None
+        self._diverged = False
+        self._keeps_work = False
         self._counters: dict[str, int] = {}
 
     @property
-    def has_arrived(self) -> bool:
-        """Whether a peer's state waits to be taken in."""
-        return self._arrived is not None
+    def is_behind(self) -> bool:
+        """Whether the state of a peer that is further waits to be taken in."""
+        return self._arrived is not None and not self._keeps_work
 
     def offer(self, step: int, pending: list[int]) -> dict[str, Any]:
         """This site's shared state.
@@ -63,8 +65,15 @@ class Healing:
         }
 
     def receive(self, state: Mapping[str, Any]) -> None:
-        """Keep a peer's state until the round under way can take it in."""
+        """Keep a peer's state until the round under way can take it in.
+
+        A site is not behind it if it stands at the same commit and only holds other bits of it, such as those of an outer
+        optimizer that rounds otherwise on its hardware: then its work since that commit is worth as much as the others'.
+        """
         self._arrived = state
+        self._keeps_work = self._diverged and self._lineage.stands_with(state)
+        if self._keeps_work:
+            self._lineage.checksum = 0  # what it is about to take in has another
 
     def begin(self) -> None:
         """A round begins: remember where the manager stood."""
@@ -83,8 +92,10 @@ class Healing:
         state, self._arrived = self._arrived, None
         if state is not None:
             for each in self._states:
-                each.load_shared_state(state["states"].get(each.key, {}))
+                theirs = state["states"].get(each.key, {})
+                each.correct_shared_state(theirs) if self._keeps_work else each.load_shared_state(theirs)
             self._lineage.take_over(state)
+            self._diverged = self._keeps_work = False
             logger.info("took the shared state of a peer at inner step %d, round %d", state["step"], state["round"])
         return True, state
 
@@ -95,7 +106,11 @@ class Healing:
             # It came, and could not be taken in; the manager already counts as healed.
             self._arrived, counters = None, self._counters
         elif result.verdict.diverged:
-            logger.error("this site's shared state is not that of the others; taking theirs")
+            logger.error(
+                "this site's shared state is not that of the others (an outer optimizer that rounds otherwise on other "
+                "hardware, or a fault); taking theirs, and keeping this site's work since the last commit"
+            )
+            self._diverged = True
             counters["step"] = max(0, counters["step"] - 1)
         else:
             return

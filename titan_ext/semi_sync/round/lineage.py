@@ -123,6 +123,10 @@ class Lineage:
             return f"a peer sent an older state ({described(run, position)}) than ours ({described(run, self.position)})"
         return None
 
+    def stands_with(self, state: Mapping[str, Any]) -> bool:
+        """Whether a peer's shared state is of the very commit that this site's contains."""
+        return bool(self.run) and (state["run"], _position(state)) == (self.run, self.position)
+
     def take_over(self, state: Mapping[str, Any]) -> None:
         """Stand where the peer stands whose shared state was taken in."""
         self._take_place(state)

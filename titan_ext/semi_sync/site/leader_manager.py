@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.distributed import ProcessGroup, ReduceOp, Work
+from torch.distributed import ProcessGroup, Work
 from torch.futures import Future
 
 from titan_ext.errors import RunError
 from titan_ext.semi_sync.site.shards import SiteShards
-from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
+from titan_ext.semi_sync.wire.manager import ReduceOperation, ReplicaManager, wire_device
 
 
 class LeaderManager:
@@ -59,7 +59,7 @@ class LeaderManager:
         self._shards.share({"done": outcome})
         self._learn(outcome)
 
-    def allreduce(self, tensor: torch.Tensor, *, reduce_op: "ReduceOp.RedOpType") -> Work:
+    def allreduce(self, tensor: torch.Tensor, *, reduce_op: ReduceOperation) -> Work:
         """Reduce the leader's ``tensor`` over the sites, for all ranks of this one; done when it returns."""
         summed = tensor.detach().cpu()
         if self.leading is not None:

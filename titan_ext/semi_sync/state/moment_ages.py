@@ -6,6 +6,7 @@ therefore tell their counts, agree on the moments *corrected* of their bias, and
 once a round has brought all moments of a parameter. Where the counts are equal, this is the mean itself.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,5 +37,5 @@ class Ages:
             view.set_steps(name, steps)
         if all(count == steps for count in counts):
             return 1.0
-        held = sum(weight * moment.mass(count) for weight, count in zip(self.weights, counts, strict=True))
-        return moment.mass(steps) * sum(self.weights) / held if held > 0 else 1.0
+        held = math.fsum(weight * moment.mass(count) for weight, count in zip(self.weights, counts, strict=True))
+        return moment.mass(steps) * math.fsum(self.weights) / held if held > 0 else 1.0

@@ -141,6 +141,16 @@ class ValuesWithGlobalCopy(SyncedState):
         self.load(self.shared_state(), state)
         self.reset_local_to_global()
 
+    @torch.no_grad()
+    def correct_shared_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Another site's global copy and outer state; what was done since its commit goes on from there."""
+        before = self.global_flat.clone()
+        self.load(self.shared_state(), state)
+        if self.elements:
+            moved = self.tensors.split(self.global_flat - before)
+            for local, change in zip(self.tensors.locals(), moved, strict=True):
+                local.add_(change.to(local))
+
     def load(self, own: Mapping[str, Mapping[str, Any]], state: Mapping[str, Mapping[str, Any]]) -> None:
         """Tensors in place, and the outer optimizer's plain numbers."""
         super().load(own, state)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from titan_ext.optim.exact import divide_
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncRule
 from titan_ext.semi_sync.state.moment_ages import Ages
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState, copy_into
@@ -32,8 +33,8 @@ class AppliedRound:
     """How many steps the contributors' moments stand for, if the round has any."""
 
     def mean(self, total: torch.Tensor) -> torch.Tensor:
-        """``total`` divided by the sum of the weights, in place."""
-        return total.div_(self.total_weight) if self.total_weight != 1.0 else total
+        """``total`` divided by the sum of the weights, in place, with the same bits at all sites."""
+        return divide_(total, self.total_weight) if self.total_weight != 1.0 else total
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,6 +171,14 @@ class SyncedState:
         Raises:
             ValueError: a parameter is missing or has another shape.
         """
+
+    def correct_shared_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take over the bits of another site that stands at the same commit, and keep local work since then.
+
+        Raises:
+            ValueError: a parameter is missing or has another shape.
+        """
+        self.load(self.shared_state(), state)
 
     # -- checkpoints -----------------------------------------------------------------------------
 

@@ -69,7 +69,9 @@ def materialize_state(optimizer: Optimizer) -> None:
     fresh = {each for each in parameters if each not in optimizer.state}
     if not fresh:
         return
-    settings = [{key: group[key] for key in ("lr", "weight_decay") if key in group} for group in optimizer.param_groups]
+    settings: list[dict[str, Any]] = [
+        {key: group[key] for key in ("lr", "weight_decay") if key in group} for group in optimizer.param_groups
+    ]
     gradients = [each.grad for each in parameters]
     for group, kept in zip(optimizer.param_groups, settings, strict=True):
         group.update((key, torch.zeros_like(v) if isinstance(v, torch.Tensor) else 0.0) for key, v in kept.items())
@@ -190,6 +192,10 @@ class ModelView:
             states = self._state_of(self.parameters[lacking[0]])
             known = [key for key, value in states.items() if isinstance(value, torch.Tensor) and value.dim()]
             raise ValueError(f"the inner optimizer keeps no state {state!r} for {lacking[0]}; it keeps {known}")
+
+    def owner(self, name: str) -> tuple[Optimizer | None, dict[str, Any]]:
+        """The optimizer of a parameter, and its group there."""
+        return self._owner(name)[:2]
 
     def moments(self, name: str) -> dict[str, Moment]:
         """The moments that the optimizer keeps of the named parameter, by key; those that are known."""

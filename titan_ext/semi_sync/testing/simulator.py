@@ -15,7 +15,7 @@ from titan_ext.semi_sync.build import SiteOptions
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.engine import SemiSync
 from titan_ext.semi_sync.site.ranks import SiteRanks
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.manager import ReduceOperation, ReplicaManager
 
 
 class InProcessSites:
@@ -126,7 +126,7 @@ class InProcessManager(ReplicaManager):
     def start_quorum(self) -> None:
         """Nothing: the sites are always the same."""
 
-    def allreduce(self, tensor: torch.Tensor, *, reduce_op: ReduceOp) -> "_Done":
+    def allreduce(self, tensor: torch.Tensor, *, reduce_op: ReduceOperation) -> "_Done":
         """Sum ``tensor`` in place over the sites; done when this returns."""
         assert reduce_op == ReduceOp.SUM, reduce_op
         self._sites.sum(self._site, tensor)

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 
+from titan_ext.optim.exact import divide_
 from titan_ext.semi_sync.registry import Registry
 from titan_ext.semi_sync.wire.codecs import Codec
 from titan_ext.semi_sync.wire.reductions import (
@@ -150,7 +151,11 @@ class TrimmedMean(ElementwiseAggregation):
 def _trimmed_mean(contributions: torch.Tensor, cut: int) -> torch.Tensor:
     out = contributions.new_empty(contributions.shape[1])
     for part, target in zip(contributions.split(_PIECE, dim=1), out.split(_PIECE), strict=True):
-        # NaN sorts last: what is not a number is cut off first.
-        kept = part.sort(dim=0).values[cut : len(contributions) - cut]
-        torch.mean(kept, dim=0, out=target)
+        # NaN sorts last: what is not a number is cut off first. A zero has one sign, or which is kept were chance.
+        kept = part.add_(0.0).sort(dim=0).values[cut : len(contributions) - cut]
+        # One after the other: in what order a kernel sums depends on the hardware.
+        target.copy_(kept[0])
+        for each in kept[1:]:
+            target.add_(each)
+        divide_(target, len(kept))
     return out

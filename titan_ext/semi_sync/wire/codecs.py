@@ -153,7 +153,7 @@ class Int8(Codec):
         split = blocks.shape[0] * self._width
         codes, scales = message[:split].view(-1, self._width), message[split:].view(torch.float32)
         rows = _PIECE // _BLOCK if values.device.type == "cpu" else max(1, blocks.shape[0])
-        yield from zip(blocks.split(rows), codes.split(rows), scales.split(rows))
+        yield from zip(blocks.split(rows), codes.split(rows), scales.split(rows), strict=True)
 
     def _pack(self, rounded: torch.Tensor, codes: torch.Tensor) -> None:
         codes.view(torch.int8).copy_(rounded)

@@ -6,6 +6,9 @@ from typing import Any, Protocol
 import torch
 from torch.distributed import ProcessGroup, ReduceOp, Work
 
+ReduceOperation = ReduceOp | ReduceOp.RedOpType
+"""``ReduceOp.SUM`` is the latter; torchft's signatures and torch's say the former."""
+
 
 class ReplicaManager(Protocol):
     """Membership, reduction over sites and the commit vote of one rank's replica group.
@@ -25,7 +28,7 @@ class ReplicaManager(Protocol):
     def start_quorum(self) -> None:
         """Agree on who takes part; a site that is behind has its state loaded before this returns."""
 
-    def allreduce(self, tensor: torch.Tensor, *, reduce_op: ReduceOp) -> Work:
+    def allreduce(self, tensor: torch.Tensor, *, reduce_op: ReduceOperation) -> Work:
         """Reduce ``tensor`` in place over the sites of the quorum; never raises."""
 
     def should_commit(self) -> bool:
@@ -69,7 +72,7 @@ def wire_device(manager: ReplicaManager) -> torch.device:
     accelerators take nothing else than their own.
     """
     group = manager.process_group
-    name = group.getBackendName() if group is not None else ""
+    name = group.getBackendName() if group is not None else ""  # type: ignore[attr-defined]  # not in torch's stubs
     if any(backend in name for backend in ("nccl", "xccl")):
         return torch.device(torch.accelerator.current_accelerator())
     return torch.device("cpu")

@@ -5,6 +5,7 @@ them in an order that depends on nothing but sizes. A few buckets are under way 
 keep the wire busy while others are coded, few enough to bound what lies in memory beside the values.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -178,11 +179,11 @@ class CodedReduction(Reduction):
             padded = values.new_zeros(copies * shard)
             padded[: values.numel()] = values
         message = torch.empty(copies, self._codec.wire_bytes(shard), dtype=torch.uint8, device=values.device)
-        for part, row in zip(padded.view(copies, shard), message):
+        for part, row in zip(padded.view(copies, shard), message, strict=True):
             self._codec.encode(part, row)
         if residual is not None:
             decoded = torch.empty_like(padded).view(copies, shard)
-            for part, row in zip(decoded, message):
+            for part, row in zip(decoded, message, strict=True):
                 self._codec.decode(row, part)
             torch.sub(values, decoded.view(-1)[: values.numel()], out=residual)
         received, work = wire.gather(message[0]) if self._to_all else wire.exchange(message)
@@ -209,7 +210,7 @@ class CodedReduction(Reduction):
         if self._to_all:
             self._combine(received, of, out)
         else:
-            for part, row in zip(out.view(copies, bucket.shard), received):
+            for part, row in zip(out.view(copies, bucket.shard), received, strict=True):
                 self._codec.decode(row, part)
         if not whole:
             values.copy_(out[: values.numel()])
@@ -244,7 +245,7 @@ class ElementwiseReduction(CodedReduction):
         values = out.new_empty(len(contributors), out.numel())
         for rank, row in zip(contributors, values, strict=True):
             self._codec.decode(messages[rank], row)
-        torch.mul(self._aggregate(values), sum(of.weights), out=out)
+        torch.mul(self._aggregate(values), math.fsum(of.weights), out=out)
 
 
 class WholeReduction(ElementwiseReduction):
@@ -281,7 +282,7 @@ class WholeReduction(ElementwiseReduction):
             parts = self._gathered or [values.new_empty(len(contributors), 0)]
             gathered = torch.cat(parts, dim=1)[:, : values.numel()]
             self._gathered.clear()
-            values.copy_(self._whole(gathered, of.rank_sum).mul_(sum(of.weights)))
+            values.copy_(self._whole(gathered, of.rank_sum).mul_(math.fsum(of.weights)))
         return travelled
 
     def _keep(self, contributions: torch.Tensor) -> torch.Tensor:

@@ -89,7 +89,7 @@ class SparseReduction(Reduction):
         if flat is None:
             return [None] * len(codecs)
         parts = flat.split([self._rows.rows * width for _, width in codecs])
-        return [part.view(self._rows.rows, width) for part, (_, width) in zip(parts, codecs)]
+        return [part.view(self._rows.rows, width) for part, (_, width) in zip(parts, codecs, strict=True)]
 
     def _bitmap_bytes(self) -> int:
         return -(-self._rows.total // 32) * 4
@@ -145,17 +145,17 @@ class _SparseExchange:
         received, sent = self._exchange(messages, [len(each) for each in incoming], codecs, device)
         # -0.0 is what leaves every number as it is when it is added, -0.0 too.
         sums = [torch.full((len(mine), width), -0.0, device=device) for _, width in codecs]
-        for message, at in zip(received, incoming):
-            for total, part in zip(sums, self._decode(message, codecs, len(at))):
+        for message, at in zip(received, incoming, strict=True):
+            for total, part in zip(sums, self._decode(message, codecs, len(at)), strict=True):
                 total.index_add_(0, at, part)
 
         wanted = [self._holders[site, mine].nonzero().squeeze(1).to(device) for site in range(self._sites)]
-        summed = [(codec, total, None) for codec, total in zip(codecs, sums)]
+        summed = [(codec, total, None) for codec, total in zip(codecs, sums, strict=True)]
         back = [self._encode(summed, at) for at in wanted]
         own = [places[ids[self._holders[self._rank, ids]]].to(device) for ids in owned]
         received, returned = self._exchange(back, [len(each) for each in own], codecs, device)
-        for message, at in zip(received, own):
-            for (_, table, _), part in zip(tables, self._decode(message, codecs, len(at))):
+        for message, at in zip(received, own, strict=True):
+            for (_, table, _), part in zip(tables, self._decode(message, codecs, len(at)), strict=True):
                 table[at] = part
         return sent + returned
 

@@ -1,0 +1,93 @@
+"""What a run would stumble over after its start is refused by ``check``, in one line that says what to do."""
+
+from collections.abc import Callable
+
+import pytest
+
+from titan_ext.config import load_run
+from titan_ext.errors import UserError
+
+V_SHAPED, SPLIT = ("ZBVZeroBubble", "DualPipeV"), ("InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV")
+
+
+def pipelined(schedule: str, mode: str = "none", batch: int = 4, layers: int = 4, ranks: int = 2) -> list[str]:
+    return [
+        f"--parallelism.pipeline_parallel_degree={ranks}",
+        f"--parallelism.pipeline_parallel_schedule={schedule}",
+        "--parallelism.pipeline_parallel_microbatch_size=1",
+        f"--activation_checkpoint.mode={mode}",
+        f"--training.local_batch_size={batch}",
+        f"--model.n_layers={layers}",
+    ]
+
+
+CASES = [
+    *((pipelined(each, "selective"), ["activation_checkpoint.mode", '"full" or "none"', each]) for each in SPLIT),
+    *(([*pipelined(each), "--compile.enable"], ["compile.components", 'without "model"', each]) for each in SPLIT),
+    (pipelined("1F1B", batch=1), ["training.local_batch_size = 1", "at least 2", "1 microbatches"]),
+    (pipelined("1F1B", batch=3, ranks=4), ["training.local_batch_size = 3", "at least 4"]),
+    (pipelined("DualPipeV", batch=3), ["training.local_batch_size = 3", "at least 4", "stages"]),
+    (pipelined("dualpipev", "full", batch=2), ["training.local_batch_size = 2", "at least 4"]),
+    (pipelined("Interleaved1F1B", batch=7, layers=8, ranks=2), ["training.local_batch_size = 7", "multiple of 3"]),
+    (pipelined("InterleavedZeroBubble", batch=5), ["training.local_batch_size = 5", "multiple of 2"]),
+    (["--checkpoint.initial_load_in_hf", "--checkpoint.initial_load_model_only=true"], ["initial_load_in_hf", "enable = true"]),
+    (["--checkpoint.load_step=3"], ["checkpoint.load_step = 3", "enable = true"]),
+    (["--checkpoint.load_only"], ["checkpoint.load_only", "enable = true"]),
+    (["--checkpoint.create_seed_checkpoint"], ["checkpoint.create_seed_checkpoint", "enable = true"]),
+    (
+        ["--checkpoint.enable", "--checkpoint.create_seed_checkpoint", "--parallelism.data_parallel_shard_degree=2"],
+        ["checkpoint.create_seed_checkpoint", "2 ranks", "nproc = 1"],
+    ),
+    (
+        ["--checkpoint.enable", '--checkpoint.exclude_from_loading=["dataloader", "optimiser"]'],
+        ["checkpoint.exclude_from_loading", "'optimiser'", "did you mean optimizer?"],
+    ),
+    (
+        ["--checkpoint.enable", '--checkpoint.exclude_from_loading=["semi_sync"]', "--semi_sync.method=none", "--semi_sync.sync_every=none"],
+        ["checkpoint.exclude_from_loading", "'semi_sync'", "dataloader"],
+    ),
+    (["--optimizer.name=DistMuon"], ["optimizer.name", "configuration file", "Muon"]),
+    (["--optimizer.name=SGD", "--optimizer.implementation=fused_opt_states_bf16"], ["optimizer.implementation", "not SGD"]),
+    (["--optimizer.implementation=fused_opt_states_bf16"], ["optimizer.implementation", "needs a GPU"]),
+    (["--lr_scheduler.total_steps=19"], ["lr_scheduler.total_steps = 19", "at least training.steps (20)", "negative"]),
+    (["--lr_scheduler.decay_ratio=-0.1"], ["lr_scheduler.decay_ratio = -0.1", "from 0 to 1"]),
+    (["--lr_scheduler.min_lr_factor=1.5"], ["lr_scheduler.min_lr_factor = 1.5", "from 0 to 1"]),
+    (
+        ["--validator.enable", "--validator.steps=1", "--validator.freq=0", '--validator.dataloader={dataset="builtin:docs"}'],
+        ["validator.freq = 0", "at least 1"],
+    ),
+    (["--training.gc_debug"], ["training.gc_debug", "needs a GPU"]),
+    (["--parallelism.spmd_backend=full_dtensor"], ["parallelism.spmd_backend", "needs a GPU"]),
+    (["--profiler.enable_profiling", "--profiler.profile_freq=3"], ["profiler.profile_freq = 3", "at least 4"]),
+]
+
+
+@pytest.mark.parametrize(("flags", "words"), CASES, ids=lambda value: " ".join(value)[:60])
+def test_refused_before_it_starts(flags: list[str], words: list[str], write: Callable) -> None:
+    with pytest.raises(UserError) as refusal:
+        load_run(write(), flags)
+    line = str(refusal.value)
+    assert line.startswith("demo.toml: ") and "\n" not in line
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(pipelined(each, mode) for each in SPLIT for mode in ("none", "full")),
+        *(pipelined(each, "selective") for each in ("1F1B", "GPipe", "LoopedBFS")),
+        pipelined("Interleaved1F1B", batch=6),
+        pipelined("ZBVZeroBubble", batch=1),
+        ["--checkpoint.enable", '--checkpoint.exclude_from_loading=["semi_sync", "lr_scheduler"]'],
+        ["--checkpoint.enable", "--checkpoint.create_seed_checkpoint"],
+        ["--lr_scheduler.total_steps=20", "--lr_scheduler.decay_ratio=1.0", "--lr_scheduler.min_lr_factor=0.1"],
+        ["--optimizer.name=SGD", "--optimizer.momentum=0.9"],
+        ["--profiler.enable_profiling", "--profiler.profile_freq=4"],
+    ],
+    ids=lambda flags: " ".join(flags)[:60],
+)
+def test_what_can_run_is_not_refused(flags: list[str], write: Callable) -> None:
+    assert len(load_run(write(), flags).sites) == 2
+
+

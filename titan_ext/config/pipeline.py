@@ -1,0 +1,63 @@
+"""Pipeline schedules: what each of them asks of a configuration, and where its loss comes out."""
+
+from typing import Any
+
+from titan_ext.config.settings import Settings
+
+_KEY = "parallelism.pipeline_parallel_schedule"
+_V_SHAPED = ("zbvzerobubble", "dualpipev")
+_SPLIT_BACKWARD = ("interleavedzerobubble", *_V_SHAPED)
+
+
+def is_v_shaped(schedule: str) -> bool:
+    """Whether the first and the last stage are on the first rank, which then has the loss."""
+    return schedule.lower() in _V_SHAPED
+
+
+def check_schedule(settings: Settings, config: Any, stages: int) -> None:
+    """Refuse a schedule that torch could not run, or that ends in a traceback at the first step.
+
+    Args:
+        settings: for the wording of errors.
+        config: the site's ``Trainer.Config``.
+        stages: of the whole pipeline.
+
+    Raises:
+        UserError: naming the key to change.
+    """
+    parallelism = config.parallelism
+    if parallelism.pipeline_parallel_degree == 1:
+        return
+    schedule, ranks = parallelism.pipeline_parallel_schedule.lower(), parallelism.pipeline_parallel_degree
+    if schedule in _SPLIT_BACKWARD:
+        _check_split_backward(settings, config)
+    if schedule in _V_SHAPED and stages != 2 * ranks:
+        problem = f"needs two stages a rank, and the model is cut into {stages} for {ranks} ranks"
+        raise settings.error(_KEY, problem, parallelism.pipeline_parallel_schedule)
+    _check_microbatches(settings, config, schedule, stages)
+
+
+def _check_split_backward(settings: Settings, config: Any) -> None:
+    """These schedules take the gradients of inputs and of weights apart, in two passes over what a forward left."""
+    from torchtitan.distributed.activation_checkpoint import SelectiveAC
+
+    schedule = config.parallelism.pipeline_parallel_schedule
+    if isinstance(config.activation_checkpoint, SelectiveAC.Config):
+        problem = f'must be "full" or "none" with {_KEY} = "{schedule}", which goes backward twice'
+        raise settings.error("activation_checkpoint.mode", problem, "selective")
+    if config.compile.enable and "model" in config.compile.components:
+        problem = f'must be without "model" with {_KEY} = "{schedule}", which goes backward twice'
+        raise settings.error("compile.components", problem, config.compile.components)
+
+
+def _check_microbatches(settings: Settings, config: Any, schedule: str, stages: int) -> None:
+    batch, size = config.training.local_batch_size, config.parallelism.pipeline_parallel_microbatch_size
+    ranks, count = config.parallelism.pipeline_parallel_degree, batch // size
+    told = f"({count} microbatches of {size} with {_KEY} = {config.parallelism.pipeline_parallel_schedule!r})"
+    if schedule in ("1f1b", "dualpipev") and count < stages:
+        problem = f"must be at least {stages * size}: as many microbatches as the pipeline has stages {told}"
+        raise settings.error("training.local_batch_size", problem, batch)
+    rounds = max(1, count // ranks)
+    if schedule in ("interleaved1f1b", "interleavedzerobubble") and count % rounds:
+        problem = f"must make a multiple of {rounds} microbatches {told}"
+        raise settings.error("training.local_batch_size", problem, batch)

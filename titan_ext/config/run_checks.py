@@ -1,0 +1,124 @@
+"""Settings that bind without complaint and that a run would stumble over: refused before it starts."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from titan_ext.config.layout import Layout, pipeline_stages
+from titan_ext.config.pipeline import check_schedule
+from titan_ext.config.settings import Settings, hint
+from titan_ext.trainer.resuming import STATES
+
+# What has no meaning where no checkpoint is read or written, and would be passed over in silence.
+_OF_CHECKPOINTS = {"initial_load_in_hf": False, "load_step": -1, "create_seed_checkpoint": False, "load_only": False}
+_BF16_STATES = "fused_opt_states_bf16"
+
+
+def run_checks(settings: Settings, config: Any, layout: Layout, device_type: str) -> list[Callable[[], None]]:
+    """The checks of a site's ``Trainer.Config``, independent of each other; each raises a ``UserError`` or returns."""
+    return [
+        lambda: check_schedule(settings, config, len(pipeline_stages(settings, config))),
+        lambda: check_checkpoints(settings, config, layout),
+        lambda: check_device(settings, config, device_type),
+        lambda: check_profiler(settings, config),
+        lambda: check_rates(settings, config),
+        lambda: check_optimizers(settings, config, device_type),
+    ]
+
+
+def check_checkpoints(settings: Settings, config: Any, layout: Layout) -> None:
+    """Refuse what checkpoints cannot do.
+
+    Raises:
+        UserError: naming the key to change.
+    """
+    checkpoint = config.checkpoint
+    for key, default in _OF_CHECKPOINTS.items():
+        value = getattr(checkpoint, key)
+        if value != default and not checkpoint.enable:
+            raise settings.error(f"checkpoint.{key}", "is not read without checkpoint.enable = true", value)
+    if checkpoint.create_seed_checkpoint and layout.ranks > 1:
+        problem = f"must be false with {layout.ranks} ranks: one rank makes it (nproc = 1, parallel degrees 1)"
+        raise settings.error("checkpoint.create_seed_checkpoint", problem, True)
+    known = [name for name in STATES if name != "semi_sync" or config.semi_sync.method != "none"]
+    for name in checkpoint.exclude_from_loading:
+        if name not in known:
+            raise settings.error("checkpoint.exclude_from_loading", f"{name!r} is no part of a checkpoint; {hint(name, known)}")
+
+
+def check_device(settings: Settings, config: Any, device_type: str) -> None:
+    """Refuse what only a GPU can do on a machine without one.
+
+    Raises:
+        UserError: naming the key to change.
+    """
+    only_on_gpus = {
+        "training.gc_debug": config.training.gc_debug,
+        "parallelism.spmd_backend": config.parallelism.spmd_backend == "full_dtensor",
+    }
+    for key, asked in only_on_gpus.items():
+        if asked and device_type == "cpu":
+            raise settings.error(key, "needs a GPU, and this machine has none", settings.get(key, asked))
+
+
+def check_rates(settings: Settings, config: Any) -> None:
+    """Refuse a schedule of the learning rate that would turn negative, and validation that never or always comes.
+
+    Raises:
+        UserError: naming the key to change.
+    """
+    scheduler, steps = config.lr_scheduler, config.training.steps
+    if scheduler.total_steps is not None and scheduler.total_steps < steps:
+        problem = f"must be at least training.steps ({steps}): beyond it the learning rate would be negative"
+        raise settings.error("lr_scheduler.total_steps", problem, scheduler.total_steps)
+    for key in ("decay_ratio", "min_lr_factor"):
+        value = getattr(scheduler, key)
+        if value is not None and not 0 <= value <= 1:
+            raise settings.error(f"lr_scheduler.{key}", "must be from 0 to 1", value)
+    if config.validator.enable and config.validator.freq < 1:
+        raise settings.error("validator.freq", "must be at least 1", config.validator.freq)
+
+
+def check_profiler(settings: Settings, config: Any) -> None:
+    """Refuse a profile that is longer than the steps between two.
+
+    Raises:
+        UserError: naming the key to change.
+    """
+    profiler = config.profiler
+    needed = profiler.profiler_warmup + profiler.profiler_active
+    if profiler.enable_profiling and profiler.profile_freq < needed:
+        problem = f"must be at least {needed}, profiler_warmup + profiler_active"
+        raise settings.error("profiler.profile_freq", problem, profiler.profile_freq)
+
+
+def check_optimizers(settings: Settings, config: Any, device_type: str) -> None:
+    """Refuse optimizers that a configuration file cannot build, or whose implementation they do not have.
+
+    Raises:
+        UserError: naming the key to change.
+    """
+    optimizer = config.optimizer
+    for group in optimizer.param_groups:
+        name = group.optimizer_name
+        factory = optimizer._owner._resolve_optimizer_factory(name)
+        given = {"params", *group.optimizer_kwargs, *optimizer.optimizer_factory_kwargs_by_name.get(name, {})}
+        missing = [each.name for each in _without_default(factory) if each.name not in given]
+        if missing:
+            problem = f"cannot be set up in a configuration file: it needs {', '.join(missing)} (Muon needs nothing)"
+            raise settings.error(_name_key(settings), problem, name)
+        if optimizer.implementation == _BF16_STATES and name not in ("Adam", "AdamW"):
+            raise settings.error("optimizer.implementation", f"is for Adam and AdamW, not {name}", _BF16_STATES)
+    if optimizer.implementation == _BF16_STATES and device_type == "cpu":
+        problem = 'needs a GPU: a CPU has no kernel for states of another dtype; use "foreach"'
+        raise settings.error("optimizer.implementation", problem, _BF16_STATES)
+
+
+def _without_default(factory: Any) -> list[inspect.Parameter]:
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = list(inspect.signature(factory).parameters.values())[1:]  # the first are the groups of parameters
+    return [each for each in parameters if each.kind in kinds and each.default is each.empty]
+
+
+def _name_key(settings: Settings) -> str:
+    return "optimizer.param_groups" if settings.get("optimizer.param_groups") else "optimizer.name"
