@@ -51,14 +51,16 @@ _gathered: ContextVar[list[InvalidValue] | None] = ContextVar("gathered", defaul
 
 @contextmanager
 def gather_invalid() -> Iterator[list[InvalidValue]]:
-    """Let ``require`` and ``require_one_of`` note what they refuse, and go on.
+    """Let ``require`` and ``require_one_of`` note what they refuse, and go on; one that is raised is noted too.
 
-    Checks that follow a note may fail for its sake: what they raise is dropped.
+    Checks that follow a note may fail for its sake: what else they raise is dropped.
     """
     found: list[InvalidValue] = []
     token = _gathered.set(found)
     try:
         yield found
+    except InvalidValue as error:
+        found.append(error)
     except Exception:
         if not found:
             raise

@@ -93,6 +93,15 @@ def test_one_site_as_json_alone(file: Path, capsys: pytest.CaptureFixture[str]) 
     assert len(out.splitlines()) == 1 and [each["site"] for each in json.loads(out)["sites"]] == ["west"]
 
 
+def test_what_a_first_start_would_find(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Under a variant that trims, before any site has started; nothing is written that was not asked for."""
+    before = sorted(file.parent.rglob("*"))
+    file.write_text('[dept]\nvariant = "trim"\n' + RUN.format(model=""))
+    assert call("vocab", str(file)) == 0
+    assert last_line(capsys).keys() == {"east", "west"}
+    assert sorted(file.parent.rglob("*")) == before
+
+
 def test_a_corpus_without_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus, out = write_lines(tmp_path / "c.jsonl", ["aab"], key="body"), str(tmp_path)
     flags = ("--corpus", str(corpus), "--text-key", "body", "--tokenizer", "byte", "--out", out)

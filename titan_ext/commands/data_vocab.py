@@ -69,10 +69,13 @@ def _sources(args: argparse.Namespace) -> list[_Source]:
         return [_corpus_source(args)]
     if args.tokenizer is not None:
         raise UserError(f"--tokenizer {args.tokenizer!r}: only with --corpus; the sites of {args.file} name their own")
+    from titan_ext.config.findings import Need
     from titan_ext.config.load import load_run, load_site
 
-    sites = load_run(args.file).sites if args.site is None else [load_site(args.file, args.site)]
-    return [_site_source(site) for site in sites]
+    needs = (Need.TOKENIZER, Need.DATA, Need.PACKAGE)
+    if args.site is None:
+        return [_site_source(site) for site in load_run(args.file, needs=needs).sites]
+    return [_site_source(load_site(args.file, args.site, needs=needs))]
 
 
 def _corpus_source(args: argparse.Namespace) -> _Source:

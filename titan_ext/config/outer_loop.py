@@ -9,8 +9,12 @@ from titan_ext.config.cost.inner_states import moments_by_size
 from titan_ext.config.settings import Settings
 from titan_ext.errors import UserError
 from titan_ext.semi_sync.config import SemiSyncConfig
+from titan_ext.semi_sync.methods.registry import METHODS
 from titan_ext.semi_sync.plan.plan import SyncPlan
 from titan_ext.semi_sync.plan.resolve import resolve, settings_tables
+from titan_ext.semi_sync.state.outer_optimizers import OUTER_OPTIMIZERS, SHARED_KEYS
+from titan_ext.semi_sync.wire.aggregations import AGGREGATIONS
+from titan_ext.semi_sync.wire.codecs import CODECS
 
 
 def bind_semi_sync(settings: Settings, binder: Binder, base: SemiSyncConfig) -> SemiSyncConfig:
@@ -45,6 +49,15 @@ def _bind_own(settings: Settings, binder: Binder, kind: type | None, table: Mapp
     bound = binder.table(kind, table, key)
     values = {name: getattr(bound, name) for name in table if name in field_types(kind)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def own_tables() -> dict[str, tuple[str, type]]:
+    """What has a ``[semi_sync.NAME]`` table, by NAME: the key that selects it, and the dataclass with its keys."""
+    found = {name: (METHODS.key, METHODS.get(name).settings) for name in METHODS}
+    for registry in (CODECS, AGGREGATIONS, OUTER_OPTIMIZERS):
+        found |= {name: (registry.key, registry.get(name)) for name in registry}
+    shared = set(SHARED_KEYS)  # keys of [semi_sync] itself
+    return {name: each for name, each in found.items() if each[1] and set(field_types(each[1])) - shared}
 
 
 def plan_of(config: Any) -> SyncPlan:

@@ -19,14 +19,12 @@ from titan_ext.config.build import section_names
 from titan_ext.config.choices import LossSection, activation_modes
 from titan_ext.config.model import VOCABULARY, model_names
 from titan_ext.config.optimizer import hyper_parameters, optimizer_names
+from titan_ext.config.outer_loop import own_tables
 from titan_ext.config.reference.torchtitan_keys import OPTIMIZER_TEXTS, TEXTS
 from titan_ext.config.sections import SiteHeader
 from titan_ext.config.toml_text import toml_value
 from titan_ext.data import TextDataLoader
 from titan_ext.semi_sync.methods.registry import METHODS
-from titan_ext.semi_sync.state.outer_optimizers import OUTER_OPTIMIZERS, SHARED_KEYS
-from titan_ext.semi_sync.wire.aggregations import AGGREGATIONS
-from titan_ext.semi_sync.wire.codecs import CODECS
 from titan_ext.trainer.trainer import Trainer
 
 SITE = "site"
@@ -70,7 +68,7 @@ def sections() -> dict[str, str]:
     names = [SITE, "model", "data", *(name for name in section_names())]
     found = {name: _purpose(name, getattr(plain, name, None)) for name in names}
     found |= {"validator.dataloader": "Data of the validation; keys as in [data]."} | _LISTED
-    return found | {f"semi_sync.{name}": f'Settings of {key} = "{name}".' for name, (key, _) in _own_settings().items()}
+    return found | {f"semi_sync.{name}": f'Settings of {key} = "{name}".' for name, (key, _) in own_tables().items()}
 
 
 @cache
@@ -90,7 +88,7 @@ def all_keys() -> tuple[Key, ...]:
         elif "." not in section and section != SITE:
             keys += _section_keys(section, _owner(section, plain))
     keys += _section_keys("validator.dataloader", TextDataLoader.Config(infinite=False))
-    for name, (_, owner) in _own_settings().items():
+    for name, (_, owner) in own_tables().items():
         keys += [_key(f"semi_sync.{name}.{field}", owner, field, _DEFAULT) for field in field_types(owner)]
     return tuple(key for key in keys if key.name not in _HIDDEN)
 
@@ -109,14 +107,6 @@ def _section_keys(section: str, config: Any) -> Iterator[Key]:
         inner = next(iter(get_args(kind)), None) if get_origin(kind) is list else None
         if dataclasses.is_dataclass(inner):  # a list of tables
             yield from (_key(f"{section}.{name}.{field}", inner, field, _DEFAULT) for field in field_types(inner))
-
-
-def _own_settings() -> dict[str, tuple[str, type]]:
-    """What has a ``[semi_sync.NAME]`` table, by NAME: the key that selects it, and the dataclass of its settings."""
-    found = {name: (METHODS.key, METHODS.get(name).settings) for name in METHODS}
-    for registry in (CODECS, AGGREGATIONS, OUTER_OPTIMIZERS):
-        found |= {name: (registry.key, registry.get(name)) for name in registry}
-    return {name: (key, owner) for name, (key, owner) in found.items() if owner and set(field_types(owner)) - set(SHARED_KEYS)}
 
 
 def _model_keys() -> Iterator[Key]:
