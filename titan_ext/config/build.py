@@ -220,7 +220,11 @@ def dump_root(settings: Settings) -> str:
 
 def _base_config(settings: Settings) -> Trainer.Config:
     """What the flavor's config registry says, as our trainer's config."""
-    found = flavor_config(model_module(settings), chosen_flavor(settings))
+    try:
+        found = flavor_config(model_module(settings), chosen_flavor(settings))
+    except ImportError as error:
+        problem = f"its config_registry cannot be imported: {error}"
+        raise settings.error("model.name", problem, settings.get("model.name")) from None
     if found is None:
         return Trainer.Config()
     if not isinstance(found, Trainer.Config):
