@@ -78,3 +78,24 @@ def test_equal_parameters_are_rounded_apart(kind):
 def test_replicas_are_rounded_alike():
     values = torch.randn(1000)
     assert torch.equal(rounded(values, seed_of(3, 1)), rounded(values, seed_of(3, 1)))
+
+
+def test_pieces_do_not_show(monkeypatch):
+    from titan_ext.optim import rounding
+
+    values = torch.randn(10_001)
+    whole = rounded(values, 11)
+    monkeypatch.setattr(rounding, "_PIECE", 64)
+    assert torch.equal(rounded(values, 11), whole)
+
+
+def test_noise_is_even_over_all_its_values():
+    from titan_ext.optim.rounding import _noise
+
+    noise = torch.cat([_noise(0, 2**18, seed_of(seed), torch.device("cpu")) & 0xFFFF for seed in range(16)])
+    counts = torch.bincount(noise >> 8, minlength=256).double()
+    expected = len(noise) / 256
+    # Chi-squared with 255 degrees of freedom: 350 is passed by chance once in 30,000 times.
+    assert ((counts - expected) ** 2 / expected).sum() < 350
+    for bit in range(16):
+        assert (noise >> bit & 1).double().mean().item() == pytest.approx(0.5, abs=0.002)

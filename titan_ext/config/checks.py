@@ -146,6 +146,22 @@ def check_outer_loop(settings: Settings, config: Any) -> list[str]:
     return notes
 
 
+def check_rounding(config: Any) -> list[str]:
+    """A note for the user where an optimizer rounds bfloat16 to the nearest, which loses what is small every time."""
+    if config.training.dtype != "bfloat16":
+        return []
+    resolve = config.optimizer._owner._resolve_optimizer_factory
+    names = sorted({group.optimizer_name for group in config.optimizer.param_groups})
+    nearest = [name for name in names if not getattr(resolve(name), "rounds_at_random", False)]
+    if not nearest:
+        return []
+    return [
+        f'training.dtype = "bfloat16": {", ".join(nearest)} rounds to the nearest, so a step of less than half a unit in '
+        "the last place (1/512 of a parameter) does nothing and a moment with a beta above 0.998 never decays; our own "
+        "optimizers round at random (QHAdamW with omegas = [1.0] is AdamW)"
+    ]
+
+
 def _check_reset(settings: Settings, config: Any) -> None:
     """Refuse to reset what the inner optimizer does not keep, or only half of what belongs together."""
     if not config.optimizer_switch.reset_states:

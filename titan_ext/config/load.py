@@ -231,6 +231,7 @@ def _check_whole(
     derived: dict[str, Origin] = {}
     with findings.check():
         notes += checks.check_outer_loop(settings, config)
+        notes += checks.check_rounding(config)
         derived |= _fill_method(config) | _pair(config, plans)
         checks.check_pairing(settings, config)
         checks.check_rows(settings, config, layout)

@@ -8,10 +8,14 @@ from torch.optim import Optimizer
 
 from titan_ext.errors import InvalidValue
 from titan_ext.optim.moments import Moment
+from titan_ext.optim.wide import keep_wide, working_dtype
 
 
 class DeMo(Optimizer):
-    """``x = x (1 - lr wd)``; ``momentum = beta momentum + lr g``. The rest of the step is the method "demo".
+    """``momentum = beta momentum + lr g``, in fp32 at least. The rest of the step is the method "demo".
+
+    That moves the parameters when the sites have exchanged: ``x = x (1 - lr wd) - lr sign(…)``, with the factor and
+    the rate of the step that are in the states ``decay`` and ``rate``.
 
     Args:
         params: parameters or groups of them.
@@ -32,6 +36,9 @@ class DeMo(Optimizer):
             raise InvalidValue("weight_decay", weight_decay, "must be at least 0")
         super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay})
 
+    rounds_at_random = True
+    """Whether narrow parameters are rounded so, and their moments kept in fp32."""
+
     @staticmethod
     def moments(settings: Mapping[str, Any], name: str, shape: Sequence[int]) -> dict[str, Moment]:
         """See ``titan_ext.optim.moments``."""
@@ -49,14 +56,19 @@ class DeMo(Optimizer):
             if not parameters:
                 continue
             for parameter in parameters:
-                if not self.state[parameter]:
-                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-                # The rate of this step: a scheduler moves the group's before the sites exchange. Always a new
-                # tensor: torch casts a loaded one to the parameter's dtype, and bfloat16 would round the rate.
-                self.state[parameter]["rate"] = torch.tensor(float(group["lr"]))
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter, dtype=working_dtype(parameter))
+                # Of this step: a scheduler moves the group's before the sites exchange. Always new tensors: torch casts
+                # a loaded one to the parameter's dtype, and bfloat16 would round the rate.
+                state["rate"] = torch.tensor(float(group["lr"]))
+                state["decay"] = torch.tensor(1 - float(group["lr"]) * group["weight_decay"])
             momenta = [self.state[each]["momentum"] for each in parameters]
             torch._foreach_mul_(momenta, group["beta"])
-            torch._foreach_add_(momenta, [each.grad * group["lr"] for each in parameters])
-            if group["weight_decay"]:
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(momenta, [each.grad.to(m.dtype) * group["lr"] for each, m in zip(parameters, momenta, strict=True)])
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load ``state_dict``; the momentum keeps its dtype, whatever the parameter's."""
+        super().load_state_dict(state_dict)
+        keep_wide(self, state_dict)

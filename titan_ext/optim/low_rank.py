@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from torch.optim.adamw import adamw
 
 from titan_ext.optim import low_rank_layout as layout
 from titan_ext.optim.low_rank_step import Matrix, size, take_step
 from titan_ext.optim.moments import Moment, adam_moments
 from titan_ext.optim.projection import projection, rotated
+from titan_ext.optim.rounding import seed_of, shard_of
 from titan_ext.optim.shards import require
+from titan_ext.optim.wide import adamw_step, keep_wide, working_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +124,9 @@ class LowRankAdamW(Optimizer):
             self.param_groups.pop()
             raise
 
+    rounds_at_random = True
+    """Whether narrow parameters are rounded so, and their moments kept in fp32."""
+
     @staticmethod
     def moments(settings: Mapping[str, Any], name: str, shape: Sequence[int]) -> dict[str, Moment]:
         """See ``titan_ext.optim.moments``."""
@@ -157,7 +161,7 @@ class LowRankAdamW(Optimizer):
         else:
             raise ValueError(f"parameter of shape {[*parameter.shape]}: must be one of low_rank_parameters()")
         whole = basis.full_tensor() if isinstance(basis, DTensor) else basis
-        whole = whole.detach().to(layout.local(parameter).device, layout.working_dtype(parameter))
+        whole = whole.detach().to(layout.local(parameter).device, working_dtype(parameter))
         shape = (min(parameter.shape), group["rank"])
         if whole.shape != shape:
             raise ValueError(f"basis of {name} has shape {[*whole.shape]}: must be {[*shape]}")
@@ -179,28 +183,22 @@ class LowRankAdamW(Optimizer):
                 raise RuntimeError("LowRankAdamW does not support sparse gradients")
             matrices = [each for name, each in graded if _is_low_rank(name, each.shape, group)]
             if matrices:
-                take_step(group, [self._begin(group, each) for each in matrices])
+                take_step(group, [self._begin(group, each, number) for number, each in enumerate(matrices)])
             rest = [each for name, each in graded if not _is_low_rank(name, each.shape, group)]
-            if rest:
-                self._step_full_rank(group, rest)
+            adamw_step(
+                self.state,
+                rest,
+                lr=float(group["lr"]) * group["adamw_lr"],
+                betas=group["adamw_betas"],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+            )
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load ``state_dict``; what is low rank keeps its dtype, whatever the parameter's."""
+        """Load ``state_dict``; moments keep their dtype, whatever the parameter's."""
         super().load_state_dict(state_dict)
-        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            for parameter, key in zip(group["params"], saved["params"], strict=True):
-                self._restore(parameter, state_dict["state"].get(key, {}))
-
-    def _restore(self, parameter: torch.Tensor, saved: dict[str, Any]) -> None:
-        """Undo what torch does to loaded state: all in the parameter's dtype, ``step`` on its device."""
-        state, dtype = self.state.get(parameter, {}), layout.working_dtype(parameter)
-        if "step" in state:
-            # torchtitan's groups say fused, which moves it; reading it would then wait for the GPU.
-            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device="cpu")
-        for key in _LOW_RANK_KEYS:
-            if key in state and state[key].dtype != dtype:
-                state[key] = saved.get(key, state[key]).to(parameter.device, dtype)
+        keep_wide(self, state_dict)
 
     def _named(self) -> Iterator[tuple[str, torch.Tensor, dict[str, Any]]]:
         for place, group in enumerate(self.param_groups):
@@ -214,15 +212,15 @@ class LowRankAdamW(Optimizer):
             state["low_exp_avg"] = layout.zero_moment(parameter, rank)
             state["low_exp_avg_sq"] = layout.zero_moment(parameter, rank)
         if group["error_feedback"] and "error" not in state:
-            state["error"] = torch.zeros_like(parameter, dtype=layout.working_dtype(parameter))
+            state["error"] = torch.zeros_like(parameter, dtype=working_dtype(parameter))
         return state
 
-    def _begin(self, group: dict[str, Any], parameter: torch.Tensor) -> Matrix:
+    def _begin(self, group: dict[str, Any], parameter: torch.Tensor, number: int) -> Matrix:
         """Count the step, add the gradient to the error, and see to the basis."""
         state = self._state(group, parameter)
         taken = int(state["step"])
         state["step"] += 1
-        gradient = layout.local_gradient(parameter).to(layout.working_dtype(parameter))
+        gradient = layout.local_gradient(parameter).to(working_dtype(parameter))
         signal = layout.local(state["error"]).add_(gradient) if group["error_feedback"] else gradient
         due = group["basis_from"] != "outer" and taken > 0 and taken % group["refresh_every"] == 0
         # Neither a zero nor a ruined gradient tells directions; materialising the state steps with zeros.
@@ -230,8 +228,9 @@ class LowRankAdamW(Optimizer):
             whole = projection(layout.like_matrix(parameter, signal), group["rank"], group["power_iterations"])
             self._change_basis(group, parameter, whole, taken)
         basis, first, second = (layout.local(state[key]) for key in _LOW_RANK_KEYS[:3])
+        seed = seed_of(taken, number, *shard_of(parameter))
         dim = layout.projected_dim(parameter.shape)
-        return Matrix(parameter, gradient, signal, basis, first, second, taken + 1, dim)
+        return Matrix(parameter, gradient, signal, basis, first, second, taken + 1, dim, seed)
 
     def _has_basis(self, parameter: torch.Tensor) -> bool:
         """Whether the basis is not zero; looked at, which waits for a GPU, until it is so after a step."""
@@ -260,29 +259,6 @@ class LowRankAdamW(Optimizer):
             torch._foreach_copy_([first, second], list(turned))
         layout.write_whole(state["basis"], whole)
         return True
-
-    def _step_full_rank(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter]["step"] = torch.zeros(())
-                self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
-                self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
-        states = [self.state[each] for each in parameters]
-        adamw(
-            [layout.local(each) for each in parameters],
-            [layout.local_gradient(each) for each in parameters],
-            [layout.local(state["exp_avg"]) for state in states],
-            [layout.local(state["exp_avg_sq"]) for state in states],
-            [],
-            [state["step"] for state in states],
-            amsgrad=False,
-            beta1=group["adamw_betas"][0],
-            beta2=group["adamw_betas"][1],
-            lr=float(group["lr"]) * group["adamw_lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
 
 
 def _names(place: int, group: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -14,15 +14,12 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor.placement_types import Placement
 
+from titan_ext.optim.wide import working_dtype
+
 
 def projected_dim(shape: Sequence[int]) -> int:
     """The dimension of a matrix that its basis spans: 1 (right) if rows >= columns, else 0 (left)."""
     return 1 if shape[0] >= shape[1] else 0
-
-
-def working_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """What is computed and kept in: float32, or the tensor's dtype if that is wider."""
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from titan_ext.optim import low_rank_layout as layout
+from titan_ext.optim.rounding import copy_randomly
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Matrix:
     second: torch.Tensor
     step: int  # with this one
     dim: int  # the dimension of the parameter that the basis spans
+    seed: int  # of the noise that rounds the parameter where it is narrower
 
     def lowered(self) -> torch.Tensor:
         return self.signal @ self.basis if self.dim == 1 else self.basis.mT @ self.signal
@@ -56,7 +58,7 @@ def take_step(group: dict[str, Any], matrices: list[Matrix]) -> None:
         if mean is not None:
             worked.addcdiv_(each.gradient, mean, value=-lr * (1 - omega))
         if worked is not weight:
-            weight.copy_(worked)
+            copy_randomly(weight, worked, each.seed)
 
 
 def size(parameter: torch.Tensor, signal: torch.Tensor) -> float:

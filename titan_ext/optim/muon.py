@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
-from torch.optim.adamw import adamw
 
 from titan_ext.errors import InvalidValue
 from titan_ext.optim.moments import Moment, adam_moments
+from titan_ext.optim.shards import local
+from titan_ext.optim.wide import adamw_step, keep_wide, store, widened, working_dtype
 
 # One row of coefficients for each iteration; the singular values of the result lie in [0.97, 1.15]
 # where the input's are at least 0.003 of its Frobenius norm.
@@ -101,19 +102,26 @@ class Muon(Optimizer):
             names = group.get("param_names") or [""] * len(group["params"])
             with_gradient = [(p, name) for p, name in zip(group["params"], names, strict=True) if p.grad is not None]
             matrices = [p for p, name in with_gradient if _is_matrix(p.shape, name, group)]
-            for parameter in matrices:
-                self._step_matrix(parameter, group)
+            for place, parameter in enumerate(matrices):
+                self._step_matrix(parameter, group, place)
             taken = {id(each) for each in matrices}
-            self._step_rest([p for p, _ in with_gradient if id(p) not in taken], group)
+            adamw_step(
+                self.state,
+                [p for p, _ in with_gradient if id(p) not in taken],
+                lr=group["lr"] * group["adamw_lr"],
+                betas=group["betas"],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+            )
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load ``state_dict``; step counts stay on the CPU, where AdamW reads them without waiting for a GPU."""
+        """Load ``state_dict``; moments keep their dtype, whatever the parameter's."""
         super().load_state_dict(state_dict)
-        for state in self.state.values():
-            if "step" in state:
-                # torchtitan's groups say fused, which makes torch move it to the parameter.
-                state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device="cpu")
+        keep_wide(self, state_dict)
+
+    rounds_at_random = True
+    """Whether narrow parameters are rounded so, and their moments kept in fp32."""
 
     @staticmethod
     def moments(settings: Mapping[str, Any], name: str, shape: Sequence[int]) -> dict[str, Moment]:
@@ -122,40 +130,20 @@ class Muon(Optimizer):
             return {"momentum_buffer": Moment(1, settings["momentum"])}
         return adam_moments(settings["betas"])
 
-    def _step_matrix(self, parameter: torch.Tensor, group: dict) -> None:
-        state = self.state[parameter]
+    def _step_matrix(self, parameter: torch.Tensor, group: dict, place: int) -> None:
+        state, dtype = self.state[parameter], working_dtype(parameter)
         if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(parameter.grad)
+            state["momentum_buffer"] = torch.zeros_like(parameter, dtype=dtype)
+            if dtype != parameter.dtype:
+                state["step"] = torch.zeros(())  # whose noise rounds the parameter
+        momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(parameter.grad.to(dtype))
         rows, columns = parameter.shape
-        rate = group["lr"] * (rows / columns) ** 0.5
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.sub_(_orthonormalized_whole(momentum) * rate)
-
-    def _step_rest(self, parameters: list[torch.Tensor], group: dict) -> None:
-        if not parameters:
-            return
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter]["step"] = torch.zeros(())
-                self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
-                self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
-        states = [self.state[each] for each in parameters]
-        adamw(
-            parameters,
-            [each.grad for each in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"] * group["adamw_lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        worked = widened(parameter)
+        worked.mul_(1 - group["lr"] * group["weight_decay"])
+        worked.sub_(local(_orthonormalized_whole(momentum)) * (group["lr"] * (rows / columns) ** 0.5))
+        if worked.dtype != parameter.dtype:
+            state["step"] += 1
+            store(parameter, worked, int(state["step"]), place)
 
 
 def _is_matrix(shape: Sequence[int], name: str, settings: Mapping[str, Any]) -> bool:

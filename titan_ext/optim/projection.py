@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from titan_ext.optim.low_rank_layout import projected_dim, working_dtype
+from titan_ext.optim.low_rank_layout import projected_dim
+from titan_ext.optim.wide import working_dtype
 
 logger = logging.getLogger(__name__)
 

@@ -46,6 +46,8 @@ class _QuasiHyperbolic(Optimizer):
     _momentum_key = "exp_avg_{}"
     _has_squares = True
     _corrects_bias = False
+    rounds_at_random = True
+    """Whether what is stored in bfloat16 is rounded so."""
 
     @classmethod
     def moments(cls, settings: Mapping[str, Any], name: str, shape: Sequence[int]) -> dict[str, Moment]:

@@ -7,7 +7,8 @@ above 0.998 never decays, and a slow parameter never moves.
 import torch
 from torch.distributed.tensor import DTensor
 
-_PIECE = 2**18  # elements with noise at a time, so that they stay in a processor's cache
+_PIECE = 2**16  # elements with noise at a time, so that they stay in a processor's cache
+_LAUNCH = 2**30  # and at most at a time on a GPU
 _MASK = 2**64 - 1
 
 
@@ -37,17 +38,33 @@ def copy_randomly(to: torch.Tensor, wide: torch.Tensor, seed: int) -> None:
     Args:
         to: of any dtype; one other than bfloat16 is rounded as ``copy_`` does.
         wide: fp32, on the same device; overwritten where ``to`` is bfloat16.
-        seed: of the noise. Whoever holds a replica of ``to`` must give the same.
+        seed: of the noise, which is the same on every device. Whoever holds a replica of ``to`` must give the same.
     """
     if to.dtype == torch.bfloat16 and wide.dtype == torch.float32:
-        generator = torch.Generator(wide.device).manual_seed(seed)
+        wide = wide.contiguous()
         flat = wide.view(-1)
-        for part in flat.split(_PIECE if flat.device.type == "cpu" else max(1, flat.numel())):
-            # Of 64 random bits each number takes 16, as many as bfloat16 cuts off.
-            drawn = torch.empty(-(-part.numel() // 4), dtype=torch.int64, device=part.device)
-            noise = drawn.random_(-(2**63), None, generator=generator).view(torch.int16)[: part.numel()]
-            lower = part.isfinite().to(torch.int32) * 0xFFFF  # a NaN of many bits would overflow to a number
+        step = _PIECE if flat.device.type == "cpu" else _LAUNCH
+        for start in range(0, flat.numel(), step):
+            part = flat[start : start + step]
             bits = part.view(torch.int32)
-            bits += noise.to(torch.int32) & lower
+            # All exponent bits: what is not finite stays as it is, for a NaN of many bits would overflow to a number.
+            lower = ((bits & 0x7F800000) != 0x7F800000).to(torch.int32).mul_(0xFFFF)
+            bits += _noise(start, part.numel(), seed, part.device) & lower
             bits &= ~lower
     to.copy_(wide)
+
+
+def _noise(start: int, count: int, seed: int, device: torch.device) -> torch.Tensor:
+    """int32 ``[count]`` of which the lower 16 bits, as many as bfloat16 cuts off, are as good as random.
+
+    Of the elements from ``start``, an even number: each two share a hash (MurmurHash3's finaliser) of their place.
+    """
+    low, high = (torch.tensor(each - 2**31).to(torch.int32).item() for each in (seed & 0xFFFFFFFF, seed >> 31))
+    first = start // 2 % _LAUNCH
+    bits = torch.arange(first, first + -(-count // 2), dtype=torch.int32, device=device)
+    bits = (bits ^ low).mul_(-0x61C88647)
+    for shift, factor in ((16, -0x7A143595), (13, -0x3D4D51CB)):
+        bits ^= bits >> shift & (1 << 32 - shift) - 1
+        bits.mul_(factor).add_(high)
+    bits ^= bits >> 16 & 0xFFFF
+    return bits.view(torch.int16)[:count].to(torch.int32)

@@ -34,7 +34,7 @@ from titan_ext.semi_sync.state.sparse_tables import SparseRows, SparseTable, red
 from titan_ext.semi_sync.state.synced_state import BindOptions, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors
 from titan_ext.semi_sync.state.untrained import FROZEN, AverageBuffers, with_buffers
-from titan_ext.semi_sync.state.views import ModelView
+from titan_ext.semi_sync.state.views import ModelView, warn_of_rounding
 from titan_ext.semi_sync.wire.ledger import Ledger
 from titan_ext.semi_sync.wire.manager import ReplicaManager
 from titan_ext.semi_sync.wire.reductions import Reduction
@@ -116,6 +116,7 @@ def build(
     view = ModelView(model_parts, optimizers)
     plan = with_buffers(plan, {name for names in ranks.gather(view.buffers()) for name in names})
     states = bind_states(plan, view, site, outer_optimizers)
+    warn_of_rounding(view)
     pairing, manager = _pair(plan, site, states, view, adapt_manager(manager))
     fingerprint = plan.fingerprint() | {key: repr(value) for key, value in (must_agree or {}).items()}
     fingerprint |= {key: short_hash(value) for key, value in pairing.fingerprint(states).items()}

@@ -161,5 +161,8 @@ def _is_low_rank(name: str, shape: torch.Size, chosen: Mapping[str, Any]) -> boo
 def _state_width(config: Any, optimizer: str, chosen: Mapping[str, Any], width: int) -> int:
     if chosen.get("state_dtype"):
         return getattr(torch, chosen["state_dtype"]).itemsize
+    kind = config.optimizer._owner._resolve_optimizer_factory(optimizer)
+    if getattr(kind, "rounds_at_random", False) and "state_dtype" not in chosen:
+        return max(width, 4)  # moments in fp32
     halved = config.optimizer.implementation == "fused_opt_states_bf16" and optimizer in ("Adam", "AdamW")
     return 2 if halved else width

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from titan_ext.optim.cosine import inverse_in_whole_numbers, whole_basis
+from titan_ext.optim.rounding import copy_randomly, seed_of
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
 from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncRule
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState
@@ -176,19 +177,20 @@ class SignedMomentum(SyncedState):
 
     @torch.no_grad()
     def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
-        """A step of each parameter's learning rate against the sign."""
+        """Weight decay, and a step of each parameter's learning rate against the sign."""
         parameters = self.tensors.view.tensors(PARAMETERS, self.names)
-        rates = self.tensors.view.tensors("rate", self.names)
-        for part, parameter, rate, sides in zip(
-            self.tensors.split(total), parameters, rates, self._sides, strict=True
-        ):
+        rates, decays = (self.tensors.view.tensors(key, self.names) for key in ("rate", "decay"))
+        everything = zip(self.tensors.split(total), parameters, rates, decays, self._sides, strict=True)
+        for place, (part, parameter, rate, decay, sides) in enumerate(everything):
             rows, columns = _as_matrix(parameter.shape)
             high, wide = sides
             tiles = part.reshape(rows // high, columns // wide, high, wide)
             some = max(1, _PIECE // max(1, high * columns))
             targets = parameter.view(rows, columns).split(some * high)
-            for signs, target in zip(self._signs(tiles, some), targets, strict=True):
-                target.sub_((signs * rate.to(signs)).to(target))
+            for number, (signs, target) in enumerate(zip(self._signs(tiles, some), targets, strict=True)):
+                moved = target.to(signs.dtype).mul_(decay.to(signs)).sub_(signs.mul_(rate.to(signs)))
+                if moved.dtype != target.dtype:
+                    copy_randomly(target, moved, seed_of(self.seed(of.step, place), number))
 
     @torch.no_grad()
     def take_residual(self, residual: torch.Tensor) -> None:

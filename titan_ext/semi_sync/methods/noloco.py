@@ -71,6 +71,11 @@ class GossipParameters(SyncedState):
         """``[theta, phi, 1]``."""
         fast, slow, one = out.split([self.elements, self.elements, 1])
         super().write(fast, step)
+        if self.tensors.narrow:
+            # What was put into the parameters is not quite the slow weights; the work since then counts, not the rounding.
+            slow_parts = self.tensors.split(self._slow)
+            for part, value, local in zip(self.tensors.split(fast), slow_parts, self.tensors.locals(), strict=True):
+                part.add_(value - value.to(local.dtype).to(part))
         slow.copy_(self._slow)
         one.fill_(1.0)
 

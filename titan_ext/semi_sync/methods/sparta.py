@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from titan_ext.optim.rounding import copy_randomly
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
 from titan_ext.semi_sync.plan.plan import Apply, SyncRule
 from titan_ext.semi_sync.state.synced_parameters import average_or_step
@@ -79,8 +80,10 @@ class SampledParameters(SyncedState):
     def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
         """The mean of the chosen elements."""
         mean, start = of.mean(total), 0
-        for local, places in self._chosen(of.step):
-            local[places] = mean[start : start + len(places)].to(local)
+        for place, (local, places) in enumerate(self._chosen(of.step)):
+            chosen = torch.empty(len(places), dtype=local.dtype, device=local.device)
+            copy_randomly(chosen, mean[start : start + len(places)].to(local.device), self.seed(of.step, place))
+            local[places] = chosen
             start += len(places)
 
     def _chosen(self, step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -116,8 +116,9 @@ class SparseState(SparseTable):
     def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
         """The mean of each row over the sites that hold it."""
         means, has = self._mean(total)
-        for local, part, rows in zip(self.tensors.locals(), self.of_age(means, of), has, strict=True):
-            local[rows] = part[rows].to(local)
+        for local, mean, rows in zip(self.tensors.locals(), self.of_age(means, of), has, strict=True):
+            mean[~rows] = local[~rows].to(mean)
+        self.put(means, of.step)
 
 
 class SparseParameters(SparseTable, SyncedParameters, Adoptable):
@@ -144,7 +145,7 @@ class SparseParameters(SparseTable, SyncedParameters, Adoptable):
         self.move_global(self._halves(total)[0])
         for tensor, rows, values in kept:
             tensor[rows] = values
-        self.mix_into_local()
+        self.mix_into_local(of.step)
 
     def update_norm(self, contribution: torch.Tensor) -> float:
         """Of the values; the rows' weights are no update."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from titan_ext.optim.rounding import copy_randomly
 from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncRule
 from titan_ext.semi_sync.state.outer_optimizers import OuterOptimizer, work_on
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, Guarded, StateFacts, SyncedState
@@ -64,9 +65,10 @@ class ValuesWithGlobalCopy(SyncedState):
         super().__init__(rule, tensors, options)
         optimizer: OuterOptimizer | None = getattr(rule.apply, "optimizer", None)
         self._mixing: float = getattr(rule.apply, "mixing", 0.0)
-        # The mean of values is exact for one site and cheaper. A late result must not undo the
-        # steps taken meanwhile, and a codec's error must be one of the difference, not of the value.
-        self.sends_difference = optimizer is not None or rule.delay > 0 or not rule.wire.codec.lossless
+        # The mean of values is exact for one site and cheaper. A late result must not undo the steps taken meanwhile, a
+        # codec's error must be one of the difference, not of the value, and so must that of a narrow local copy.
+        lossy = tensors.narrow or not rule.wire.codec.lossless
+        self.sends_difference = optimizer is not None or rule.delay > 0 or lossy
         self.global_flat = tensors.empty()
         self.global_parts = tensors.split(self.global_flat)
         tensors.read(self.global_flat)
@@ -79,9 +81,12 @@ class ValuesWithGlobalCopy(SyncedState):
 
     @torch.no_grad()
     def write(self, out: torch.Tensor, step: int) -> None:
-        """The values, or the pseudo-gradient: global minus local."""
+        """The values, or the pseudo-gradient: what was written to the local copy minus what it is now."""
         super().write(out, step)
-        if self.sends_difference:
+        if self.tensors.narrow:
+            for part, written in zip(self.tensors.split(out), self._written(), strict=True):
+                torch.sub(written, part, out=part)
+        elif self.sends_difference:
             torch.sub(self.global_flat, out, out=out)
 
     @torch.no_grad()
@@ -90,7 +95,7 @@ class ValuesWithGlobalCopy(SyncedState):
         if not self.elements:
             return
         self.move_global(of.mean(total))
-        self.mix_into_local()
+        self.mix_into_local(of.step)
 
     @torch.no_grad()
     def move_global(self, mean: torch.Tensor) -> None:
@@ -105,13 +110,14 @@ class ValuesWithGlobalCopy(SyncedState):
             part.grad = None
 
     @torch.no_grad()
-    def mix_into_local(self) -> None:
+    def mix_into_local(self, step: int) -> None:
         """The local parameters follow the global copy, but for the share of their own that the rule keeps."""
         if self._mixing == 0.0:
             self.reset_local_to_global()
             return
-        for local, part in zip(self.tensors.locals(), self.global_parts, strict=True):
-            local.copy_(torch.lerp(part, local.to(part), self._mixing))
+        for place, (local, part) in enumerate(zip(self.tensors.locals(), self.global_parts, strict=True)):
+            mixed = torch.lerp(part, local.to(part), self._mixing)
+            copy_randomly(local, mixed.to(local.device), self.seed(step, place))
 
     def start_from_local(self) -> bool:
         """The parameters become the global copy."""
@@ -144,12 +150,10 @@ class ValuesWithGlobalCopy(SyncedState):
     @torch.no_grad()
     def correct_shared_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Another site's global copy and outer state; what was done since its commit goes on from there."""
-        before = self.global_flat.clone()
+        before = [written.clone() for written in self._written()]
         self.load(self.shared_state(), state)
-        if self.elements:
-            moved = self.tensors.split(self.global_flat - before)
-            for local, change in zip(self.tensors.locals(), moved, strict=True):
-                local.add_(change.to(local))
+        for local, old, new in zip(self.tensors.locals(), before, self._written(), strict=True):
+            local.add_((new - old).to(local))
 
     def load(self, own: Mapping[str, Mapping[str, Any]], state: Mapping[str, Mapping[str, Any]]) -> None:
         """Tensors in place, and the outer optimizer's plain numbers."""
@@ -158,6 +162,17 @@ class ValuesWithGlobalCopy(SyncedState):
             for key, value in own.get(name, {}).items():
                 if key.startswith("outer.") and not isinstance(value, torch.Tensor):
                     self.outer.state[part][key.removeprefix("outer.")] = state[name][key]
+
+    def _written(self) -> list[torch.Tensor]:
+        """What local work is measured from, fp32: the global values, as far as the local tensors hold them.
+
+        The rounding of a narrow local copy is no work: taken for it, it would pull the global values back to what the
+        copy can hold, at each sync. (Mixed values are rounded at random, so that theirs is nothing on average.)
+        """
+        if not self.tensors.narrow or self._mixing:
+            return self.global_parts
+        locals_ = self.tensors.locals()
+        return [part.to(local.dtype).to(part) for local, part in zip(locals_, self.global_parts, strict=True)]
 
     def outer_state(self, part: torch.Tensor) -> dict[str, Any]:
         """What the outer optimizer keeps of a global part, by key."""

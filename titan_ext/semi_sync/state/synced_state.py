@@ -4,6 +4,7 @@
 ``synced_parameters.SyncedParameters`` keeps a global copy of parameters, and methods bring kinds of their own.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 from titan_ext.optim.exact import divide_
+from titan_ext.optim.rounding import copy_randomly, seed_of, shard_of
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncRule
 from titan_ext.semi_sync.state.moment_ages import Ages
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState, copy_into
@@ -130,7 +132,20 @@ class SyncedState:
 
     def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
         """Take the weighted sum over the sites (fp32 ``[numel]``, overwritten)."""
-        self.tensors.write(self.of_age(self.tensors.split(of.mean(total)), of))
+        self.put(self.of_age(self.tensors.split(of.mean(total)), of), of.step)
+
+    def put(self, values: Sequence[torch.Tensor], step: int) -> None:
+        """Write fp32 values to the local tensors; what those cannot hold is kept on average, alike at all sites."""
+        if not self.tensors.narrow:
+            self.tensors.write(values)
+            return
+        for place, (local, value) in enumerate(zip(self.tensors.locals(), values, strict=True)):
+            copy_randomly(local, value.to(local.device), self.seed(step, place))
+
+    def seed(self, step: int, place: int) -> int:
+        """Of the noise for the tensor at ``place`` in the round of inner step ``step``: equal at all sites."""
+        shard = shard_of(self.tensors.view.tensor(self.names[place]))
+        return seed_of(step, zlib.crc32(self.key.encode()), place, *shard)
 
     def of_age(self, means: Sequence[torch.Tensor], of: AppliedRound) -> Sequence[torch.Tensor]:
         """Means over sites of an optimizer's state, in place those of the step counts that the parameters then have."""

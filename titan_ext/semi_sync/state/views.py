@@ -266,3 +266,18 @@ class ModelView:
             if parameter in optimizer.state:
                 return optimizer.state[parameter]
         return {}
+
+
+def warn_of_rounding(view: ModelView) -> None:
+    """Say so where an optimizer rounds narrow parameters to the nearest, which loses what is small every time."""
+    for name, parameter in view.parameters.items():
+        optimizer, _ = view.owner(name)
+        if optimizer is not None and parameter.dtype.itemsize < 4 and not getattr(optimizer, "rounds_at_random", False):
+            logger.warning(
+                "%s keeps %s in %s and rounds to the nearest: small steps do nothing, and moments with a beta above 0.998 "
+                "never decay; the optimizers of titan_ext.optim round at random",
+                type(optimizer).__name__,
+                name,
+                parameter.dtype,
+            )
+            return
