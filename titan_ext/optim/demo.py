@@ -65,7 +65,8 @@ class DeMo(Optimizer):
                 state["decay"] = torch.tensor(1 - float(group["lr"]) * group["weight_decay"])
             momenta = [self.state[each]["momentum"] for each in parameters]
             torch._foreach_mul_(momenta, group["beta"])
-            torch._foreach_add_(momenta, [each.grad.to(m.dtype) * group["lr"] for each, m in zip(parameters, momenta, strict=True)])
+            pairs = zip(parameters, momenta, strict=True)
+            torch._foreach_add_(momenta, [each.grad.to(momentum.dtype) * group["lr"] for each, momentum in pairs])
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
