@@ -12,6 +12,7 @@ from titan_ext.cli import main
 from titan_ext.config import load_run, load_site, save_resolved
 from titan_ext.data.tokenizers.bpe import train_tokenizer
 from titan_ext.errors import UserError
+from titan_ext.export.tokenizer_files import write_tokenizer
 from titan_ext.models.llama3.huggingface import sizes_of
 
 LLAMA = Llama(dim=96, layers=3, heads=6, kv_heads=3, ffn_dim=160, eps=1e-6, scaling=LLAMA_31 | {"factor": 32.0})
@@ -195,6 +196,8 @@ def test_the_tokenizers_folder_may_be_the_models(config, folder, text_corpus):
     assert model_of(site) == SAID and not site.notes
     other = load_site(config(), overrides=["--tokenizer=byte"])
     assert any('tokenizer = "byte" is not' in note for note in other.notes)
+    write_tokenizer(folder, assets="")  # bytes, as files
+    assert not any("is not" in note for note in load_site(config(), overrides=["--tokenizer=byte"]).notes)
 
 
 def test_a_tokenizer_of_more_ids_than_rows_is_refused(config, tmp_path):

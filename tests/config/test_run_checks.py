@@ -1,6 +1,7 @@
 """What a run would stumble over after its start is refused by ``check``, in one line that says what to do."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,10 @@ def pipelined(schedule: str, mode: str = "none", batch: int = 4, layers: int = 4
 CASES = [
     *((pipelined(each, "selective"), ["activation_checkpoint.mode", '"full" or "none"', each]) for each in SPLIT),
     *(([*pipelined(each), "--compile.enable"], ["compile.components", 'without "model"', each]) for each in SPLIT),
+    *(
+        ([*pipelined(each), "--validator.enable", '--validator.dataloader={dataset="builtin:docs"}'], ["validator.enable", each])
+        for each in V_SHAPED
+    ),
     (pipelined("1F1B", batch=1), ["training.local_batch_size = 1", "at least 2", "1 microbatches"]),
     (pipelined("1F1B", batch=3, ranks=4), ["training.local_batch_size = 3", "at least 4"]),
     (pipelined("DualPipeV", batch=3), ["training.local_batch_size = 3", "at least 4", "stages"]),
@@ -84,6 +89,19 @@ def test_what_only_a_gpu_can_do_is_missing_and_no_mistake(flag: str, write: Call
     assert load_run(write(), [f"--{flag}"]).sites[0].missing
     with pytest.raises(UserError, match=f"{flag.partition('=')[0]} = .*: needs a GPU"):
         load_to_start("demo.toml", None, [f"--{flag}"])
+
+
+def test_a_model_whose_registry_wants_what_is_not_installed_is_one_line(
+    write: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "models_of_mine" / "rich"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").write_text("from titan_ext.models.llama3 import flavors, model_registry\n")
+    (package / "config_registry.py").write_text("import a_package_that_is_not_here\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="model.name = .models_of_mine.rich.: .*a_package_that_is_not_here"):
+        load_run(write(), ["--model.name=models_of_mine.rich"])
 
 
 @pytest.mark.parametrize(

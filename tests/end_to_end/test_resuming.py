@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,25 @@ def test_nodes_that_share_no_disk_are_refused_before_training(tmp_path, text_cor
     assert site.wait() == [2, 2], site.log()[-3000:]
     assert re.search(r"checkpoint\.folder .*/0/a/checkpoint: rank\(s\) 1 do not see", one_line(site))
     assert not site.losses()
+
+
+@pytest.mark.parametrize("layout", ["plain", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_a_checkpoint_written_beside_training_is_that_of_its_step(layout, tmp_path, text_corpus):
+    """With error feedback the outer loop's state holds stretches of flat buffers, too."""
+    ranks, parallelism = LAYOUTS[layout]
+    flags = ["--training.steps=5", "--checkpoint.enable", "--checkpoint.interval=3", "--checkpoint.async_mode=async"]
+    flags += ["--semi_sync.sync_every=2", "--semi_sync.codec=int4"]
+
+    def run(folder: Path):
+        config = write_config(folder, ["a"], own_data(text_corpus, 1), parallelism)
+        with lighthouse(1) as url:
+            site = start_site(config, "a", ranks, url, *flags)
+            assert site.wait() == [0] * ranks, site.log()[-3000:]
+        return site
+
+    straight = run(tmp_path / "straight")
+    (tmp_path / "resumed" / "a" / "checkpoint").mkdir(parents=True)
+    shutil.copytree(*(tmp_path / each / "a" / "checkpoint" / "step-3" for each in ("straight", "resumed")))
+    resumed = run(tmp_path / "resumed")
+    assert resumed.losses() == straight.losses()[3:]
+    assert resumed.summary()["shared_state_sha256"] == straight.summary()["shared_state_sha256"]

@@ -131,7 +131,7 @@ def build_config(settings: Settings, site: SiteConfig, header: SiteHeader, weigh
     derived |= {f"model.{key}": Origin.WEIGHTS for key in (model.taken if model else ())}
     if model is not None and model.vocabulary_derived:
         derived["model.vocab_size"] = Origin.TOKENIZER
-    notes = [] if source is None or spec is None else _source_notes(settings, source, spec, chosen, header)
+    notes = [] if source is None or spec is None else _source_notes(settings, source, spec, chosen is not None, header)
     return Built(config, model, chosen, vocabulary, derived, source, notes)
 
 
@@ -149,12 +149,12 @@ def _defaults(settings: Settings, site: SiteConfig) -> tuple[Trainer.Config, dic
 
 
 def _source_notes(
-    settings: Settings, source: Source, spec: Any, tokenizer: TokenizerChoice | None, header: SiteHeader
+    settings: Settings, source: Source, spec: Any, has_tokenizer: bool, header: SiteHeader
 ) -> list[str]:
     notes: list[str] = []
     with settings.findings.check():
         notes += check_source(settings, source, model_module(settings), spec)
-    return notes + ([] if tokenizer is None else tokenizer_notes(source, tokenizer.assets_path, header.tokenizer))
+    return notes + (tokenizer_notes(source, header.tokenizer) if has_tokenizer else [])
 
 
 def _tokenizer(
@@ -220,7 +220,11 @@ def dump_root(settings: Settings) -> str:
 
 def _base_config(settings: Settings) -> Trainer.Config:
     """What the flavor's config registry says, as our trainer's config."""
-    found = flavor_config(model_module(settings), chosen_flavor(settings))
+    try:
+        found = flavor_config(model_module(settings), chosen_flavor(settings))
+    except ImportError as error:
+        problem = f"its config_registry cannot be imported: {error}"
+        raise settings.error("model.name", problem, settings.get("model.name")) from None
     if found is None:
         return Trainer.Config()
     if not isinstance(found, Trainer.Config):

@@ -10,10 +10,13 @@ from typing import Any
 from titan_ext.config.findings import Need
 from titan_ext.config.settings import UNSET, Settings, show
 from titan_ext.data.tokenizers.traits import TOKENIZER_FILE
+from titan_ext.errors import UserError
 from titan_ext.huggingface.description import FILE_NAME, read_description
 from titan_ext.huggingface.weights import INDEX
 from titan_ext.models.llama3.huggingface import FIELDS, SHAPES, differing, from_huggingface, sizes_of, told_apart
 
+# Words, digits, code and other scripts, which tokenizers cut in ways of their own.
+_SAMPLE = "Reading 12,345 documents' words at once,\n\tif x != y: größer als 中文"
 _PATH, _HUGGING_FACE = "checkpoint.initial_load_path", "checkpoint.initial_load_in_hf"
 
 
@@ -132,11 +135,19 @@ def check_source(settings: Settings, source: Source, module: ModuleType, spec: A
     return []
 
 
-def tokenizer_notes(source: Source, assets: str, tokenizer: str) -> list[str]:
-    """A note where the folder has a tokenizer and the site trains with another."""
+def tokenizer_notes(source: Source, tokenizer: str) -> list[str]:
+    """A note where the folder has a tokenizer and the site trains with one that makes other tokens of a text."""
+    from titan_ext.data.tokenizers.tokenizer import build_tokenizer
+
     own = source.folder / TOKENIZER_FILE
-    other = Path(assets) / TOKENIZER_FILE if assets else None
-    if not own.is_file() or (other is not None and other.read_bytes() == own.read_bytes()):
+    if not own.is_file():
+        return []
+    try:
+        both = [build_tokenizer(each) for each in (str(own), tokenizer)]
+    except UserError:
+        return []  # nobody asked for the folder's
+    theirs, ours = (each.encode(_SAMPLE, add_bos=False, add_eos=False) for each in both)
+    if theirs == ours:
         return []
     return [f"tokenizer = {show(tokenizer)} is not {own}: rows of the weights' embedding may stand for other tokens"]
 

@@ -34,6 +34,9 @@ def check_schedule(settings: Settings, config: Any, stages: int) -> None:
     if schedule in _V_SHAPED and stages != 2 * ranks:
         problem = f"needs two stages a rank, and the model is cut into {stages} for {ranks} ranks"
         raise settings.error(_KEY, problem, parallelism.pipeline_parallel_schedule)
+    if schedule in _V_SHAPED and config.validator.enable:
+        problem = f"must be false with {_KEY} = {parallelism.pipeline_parallel_schedule!r}: torch cannot evaluate with it"
+        raise settings.error("validator.enable", problem, True)
     _check_microbatches(settings, config, schedule, stages)
 
 

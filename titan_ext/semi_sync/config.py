@@ -79,7 +79,8 @@ class SemiSyncConfig:
     lose something and send differences instead of values."""
 
     error_feedback: bool | None = None
-    """Add what the codec lost to the next contribution; by default where the codec asks for it ("int4", "topk")."""
+    """Add what the codec lost to the next contribution; by default where the codec asks for it ("int8", "int4",
+    "topk"). Without it elements far below the largest of their block never arrive."""
 
     scopes: list[ScopeConfig] = field(default_factory=list)
     """Parameters with settings of their own, or that stay at their site: ``[[semi_sync.scopes]]`` tables."""

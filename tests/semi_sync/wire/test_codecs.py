@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from tests.semi_sync.sites import outer_loop, run_sites
+from titan_ext.semi_sync import ScopeConfig, SemiSync, SiteOptions, SiteRanks
 from titan_ext.semi_sync.wire.codecs import CODECS, BFloat16, Int4, Int8, TopK
+from titan_ext.semi_sync.wire.token_row_map import TokenRowMap
 
 
 def encoded(codec, values):
@@ -179,3 +181,118 @@ def test_what_was_lost_comes_back_with_the_weight_of_the_round_that_brings_it(we
         theta -= total / sum(weights)
         for history in results:
             torch.testing.assert_close(history[step].double(), theta, rtol=1e-4, atol=1e-5)
+
+
+class Uneven(torch.nn.Module):
+    """Blocks in which an element is 1, 0.1, 0.02 or 0.005 of the largest."""
+
+    SHARES = (1.0, 0.1, 0.02, 0.005)
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(numel))
+        self.shares = torch.tensor(self.SHARES).repeat(-(-numel // 4))[:numel]
+
+
+@pytest.mark.parametrize("idle", [None, 0, 1], ids=["all contribute", "first sits out", "second sits out"])
+@pytest.mark.parametrize("codec, sites, numel", [("int4", 2, 5000), ("int4", 8, 5000), ("int8", 3, 700), ("int4", 5, 300)])
+def test_nothing_is_lost_neither_of_contributions_nor_of_their_sum(codec, sites, numel, idle):
+    """What has arrived and what the sites still owe is what they gave, after every round."""
+    rounds, largest = 12, 0.01
+
+    def body(index, own):
+        model = Uneven(numel)
+        outer = outer_loop(
+            model, [], own, method="local_sgd", sync_every=1, codec=codec, error_feedback=True, bucket_mib=0.004,
+            weighting="site", weight=0.0 if index == idle else 1.0, outlier_threshold=0.0,
+        )  # fmt: skip
+        outer.join()
+        gave, seen = torch.zeros(numel, dtype=torch.float64), []
+        generator = torch.Generator().manual_seed(index)
+        for _ in range(rounds):
+            change = largest * model.shares * torch.randn(numel, generator=generator)
+            gave += change.double() * (index != idle)
+            model.weight.data += change
+            outer.step()
+            (owed,) = outer._engine.exchange.error_feedback._residuals.values()
+            seen.append((gave.clone(), owed.double(), model.weight.detach().double().clone()))
+        return seen
+
+    results = run_sites(sites, body)
+    contributors = sites - (idle is not None)
+    for of_round in zip(*results):
+        gave, owed = (sum(each[place] for each in of_round) for place in (0, 1))
+        arrived = of_round[0][2] * contributors
+        # Owed are pseudo-gradients: start minus end.
+        torch.testing.assert_close(arrived - owed, gave, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("codec, sites", [("int4", 2), ("int4", 8), ("int8", 8)])
+def test_small_elements_go_their_whole_way_in_the_end(codec, sites):
+    """At 2% (0.5%) of their block's largest, int4 (int8) has no level for them in any single round."""
+    rounds = 80
+
+    def body(index, own):
+        model, generator = Uneven(2048), torch.Generator().manual_seed(index)
+        outer = outer_loop(model, [], own, method="local_sgd", sync_every=1, codec=codec, outlier_threshold=0.0)
+        outer.join()
+        for _ in range(rounds):
+            # Sites do not reach a level in the same round.
+            model.weight.data += model.shares * (1 + torch.randn(2048, generator=generator))
+            outer.step()
+        return [(model.weight.detach()[place::4].mean() / (rounds * share)).item() for place, share in enumerate(model.SHARES)]
+
+    for shares in run_sites(sites, body):
+        assert shares == pytest.approx([1.0] * 4, abs=0.1)
+
+
+@pytest.mark.parametrize("codec", [Int8(), Int4()], ids=repr)
+def test_dithered_values_are_right_on_average_and_code_without_loss(codec):
+    values = torch.tensor([1.0, 0.3, 0.02, -0.001, 0.0]).repeat(256 * 2000 // 5 + 1)[: 256 * 2000]
+    dithered = values.clone()
+    codec.dither(dithered, 3)
+    decoded = decoded_of(codec, encoded(codec, dithered), len(values))
+    torch.testing.assert_close(decoded, dithered, rtol=1e-6, atol=0)
+    for place in range(5):
+        step = 1.0 / codec.levels
+        assert dithered[place::5].mean().item() == pytest.approx(values[place].item(), abs=4 * step / 2 / 100_000**0.5)
+    again = values.clone()
+    codec.dither(again, 4)
+    assert not torch.equal(again, dithered)
+    zeros = torch.zeros(256)
+    codec.dither(zeros, 1)
+    assert not zeros.any()
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+def test_rows_of_tables_go_their_whole_way_too(codec):
+    """Their sums are coded by an owner that need not hold the row."""
+    sites, rounds, rows, width = 6, 60, 8, 300
+    shares = torch.tensor(Uneven.SHARES).repeat(rows * width // 4).view(rows, width)
+
+    def body(index, own):
+        model = torch.nn.Module()
+        model.table, model.rest = torch.nn.Embedding(rows - 2, width), torch.nn.Linear(2, 2)
+        model.table.weight.data.zero_()
+        held = torch.tensor([row for row in range(rows) if row not in (index, index + 1)])  # each lacks two
+        outer = SemiSync.Config(
+            method="local_sgd",
+            sync_every=1,
+            scopes=[ScopeConfig(name="rows", parameters=["table.*"], shared="sparse_rows", codec=codec)],
+            outlier_threshold=0.0,
+        ).build(
+            model_parts=[model], optimizers=[], manager=own, site=SiteOptions(ranks=SiteRanks(alone=True), token_rows=TokenRowMap(held, rows))
+        )
+        outer.join()
+        generator = torch.Generator().manual_seed(index)
+        for _ in range(rounds):
+            change = shares[held] * (1 + torch.randn(rows - 2, width, generator=generator))
+            model.table.weight.data += change
+            outer.step()
+        moved = model.table.weight.detach() / (rounds * shares[held])
+        return [moved.flatten()[place::4].mean().item() for place in range(3)], dict(zip(held.tolist(), model.table.weight))
+
+    results = run_sites(sites, body)
+    for moved, tables in results:
+        assert moved == pytest.approx([1.0] * 3, abs=0.1)
+        assert all(torch.equal(row, results[0][1][place]) for place, row in tables.items() if place in results[0][1])

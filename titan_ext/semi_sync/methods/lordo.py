@@ -125,7 +125,8 @@ class BasisReduction(Reduction):
         residual: torch.Tensor | None = None,
     ) -> bool:
         summed, bases = values.split([self._elements, values.numel() - self._elements])
-        travelled = self._reduction.reduce(manager, summed, of, residual)
+        lost = None if residual is None else residual.zero_()[: self._elements]
+        travelled = self._reduction.reduce(manager, summed, of, lost)
         bases.zero_()
         if manager.participating_rank() == 0:
             # On all ranks of the site or on none, whatever they know of errors: making a matrix whole is a collective.

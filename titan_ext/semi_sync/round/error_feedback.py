@@ -34,10 +34,10 @@ class ErrorFeedback:
     def settle(self, committed: Sum) -> None:
         """Call when a round is committed: what it took away is owed by the next one."""
         for index, residual in committed.residuals.items():
-            if self._states[index].takes_residual:
+            if not self._states[index].takes_residual:
+                self._residuals[index] = self._owed(index, committed)
+            elif committed.weight > 0:
                 self._states[index].take_residual(residual)
-            else:
-                self._residuals[index] = residual
 
     def checkpoint_state(self, in_flight: RoundResult | None) -> dict[str, dict[str, torch.Tensor]]:
         """By rule and parameter, with global shapes.
@@ -45,11 +45,18 @@ class ErrorFeedback:
         Args:
             in_flight: a reduced round that has not been applied; what it took away counts as settled.
         """
-        residuals = in_flight.sum.residuals if in_flight is not None else {}
+        flying = in_flight.sum if in_flight is not None else None
         return {
-            self._states[index].key: self._states[index].named_message(residuals.get(index, flat))
+            self._states[index].key: self._states[index].named_message(flat if flying is None else self._owed(index, flying))
             for index, flat in self._residuals.items()
         }
+
+    def _owed(self, index: int, of: Sum) -> torch.Tensor:
+        """What a rule is owed after a round; one to which this site gave nothing has paid nothing either."""
+        residual = of.residuals.get(index)
+        if residual is None:
+            return self._residuals[index]
+        return residual if of.weight > 0 else self._residuals[index] + residual
 
     def load_checkpoint_state(self, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Restore what ``checkpoint_state`` returned."""

@@ -202,13 +202,15 @@ class Exchange:
         for run in self._together(contribution.rules):
             values = _stretch(contribution.buffer, [parts[index] for index in run])
             wanted = [index for index in run if self.error_feedback.takes(index)]
-            residual = torch.empty_like(values) if wanted and contribution.weight > 0 else None
+            residual = torch.empty_like(values) if wanted else None
             states = [self.states[index] for index in run]
             if not self.pairing.reduce(self.reductions[run[0]], self.manager, states, values, of, residual):
                 without_partner |= set(run)
             if residual is not None:
-                # Of one contribution of weight 1: the next one may weigh more or less than this.
-                residual.div_(contribution.weight)
+                # Of one contribution of weight 1: the next one may weigh more or less than this. A site without weight
+                # has lost nothing of its own, but maybe of sums that it coded.
+                usual = contributions.total_weight / max(1, len(contributions.contributors))
+                residual.div_(contribution.weight or usual or 1.0)
                 pieces = residual.split([parts[index].numel() for index in run])
                 residuals |= {index: part for index, part in zip(run, pieces, strict=True) if index in wanted}
         return Sum(

@@ -71,6 +71,10 @@ class Codec(ABC):
     def accumulate(self, message: torch.Tensor, values: torch.Tensor) -> None:
         """Add what ``decode`` would write to ``values``."""
 
+    def dither(self, values: torch.Tensor, seed: int) -> None:  # noqa: B027 — nothing to do by default
+        """Round fp32 ``values [numel]`` in place to what a message carries, right on average, where nobody can keep what
+        is lost and the codec has levels; encoding then adds no loss."""
+
     def combine(self, messages: Sequence[torch.Tensor] | torch.Tensor, values: torch.Tensor) -> None:
         """Overwrite ``values`` with the sum of all messages, in their order."""
         self.decode(messages[0], values)
@@ -121,6 +125,7 @@ class BFloat16(Codec):
 class Int8(Codec):
     """One byte an element and a scale for each block of 256; error at most absmax / 254 of the block."""
 
+    error_feedback = True
     granularity = _BLOCK
     levels: ClassVar[int] = 127
     _width: ClassVar[int] = _BLOCK  # bytes of a block's codes
@@ -145,6 +150,13 @@ class Int8(Codec):
         for blocks, codes, scales in self._pieces(values, message):
             blocks.addcmul_(self._unpack(codes), scales[:, None])
 
+    def dither(self, values: torch.Tensor, seed: int) -> None:
+        generator = torch.Generator(values.device).manual_seed(seed)
+        blocks = values.view(-1, _BLOCK)
+        scales = blocks.abs().amax(dim=1, keepdim=True).div_(self.levels).clamp_(min=torch.finfo(torch.float32).tiny)
+        noise = torch.rand(blocks.shape, generator=generator, device=values.device)
+        blocks.div_(scales).add_(noise).floor_().clamp_(-self.levels, self.levels).mul_(scales)
+
     def _pieces(
         self, values: torch.Tensor, message: torch.Tensor
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -167,7 +179,6 @@ class Int8(Codec):
 class Int4(Int8):
     """Half a byte an element and a scale for each block of 256; error at most absmax / 14 of the block."""
 
-    error_feedback = True
     levels = 7
     _width = _BLOCK // 2
 

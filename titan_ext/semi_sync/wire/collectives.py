@@ -16,6 +16,8 @@ class ByteCollectives:
         self._manager = manager
         self._device = wire_device(manager)
         self.sites = manager.num_participants()
+        self.rank = manager.participating_rank() if self.sites > 1 else 0
+        """Of this site among them."""
 
     def gather(self, message: torch.Tensor) -> tuple[torch.Tensor, Work | None]:
         """Every site's ``message [bytes]`` as ``[sites, bytes]``."""

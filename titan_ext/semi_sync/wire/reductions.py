@@ -59,7 +59,8 @@ class Reduction(ABC):
             manager: with a quorum.
             values: fp32 ``[numel]``; undefined after an error.
             of: what is known of the round.
-            residual: fp32 ``[numel]``, filled with what the other sites could not read of our values.
+            residual: fp32 ``[numel]``, filled with what the other sites could not read of our values, and with what
+                nobody could of sums that this site coded for all.
 
         Returns:
             whether there was a site to exchange with.
@@ -115,8 +116,9 @@ class CodedReduction(Reduction):
 
     A dense codec: each site is the owner of one shard of every bucket, gets the others' messages
     for it (all-to-all), sums them in fp32 and sends the coded sum to all (all-gather). The owner
-    too takes the decoded message, so all sites hold the same bits. A sparse codec, or ``to_all``: every
-    site gets every message and sums them in the order of the sites.
+    too takes the decoded message, so all sites hold the same bits; what this second coding loses is the
+    owner's to feed back. A sparse codec, or ``to_all``: every site gets every message and sums them in the
+    order of the sites.
     """
 
     def __init__(self, codec: Codec, bucket_elements: int, *, to_all: bool = False) -> None:
@@ -187,7 +189,7 @@ class CodedReduction(Reduction):
                 self._codec.decode(row, part)
             torch.sub(values, decoded.view(-1)[: values.numel()], out=residual)
         received, work = wire.gather(message[0]) if self._to_all else wire.exchange(message)
-        return _Bucket(values, shard, received, work)
+        return _Bucket(values, shard, received, work, residual)
 
     def _pass_on(self, wire: ByteCollectives, bucket: "_Bucket") -> "_Bucket":
         """Sum the shard that this site owns, and hand the sum to the wire."""
@@ -198,6 +200,11 @@ class CodedReduction(Reduction):
         self._codec.combine(bucket.received.to(total.device), total)
         message = torch.empty_like(bucket.received[0], device=total.device)
         self._codec.encode(total, message)
+        if bucket.residual is not None:
+            decoded = torch.empty_like(total)
+            self._codec.decode(message, decoded)
+            own = bucket.residual[wire.rank * bucket.shard :][: bucket.shard]
+            own.add_(total.sub_(decoded)[: own.numel()])
         return _Bucket(bucket.values, bucket.shard, *wire.gather(message))
 
     def _finish(self, wire: ByteCollectives, bucket: "_Bucket", of: RoundFacts) -> None:
@@ -298,7 +305,14 @@ def contributing(weights: Sequence[float]) -> list[int]:
 class _Bucket:
     """A bucket whose messages are on their way."""
 
-    __slots__ = ("values", "shard", "received", "work")
+    __slots__ = ("values", "shard", "received", "work", "residual")
 
-    def __init__(self, values: torch.Tensor, shard: int, received: torch.Tensor, work: Work | None) -> None:
-        self.values, self.shard, self.received, self.work = values, shard, received, work
+    def __init__(
+        self,
+        values: torch.Tensor,
+        shard: int,
+        received: torch.Tensor,
+        work: Work | None,
+        residual: torch.Tensor | None = None,
+    ) -> None:
+        self.values, self.shard, self.received, self.work, self.residual = values, shard, received, work, residual

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from titan_ext.optim.rounding import seed_of
 from titan_ext.semi_sync.wire.codecs import Codec, Float32
 from titan_ext.semi_sync.wire.collectives import ByteCollectives
 from titan_ext.semi_sync.wire.manager import ReplicaManager
@@ -73,7 +74,8 @@ class SparseReduction(Reduction):
         width = sum(width for _, width in codecs)
         step = max(1, self._bucket_elements // width) * wire.sites
         for start in range(0, self._rows.total, step):
-            self._sent += exchange.run(start, min(start + step, self._rows.total), places, tables)
+            seed = seed_of(of.step, start, exchange.rank)
+            self._sent += exchange.run(start, min(start + step, self._rows.total), places, tables, seed)
         return True
 
     def _senders(self, holders: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
@@ -123,7 +125,7 @@ class _SparseExchange:
     """Rows to their owners, sums back to the holders."""
 
     def __init__(self, wire: ByteCollectives, rank: int, holders: torch.Tensor, senders: torch.Tensor) -> None:
-        self._wire, self._rank, self._sites = wire, rank, wire.sites
+        self._wire, self.rank, self._sites = wire, rank, wire.sites
         self._holders, self._senders = holders, senders
 
     def run(
@@ -132,14 +134,19 @@ class _SparseExchange:
         stop: int,
         places: torch.Tensor,
         tables: list[tuple[tuple[Codec, int], torch.Tensor, torch.Tensor | None]],
+        seed: int,
     ) -> int:
-        """Sum the rows with ids from ``start`` to below ``stop``; returns the bytes sent."""
+        """Sum the rows with ids from ``start`` to below ``stop``; returns the bytes sent.
+
+        An owner need not hold a row, so it could feed back nothing of what the coding of sums loses: they are rounded at
+        random instead.
+        """
         device = tables[0][1].device
         owned = [self._owned(start, stop, owner) for owner in range(self._sites)]
-        mine = owned[self._rank]
+        mine = owned[self.rank]
         codecs = [codec for codec, _, _ in tables]
 
-        outgoing = [places[ids[self._senders[self._rank, ids]]].to(device) for ids in owned]
+        outgoing = [places[ids[self._senders[self.rank, ids]]].to(device) for ids in owned]
         messages = [self._encode(tables, chosen) for chosen in outgoing]
         incoming = [self._senders[site, mine].nonzero().squeeze(1).to(device) for site in range(self._sites)]
         received, sent = self._exchange(messages, [len(each) for each in incoming], codecs, device)
@@ -149,10 +156,14 @@ class _SparseExchange:
             for total, part in zip(sums, self._decode(message, codecs, len(at)), strict=True):
                 total.index_add_(0, at, part)
 
+        sums = [
+            _dithered(codec, total, seed_of(seed, place))
+            for place, (codec, total) in enumerate(zip(codecs, sums, strict=True))
+        ]
         wanted = [self._holders[site, mine].nonzero().squeeze(1).to(device) for site in range(self._sites)]
         summed = [(codec, total, None) for codec, total in zip(codecs, sums, strict=True)]
         back = [self._encode(summed, at) for at in wanted]
-        own = [places[ids[self._holders[self._rank, ids]]].to(device) for ids in owned]
+        own = [places[ids[self._holders[self.rank, ids]]].to(device) for ids in owned]
         received, returned = self._exchange(back, [len(each) for each in own], codecs, device)
         for message, at in zip(received, own, strict=True):
             for (_, table, _), part in zip(tables, self._decode(message, codecs, len(at)), strict=True):
@@ -195,7 +206,7 @@ class _SparseExchange:
         sizes = [sum(_rows_bytes(codec, width, count) for codec, width in codecs) for count in rows]
         received, work = self._wire.exchange_uneven(messages, sizes)
         self._wire.wait(work)
-        sent = sum(message.numel() for site, message in enumerate(messages) if site != self._rank)
+        sent = sum(message.numel() for site, message in enumerate(messages) if site != self.rank)
         return list(received.to(device).split(sizes)), sent
 
 
@@ -206,6 +217,13 @@ def _padded_width(codec: Codec, width: int) -> int:
 def _padded(rows: torch.Tensor, codec: Codec) -> torch.Tensor:
     missing = _padded_width(codec, rows.shape[1]) - rows.shape[1]
     return torch.nn.functional.pad(rows, (0, missing)).contiguous()
+
+
+def _dithered(codec: tuple[Codec, int], rows: torch.Tensor, seed: int) -> torch.Tensor:
+    coded, width = codec
+    padded = _padded(rows, coded)
+    coded.dither(padded.view(-1), seed)
+    return padded[:, :width]
 
 
 def _to_words(message: torch.Tensor) -> torch.Tensor:
