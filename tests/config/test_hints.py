@@ -35,7 +35,7 @@ HINTS = [
     ("validation.dataset", '"c4"', "did you mean validator.dataloader.dataset? (an older form"),
     ("profiling.profile_freq", "3", "did you mean profiler.profile_freq? (an older name)"),
     ("job.dump_folder", '"x"', "did you mean dump_folder? (an older name)"),
-    ("float8.recipe_name", '"rowwise"', "no home here: quantized training"),
+    ("float8.recipe_name", '"rowwise"', "no home here: quantized layers are [[model.converters]] tables"),
     # Other outer loops' names.
     ("semi_sync.sync_steps", "3", "did you mean semi_sync.sync_every? (another outer loop's name)"),
     ("semi_sync.should_quantize", "true", "did you mean semi_sync.codec?"),

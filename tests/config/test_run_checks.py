@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from titan_ext.config import load_run
+from titan_ext.config import load_run, load_to_start
 from titan_ext.errors import UserError
 
 V_SHAPED, SPLIT = ("ZBVZeroBubble", "DualPipeV"), ("InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV")
@@ -53,7 +54,6 @@ CASES = [
     ),
     (["--optimizer.name=DistMuon"], ["optimizer.name", "configuration file", "Muon"]),
     (["--optimizer.name=SGD", "--optimizer.implementation=fused_opt_states_bf16"], ["optimizer.implementation", "not SGD"]),
-    (["--optimizer.implementation=fused_opt_states_bf16"], ["optimizer.implementation", "needs a GPU"]),
     (["--lr_scheduler.total_steps=19"], ["lr_scheduler.total_steps = 19", "at least training.steps (20)", "negative"]),
     (["--lr_scheduler.decay_ratio=-0.1"], ["lr_scheduler.decay_ratio = -0.1", "from 0 to 1"]),
     (["--lr_scheduler.min_lr_factor=1.5"], ["lr_scheduler.min_lr_factor = 1.5", "from 0 to 1"]),
@@ -61,8 +61,6 @@ CASES = [
         ["--validator.enable", "--validator.steps=1", "--validator.freq=0", '--validator.dataloader={dataset="builtin:docs"}'],
         ["validator.freq = 0", "at least 1"],
     ),
-    (["--training.gc_debug"], ["training.gc_debug", "needs a GPU"]),
-    (["--parallelism.spmd_backend=full_dtensor"], ["parallelism.spmd_backend", "needs a GPU"]),
     (["--profiler.enable_profiling", "--profiler.profile_freq=3"], ["profiler.profile_freq = 3", "at least 4"]),
 ]
 
@@ -75,6 +73,22 @@ def test_refused_before_it_starts(flags: list[str], words: list[str], write: Cal
     assert line.startswith("demo.toml: ") and "\n" not in line
     for word in words:
         assert word in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is missing on a machine with a GPU")
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "training.gc_debug=true",
+        "training.enable_cpu_offload=true",
+        "optimizer.implementation=fused_opt_states_bf16",
+        "parallelism.spmd_backend=full_dtensor",
+    ],
+)
+def test_what_only_a_gpu_can_do_is_missing_and_no_mistake(flag: str, write: Callable) -> None:
+    assert load_run(write(), [f"--{flag}"]).sites[0].missing
+    with pytest.raises(UserError, match=f"{flag.partition('=')[0]} = .*: needs a GPU"):
+        load_to_start("demo.toml", None, [f"--{flag}"])
 
 
 def test_a_model_whose_registry_wants_what_is_not_installed_is_one_line(

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from titan_ext.config.binder import Binder, field_types
+from titan_ext.config.findings import Need
 from titan_ext.config.settings import Settings, hint, one_line
 
 KEY = "converters"
-_TORCHTITANS = {
+TORCHTITANS = {
     "float8": "torchtitan.components.quantization.Float8LinearConverter",
     "float8_experts": "torchtitan.components.quantization.Float8GroupedExpertsConverter",
     "mxfp8": "torchtitan.components.quantization.MXFP8LinearConverter",
@@ -30,6 +31,7 @@ def convert_model(settings: Settings, spec: Any, compile_config: Any) -> Any:
         compile_config: torchtitan's, which converters of quantised layers want to know.
 
     Raises:
+        Missing: a converter needs a package that is not installed.
         UserError: an unknown converter or key, or the converter refuses.
     """
     tables = settings.get(f"model.{KEY}", [])
@@ -50,7 +52,9 @@ def _told_as(settings: Settings, key: str) -> Iterator[None]:
     """Turn what a converter complains of into a line about its table."""
     try:
         yield
-    except (ValueError, ImportError, AssertionError, NotImplementedError) as error:
+    except ImportError as error:
+        raise settings.missing(Need.MODEL, key, one_line(str(error))) from None
+    except (ValueError, AssertionError, NotImplementedError) as error:
         raise settings.error(key, one_line(str(error))) from None
 
 
@@ -63,7 +67,7 @@ def _check_order(configs: list[Any]) -> None:
 def _bound(settings: Settings, key: str, table: dict[str, Any], compile_config: Any) -> Any:
     name = table.get("name")
     if not isinstance(name, str):
-        problem = f"is missing: one of {', '.join(_TORCHTITANS)}, or the dotted path of a converter's class"
+        problem = f"is missing: one of {', '.join(TORCHTITANS)}, or the dotted path of a converter's class"
         raise settings.error(f"{key}.name", problem)
     owner = _class_of(settings, f"{key}.name", name).Config
     given = {each: value for each, value in table.items() if each != "name"}
@@ -75,10 +79,10 @@ def _bound(settings: Settings, key: str, table: dict[str, Any], compile_config: 
 
 
 def _class_of(settings: Settings, key: str, name: str) -> Any:
-    path = _TORCHTITANS.get(name, name)
+    path = TORCHTITANS.get(name, name)
     module, _, attribute = path.rpartition(".")
     if not module:
-        raise settings.error(key, f"unknown converter; {hint(name, _TORCHTITANS)}, or the dotted path of a class", name)
+        raise settings.error(key, f"unknown converter; {hint(name, TORCHTITANS)}, or the dotted path of a class", name)
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

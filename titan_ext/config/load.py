@@ -220,7 +220,7 @@ def _check_whole(
         lambda: checks.check_max_length(settings, config),
         lambda: checks.check_experts(settings, config),
         lambda: checks.check_export(settings, config),
-        *run_checks(settings, config, layout, device_type),
+        *run_checks(settings, config, layout),
     ):
         with findings.check():
             check()

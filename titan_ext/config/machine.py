@@ -11,6 +11,7 @@ from torchtitan.tools.utils import device_type
 
 from titan_ext.config.findings import Need, SettingError
 from titan_ext.config.layout import Layout
+from titan_ext.config.run_checks import BF16_STATES
 from titan_ext.config.settings import Settings
 from titan_ext.data.corpora.listing import NotThere
 from titan_ext.data.corpora.stream import PREFIX, StreamName
@@ -32,7 +33,8 @@ def check_machine(settings: Settings, config: Any, layout: Layout) -> list[str]:
         with settings.findings.check():
             look(settings, config)
     if device_type == "cpu":
-        _accelerator(settings, config, layout)
+        with settings.findings.check():
+            _accelerator(settings, config, layout)
     return _data(settings, config)
 
 
@@ -147,6 +149,12 @@ def _only_on_gpus(config: Any, layout: Layout) -> Iterator[tuple[str, Any]]:
         yield "parallelism.context_parallel_degree", layout.context
     if config.profiler.enable_memory_snapshot:
         yield "profiler.enable_memory_snapshot", True
+    if config.training.gc_debug:
+        yield "training.gc_debug", True
+    if config.parallelism.spmd_backend == "full_dtensor":
+        yield "parallelism.spmd_backend", "full_dtensor"
+    if config.optimizer.implementation == BF16_STATES:
+        yield "optimizer.implementation", BF16_STATES
     if config.training.enable_cpu_offload:
         yield "training.enable_cpu_offload", True
     checkpoint = config.checkpoint

@@ -11,18 +11,17 @@ from titan_ext.trainer.resuming import STATES
 
 # What has no meaning where no checkpoint is read or written, and would be passed over in silence.
 _OF_CHECKPOINTS = {"initial_load_in_hf": False, "load_step": -1, "create_seed_checkpoint": False, "load_only": False}
-_BF16_STATES = "fused_opt_states_bf16"
+BF16_STATES = "fused_opt_states_bf16"
 
 
-def run_checks(settings: Settings, config: Any, layout: Layout, device_type: str) -> list[Callable[[], None]]:
+def run_checks(settings: Settings, config: Any, layout: Layout) -> list[Callable[[], None]]:
     """The checks of a site's ``Trainer.Config``, independent of each other; each raises a ``UserError`` or returns."""
     return [
         lambda: check_schedule(settings, config, len(pipeline_stages(settings, config))),
         lambda: check_checkpoints(settings, config, layout),
-        lambda: check_device(settings, config, device_type),
         lambda: check_profiler(settings, config),
         lambda: check_rates(settings, config),
-        lambda: check_optimizers(settings, config, device_type),
+        lambda: check_optimizers(settings, config),
     ]
 
 
@@ -44,21 +43,6 @@ def check_checkpoints(settings: Settings, config: Any, layout: Layout) -> None:
     for name in checkpoint.exclude_from_loading:
         if name not in known:
             raise settings.error("checkpoint.exclude_from_loading", f"{name!r} is no part of a checkpoint; {hint(name, known)}")
-
-
-def check_device(settings: Settings, config: Any, device_type: str) -> None:
-    """Refuse what only a GPU can do on a machine without one.
-
-    Raises:
-        UserError: naming the key to change.
-    """
-    only_on_gpus = {
-        "training.gc_debug": config.training.gc_debug,
-        "parallelism.spmd_backend": config.parallelism.spmd_backend == "full_dtensor",
-    }
-    for key, asked in only_on_gpus.items():
-        if asked and device_type == "cpu":
-            raise settings.error(key, "needs a GPU, and this machine has none", settings.get(key, asked))
 
 
 def check_rates(settings: Settings, config: Any) -> None:
@@ -92,7 +76,7 @@ def check_profiler(settings: Settings, config: Any) -> None:
         raise settings.error("profiler.profile_freq", problem, profiler.profile_freq)
 
 
-def check_optimizers(settings: Settings, config: Any, device_type: str) -> None:
+def check_optimizers(settings: Settings, config: Any) -> None:
     """Refuse optimizers that a configuration file cannot build, or whose implementation they do not have.
 
     Raises:
@@ -107,11 +91,8 @@ def check_optimizers(settings: Settings, config: Any, device_type: str) -> None:
         if missing:
             problem = f"cannot be set up in a configuration file: it needs {', '.join(missing)} (Muon needs nothing)"
             raise settings.error(_name_key(settings), problem, name)
-        if optimizer.implementation == _BF16_STATES and name not in ("Adam", "AdamW"):
-            raise settings.error("optimizer.implementation", f"is for Adam and AdamW, not {name}", _BF16_STATES)
-    if optimizer.implementation == _BF16_STATES and device_type == "cpu":
-        problem = 'needs a GPU: a CPU has no kernel for states of another dtype; use "foreach"'
-        raise settings.error("optimizer.implementation", problem, _BF16_STATES)
+        if optimizer.implementation == BF16_STATES and name not in ("Adam", "AdamW"):
+            raise settings.error("optimizer.implementation", f"is for Adam and AdamW, not {name}", BF16_STATES)
 
 
 def _without_default(factory: Any) -> list[inspect.Parameter]:

@@ -48,13 +48,30 @@ def migrate(old: Mapping[str, Any]) -> Migration:
 
 
 def _quantized(draft: Draft) -> None:
-    """Settings of quantized training mean nothing where no converter asks for it."""
+    """Settings of quantized training mean nothing where no converter asks for it; float8 by a recipe is the same here."""
     converters = names_in(draft.old.get("model.converters") or [])
-    asked = converters or any(value is True for key, value in draft.old.items() if key.endswith("_float8_linear"))
-    if asked:
+    if converters in (["float8"], ["quantize.linear.float8"]):
+        _float8(draft, converters[0])
+    if converters or any(value is True for key, value in draft.old.items() if key.endswith("_float8_linear")):
         return
+    if draft.old.pop("model.converters", None) is not None:
+        draft.done.harmless.append("model.converters")
     for key in [key for key in draft.old if key.split(".")[0] in ("float8", "mx", "quantize")]:
         draft.done.harmless.append(key)
+        del draft.old[key]
+
+
+def _float8(draft: Draft, section: str) -> None:
+    recipe = draft.old.get(f"{section}.recipe_name")
+    if recipe not in ("rowwise", "rowwise_with_gw_hp"):
+        return
+    skipped = names_in(draft.take(f"{section}.filter_fqns", default=[]))
+    table = {"name": "float8", "recipe_name": recipe, "filter_fqns": renamed([skipped])[0]}
+    table["emulate"] = draft.take(f"{section}.emulate", default=False)
+    draft.new["model.converters"] = [table]
+    for key in [key for key in draft.old if key == "model.converters" or key.startswith(f"{section}.")]:
+        if key not in ("model.converters", f"{section}.recipe_name"):
+            draft.done.harmless.append(key)  # a recipe decides the rest
         del draft.old[key]
 
 

@@ -126,6 +126,7 @@ CONVERTED = {
     "lr_scheduler.switch_step": ("optimizer_switch.step", "the steps before the one switch"),
     "metrics.enable_color_printing": ("metrics.disable_color_printing", "the opposite"),
     "metrics.rank_0_only": ("metrics.save_for_all_ranks", "the opposite"),
+    "model.converters": ("model.converters", 'a [[model.converters]] table for each, such as name = "float8"'),
     "model.hf_assets_path": ("tokenizer", "the folder with tokenizer.json, in a [[site]] table or at the top"),
     "model.tokenizer_path": ("tokenizer", "the folder with tokenizer.json, in a [[site]] table or at the top"),
     "optimizer.beta1": ("optimizer.betas", "a list of both"),
@@ -179,7 +180,7 @@ class Gone:
 
 
 _ANY = "it does nothing here"
-_QUANTIZED = "quantized training cannot be set from a file here"
+_QUANTIZED = "quantized layers are [[model.converters]] tables here, with fewer settings"
 _CUSTOM = 'a model of your own is named by its dotted path: model.name = "my_package.my_model"'
 
 GONE = {
@@ -208,7 +209,6 @@ GONE = {
     "optimizer.desloc.pin_memory": Gone(_ANY, always=True),
     "metrics.disable_logging_from_checkpoint": Gone(_ANY, always=True),
     "model.attn_mask_type": Gone("documents that are packed together never see each other", ("block_causal",)),
-    "model.converters": Gone(_QUANTIZED, ([], "")),
     "model.norm_type": Gone("Llama's norm is RMSNorm", ("rmsnorm", "fused_rmsnorm", "compiled_rmsnorm")),
     "model.print_after_conversion": Gone(_ANY, always=True),
     "model.use_flex_attn": Gone("model.attn_backend chooses the attention; flex is the default", (True,)),

@@ -17,6 +17,7 @@ from titan_ext.config import defaults
 from titan_ext.config.binder import describe, field_types
 from titan_ext.config.build import section_names
 from titan_ext.config.choices import LossSection, activation_modes
+from titan_ext.config.converters import TORCHTITANS as CONVERTERS
 from titan_ext.config.model import VOCABULARY, model_names
 from titan_ext.config.optimizer import hyper_parameters, optimizer_names
 from titan_ext.config.outer_loop import own_tables
@@ -123,8 +124,15 @@ def _model_keys() -> Iterator[Key]:
         key = _key(f"model.{name}", taken[0][1], name, dataclasses.MISSING)
         only = "" if len(taken) == len(model_names()) else f" ({', '.join(model for model, _ in taken)})"
         yield dataclasses.replace(key, default=_BY_TOKENIZER if name == VOCABULARY else _BY_MODEL, text=key.text + only)
+    yield Key("model.converters", "a list of tables", "[]", _CONVERTERS, "titan_ext/config/converters.py")
     text = 'torchtitan\'s name of the attention: "flex", "flex_flash" or "varlen".'
     yield Key("model.attn_backend", "a string", '"flex"', text, "titan_ext/models/llama3/__init__.py")
+
+
+_CONVERTERS = (
+    "[[model.converters]] tables, applied in turn: other layers in the place of the model's, by name "
+    f"({', '.join(CONVERTERS)}, or the dotted path of a class), with the converter's own settings beside it."
+)
 
 
 def _model_text() -> str:
