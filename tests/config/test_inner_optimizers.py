@@ -280,7 +280,6 @@ def same(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
         ("DeMo", "", 4),
         ("SGD", "", 0),
         ("SGD", "momentum = 0.9", 4),
-        ("SGD", 'momentum = 0.9\nimplementation = "fused_opt_states_bf16"', 4),
         ("AdamW", 'implementation = "fused_opt_states_bf16"', 4),
         ("Adam", "", 8),
     ],
