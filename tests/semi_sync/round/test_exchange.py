@@ -35,7 +35,9 @@ def test_every_bucket_size_averages_every_element(elements):
     results = run_sites(2, body)
     for first, second, one, other in zip(results[0][0], results[1][0], Odd(0).parameters(), Odd(1).parameters()):
         want = ((one.float() + other.float()) / 2).to(one.dtype)
-        assert torch.equal(first, want) and torch.equal(second, want)
+        # Differences travel where one of the tensors is narrower than fp32.
+        torch.testing.assert_close(first, want, rtol=2**-7 if want.dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+        assert torch.equal(first, second)
     assert results[0][2] == results[1][2]
     numel = sum(p.numel() for p in Odd(0).parameters())
     assert results[0][1].bytes_sent == 4 * numel  # half of it out to be summed, the other half's sum back
