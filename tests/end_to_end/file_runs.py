@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-from tests.end_to_end.forked import free_port
+from titan_ext.launcher.placement import free_port
 
 
 @dataclass(frozen=True)

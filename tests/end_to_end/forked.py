@@ -6,7 +6,6 @@ torchrun would have started it.
 
 import json
 import os
-import socket
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 from torchft.coordination import LighthouseServer
 
 from tests.forkserver import forking
+from titan_ext.launcher.placement import free_port
 
 _context = forking(
     "titan_ext.train", "titan_ext.trainer.trainer", "titan_ext.config.load", "titan_ext.models.llama3", "titan_ext.data"
@@ -100,12 +100,6 @@ def start_ranks(
         process.start()
         processes.append(process)
     return SiteRun(name, folder, processes)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _run_rank(environment: dict[str, str], log: str, target: Callable[..., None], arguments: tuple) -> None:

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from tests.end_to_end.forked import free_port, lighthouse, start_site
+from tests.end_to_end.forked import lighthouse, start_site
 from tests.end_to_end.test_layouts import write_config
+from titan_ext.launcher.placement import free_port
 
 _OVERLAP = "fragment_sync_delay = 1\nfragment_update_alpha = 0.5"
 

@@ -1,7 +1,6 @@
 """LowRankAdamW on DTensors: however a matrix is cut, it takes the steps of the whole one."""
 
 import os
-import socket
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, init_de
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 
+from titan_ext.launcher.placement import free_port
 from titan_ext.optim import LowRankAdamW
 from titan_ext.optim.projection import projection, random_basis
 from titan_ext.semi_sync.state.views import materialize_state
@@ -174,7 +174,5 @@ def process(rank, world, port, folder):
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_cut_matrices_take_the_same_steps(world, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     multiprocessing.spawn(process, (world, port, str(tmp_path)), nprocs=world)

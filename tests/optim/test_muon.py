@@ -7,6 +7,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
+from titan_ext.launcher.placement import free_port
 from titan_ext.optim import DeMo, Muon
 from titan_ext.optim.muon import _COEFFICIENTS, orthonormalized
 
@@ -115,11 +116,7 @@ def _sharded(rank: int, port: int, results) -> None:
 
 
 def test_cut_matrices_take_the_same_steps():
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with multiprocessing.Manager() as manager:
         results = manager.dict()
         multiprocessing.spawn(_sharded, (port, results), nprocs=2)

@@ -53,7 +53,10 @@ def end_with(error: BaseException) -> NoReturn:
 
 def lost_another_rank(error: BaseException) -> bool:
     """Whether an error only says that another process has gone."""
-    return any(isinstance(each, DistError | ConnectionError) or _LOST.search(str(each)) for each in _chain(error))
+    return any(
+        (isinstance(each, DistError | ConnectionError) or _LOST.search(str(each))) and "EADDRINUSE" not in str(each)
+        for each in _chain(error)
+    )
 
 
 def killed(exit_codes: Mapping[int, int]) -> str | None:
