@@ -61,6 +61,8 @@ def _predicted(config, name: str, settings: dict) -> int:
     settings = {"method": name, **settings}
     inner, kwargs = inner_of(settings)
     settings = {"sync_every": 1} | settings if settings["method"] == "demo" else settings
-    flags = [f"--semi_sync.{key}={value}" for key, value in settings.items()]
+    flags = [f"--semi_sync.{key}={value}" for key, value in settings.items() if key != "settings"]
+    for owner, own in settings.get("settings", {}).items():
+        flags += [f"--semi_sync.{owner}.{key}={value}" for key, value in own.items()]
     flags += [f"--optimizer.name={inner}", *(f"--optimizer.{key}={value}" for key, value in kwargs.items())]
     return site_cost(load_site(config, "a", [*flags, f"--training.steps={STEPS}"])).run_bytes
