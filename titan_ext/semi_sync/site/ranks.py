@@ -19,7 +19,12 @@ class SiteRanks:
 
     def __init__(self, group: dist.ProcessGroup | None = None, *, alone: bool = False) -> None:
         self.group = group
-        self.alone = alone or not dist.is_initialized() or dist.get_world_size(group) == 1
+        self._alone = alone
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other rank. Looked up each time: an instance may be older than the process group."""
+        return self._alone or not dist.is_initialized() or dist.get_world_size(self.group) == 1
 
     def gather(self, value: Any) -> list[Any]:
         """``value`` of every rank, in rank order. A collective."""
