@@ -67,7 +67,7 @@ def _run_pair(trainer, pair: str, folder: Path) -> dict[str, Any]:
     first.save()
     saved, shared, states = first.parameters(), first.shared(), first.moments()
     if first.outer is not None:
-        first.outer._flight.close()
+        first.outer._in_flight.close()
     _reset(trainer.model_parts)
     first.optimizers.zero_grad()
     second = Run(trainer, place, **after)

@@ -41,7 +41,9 @@ def test_torchruns_own_restart_of_a_site_that_waits_for_another(tmp_path, text_c
         wait_for(lambda: first.log().count("waiting for the quorum") == 2, first)
         os.kill(first.ranks[1].pid, signal.SIGKILL)
         os.kill(first.ranks[0].pid, signal.SIGTERM)
-        assert first.wait() == [128 + signal.SIGTERM, -signal.SIGKILL], first.log()[-3000:]
+        left, killed = first.wait()
+        # Rank 0 leaves as it is told, or has seen the connection to rank 1 break before.
+        assert left in (128 + signal.SIGTERM, 1) and killed == -signal.SIGKILL, first.log()[-3000:]
         sites = [start_site(config, "a", 2, url, *flags, agent=store.port), start_site(config, "b", 2, url, *flags)]
         for site in sites:
             assert site.wait() == [0, 0], site.log()[-3000:]

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.components import checkpointer as torchtitan_checkpointer
 from torchtitan.components.checkpointer.base import LR_SCHEDULER, MODEL, OPTIMIZER
+from torchtitan.components.checkpointer.dcp import AsyncMode
 from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
 
@@ -25,6 +26,7 @@ from titan_ext.huggingface.description import write_description
 from titan_ext.huggingface.fit import check_weights
 from titan_ext.models.fit import check_tensors, model_tensors
 from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.semi_sync.state.views import with_own_storage
 from titan_ext.trainer.optimizers import OptimizersContainer
 from titan_ext.trainer.resuming import PartialLoadPlanner, Stored, flattened, fresh_words, stored_shapes
 from titan_ext.trainer.shared_disk import check_shared
@@ -84,6 +86,8 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         """As torchtitan's; what an earlier attempt left in the folder goes first, and what a failed one left, at once."""
         # New data under old metadata would pass for a checkpoint. The others write when rank 0 has planned.
         self._remove(checkpoint_id)
+        if "semi_sync" in state_dict and self.async_mode is not AsyncMode.DISABLED:
+            state_dict = state_dict | {"semi_sync": with_own_storage(state_dict["semi_sync"].state_dict())}
         with self._writing(checkpoint_id):
             saved = super().dcp_save(state_dict, checkpoint_id, *args, **kwargs)
             if kwargs.get("to_hf") and self.description and torch.distributed.get_rank() == 0:

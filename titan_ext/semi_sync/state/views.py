@@ -5,7 +5,7 @@ loop sees lists of plain local tensors.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,18 @@ def like(reference: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
         shape=reference.shape,
         stride=reference.stride(),
     )
+
+
+def with_own_storage(value: Any) -> Any:
+    """A nested state whose DTensors on a stretch of a larger storage lie in host memory of their own instead.
+
+    torch's asynchronous checkpoints take a DTensor's offset for a storage and then find none.
+    """
+    if isinstance(value, Mapping):
+        return {key: with_own_storage(each) for key, each in value.items()}
+    if not isinstance(value, DTensor) or value.storage_offset() == 0:
+        return value
+    return like(value, torch.empty(value.to_local().shape, dtype=value.dtype).copy_(value.to_local()))
 
 
 def as_optimizers(optimizers: Any) -> list[Optimizer]:
