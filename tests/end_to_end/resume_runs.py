@@ -121,7 +121,7 @@ class Run:
             enable=True, folder="checkpoint", initial_load_model_only=False, keep_latest_k=0, **settings
         )
         states = {"train_state": self.clock} | ({"semi_sync": self.outer} if self.outer is not None else {})
-        return config.build(
+        checkpointer = config.build(
             dataloader=trainer.dataloader,
             model_parts=self._parts,
             optimizers=self.optimizers,
@@ -130,6 +130,9 @@ class Run:
             sd_adapter=trainer.checkpointer.sd_adapter,
             base_folder=place,
         )
+        checkpointer.model_config = trainer.checkpointer.model_config
+        checkpointer.description = trainer.checkpointer.description
+        return checkpointer
 
     def start(self) -> None:
         if self.outer is not None:

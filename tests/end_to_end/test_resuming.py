@@ -22,7 +22,7 @@ FRESH = {
     "local_sgd to diloco": {"the outer loop's momentum_buffer"},
     "noloco to diloco": {OUTER},
     "diloco to noloco": {OUTER},
-    "nesterov to adam": {f"the outer loop's {each}" for each in ("exp_avg", "exp_avg_sq", "step")},
+    "nesterov to adam": {f"the outer loop's {each}" for each in ("exp_avg", "exp_avg_sq")},
     "AdamW to SGD": {INNER},
     "SGD to AdamW": {INNER},
     "model only": {OUTER, INNER, *REST},
