@@ -1,7 +1,7 @@
 """Names in a configuration and what they stand for: methods, codecs, aggregations, outer optimizers."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -31,6 +31,14 @@ class Registry(Generic[Entry]):
             raise ValueError(f"{self.key} {name!r} is already registered")
         self._entries[name] = entry
         return entry
+
+    def register(self, name: str) -> Callable[[Entry], Entry]:
+        """Decorate an entry, so that ``name`` stands for it.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        return lambda entry: self.add(name, entry)
 
     def names(self) -> list[str]:
         """All names, sorted."""

@@ -37,17 +37,8 @@ SHARED_KEYS = {
 """Fields of outer optimizers that are keys of ``[semi_sync]``."""
 
 
-def register_outer_optimizer(name: str):
-    """Decorate a frozen dataclass that is an ``OuterOptimizer``, so that ``outer_optimizer = "name"`` selects it.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-
-    def register(optimizer: "type[OuterOptimizer]") -> "type[OuterOptimizer]":
-        return OUTER_OPTIMIZERS.add(name, optimizer)
-
-    return register
+register_outer_optimizer = OUTER_OPTIMIZERS.register
+"""Decorate a frozen dataclass that is an ``OuterOptimizer``, so that ``outer_optimizer = "name"`` selects it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,17 +28,8 @@ AGGREGATIONS: "Registry[type[Aggregation]]" = Registry("aggregation")
 _PIECE = 2**16  # elements of each site sorted at a time
 
 
-def register_aggregation(name: str):
-    """Decorate a frozen dataclass that is an aggregation, so that ``aggregation = "name"`` selects it.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-
-    def register(aggregation: "type[Aggregation]") -> "type[Aggregation]":
-        return AGGREGATIONS.add(name, aggregation)
-
-    return register
+register_aggregation = AGGREGATIONS.register
+"""Decorate a frozen dataclass that is an ``Aggregation``, so that ``aggregation = "name"`` selects it."""
 
 
 @dataclass(frozen=True)

@@ -26,17 +26,8 @@ _CHUNK = 4096  # elements among which the largest are sought; 12 bits address on
 _PIECE = 2**17  # elements worked on at a time on a CPU
 
 
-def register_codec(name: str):
-    """Decorate a frozen dataclass that is a codec, so that ``codec = "name"`` selects it.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-
-    def register(codec: "type[Codec]") -> "type[Codec]":
-        return CODECS.add(name, codec)
-
-    return register
+register_codec = CODECS.register
+"""Decorate a frozen dataclass that is a ``Codec``, so that ``codec = "name"`` selects it."""
 
 
 @dataclass(frozen=True)

@@ -67,14 +67,14 @@ class SparseReduction(Reduction):
         self._sent += (wire.sites - 1) * self._bitmap_bytes()
         if manager.errored() is not None:
             return True
-        exchange = _SparseExchange(wire, manager.participating_rank(), holders, self._senders(holders, of.weights))
+        exchange = _SparseExchange(wire, holders, self._senders(holders, of.weights))
         places = torch.full((self._rows.total,), -1)
         held = self._rows.ids >= 0
         places[self._rows.ids[held]] = torch.arange(self._rows.rows)[held]
         width = sum(width for _, width in codecs)
         step = max(1, self._bucket_elements // width) * wire.sites
         for start in range(0, self._rows.total, step):
-            seed = seed_of(of.step, start, exchange.rank)
+            seed = seed_of(of.step, start, wire.rank)
             self._sent += exchange.run(start, min(start + step, self._rows.total), places, tables, seed)
         return True
 
@@ -124,8 +124,8 @@ class SparseAdoption(SparseReduction):
 class _SparseExchange:
     """Rows to their owners, sums back to the holders."""
 
-    def __init__(self, wire: ByteCollectives, rank: int, holders: torch.Tensor, senders: torch.Tensor) -> None:
-        self._wire, self.rank, self._sites = wire, rank, wire.sites
+    def __init__(self, wire: ByteCollectives, holders: torch.Tensor, senders: torch.Tensor) -> None:
+        self._wire, self._rank, self._sites = wire, wire.rank, wire.sites
         self._holders, self._senders = holders, senders
 
     def run(
@@ -143,10 +143,10 @@ class _SparseExchange:
         """
         device = tables[0][1].device
         owned = [self._owned(start, stop, owner) for owner in range(self._sites)]
-        mine = owned[self.rank]
+        mine = owned[self._rank]
         codecs = [codec for codec, _, _ in tables]
 
-        outgoing = [places[ids[self._senders[self.rank, ids]]].to(device) for ids in owned]
+        outgoing = [places[ids[self._senders[self._rank, ids]]].to(device) for ids in owned]
         messages = [self._encode(tables, chosen) for chosen in outgoing]
         incoming = [self._senders[site, mine].nonzero().squeeze(1).to(device) for site in range(self._sites)]
         received, sent = self._exchange(messages, [len(each) for each in incoming], codecs, device)
@@ -163,7 +163,7 @@ class _SparseExchange:
         wanted = [self._holders[site, mine].nonzero().squeeze(1).to(device) for site in range(self._sites)]
         summed = [(codec, total, None) for codec, total in zip(codecs, sums, strict=True)]
         back = [self._encode(summed, at) for at in wanted]
-        own = [places[ids[self._holders[self.rank, ids]]].to(device) for ids in owned]
+        own = [places[ids[self._holders[self._rank, ids]]].to(device) for ids in owned]
         received, returned = self._exchange(back, [len(each) for each in own], codecs, device)
         for message, at in zip(received, own, strict=True):
             for (_, table, _), part in zip(tables, self._decode(message, codecs, len(at)), strict=True):
@@ -206,7 +206,7 @@ class _SparseExchange:
         sizes = [sum(_rows_bytes(codec, width, count) for codec, width in codecs) for count in rows]
         received, work = self._wire.exchange_uneven(messages, sizes)
         self._wire.wait(work)
-        sent = sum(message.numel() for site, message in enumerate(messages) if site != self.rank)
+        sent = sum(message.numel() for site, message in enumerate(messages) if site != self._rank)
         return list(received.to(device).split(sizes)), sent
 
 
