@@ -12,5 +12,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 install_titan_ext "[test]"
 cd "$repository"
 "$venv/bin/python" -m ruff check --quiet
+"$venv/bin/python" -m ruff format --check --quiet
 "$venv/bin/python" -m mypy --no-error-summary
 exec "$venv/bin/python" -m pytest "$@"

@@ -143,7 +143,11 @@ def test_a_lighthouse_says_where_it_is_and_ends_when_told(number: signal.Signals
     port = free_port()
     arguments = ["lighthouse", "--bind", f"127.0.0.1:{port}", "--min-sites", "2"]
     with subprocess.Popen(
-        [sys.executable, "-m", "titan_ext", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "titan_ext", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             lines = [process.stdout.readline() for _ in range(3)]

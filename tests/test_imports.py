@@ -25,7 +25,10 @@ def imports(tree: ast.Module, known: dict[str, ast.Module]) -> set[str]:
             found |= {each.name for each in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, "imports are absolute"
-            found |= {f"{node.module}.{each.name}" if f"{node.module}.{each.name}" in known else node.module for each in node.names}
+            found |= {
+                f"{node.module}.{each.name}" if f"{node.module}.{each.name}" in known else node.module
+                for each in node.names
+            }
     return found & known.keys()
 
 

@@ -43,7 +43,9 @@ def elsewhere(installed: Path, tmp_path: Path) -> Iterator[tuple[Path, dict[str,
     shutil.copy(ROOT / "train_configs" / "demo.toml", tmp_path)
     found = {**os.environ, "PYTHONPATH": str(installed)}
     where = "import titan_ext; print(titan_ext.__file__)"
-    done = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=found, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", where], cwd=tmp_path, env=found, capture_output=True, text=True, check=True
+    )
     assert Path(done.stdout.strip()).is_relative_to(installed)
     yield tmp_path, found
 

@@ -49,7 +49,12 @@ def append(path: Path, **line) -> None:
 
 
 def commit(
-    site: SiteHistory, number: int, moment: float, contributors: list[str], digest: str = "aa", newcomers: list[str] = []
+    site: SiteHistory,
+    number: int,
+    moment: float,
+    contributors: list[str],
+    digest: str = "aa",
+    newcomers: list[str] = [],
 ) -> None:
     line = {"run": "r", "generation": 0, "round": number, "contributors": contributors, "tokens": 100}
     append(site.folder / "commits.jsonl", digest=digest, time=moment, sites=contributors + newcomers, **line)
@@ -102,10 +107,14 @@ def test_a_site_that_commits_alone_is_found(outcome: Outcome) -> None:
     commit(site, 1, 2.0, SITES)
     commit(site, 2, 3.0, ["site0"], newcomers=["site1"])
     site.poll()
-    assert checks.in_company(outcome) == checks.Check("no solo commit", True, "2 to 3 sites a commit, 1 to 3 contributors")
+    assert checks.in_company(outcome) == checks.Check(
+        "no solo commit", True, "2 to 3 sites a commit, 1 to 3 contributors"
+    )
     commit(site, 3, 4.0, ["site0"])
     site.poll()
-    assert checks.in_company(outcome) == checks.Check("no solo commit", False, "1 to 3 sites a commit, 1 to 3 contributors")
+    assert checks.in_company(outcome) == checks.Check(
+        "no solo commit", False, "1 to 3 sites a commit, 1 to 3 contributors"
+    )
 
 
 def test_participation_counts_live_sites_only(outcome: Outcome) -> None:

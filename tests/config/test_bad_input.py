@@ -32,7 +32,10 @@ CASES = {
         with_("steps = 20", "tensor_parallel_degree = 2"),
         ["training.tensor_parallel_degree: unknown key", "did you mean parallelism.tensor_parallel_degree?"],
     ),
-    "key outside its section": (f"steps = 3\n{GOOD}", ["steps: unknown key", "did you mean training.steps or validator.steps?"]),
+    "key outside its section": (
+        f"steps = 3\n{GOOD}",
+        ["steps: unknown key", "did you mean training.steps or validator.steps?"],
+    ),
     "wrong type": (with_("seq_len = 64", 'seq_len = "long"'), ['training.seq_len = "long"', "must be an integer"]),
     "float for int": (with_("steps = 20", "steps = 2.5"), ["training.steps = 2.5", "must be an integer, got a float"]),
     "value for section": (f"metrics = 3\n{GOOD}", ["metrics = 3", "must be a table"]),

@@ -91,7 +91,7 @@ def test_accepts(key: str, given: object, bound: object) -> None:
         ("name", 1, "f.toml: section.name = 1: must be a string, got an integer"),
         ("choice", "tow", "did you mean two? (allowed: one, two)"),
         ("seed", "x", 'section.seed = "x": must be an integer'),
-        ("words", "a", "section.words = \"a\": must be a list of strings, got a string"),
+        ("words", "a", 'section.words = "a": must be a list of strings, got a string'),
         ("words", ["a", 1], "section.words[1] = 1: must be a string"),
         ("pair", [1], "section.pair = [1]: must be a list of numbers"),
         ("table", 1, "section.table = 1: must be a table, got an integer"),

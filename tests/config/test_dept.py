@@ -48,7 +48,13 @@ def run(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.mark.parametrize(
     ("variant", "shared", "seeds"),
-    [("none", None, [0, 0]), ("glob", None, [0, 0]), ("trim", "sparse_rows", [0, 0]), ("spec", "local", [0, 1]), ("spec-opt", "local", [0, 1])],
+    [
+        ("none", None, [0, 0]),
+        ("glob", None, [0, 0]),
+        ("trim", "sparse_rows", [0, 0]),
+        ("spec", "local", [0, 1]),
+        ("spec-opt", "local", [0, 1]),
+    ],
 )
 def test_a_variant_lays_out_scopes_vocabulary_and_rounds(run, variant, shared, seeds):
     sites = load_to_start(run(variant), None, [])

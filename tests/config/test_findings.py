@@ -18,7 +18,10 @@ MISTAKES = {
     "key of torchtitan's": ("[metrics]\nlogfreq = 3\n", "metrics.logfreq: unknown key; did you mean log_freq?"),
     "key of ours": ("[replica]\nmin_site = 1\n", "replica.min_site: unknown key; did you mean min_sites?"),
     "type": ('[compile]\nenable = "yes"\n', 'compile.enable = "yes": must be true or false'),
-    "value of torchtitan's": ("[comm]\ntrain_timeout_seconds = 0\n", "comm.train_timeout_seconds = 0: must be at least 1"),
+    "value of torchtitan's": (
+        "[comm]\ntrain_timeout_seconds = 0\n",
+        "comm.train_timeout_seconds = 0: must be at least 1",
+    ),
     "literal": ('[debug]\n[parallelism]\nspmd_backend = "none"\n', "parallelism.spmd_backend"),
     "torchtitan's own check": ("[checkpoint]\nkeep_latest_k = 1\n", "checkpoint.keep_latest_k = 1"),
     "optimizer": ("[optimizer]\nlr = -1\n", "optimizer.lr = -1.0: must be at least 0"),
@@ -37,7 +40,9 @@ def lines_of(output: str) -> list[str]:
 def test_every_kind_of_mistake_is_told_in_one_call(write: Callable, capsys: pytest.CaptureFixture) -> None:
     """Static ones first, then what is missing, which hides none of them."""
     text = "".join(snippet for snippet, _ in MISTAKES.values()) + GOOD
-    text = text.replace('name = "alpha"', 'name = "alpha"\ntokenizer = "assets/nowhere"').replace("steps = 20", "steps = 0")
+    text = text.replace('name = "alpha"', 'name = "alpha"\ntokenizer = "assets/nowhere"').replace(
+        "steps = 20", "steps = 0"
+    )
     text = text.replace('"builtin:docs"', '"nowhere/text"').replace("sync_every = 5", "sync_every = 0\nbucket_mib = -1")
     code, output = checked([write(text)], capsys)
     head, *rest = lines_of(output)
@@ -94,7 +99,9 @@ def test_a_mistake_of_all_sites_is_told_once(write: Callable) -> None:
 
 def test_a_file_is_checked_where_its_tokenizer_is_not(write: Callable, capsys: pytest.CaptureFixture) -> None:
     """The costs are those of the flavor's vocabulary; nobody says that there is no mistake."""
-    text = GOOD.replace("[training]", 'vocab_size = 1000\n[training]').replace('name = "beta"', 'name = "beta"\ntokenizer = "x"')
+    text = GOOD.replace("[training]", "vocab_size = 1000\n[training]").replace(
+        'name = "beta"', 'name = "beta"\ntokenizer = "x"'
+    )
     assert cli.main(["check", write(text)]) == 0
     output = capsys.readouterr().out
     assert output.startswith("demo.toml: 2 site(s), 1 thing missing on this machine\n\nmissing on this machine:\n")
@@ -102,7 +109,10 @@ def test_a_file_is_checked_where_its_tokenizer_is_not(write: Callable, capsys: p
     assert "no mistakes found" not in output and "cost of alpha, beta" in output
     assert cli.main(["check", "demo.toml", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert len(found["missing"]) == 1 and found["sites"][1]["cost"]["parameters"] == found["sites"][0]["cost"]["parameters"]
+    assert (
+        len(found["missing"]) == 1
+        and found["sites"][1]["cost"]["parameters"] == found["sites"][0]["cost"]["parameters"]
+    )
 
 
 def test_sites_that_lack_something_do_not_start(write: Callable, capsys: pytest.CaptureFixture) -> None:
@@ -123,7 +133,9 @@ def test_a_model_is_loaded_without_the_text_that_it_was_trained_on(write: Callab
     assert [each.need for each in site.missing] == ["data"]
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "train_configs").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "train_configs").glob("*.toml")), ids=lambda path: path.stem
+)
 def test_the_files_that_people_start_from_are_sound(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -131,7 +143,11 @@ def test_the_files_that_people_start_from_are_sound(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["check", str(path)]) == 0
     output = capsys.readouterr().out
-    named = [name for name in ("assets/", "data/", "runs/tiny_dept_trim/global", "docs-tokenizer") if name in path.read_text()]
+    named = [
+        name
+        for name in ("assets/", "data/", "runs/tiny_dept_trim/global", "docs-tokenizer")
+        if name in path.read_text()
+    ]
     assert ("missing on this machine:" in output) == bool(named)
     assert ("no mistakes found" in output) != bool(named)
     assert "cost of " in output and "parameters" in output

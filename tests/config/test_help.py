@@ -37,7 +37,9 @@ def test_every_field_of_a_config_of_ours_has_a_text_under_it() -> None:
         if path.relative_to(ROOT).parts[1] in ("bench", "experiments"):
             continue  # no configuration of a user's
         for owner in ast.walk(ast.parse(path.read_text())):
-            if isinstance(owner, ast.ClassDef) and (owner.name.endswith(("Config", "Settings")) or owner.name in ("Sizes", "SiteHeader")):
+            if isinstance(owner, ast.ClassDef) and (
+                owner.name.endswith(("Config", "Settings")) or owner.name in ("Sizes", "SiteHeader")
+            ):
                 bare += [f"{path.name}: {owner.name}.{name}" for name in undocumented(owner)]
     assert bare == []
 
@@ -50,7 +52,9 @@ def undocumented(owner: ast.ClassDef) -> list[str]:
         field.target.id
         for field, text in pairs
         if isinstance(field, ast.AnnAssign)
-        and not (isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str))
+        and not (
+            isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+        )
     ]
 
 

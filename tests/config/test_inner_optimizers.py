@@ -310,7 +310,11 @@ def test_cost_of_muon_is_what_it_keeps(settings: str, write: Callable) -> None:
     ],
 )
 def test_half_lives_are_those_of_the_optimizer(write, name, settings, periods):
-    text = written(name, settings).replace('"diloco"', '"des_loc"').replace("[[site]]", "[semi_sync.des_loc]\nhalf_life_periods = true\n[[site]]", 1)
+    text = (
+        written(name, settings)
+        .replace('"diloco"', '"des_loc"')
+        .replace("[[site]]", "[semi_sync.des_loc]\nhalf_life_periods = true\n[[site]]", 1)
+    )
     rules = plan_of(load_site(write(text), "alpha").config).rules
     assert tuple(rule.period for rule in rules[1:]) == periods
 

@@ -338,14 +338,19 @@ def test_where_a_pipeline_was_cut() -> None:
 
 @pytest.mark.parametrize("converter", ["float8", "quantize.linear.float8"])
 def test_float8_by_a_recipe_is_a_converter(converter: str) -> None:
-    text = FIRST.replace('converters = ["float8"]', f'converters = ["{converter}"]').replace("[float8]", f"[{converter}]")
+    text = FIRST.replace('converters = ["float8"]', f'converters = ["{converter}"]').replace(
+        "[float8]", f"[{converter}]"
+    )
     table = {"name": "float8", "recipe_name": "rowwise", "filter_fqns": ["lm_head"], "emulate": False}
     assert migrated(text).tree["model"]["converters"] == [table]
     scaled = migrated(text.replace('recipe_name = "rowwise"', "enable_fsdp_float8_all_gather = true"))
     assert "converters" not in scaled.tree["model"]
     told = "\n".join(scaled.homeless)
     assert f'model.converters = ["{converter}"]: set model.converters by hand' in told
-    assert f"{converter}.enable_fsdp_float8_all_gather = true: quantized layers are [[model.converters]] tables here" in told
+    assert (
+        f"{converter}.enable_fsdp_float8_all_gather = true: quantized layers are [[model.converters]] tables here"
+        in told
+    )
 
 
 def test_what_has_no_home_is_told() -> None:
@@ -487,7 +492,9 @@ def known(text: str) -> str:
     """The file without keys that this checkout's models do not have."""
     names = {each.name for each in fields(Sizes)}
     return "".join(
-        line for line in text.splitlines(keepends=True) if not line.startswith("rope_scaling") or "rope_scaling" in names
+        line
+        for line in text.splitlines(keepends=True)
+        if not line.startswith("rope_scaling") or "rope_scaling" in names
     )
 
 
@@ -507,7 +514,9 @@ def test_the_new_file_says_what_the_migration_says(era: str, write: Callable) ->
         load_run(write(known(done.text("old.toml"))), needs=())
     lines = [line for line in str(caught.value).splitlines() if "demo.toml: " in line and "mistakes" not in line]
     refused = [line for line in lines if any(key.split(".")[0] in line for key in blanks)]
-    assert len(refused) == len(blanks) and all("no such" in line or "torchao" in line for line in lines if line not in refused)
+    assert len(refused) == len(blanks) and all(
+        "no such" in line or "torchao" in line for line in lines if line not in refused
+    )
 
 
 def test_nothing_is_overwritten_without_being_asked(

@@ -57,8 +57,14 @@ def test_flags_reach_it_too(load):
     ("outer", "words"),
     [
         ('[semi_sync]\nmethod = "diloco"\n[semi_sync.sparta]\nsparta_fraction = 0.5', ["sparta", 'method = "sparta"']),
-        ('[semi_sync]\nmethod = "sparta"\n[semi_sync.sparta]\nsparta_fraction = 2', ["semi_sync.sparta.sparta_fraction = 2"]),
-        ('[semi_sync]\nmethod = "sparta"\n[semi_sync.sparta]\nfraction = 0.1', ["semi_sync.sparta.fraction", "sparta_fraction"]),
+        (
+            '[semi_sync]\nmethod = "sparta"\n[semi_sync.sparta]\nsparta_fraction = 2',
+            ["semi_sync.sparta.sparta_fraction = 2"],
+        ),
+        (
+            '[semi_sync]\nmethod = "sparta"\n[semi_sync.sparta]\nfraction = 0.1',
+            ["semi_sync.sparta.fraction", "sparta_fraction"],
+        ),
         ('[semi_sync]\nmethod = "diloco"\n[semi_sync.diloco]\nx = 1', ["semi_sync.diloco", "no settings of its own"]),
         ('[semi_sync]\ncodec = "topk"\n[semi_sync.topk]\ndensity = 0', ["semi_sync.topk.density = 0"]),
         ("[semi_sync.settings.topk]\ndensity = 0.1", ["semi_sync.settings", "[semi_sync.NAME]"]),

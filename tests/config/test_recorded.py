@@ -50,6 +50,8 @@ def test_a_run_without_checkpoints_begins_anew(write):
     step.mkdir(parents=True)
     check_resumed(site)
     (step / ".metadata").touch()
-    with pytest.raises(UserError, match="model.rope_theta = 500000.0: was 10000.0 in this run so far .*another dump_folder"):
+    with pytest.raises(
+        UserError, match="model.rope_theta = 500000.0: was 10000.0 in this run so far .*another dump_folder"
+    ):
         check_resumed(site)
     check_resumed(load_site("demo.toml", "alpha", ["--checkpoint.enable=false"]))

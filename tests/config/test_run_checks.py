@@ -27,7 +27,10 @@ CASES = [
     *((pipelined(each, "selective"), ["activation_checkpoint.mode", '"full" or "none"', each]) for each in SPLIT),
     *(([*pipelined(each), "--compile.enable"], ["compile.components", 'without "model"', each]) for each in SPLIT),
     *(
-        ([*pipelined(each), "--validator.enable", '--validator.dataloader={dataset="builtin:docs"}'], ["validator.enable", each])
+        (
+            [*pipelined(each), "--validator.enable", '--validator.dataloader={dataset="builtin:docs"}'],
+            ["validator.enable", each],
+        )
         for each in V_SHAPED
     ),
     (pipelined("1F1B", batch=1), ["training.local_batch_size = 1", "at least 2", "1 microbatches"]),
@@ -36,7 +39,10 @@ CASES = [
     (pipelined("dualpipev", "full", batch=2), ["training.local_batch_size = 2", "at least 4"]),
     (pipelined("Interleaved1F1B", batch=7, layers=8, ranks=2), ["training.local_batch_size = 7", "multiple of 3"]),
     (pipelined("InterleavedZeroBubble", batch=5), ["training.local_batch_size = 5", "multiple of 2"]),
-    (["--checkpoint.initial_load_in_hf", "--checkpoint.initial_load_model_only=true"], ["initial_load_in_hf", "enable = true"]),
+    (
+        ["--checkpoint.initial_load_in_hf", "--checkpoint.initial_load_model_only=true"],
+        ["initial_load_in_hf", "enable = true"],
+    ),
     (["--checkpoint.load_step=3"], ["checkpoint.load_step = 3", "enable = true"]),
     (["--checkpoint.load_only"], ["checkpoint.load_only", "enable = true"]),
     (["--checkpoint.create_seed_checkpoint"], ["checkpoint.create_seed_checkpoint", "enable = true"]),
@@ -49,16 +55,29 @@ CASES = [
         ["checkpoint.exclude_from_loading", "'optimiser'", "did you mean optimizer?"],
     ),
     (
-        ["--checkpoint.enable", '--checkpoint.exclude_from_loading=["semi_sync"]', "--semi_sync.method=none", "--semi_sync.sync_every=none"],
+        [
+            "--checkpoint.enable",
+            '--checkpoint.exclude_from_loading=["semi_sync"]',
+            "--semi_sync.method=none",
+            "--semi_sync.sync_every=none",
+        ],
         ["checkpoint.exclude_from_loading", "'semi_sync'", "dataloader"],
     ),
     (["--optimizer.name=DistMuon"], ["optimizer.name", "configuration file", "Muon"]),
-    (["--optimizer.name=SGD", "--optimizer.implementation=fused_opt_states_bf16"], ["optimizer.implementation", "not SGD"]),
+    (
+        ["--optimizer.name=SGD", "--optimizer.implementation=fused_opt_states_bf16"],
+        ["optimizer.implementation", "not SGD"],
+    ),
     (["--lr_scheduler.total_steps=19"], ["lr_scheduler.total_steps = 19", "at least training.steps (20)", "negative"]),
     (["--lr_scheduler.decay_ratio=-0.1"], ["lr_scheduler.decay_ratio = -0.1", "from 0 to 1"]),
     (["--lr_scheduler.min_lr_factor=1.5"], ["lr_scheduler.min_lr_factor = 1.5", "from 0 to 1"]),
     (
-        ["--validator.enable", "--validator.steps=1", "--validator.freq=0", '--validator.dataloader={dataset="builtin:docs"}'],
+        [
+            "--validator.enable",
+            "--validator.steps=1",
+            "--validator.freq=0",
+            '--validator.dataloader={dataset="builtin:docs"}',
+        ],
         ["validator.freq = 0", "at least 1"],
     ),
     (["--profiler.enable_profiling", "--profiler.profile_freq=3"], ["profiler.profile_freq = 3", "at least 4"]),
@@ -121,5 +140,3 @@ def test_a_model_whose_registry_wants_what_is_not_installed_is_one_line(
 )
 def test_what_can_run_is_not_refused(flags: list[str], write: Callable) -> None:
     assert len(load_run(write(), flags).sites) == 2
-
-

@@ -55,9 +55,7 @@ def test_text_that_yields_fewer_tokens_says_so(tmp_path: Path, capsys: pytest.Ca
         (("show", "--text-key", "body"), "no key 'body'"),
     ],
 )
-def test_bad_arguments(
-    lines: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
-) -> None:
+def test_bad_arguments(lines: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str) -> None:
     monkeypatch.chdir(lines.parent)
     Path("taken").write_text("a file")
     with pytest.raises(UserError, match=words):

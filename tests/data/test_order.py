@@ -64,7 +64,8 @@ def test_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
     corpus = Corpus("numbers", [Numbers(50)])
     orders = {
         (seed, epoch): tuple(read(CorpusFeed(corpus, selection(seed=seed)), epoch, 0, 1))
-        for seed in (1, 2) for epoch in (0, 1)
+        for seed in (1, 2)
+        for epoch in (0, 1)
     }
     assert len(set(orders.values())) == 4
     assert orders[1, 0] == tuple(read(CorpusFeed(corpus, selection(seed=1)), 0, 0, 1))

@@ -60,7 +60,10 @@ def test_documents_without_a_next_token_are_passed_over() -> None:
 def test_the_cursor_is_a_place_and_an_offset() -> None:
     documents = [(0, "a", np.arange(4)), (0, "b", np.arange(10, 20))]
     assert [cursor for cursor, _ in pack(documents, 3)] == [
-        Cursor(0, "a", 3), Cursor(0, "b", 3), Cursor(0, "b", 6), Cursor(0, "b", 9)
+        Cursor(0, "a", 3),
+        Cursor(0, "b", 3),
+        Cursor(0, "b", 6),
+        Cursor(0, "b", 9),
     ]
     again = [flat(sample) for _, sample in pack(documents[1:], 3, skip=3)]
     assert again == [flat(sample) for _, sample in pack(documents, 3)][2:]

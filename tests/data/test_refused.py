@@ -298,6 +298,10 @@ def test_packed_files_that_are_damaged(tmp_path: Path, ending: str, damage: str)
     lines = [json.dumps({"text": f"{rng.random()} " * 3}).encode() + b"\n" for _ in range(50)]
     packed = PACKERS[ending](b"".join(lines))
     half = len(packed) // 2
-    spoilt = {"cut": packed[:-9], "other": b"not packed at all", "spoilt": packed[:half] + b"\xff" * (len(packed) - half)}
+    spoilt = {
+        "cut": packed[:-9],
+        "other": b"not packed at all",
+        "spoilt": packed[:half] + b"\xff" * (len(packed) - half),
+    }
     message = refusal(fill(tmp_path, {f"x.jsonl.{ending}": spoilt[damage]}))
     assert f"cannot decompress '{tmp_path}/x.jsonl.{ending}'" in message

@@ -73,7 +73,13 @@ def start_site(config: Path, name: str, ranks: int, url: str, *flags: str, agent
 
 
 def start_ranks(
-    config: Path, name: str, ranks: int, url: str, target: Callable[..., None], *arguments: Any, agent: int | None = None
+    config: Path,
+    name: str,
+    ranks: int,
+    url: str,
+    target: Callable[..., None],
+    *arguments: Any,
+    agent: int | None = None,
 ) -> SiteRun:
     """Call ``target(*arguments)`` at every rank of a site as torchrun would.
 

@@ -48,7 +48,9 @@ def run_pairs(config: Path, name: str, folder: Path) -> None:
     torch.set_num_threads(1)
     from titan_ext.config import load_site
 
-    trainer = load_site(config, name, [f"--dump_folder={folder}", "--checkpoint.enable", "--checkpoint.last_save_in_hf"]).config.build()
+    trainer = load_site(
+        config, name, [f"--dump_folder={folder}", "--checkpoint.enable", "--checkpoint.last_save_in_hf"]
+    ).config.build()
     found = {pair: _run_pair(trainer, pair, folder) for pair in PAIRS}
     if torch.distributed.get_rank() == 0:
         (folder / f"{name}.json").write_text(json.dumps(found))
@@ -95,7 +97,9 @@ def _run_pair(trainer, pair: str, folder: Path) -> dict[str, Any]:
 class Run:
     """One attempt of a run, as its trainer would make it."""
 
-    def __init__(self, trainer, place: str, outer: dict | None = None, inner: dict | None = None, **saving: bool) -> None:
+    def __init__(
+        self, trainer, place: str, outer: dict | None = None, inner: dict | None = None, **saving: bool
+    ) -> None:
         from torchtitan.components.optimizer import LRSchedulersContainer, ParamGroupConfig
 
         from titan_ext.semi_sync import SemiSync
@@ -106,7 +110,9 @@ class Run:
         group = ParamGroupConfig(pattern=".*", optimizer_name=inner.pop("name"), optimizer_kwargs={"lr": 1e-2, **inner})
         config = OptimizersContainer.Config(param_groups=[group], implementation="foreach")
         self.optimizers = config.build(model_parts=self._parts)
-        self.schedulers = LRSchedulersContainer.Config(warmup_steps=0).build(optimizers=self.optimizers, training_steps=100)
+        self.schedulers = LRSchedulersContainer.Config(warmup_steps=0).build(
+            optimizers=self.optimizers, training_steps=100
+        )
         self.clock = Clock()
         self.outer = None
         if outer and outer["method"] != "none":
@@ -162,7 +168,9 @@ class Run:
         return {canonical_name(name): _whole(value) for part in self._parts for name, value in part.named_parameters()}
 
     def shared(self) -> dict[str, torch.Tensor]:
-        return {} if self.outer is None else {key: _whole(value) for key, value in self.outer.global_parameters().items()}
+        return (
+            {} if self.outer is None else {key: _whole(value) for key, value in self.outer.global_parameters().items()}
+        )
 
     def moments(self) -> dict[str, float]:
         """A sum over each state of each parameter."""

@@ -135,11 +135,17 @@ LAYOUT_CHANGES = [("plain", "pp2"), ("pp2", "tp2"), ("tp2", "plain"), ("fsdp2", 
 
 
 @pytest.mark.parametrize(
-    "before, now", [pytest.param(*each, marks=[] if each == ("pp2", "tp2") else pytest.mark.slow) for each in LAYOUT_CHANGES]
+    "before, now",
+    [pytest.param(*each, marks=[] if each == ("pp2", "tp2") else pytest.mark.slow) for each in LAYOUT_CHANGES],
 )
 def test_a_site_resumes_in_another_layout(before, now, tmp_path, text_corpus):
     """Where all ranks read the same data the run is the one that went on in the old layout."""
-    flags = ["--lr_scheduler.total_steps=8", "--semi_sync.sync_every=3", "--checkpoint.enable", "--checkpoint.interval=4"]
+    flags = [
+        "--lr_scheduler.total_steps=8",
+        "--semi_sync.sync_every=3",
+        "--checkpoint.enable",
+        "--checkpoint.interval=4",
+    ]
 
     def run(folder: Path, layout: str, *more: str) -> SiteRun:
         ranks, parallelism = LAYOUTS[layout]

@@ -22,7 +22,16 @@ def trained(tmp_path_factory, text_corpus):
     assert site.wait() == [0], site.log()[-3000:]
     checkpoint = folder / "a" / "checkpoint" / "step-40"
     exported = folder / "exported"
-    export = [sys.executable, "-m", "titan_ext", "export", str(config), "--out", str(exported), f"--dump_folder={folder}"]
+    export = [
+        sys.executable,
+        "-m",
+        "titan_ext",
+        "export",
+        str(config),
+        "--out",
+        str(exported),
+        f"--dump_folder={folder}",
+    ]
     subprocess.run(export, check=True)
     return checkpoint, exported, site.losses()
 

@@ -36,7 +36,9 @@ def tokenizer(text_corpus, tmp_path_factory) -> Path:
 
 
 def dept_config(folder, variant, data, tokenizers, parallelism=None, **more) -> Path:
-    config = write_config(folder, ["a", "b"], [f'"{each}"' for each in data], parallelism or {}, f'[dept]\nvariant = "{variant}"')
+    config = write_config(
+        folder, ["a", "b"], [f'"{each}"' for each in data], parallelism or {}, f'[dept]\nvariant = "{variant}"'
+    )
     text = config.read_text().replace('method = "diloco"', more.get("method", 'method = "diloco"'))
     for name, tokenizer in zip("ab", tokenizers):
         text = text.replace(f'name = "{name}"', f'name = "{name}"\ntokenizer = "{tokenizer}"')
@@ -60,7 +62,9 @@ def train(config, ranks, *flags):
     return sites
 
 
-@pytest.mark.parametrize("layout", ["plain", "tp2", "pp2", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fsdp2", "fsdp2_tp2"))])
+@pytest.mark.parametrize(
+    "layout", ["plain", "tp2", "pp2", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fsdp2", "fsdp2_tp2"))]
+)
 def test_sites_of_other_tokenizers_share_the_body(layout, tmp_path, text_corpus, tokenizer):
     """SPEC-OPT: equal bodies, tables of two sizes, and no byte of them on the wire."""
     ranks, parallelism = LAYOUTS[layout]
@@ -78,7 +82,9 @@ def test_sites_of_other_tokenizers_share_the_body(layout, tmp_path, text_corpus,
     assert cost.run_bytes == sites[0].summary()["bytes_sent"]
 
 
-@pytest.mark.parametrize("layout", ["plain", "fsdp2", *(pytest.param(each, marks=pytest.mark.slow) for each in ("pp2", "tp2"))])
+@pytest.mark.parametrize(
+    "layout", ["plain", "fsdp2", *(pytest.param(each, marks=pytest.mark.slow) for each in ("pp2", "tp2"))]
+)
 def test_a_row_is_equal_at_the_sites_that_hold_it(layout, tmp_path, halves, tokenizer):
     """TRIM: each site has the rows of its own text; leaders exchange where ranks hold cuts of tables."""
     ranks, parallelism = LAYOUTS[layout]
@@ -144,7 +150,9 @@ def test_rounds_of_drawn_sites_keep_one_clock(tmp_path, halves):
     assert [len(each) for each in rounds] == [1] * 6 and {each[0] for each in rounds} == {"a", "b"}
     trained = [[line["step"] for line in site.lines("step")] for site in sites]
     for place, name in enumerate("ab"):
-        assert trained[place] == [step for turn, each in enumerate(rounds) if each == [name] for step in (2 * turn + 1, 2 * turn + 2)]
+        assert trained[place] == [
+            step for turn, each in enumerate(rounds) if each == [name] for step in (2 * turn + 1, 2 * turn + 2)
+        ]
     rates = {line["step"]: line["lr"] for site in sites for line in site.lines("step")}
     assert sorted(rates) == list(range(1, 13))
     assert all(rates[step] >= rates[step + 1] for step in range(1, 12)), "one schedule, wherever a step is taken"

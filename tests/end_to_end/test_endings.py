@@ -54,7 +54,10 @@ def test_a_site_whose_loss_is_not_finite_does_not_end_the_others_run(tmp_path, t
     config = write_config(tmp_path, ["a", "b"], own_data(text_corpus), {})
     flags = ["--training.steps=6", "--semi_sync.sync_every=3"]
     with lighthouse(2) as url:
-        sites = [start_site(config, "a", 1, url, *flags), start_site(config, "b", 1, url, *flags, "--optimizer.lr=1e30")]
+        sites = [
+            start_site(config, "a", 1, url, *flags),
+            start_site(config, "b", 1, url, *flags, "--optimizer.lr=1e30"),
+        ]
         for site in sites:
             assert site.wait() == [0], site.log()[-3000:]
     healthy, broken = sites
@@ -75,7 +78,9 @@ def finite_data(folder: Path, *documents: int) -> list[str]:
     found = []
     for number, count in enumerate(documents):
         path = folder / f"corpus{number}.jsonl"
-        path.write_text("".join(json.dumps({"text": f"{number} {place} words and more " * 20}) + "\n" for place in range(count)))
+        path.write_text(
+            "".join(json.dumps({"text": f"{number} {place} words and more " * 20}) + "\n" for place in range(count))
+        )
         found.append(f'{{dataset = "{path}", infinite = false}}')
     return found
 

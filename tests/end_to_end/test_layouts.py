@@ -82,7 +82,11 @@ def alone_parameters(site) -> int:
     """Parameters of the model as torchtitan's log names them."""
     import re
 
-    return int(re.search(r"size: ([\d,]+) total parameters", re.sub(r"\x1b\[[\d;]*m", "", site.log())).group(1).replace(",", ""))
+    return int(
+        re.search(r"size: ([\d,]+) total parameters", re.sub(r"\x1b\[[\d;]*m", "", site.log()))
+        .group(1)
+        .replace(",", "")
+    )
 
 
 def test_sites_with_their_own_corpora_agree_and_learn(tmp_path, text_corpus):

@@ -99,7 +99,9 @@ def test_one_rank_takes_its_site_along_and_the_others_go_on(layouts, tmp_path, t
     flags = ["--training.steps=300", "--semi_sync.sync_every=20", "--replica.min_sites=1", *FLAGS]
     config = with_layouts(tmp_path, text_corpus, layouts)
     with lighthouse(1) as url:
-        first, second = (start_site(config, name, LAYOUTS[each][0], url, *flags) for name, each in zip("ab", layouts, strict=True))
+        first, second = (
+            start_site(config, name, LAYOUTS[each][0], url, *flags) for name, each in zip("ab", layouts, strict=True)
+        )
         wait_for(lambda: any(line["participants"] == 2 for line in first.lines("round")), first, second)
         tell(second, len(second.ranks) - 1)
         left(second)

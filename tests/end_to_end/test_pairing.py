@@ -43,9 +43,7 @@ def run_both(folder, corpus, layouts, *flags):
         (("fsdp2", "tp2"), []),
         pytest.param(("plain", "fsdp2_tp2"), [], marks=pytest.mark.slow),
         (("fsdp2", "pp2"), ["--semi_sync.codec=int4", "--semi_sync.fragment_sync_delay=1"]),
-        pytest.param(
-            ("pp2", "tp2"), ["--semi_sync.method=noloco", "--semi_sync.sync_every=2"], marks=pytest.mark.slow
-        ),
+        pytest.param(("pp2", "tp2"), ["--semi_sync.method=noloco", "--semi_sync.sync_every=2"], marks=pytest.mark.slow),
     ],
     ids=["fsdp2-tp2", "plain-fsdp2_tp2", "fsdp2-pp2 int4 delayed", "pp2-tp2 noloco"],
 )
@@ -59,7 +57,9 @@ def test_sites_of_two_layouts_agree(layouts, flags, tmp_path, text_corpus):
 def test_leaders_give_the_bits_that_ranks_give(tmp_path, text_corpus):
     flags = ["--semi_sync.method=des_loc", "--semi_sync.outer_optimizer=average"]
     ranked, by_rank = run_both(tmp_path / "rank", text_corpus, ("fsdp2", "fsdp2"), *flags)
-    led, by_leader = run_both(tmp_path / "leader", text_corpus, ("fsdp2", "fsdp2"), *flags, "--semi_sync.pairing=leader")
+    led, by_leader = run_both(
+        tmp_path / "leader", text_corpus, ("fsdp2", "fsdp2"), *flags, "--semi_sync.pairing=leader"
+    )
     assert by_rank == by_leader
     assert ranked[0].losses() == led[0].losses()
     assert ranked[0].summary()["bytes_sent"] == led[0].summary()["bytes_sent"]

@@ -47,7 +47,9 @@ def test_a_run_goes_on_with_other_settings(layout, tmp_path, text_corpus):
         assert len(result["notes"]) == bool(fresh), f"{pair}: one line or none"
         assert result["parameters"] and result["finite"], pair
         assert result["step"] == result["epoch"] == STEPS, f"{pair}: inner steps count on"
-        assert result["moments_zero"] if INNER in fresh else result["moments"] or after.get("inner") == {"name": "SGD"}, pair
+        assert (
+            result["moments_zero"] if INNER in fresh else result["moments"] or after.get("inner") == {"name": "SGD"}
+        ), pair
         if "outer" in after and after["outer"]["method"] != "none":
             assert result["from_local" if OUTER in fresh else "shared"], f"{pair}: what the sites share"
     assert found["AdamW to other settings"]["changed"] == [
@@ -87,11 +89,21 @@ def test_a_seed_checkpoint_is_what_a_run_starts_from(tmp_path, text_corpus):
     assert [each.name for each in (tmp_path / "a" / "checkpoint").iterdir()] == ["step-0"]
     assert seed.lines("step") == [] and seed.summary()["steps"] == 0
     run = start_site(config, "a", 1, NO_LIGHTHOUSE, *ALONE, "--training.steps=1", "--debug.seed=1")
-    plain = start_site(config, "a", 1, NO_LIGHTHOUSE, "--semi_sync.method=none", f"--dump_folder={tmp_path / 'plain'}", "--training.steps=1")
+    plain = start_site(
+        config,
+        "a",
+        1,
+        NO_LIGHTHOUSE,
+        "--semi_sync.method=none",
+        f"--dump_folder={tmp_path / 'plain'}",
+        "--training.steps=1",
+    )
     for site in (run, plain):
         assert site.wait() == [0], site.log()[-3000:]
     first = (tmp_path / "plain" / "a" / "metrics.jsonl").read_text().splitlines()[0]
-    assert run.losses() == [json.loads(first)["loss"]], "as the seed of the first run initialises, not as that of this one"
+    assert run.losses() == [json.loads(first)["loss"]], (
+        "as the seed of the first run initialises, not as that of this one"
+    )
 
 
 def on_disks_of_their_own(arguments: list[str], folder: Path) -> None:

@@ -56,7 +56,12 @@ def test_stop_and_resume_equals_never_stopped(tmp_path, text_corpus, parallelism
         ["--semi_sync.method=eager_diloco", "--semi_sync.codec=int4"],
         ["--semi_sync.method=noloco"],
         ["--semi_sync.method=sparta", "--semi_sync.sparta.sparta_fraction=0.1"],
-        ["--semi_sync.method=lordo", "--optimizer.name=LowRankAdamW", "--optimizer.rank=8", "--optimizer.basis_from=outer"],
+        [
+            "--semi_sync.method=lordo",
+            "--optimizer.name=LowRankAdamW",
+            "--optimizer.rank=8",
+            "--optimizer.basis_from=outer",
+        ],
         ["--semi_sync.method=mt_dao", "--optimizer.name=QHAdamW", "--semi_sync.mt_dao.second_moment_sync_every=4"],
         ["--semi_sync.method=demo", "--optimizer.name=DeMo", "--semi_sync.sync_every=1"],
         ["--semi_sync.method=muloco", "--optimizer.name=Muon", "--semi_sync.codec=topk"],

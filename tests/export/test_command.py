@@ -13,7 +13,13 @@ from safetensors import safe_open
 from titan_ext.cli import main
 
 # The run's weights read as those of an AbbIE: names and shapes are the same.
-ABBIE = ["--model.name=abbie", "--model.skip=none", "--model.n_layers=4", "--model.head_layers=1", "--model.body_layers=2"]
+ABBIE = [
+    "--model.name=abbie",
+    "--model.skip=none",
+    "--model.n_layers=4",
+    "--model.head_layers=1",
+    "--model.body_layers=2",
+]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:

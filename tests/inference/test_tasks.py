@@ -56,9 +56,7 @@ KINDS = {
 
 def harness(iterations: int = 2, length: int = 64, batch_size: int = 2) -> HarnessModel:
     model = build(vocab_size=264)
-    return HarnessModel(
-        model, ByteTokenizer(), VOCABULARY, iterations=iterations, length=length, batch_size=batch_size
-    )
+    return HarnessModel(model, ByteTokenizer(), VOCABULARY, iterations=iterations, length=length, batch_size=batch_size)
 
 
 def likelihood(tokens: list[int], first: int, iterations: int = 2) -> float:

@@ -103,7 +103,8 @@ def test_what_the_decoupling_alone_saves(model, less):
 
 @pytest.mark.parametrize(
     # The paper prints -34 % for MC4, which is what remains.
-    "model, own, less", [(PILE_24, PILE_MEAN, "-14%"), (PILE_12, PILE_MEAN, "-30%"), (MC4_12, MC4_MEAN, "-66%")]
+    "model, own, less",
+    [(PILE_24, PILE_MEAN, "-14%"), (PILE_12, PILE_MEAN, "-30%"), (MC4_12, MC4_MEAN, "-66%")],
 )
 def test_what_spec_sends_less_than_trim(model, own, less):
     assert f"{payload('spec', model, own) / payload('trim', model, own) - 1:.0%}" == less
@@ -111,7 +112,8 @@ def test_what_spec_sends_less_than_trim(model, own, less):
 
 @pytest.mark.parametrize(
     # The paper prints 45,554 for The Pile, 10 above the mean of its own list.
-    "vocabularies, mean, deviation", [(MC4_VOCABULARIES, 216_135, 27_160), (PILE_VOCABULARIES, 45_544, 9_462)]
+    "vocabularies, mean, deviation",
+    [(MC4_VOCABULARIES, 216_135, 27_160), (PILE_VOCABULARIES, 45_544, 9_462)],
 )
 def test_the_papers_vocabularies(vocabularies, mean, deviation):
     assert round(statistics.mean(vocabularies)) == mean

@@ -52,7 +52,9 @@ def step(name: str, s: dict, g, n: int, one):
     else:
         s["v"] = s["v"] * one(BETAS[1]) + g * g * rest(BETAS[1])
     if name == "torch's adam":
-        s["x"] = s["x"] - s["m"] / (root(s["v"]) / one(math.sqrt(1 - BETAS[1] ** n)) + one(EPS)) * one(LR / (1 - BETAS[0] ** n))
+        s["x"] = s["x"] - s["m"] / (root(s["v"]) / one(math.sqrt(1 - BETAS[1] ** n)) + one(EPS)) * one(
+            LR / (1 - BETAS[0] ** n)
+        )
         return
     s["x"] = s["x"] - s["m"] / (root(s["v"]) + one(EPS)) * one(LR)
 
@@ -139,7 +141,9 @@ def test_another_instruction_set_comes_to_the_same_bits():
     seen = {}
     for capability in ("default", "avx2", ""):
         environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-        told = subprocess.run([sys.executable, "-c", _ELSEWHERE], env=environment, capture_output=True, text=True, check=True)
+        told = subprocess.run(
+            [sys.executable, "-c", _ELSEWHERE], env=environment, capture_output=True, text=True, check=True
+        )
         chosen, digest = told.stdout.split()
         seen[chosen] = digest
     assert "DEFAULT" in seen and len(set(seen.values())) == 1, seen

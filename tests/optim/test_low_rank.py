@@ -64,9 +64,7 @@ def left_steps(w, gradients, basis_at, lr, betas, eps, omega, weight_decay, erro
         d = each(lambda x: (x / (1 - betas[1] ** n)) ** 0.5 + eps, v)
         mu = sum(map(sum, d)) / (len(d) * len(d[0]))
         momentum = times(q, each(lambda x, y: x / (1 - betas[0] ** n) / y, u, d))
-        w = each(
-            lambda x, y, z: x * (1 - lr * weight_decay) - lr * ((1 - omega) * y / mu + omega * z), w, g, momentum
-        )
+        w = each(lambda x, y, z: x * (1 - lr * weight_decay) - lr * ((1 - omega) * y / mu + omega * z), w, g, momentum)
         yield w, error
 
 

@@ -42,7 +42,12 @@ def test_step_is_its_equation():
 
 
 def test_embeddings_norms_and_the_head_are_left_to_adamw():
-    shapes = {"tok_embeddings.weight": (6, 4), "norm.weight": (4,), "output.weight": (6, 4), "layers.0.wq.weight": (4, 4)}
+    shapes = {
+        "tok_embeddings.weight": (6, 4),
+        "norm.weight": (4,),
+        "output.weight": (6, 4),
+        "layers.0.wq.weight": (4, 4),
+    }
     torch.manual_seed(3)
     mine = {name: nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
     theirs = {name: nn.Parameter(value.detach().clone()) for name, value in mine.items()}

@@ -83,7 +83,10 @@ def test_bad_settings_are_named(settings, words):
 
 BUILT = {
     "adamw": (lambda p: torch.optim.AdamW(p, lr=0.1, betas=(0.9, 0.999), weight_decay=0.0), ["exp_avg", "exp_avg_sq"]),
-    "qhadam": (lambda p: QHAdamW(p, lr=0.1, betas=(0.9, 0.99, 0.999), omegas=(0.5, 0.4)), ["exp_avg_0", "exp_avg_1", "exp_avg_sq"]),
+    "qhadam": (
+        lambda p: QHAdamW(p, lr=0.1, betas=(0.9, 0.99, 0.999), omegas=(0.5, 0.4)),
+        ["exp_avg_0", "exp_avg_1", "exp_avg_sq"],
+    ),
     "adopt": (lambda p: ADOPT(p, lr=0.1, betas=(0.9, 0.9999)), ["exp_avg", "exp_avg_sq"]),
     "qhadopt": (lambda p: QHADOPT(p, lr=0.1, betas=(0.9, 0.999)), ["exp_avg_0", "exp_avg_sq"]),
     "muon": (lambda p: Muon(p, lr=0.1), ["momentum_buffer", "exp_avg", "exp_avg_sq"]),

@@ -163,7 +163,9 @@ def trained(name: str, dtype: torch.dtype, settings: dict) -> float:
     """Loss of the global model after 160 small steps of two sites on a regression that a small net can learn."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(512, 16, generator=generator)
-    targets = torch.tanh(inputs @ torch.randn(16, 32, generator=generator) / 4) @ torch.randn(32, 4, generator=generator) / 4
+    targets = (
+        torch.tanh(inputs @ torch.randn(16, 32, generator=generator) / 4) @ torch.randn(32, 4, generator=generator) / 4
+    )
 
     torch.manual_seed(1)
     net = torch.nn.Sequential(torch.nn.Linear(16, 48), torch.nn.Tanh(), torch.nn.Linear(48, 4))
@@ -190,7 +192,9 @@ def trained(name: str, dtype: torch.dtype, settings: dict) -> float:
     return first
 
 
-@pytest.mark.parametrize("name, settings", TRAINED, ids=[f"{name}-{each['method']}-{len(each)}" for name, each in TRAINED])
+@pytest.mark.parametrize(
+    "name, settings", TRAINED, ids=[f"{name}-{each['method']}-{len(each)}" for name, each in TRAINED]
+)
 def test_bfloat16_trains_like_float32(name, settings):
     """Steps of 0.001 on weights of up to 0.25 are a half unit in the last place or less."""
     whole = trained(name, torch.float32, settings)

@@ -100,7 +100,9 @@ def test_the_work_that_is_kept_is_the_sites_whole_work():
         theta = [t - 0.7 * (d + 0.9 * v) for t, d, v in zip(theta, delta, velocity)]
         local = [list(theta) for _ in range(SITES)]
         for rounds in results:
-            torch.testing.assert_close(dict(rounds)[step].double(), torch.tensor(theta, dtype=torch.float64), rtol=0, atol=2e-5)
+            torch.testing.assert_close(
+                dict(rounds)[step].double(), torch.tensor(theta, dtype=torch.float64), rtol=0, atol=2e-5
+            )
 
 
 WIDE = 40_000
@@ -138,8 +140,14 @@ THREADED = {
     "trimmed mean": (adamw, dict(method="diloco", sync_every=2, aggregation="trimmed_mean")),
     "local adam": (adamw, dict(method="local_adam", sync_every=2)),
     "lordo": (lambda p: LowRankAdamW(p, lr=0.01, rank=32), dict(method="lordo", sync_every=2)),
-    "lordo, iterated": (lambda p: LowRankAdamW(p, lr=0.01, rank=32, power_iterations=2), dict(method="lordo", sync_every=2)),
-    "lordo, nesterov": (lambda p: LowRankAdamW(p, lr=0.01, rank=32), dict(method="lordo", sync_every=2, outer_optimizer="sgd")),
+    "lordo, iterated": (
+        lambda p: LowRankAdamW(p, lr=0.01, rank=32, power_iterations=2),
+        dict(method="lordo", sync_every=2),
+    ),
+    "lordo, nesterov": (
+        lambda p: LowRankAdamW(p, lr=0.01, rank=32),
+        dict(method="lordo", sync_every=2, outer_optimizer="sgd"),
+    ),
     "demo": (lambda p: DeMo(p, lr=0.01, beta=0.9), dict(method="demo")),
 }
 

@@ -221,7 +221,9 @@ def test_a_method_with_a_setting_of_its_own(write, capsys, pull):
 
 def test_a_codec_with_a_setting_of_its_own(write, capsys):
     unit = 0.25
-    outer = f'method = "local_sgd"\nsync_every = 2\ncodec = "{PACKAGE}.fixed_point"\n[semi_sync.fixed_point]\nunit = {unit}'
+    outer = (
+        f'method = "local_sgd"\nsync_every = 2\ncodec = "{PACKAGE}.fixed_point"\n[semi_sync.fixed_point]\nunit = {unit}'
+    )
     path = write("fixed_point", CODEC, outer)
     seen, loops = run_rounds(path, 2)
     # What travels is the difference to the global value, here minus the start; the sum is coded once more.
@@ -278,7 +280,12 @@ def test_an_aggregation_that_sees_whole_contributions(write, capsys):
     ("module", "source", "outer", "problem"),
     [
         ("elastic", METHOD, 'method = "{}.elastic"\n[semi_sync.elastic]\npull = 1.5', "pull = 1.5: must be above 0"),
-        ("elastic", METHOD, 'method = "{}.elastic"\n[semi_sync.elastic]\npul = 0.5', "semi_sync.elastic.pul: unknown key"),
+        (
+            "elastic",
+            METHOD,
+            'method = "{}.elastic"\n[semi_sync.elastic]\npul = 0.5',
+            "semi_sync.elastic.pul: unknown key",
+        ),
         ("krum", WHOLE, 'aggregation = "{}.krum"\n[semi_sync.krum]\nbyzantine = "two"', "semi_sync.krum.byzantine"),
         ("krum", WHOLE, 'aggregation = "{}.multi_krum"', "multi_krum"),
         ("broken", "import no_such_package_at_all", 'codec = "{}.broken"', "no_such_package_at_all"),

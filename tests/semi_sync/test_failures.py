@@ -155,7 +155,12 @@ ALL, SURVIVORS = mean_of(*RATES), mean_of(*RATES[:-1])
 
 @pytest.mark.parametrize(
     "where, method",
-    [("after quorum", "local_sgd"), ("between buckets", "local_sgd"), ("before vote", "local_sgd"), ("between buckets", "diloco")],
+    [
+        ("after quorum", "local_sgd"),
+        ("between buckets", "local_sgd"),
+        ("before vote", "local_sgd"),
+        ("between buckets", "diloco"),
+    ],
 )
 def test_survivors_of_a_kill_are_equal_and_lose_no_step(where, method):
     outer = {"outer_optimizer": "sgd", "outer_lr": 1.0, "outer_momentum": 0.0} if method == "diloco" else {}

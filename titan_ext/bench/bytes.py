@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sync-every", default="32,256", help="periods, comma-separated (default: 32,256)")
     parser.add_argument("--rank", type=int, default=256, help="LoRDO's rank (default: 256)")
     for key, value in _MODEL.items():
-        parser.add_argument(f"--{key.replace('_', '-')}", type=int, default=value, help=f"of the model (default: {value})")
+        parser.add_argument(
+            f"--{key.replace('_', '-')}", type=int, default=value, help=f"of the model (default: {value})"
+        )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

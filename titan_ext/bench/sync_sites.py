@@ -130,7 +130,6 @@ class _TorchftSync:
         sent, self._manager.sent = self._manager.sent, 0
         return sent
 
-
     def parts(self) -> dict[str, float]:
         return {}
 

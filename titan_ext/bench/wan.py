@@ -149,7 +149,9 @@ def _threads(options: argparse.Namespace) -> int:
 
 def _report_limit(rounds: list[dict[str, float]]) -> dict[str, float]:
     difference = median(each["sent"] / each["bytes"] - 1 for each in rounds)
-    parts = {key: median(each[key] for each in rounds) for key in ("round", "wire", "nominal", "quorum", "reduce", "apply")}
+    parts = {
+        key: median(each[key] for each in rounds) for key in ("round", "wire", "nominal", "quorum", "reduce", "apply")
+    }
     shares = {key: median(each[key] / each["round"] for each in rounds) for key in ("wire", "nominal")}
     print(
         f"limit:   {rounds[0]['bytes'] / 1e6:.2f} MB a round in {parts['round']:.3f} s (quorum {parts['quorum']:.3f}, reduction "
@@ -175,7 +177,9 @@ def _report_overlap(blocks: list[dict[str, float]]) -> dict[str, Any]:
     exchange = median(each["exchange"] for each in blocks)
     hidden = first["delay"] * median(each["silent"] for each in blocks) / first["steps"]
     difference = sum(each["sent"] for each in blocks) / sum(each["bytes"] for each in blocks) - 1
-    print(f"overlap: {rates['silent']:,.0f} tokens/s without communication, {rates['streaming']:,.0f} with: {ratio:.1%}")
+    print(
+        f"overlap: {rates['silent']:,.0f} tokens/s without communication, {rates['streaming']:,.0f} with: {ratio:.1%}"
+    )
     fits = "fits" if exchange < hidden else "does NOT fit"
     print(f"         an exchange of {exchange:.2f} s {fits} into the {hidden:.2f} s of {first['delay']:.0f} steps")
     print(f"ledger:  the interface sent {difference:+.2%} of the ledger's bytes while training")

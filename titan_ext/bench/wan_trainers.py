@@ -50,7 +50,9 @@ class Trainers:
         self._trainers = {}
         for name, method in (("silent", "none"), ("streaming", "diloco")):
             path = Path(folder) / f"{name}{site}.toml"
-            sizes = {key: getattr(options, key) for key in ("flavor", "seq_len", "batch", "sync_every", "fragments", "delay")}
+            sizes = {
+                key: getattr(options, key) for key in ("flavor", "seq_len", "batch", "sync_every", "fragments", "delay")
+            }
             path.write_text(_CONFIG.format(method=method, site=site, **sizes), encoding="utf-8")
             self._trainers[name] = _trainer(str(path), f"site{site}", f"{folder}/{name}", lighthouse)
         self._batches = {name: each.batch_generator(each.dataloader) for name, each in self._trainers.items()}
@@ -72,7 +74,9 @@ class Trainers:
 
     def _ledger(self, name: str) -> tuple[int, int, float]:
         outer = self._trainers[name].outer
-        return (outer.ledger.rounds, outer.ledger.bytes_sent, outer.ledger.seconds) if outer is not None else (0, 0, 0.0)
+        return (
+            (outer.ledger.rounds, outer.ledger.bytes_sent, outer.ledger.seconds) if outer is not None else (0, 0, 0.0)
+        )
 
     def _step(self, name: str, steps: int) -> None:
         trainer = self._trainers[name]

@@ -86,8 +86,10 @@ def _show(args: argparse.Namespace) -> int:
     if not documents:
         raise UserError(f"data = {args.corpus!r}: no document holds any text")
     print(f"read       {documents:,} documents with text, {size:,} bytes (limit {args.limit_mib:g} MiB)")
-    print(f"tokens     {tokens:,} of {args.tokenizer!r} ({tokenizer.get_vocab_size():,} in its vocabulary), "
-          f"{size / tokens:.2f} bytes each")
+    print(
+        f"tokens     {tokens:,} of {args.tokenizer!r} ({tokenizer.get_vocab_size():,} in its vocabulary), "
+        f"{size / tokens:.2f} bytes each"
+    )
     for note in tokenizer_notes(args.tokenizer):
         print(f"note       {note}")
     for number, text in enumerate(islice(_texts(feed, args.limit_mib), args.documents), start=1):
@@ -135,7 +137,7 @@ def _train(args: argparse.Namespace) -> int:
     size = train_tokenizer(texts, args.vocab_size, args.out, progress=sys.stderr.isatty())
     if size < args.vocab_size:
         print(f"the text yields only {size} tokens, not {args.vocab_size}", file=sys.stderr)
-    print(f"{args.out}: {size:,} tokens; use it as  tokenizer = \"{args.out}\"")
+    print(f'{args.out}: {size:,} tokens; use it as  tokenizer = "{args.out}"')
     return 0
 
 

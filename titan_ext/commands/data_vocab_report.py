@@ -97,8 +97,19 @@ def report(
 
 def render(reports: Sequence[VocabularyReport]) -> str:
     """The reports as a table with what its columns mean."""
-    head = ["site", "global", "vocabulary", "share", "coverage", "out of vocab.", "rows", "under GLOB",
-            "parameters saved", "memory saved", "a round saves"]
+    head = [
+        "site",
+        "global",
+        "vocabulary",
+        "share",
+        "coverage",
+        "out of vocab.",
+        "rows",
+        "under GLOB",
+        "parameters saved",
+        "memory saved",
+        "a round saves",
+    ]
     rows = [
         [
             each.site,

@@ -112,9 +112,7 @@ def _counts(site: "Site", asked: str | None) -> list[int] | list[None]:
     return counts
 
 
-def _print_header(
-    site: "Site", checkpoint: "Checkpoint", weights: str, model: "Decoder", text: "Text | None"
-) -> None:
+def _print_header(site: "Site", checkpoint: "Checkpoint", weights: str, model: "Decoder", text: "Text | None") -> None:
     parameter = next(model.parameters())
     kind = str(parameter.dtype).removeprefix("torch.")
     print(f"model       {site.model.label} of site {site.name}, {kind} on {parameter.device.type}")

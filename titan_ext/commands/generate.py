@@ -82,7 +82,11 @@ def run(options: argparse.Namespace) -> int:
     for note in site.notes:
         print(f"note: {note}", file=sys.stderr)
     sampler = Sampler(
-        vocabulary_size(site.tokenizer, site.vocabulary), options.temperature, options.top_k, options.top_p, options.seed
+        vocabulary_size(site.tokenizer, site.vocabulary),
+        options.temperature,
+        options.top_k,
+        options.top_p,
+        options.seed,
     )
     stream = TextStream(tokenizer, prompt)
     started = time.perf_counter()

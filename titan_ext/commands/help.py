@@ -14,7 +14,9 @@ Explain a key of the configuration (`titan-ext help semi_sync.sync_every`), list
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which key, and in what form."""
     parser.add_argument("key", nargs="?", metavar="KEY", help="a key, or a section")
-    parser.add_argument("--markdown", action="store_true", help="every key as a Markdown page (train_configs/README.md)")
+    parser.add_argument(
+        "--markdown", action="store_true", help="every key as a Markdown page (train_configs/README.md)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

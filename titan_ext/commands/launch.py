@@ -42,9 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which sites, where they meet, and how patiently."""
     parser.add_argument("file", metavar="FILE.toml")
     parser.add_argument("--only", action="append", metavar="SITE", help="start this site only; can be repeated")
-    parser.add_argument("--lighthouse", metavar="URL", help="use the lighthouse at this address instead of starting one")
-    parser.add_argument("--lighthouse-port", type=int, metavar="PORT", help="port of the one started; default: a free one")
-    parser.add_argument("--max-restarts", type=int, default=3, metavar="N", help="restarts of a site (default %(default)s)")
+    parser.add_argument(
+        "--lighthouse", metavar="URL", help="use the lighthouse at this address instead of starting one"
+    )
+    parser.add_argument(
+        "--lighthouse-port", type=int, metavar="PORT", help="port of the one started; default: a free one"
+    )
+    parser.add_argument(
+        "--max-restarts", type=int, default=3, metavar="N", help="restarts of a site (default %(default)s)"
+    )
     parser.add_argument(
         "--grace-seconds",
         type=float,

@@ -20,7 +20,9 @@ and titan-ext check refuses the file until it is filled in.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which file, and where the new one goes."""
     parser.add_argument("file", metavar="OLD.toml")
-    parser.add_argument("-o", "--out", type=Path, metavar="NEW.toml", help="where to write it (default: standard output)")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="NEW.toml", help="where to write it (default: standard output)"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite NEW.toml")
 
 
@@ -37,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.out}: is there already; give --force to overwrite it")
     tables = read_file(args.file)
     if "site" in tables or not {"model", "training", "job"} & tables.keys():
-        what = "has [[site]] tables, as files of this version do" if "site" in tables else "has no [model] or [training]"
+        what = (
+            "has [[site]] tables, as files of this version do" if "site" in tables else "has no [model] or [training]"
+        )
         raise UserError(f"{args.file}: {what}: it is no configuration of torchtitan 0.1 or 0.2")
     done = migrate(tables)
     text = done.text(os.path.basename(args.file))

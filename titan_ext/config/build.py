@@ -148,9 +148,7 @@ def _defaults(settings: Settings, site: SiteConfig) -> tuple[Trainer.Config, dic
     return base, derived | dict.fromkeys(own, Origin.TITAN_EXT)
 
 
-def _source_notes(
-    settings: Settings, source: Source, spec: Any, has_tokenizer: bool, header: SiteHeader
-) -> list[str]:
+def _source_notes(settings: Settings, source: Source, spec: Any, has_tokenizer: bool, header: SiteHeader) -> list[str]:
     notes: list[str] = []
     with settings.findings.check():
         notes += check_source(settings, source, model_module(settings), spec)

@@ -24,14 +24,18 @@ def lacking_capacity(file: str, costs: Mapping[str, tuple[Any, SiteCost]]) -> li
         total = sum(site.nproc * (cost.memory_bytes + cost.host_bytes) for site, cost in costs.values())
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if total > memory:
-            found.append(f"no GPU here, and {_gib(memory)} of memory for {ranks} rank(s) that hold {_gib(total)} at least")
+            found.append(
+                f"no GPU here, and {_gib(memory)} of memory for {ranks} rank(s) that hold {_gib(total)} at least"
+            )
     elif ranks > gpus:
         found.append(f"{gpus} GPU(s) here for the {ranks} ranks of the sites; start some elsewhere with --only SITE")
     else:
         room = min(torch.cuda.get_device_properties(index).total_memory for index in range(gpus))
         for site, cost in costs.values():
             if cost.memory_bytes > room:
-                found.append(f'site "{site.name}": {_gib(room)} a GPU here for ranks that hold {_gib(cost.memory_bytes)}')
+                found.append(
+                    f'site "{site.name}": {_gib(room)} a GPU here for ranks that hold {_gib(cost.memory_bytes)}'
+                )
     return [Missing(f"{file}: {text}", "", Need.DEVICE) for text in found]
 
 

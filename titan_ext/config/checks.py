@@ -184,7 +184,9 @@ def _check_states(settings: Settings, config: Any, plan: Any) -> list[str]:
             raise settings.error("semi_sync.method", problem, config.semi_sync.method)
     _check_covered(settings, config, plan, {name: states.keys(name, shape) for name, shape in shapes.items()}, names)
     if config.semi_sync.method == "lordo":
-        local = [group for group in config.optimizer.param_groups if group.optimizer_kwargs.get("basis_from") == "gradient"]
+        local = [
+            group for group in config.optimizer.param_groups if group.optimizer_kwargs.get("basis_from") == "gradient"
+        ]
         if local:
             return ['optimizer.basis_from = "gradient": every site finds its own bases (LoRDO-Local, the baseline)']
     return []

@@ -206,5 +206,3 @@ def select(file: str, plans: Sequence[SitePlan], name: str | None) -> SitePlan:
     if name not in names:
         raise UserError(f'{file}: no site "{name}"; {hint(name, names)}')
     return plans[names.index(name)]
-
-

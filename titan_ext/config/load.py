@@ -255,7 +255,9 @@ def _fill_method(config: Trainer.Config) -> dict[str, Origin]:
 def _pair(config: Trainer.Config, plans: Sequence[SitePlan]) -> dict[str, Origin]:
     """Settle who exchanges with whom, before any site has met another."""
     asked = config.semi_sync.pairing
-    config.semi_sync.pairing = resolve_pairing(asked, plans, type(config.parallelism)(), shares_sparse_rows(config.semi_sync))
+    config.semi_sync.pairing = resolve_pairing(
+        asked, plans, type(config.parallelism)(), shares_sparse_rows(config.semi_sync)
+    )
     return {"semi_sync.pairing": Origin.LAYOUT} if asked == "auto" else {}
 
 

@@ -118,7 +118,9 @@ def _packages(settings: Settings, config: Any) -> None:
     if mode == "torchcomms" and importlib.util.find_spec("torchcomms") is None:
         settings.refuse(settings.missing(Need.PACKAGE, "comm.mode", "the package torchcomms is not installed", mode))
     if mode in ("fake_backend", "local_tensor"):
-        problem = 'must be "default" or "torchcomms": a dry run exchanges nothing; titan-ext check tells what a run costs'
+        problem = (
+            'must be "default" or "torchcomms": a dry run exchanges nothing; titan-ext check tells what a run costs'
+        )
         raise settings.error("comm.mode", problem, mode)
 
 
@@ -127,7 +129,9 @@ def _imports(settings: Settings, config: Any) -> None:
         target = entry if isinstance(entry, str) else entry[0]
         module = target.rpartition(".")[0]
         if not module:
-            settings.refuse(settings.error("override.imports", "must be module.function, the path of an override", target))
+            settings.refuse(
+                settings.error("override.imports", "must be module.function, the path of an override", target)
+            )
         elif not _importable(module):
             settings.refuse(settings.error("override.imports", f"no module {module!r} can be imported", target))
 

@@ -182,7 +182,9 @@ def _check_flavor(settings: Settings, module: ModuleType, flavor: str) -> None:
 
 def _flavors(module: ModuleType) -> Mapping[str, Any] | None:
     """A spec's flavors by name, as ours and torchtitan's own keep them; None where nothing says so."""
-    configs = [value for name, value in vars(module).items() if name.endswith("_configs") and isinstance(value, Mapping)]
+    configs = [
+        value for name, value in vars(module).items() if name.endswith("_configs") and isinstance(value, Mapping)
+    ]
     return getattr(module, "flavors", None) or (configs[0] if len(configs) == 1 else None)
 
 
@@ -201,5 +203,3 @@ def _refused(settings: Settings, overrides: Mapping[str, Any], error: Exception)
 
 def _text(settings: Settings, key: str, default: str) -> str:
     return Binder(settings).value(str, settings.get(f"model.{key}", default), f"model.{key}")
-
-

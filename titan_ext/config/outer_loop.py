@@ -43,7 +43,9 @@ def bind_semi_sync(settings: Settings, binder: Binder, base: SemiSyncConfig) -> 
     return replace(config, settings=bound)
 
 
-def _bind_own(settings: Settings, binder: Binder, kind: type | None, table: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _bind_own(
+    settings: Settings, binder: Binder, kind: type | None, table: Mapping[str, Any], key: str
+) -> dict[str, Any]:
     if kind is None:
         raise settings.error(key, "has no settings of its own")
     bound = binder.table(kind, table, key)

@@ -35,7 +35,9 @@ def check_schedule(settings: Settings, config: Any, stages: int) -> None:
         problem = f"needs two stages a rank, and the model is cut into {stages} for {ranks} ranks"
         raise settings.error(_KEY, problem, parallelism.pipeline_parallel_schedule)
     if schedule in _V_SHAPED and config.validator.enable:
-        problem = f"must be false with {_KEY} = {parallelism.pipeline_parallel_schedule!r}: torch cannot evaluate with it"
+        problem = (
+            f"must be false with {_KEY} = {parallelism.pipeline_parallel_schedule!r}: torch cannot evaluate with it"
+        )
         raise settings.error("validator.enable", problem, True)
     _check_microbatches(settings, config, schedule, stages)
 

@@ -34,9 +34,7 @@ def render_site(site: Any, *, everything: bool = False) -> str:
             lines += [f"[{section}]", *shown]
     if hidden:
         lines.append(f"# {hidden} more settings are torchtitan's defaults; --all shows them")
-    return "\n".join(
-        [*lines, *(f"note: {note}" for note in site.notes)]
-    )
+    return "\n".join([*lines, *(f"note: {note}" for note in site.notes)])
 
 
 def render_cost(sites: list, cost: SiteCost) -> str:

@@ -42,7 +42,9 @@ def check_checkpoints(settings: Settings, config: Any, layout: Layout) -> None:
     known = [name for name in STATES if name != "semi_sync" or config.semi_sync.method != "none"]
     for name in checkpoint.exclude_from_loading:
         if name not in known:
-            raise settings.error("checkpoint.exclude_from_loading", f"{name!r} is no part of a checkpoint; {hint(name, known)}")
+            raise settings.error(
+                "checkpoint.exclude_from_loading", f"{name!r} is no part of a checkpoint; {hint(name, known)}"
+            )
 
 
 def check_rates(settings: Settings, config: Any) -> None:

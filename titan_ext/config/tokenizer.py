@@ -41,7 +41,7 @@ def choose_tokenizer(settings: Settings, text: str, vocabulary: str = "") -> Tok
     from titan_ext.data.tokenizers.tokenizer import resolve_tokenizer, tokenizer_notes, vocabulary_size
 
     if not text:
-        raise settings.error("tokenizer", "is left blank: give a folder that holds tokenizer.json, or \"byte\"", text)
+        raise settings.error("tokenizer", 'is left blank: give a folder that holds tokenizer.json, or "byte"', text)
     try:
         config, folder = resolve_tokenizer(text, vocabulary)
         size = vocabulary_size(text, vocabulary)

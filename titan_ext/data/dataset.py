@@ -152,7 +152,10 @@ class PackedTextDataset(IterableDataset, Stateful):
             size = PIECE_BYTES >> 20
             logger.info(
                 "data = %r: a document of %s characters, as any of over %.1f MiB, is read as several of about %d MiB",
-                self._feed.name, f"{len(text):,}", 1.5 * size, size,
+                self._feed.name,
+                f"{len(text):,}",
+                1.5 * size,
+                size,
             )
 
     def _count(self, worker: int, workers: int, needed: int) -> int:

@@ -83,9 +83,7 @@ class CorpusFeed:
         """Numbers of the site's documents in the order of an epoch, ``[documents]`` int64."""
         if not self._selection.shuffle:
             return self.documents
-        return epoch_order(
-            self.documents, self._units, self._selection.seed, epoch, self._selection.shuffle_buffer
-        )
+        return epoch_order(self.documents, self._units, self._selection.seed, epoch, self._selection.shuffle_buffer)
 
     def read(self, epoch: int, place: int | None, shard: int, shards: int) -> Iterator[tuple[int, str]]:
         """Documents of part ``shard`` of ``shards`` in ``epoch``, from ``place`` on (None: the start)."""

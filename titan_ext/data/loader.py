@@ -130,7 +130,9 @@ class TextDataLoader(ParallelAwareDataloader):
             require(self.share_count >= 1, "data.share_count", self.share_count, "at least 1 site")
             require(
                 0 <= self.share_index < self.share_count,
-                "data.share_index", self.share_index, f"from 0 to share_count - 1 = {self.share_count - 1}",
+                "data.share_index",
+                self.share_index,
+                f"from 0 to share_count - 1 = {self.share_count - 1}",
             )
             require(self.split in _SPLITS, "data.split", self.split, f"one of {list(_SPLITS)}")
             require(0 <= self.holdout_fraction < 1, "data.holdout_fraction", self.holdout_fraction, "from 0 to below 1")
@@ -141,13 +143,17 @@ class TextDataLoader(ParallelAwareDataloader):
             named = not self.dataset.startswith((PREFIX, BUILTIN))
             require(
                 self.split != "validation" or self.holdout_fraction > 0 or named,
-                "data.holdout_fraction", self.holdout_fraction, "above 0 where split = 'validation'",
+                "data.holdout_fraction",
+                self.holdout_fraction,
+                "above 0 where split = 'validation'",
             )
             require(self.num_workers >= 0, "data.num_workers", self.num_workers, "at least 0")
             # Inside a worker, the datasets library deals a stream out a second time by itself.
             require(
                 self.num_workers <= 1 or not self.dataset.startswith(PREFIX),
-                "data.num_workers", self.num_workers, "0 or 1 for a streamed dataset",
+                "data.num_workers",
+                self.num_workers,
+                "0 or 1 for a streamed dataset",
             )
 
     def __init__(

@@ -13,6 +13,7 @@ from titan_ext.experiments.plots import check_plot
 if TYPE_CHECKING:
     from titan_ext.experiments.tuning import Run
 
+
 def add_learning_rates(parser: argparse.ArgumentParser, text: str) -> None:
     """``--learning-rates``; ``text`` says what they are."""
     parser.add_argument("--learning-rates", default="2e-3,4e-3,8e-3", help=f"{text} (default: 2e-3,4e-3,8e-3)")

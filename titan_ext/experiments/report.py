@@ -41,7 +41,9 @@ class TunedOutcome(Generic[R]):
         return deviation(self.losses)
 
 
-def tuned_outcomes(kind: type[Tuned], methods: Iterable[str], seeds: int, done: Mapping[Run, RunResult]) -> dict[str, Tuned]:
+def tuned_outcomes(
+    kind: type[Tuned], methods: Iterable[str], seeds: int, done: Mapping[Run, RunResult]
+) -> dict[str, Tuned]:
     """The outcome of each method, as objects of ``kind``.
 
     Raises:

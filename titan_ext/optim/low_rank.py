@@ -140,7 +140,9 @@ class LowRankAdamW(Optimizer):
 
     def low_rank_parameters(self) -> dict[str, torch.Tensor]:
         """The parameters that have a basis, by name: those of :meth:`set_basis`."""
-        return {name: parameter for name, parameter, group in self._named() if _is_low_rank(name, parameter.shape, group)}
+        return {
+            name: parameter for name, parameter, group in self._named() if _is_low_rank(name, parameter.shape, group)
+        }
 
     @torch.no_grad()
     def set_basis(self, parameter: torch.Tensor, basis: torch.Tensor) -> bool:

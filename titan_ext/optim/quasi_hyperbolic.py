@@ -56,7 +56,9 @@ class _QuasiHyperbolic(Optimizer):
         found = {
             cls._momentum_key.format(place): Moment(1, beta, cls._corrects_bias) for place, beta in enumerate(firsts)
         }
-        return found | ({"exp_avg_sq": Moment(2, settings["betas"][-1], cls._corrects_bias)} if cls._has_squares else {})
+        return found | (
+            {"exp_avg_sq": Moment(2, settings["betas"][-1], cls._corrects_bias)} if cls._has_squares else {}
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with its own values of any setting.

@@ -150,7 +150,9 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
             if "train_state" in fresh:
                 self.states["train_state"].load_state_dict({"step": int(step[1]), "ntokens_seen": 0})
             if LR_SCHEDULER in fresh:
-                self.states[LR_SCHEDULER].load_state_dict({"last_epoch": self.states["train_state"].state_dict()["step"]})
+                self.states[LR_SCHEDULER].load_state_dict(
+                    {"last_epoch": self.states["train_state"].state_dict()["step"]}
+                )
         self.notes.append(f"checkpoint {checkpoint}: starts fresh: {'; '.join(fresh.values())}")
 
     def _first_rank(self, find: Callable[[], _Found]) -> _Found:
@@ -208,7 +210,9 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
             yield
         except CheckpointException as error:
             # torch's writer may hide the disk's complaint behind its own.
-            room = "" if filesystem.is_remote(checkpoint) else f" ({shutil.disk_usage(self.folder).free >> 20} MiB free)"
+            room = (
+                "" if filesystem.is_remote(checkpoint) else f" ({shutil.disk_usage(self.folder).free >> 20} MiB free)"
+            )
             self._remove(checkpoint)  # it is of no use, and a log may need the room
             raise RunError(f"checkpoint {checkpoint}: cannot be written{room}: {_cause(error)}") from None
 

@@ -74,7 +74,8 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         """Log a step whose loss is a NaN or an infinity, of which torchtitan reports nothing else."""
         if self.is_logging_rank:
             torchtitan_metrics.logger.warning(
-                "the loss of step %d is not finite: the next round leaves this site out and it goes on from what all share", step
+                "the loss of step %d is not finite: the next round leaves this site out and it goes on from what all share",
+                step,
             )
         self._last |= {"step": step, "loss": math.nan}
         self.journal.add("step", self._last)

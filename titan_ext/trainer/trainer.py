@@ -158,7 +158,9 @@ class Trainer(torchtitan_trainer.Trainer):
             raise UserError("data: too little text for one inner step (training.global_batch_size sequences)") from None
         self.metrics_processor.journal.add("data_ended", {"step": taken})
         if self.outer is not None:
-            logger.info("site %s: the data ended after step %d; waiting for the other sites", self.config.site.name, taken)
+            logger.info(
+                "site %s: the data ended after step %d; waiting for the other sites", self.config.site.name, taken
+            )
             self.outer.end_of_data()
             return
         logger.info("site %s: the data ended after step %d", self.config.site.name, taken)

@@ -59,8 +59,12 @@ def test_a_tokenizer_that_pads_and_marks_by_itself_is_counted_as_the_loader_read
 ) -> None:
     content = json.loads((bpe / "tokenizer.json").read_text())
     content["padding"] = {
-        "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None,
-        "pad_id": 2, "pad_type_id": 0, "pad_token": PAD,
+        "strategy": "BatchLongest",
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 2,
+        "pad_type_id": 0,
+        "pad_token": PAD,
     }
     content["post_processor"] = {
         "type": "TemplateProcessing",

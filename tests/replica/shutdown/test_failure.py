@@ -19,7 +19,9 @@ GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed b
     "error",
     [
         RuntimeError(GLOO),
-        RuntimeError("[/x/gloo/transport/tcp/unbound_buffer.cc:133] Timed out waiting 100000ms for recv operation to complete"),
+        RuntimeError(
+            "[/x/gloo/transport/tcp/unbound_buffer.cc:133] Timed out waiting 100000ms for recv operation to complete"
+        ),
         DistNetworkError("failed to recv, got 0 bytes"),
         DistBackendError("NCCL communicator was aborted on rank 1."),
         ConnectionResetError("reset"),
@@ -33,13 +35,17 @@ def test_the_loss_of_another_rank_is_a_consequence(error):
     assert lost_another_rank(wrapped)
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("division by zero"), RuntimeError("CUDA error: out of memory"), KeyError(1)])
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("division by zero"), RuntimeError("CUDA error: out of memory"), KeyError(1)]
+)
 def test_anything_else_is_a_cause(error):
     assert not lost_another_rank(error)
 
 
 def test_a_rank_that_a_signal_ended_is_named():
-    assert killed({0: 1, 1: -signal.SIGKILL}) == "titan-ext: error: rank 1 was ended by SIGKILL, maybe for want of memory"
+    assert (
+        killed({0: 1, 1: -signal.SIGKILL}) == "titan-ext: error: rank 1 was ended by SIGKILL, maybe for want of memory"
+    )
     assert killed({0: -signal.SIGSEGV}) == "titan-ext: error: rank 0 was ended by SIGSEGV"
     assert killed({0: 1, 1: -signal.SIGTERM, 2: 143}) is None
 

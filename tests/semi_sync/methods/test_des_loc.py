@@ -75,12 +75,18 @@ def train(index, own, steps=STEPS, **settings):
         (dict(method="local_adam", sync_every=5), (5, 5, 5), None),
         (dict(method="des_loc", sync_every=2), (2, 6, 12), None),
         (
-            dict(method="des_loc", sync_every=4, settings={"des_loc": {"first_moment_sync_every": 3, "second_moment_sync_every": 7}}),
+            dict(
+                method="des_loc",
+                sync_every=4,
+                settings={"des_loc": {"first_moment_sync_every": 3, "second_moment_sync_every": 7}},
+            ),
             (4, 3, 7),
             None,
         ),
         (
-            dict(method="des_loc", sync_every=4, outer_optimizer="sgd", outer_lr=0.8, outer_momentum=0.5, nesterov=True),
+            dict(
+                method="des_loc", sync_every=4, outer_optimizer="sgd", outer_lr=0.8, outer_momentum=0.5, nesterov=True
+            ),
             (4, 12, 24),
             dict(lr=0.8, momentum=0.5),
         ),
@@ -124,7 +130,12 @@ def test_newcomer_gets_the_mean_of_the_moments_and_the_step_count():
         model.weight = torch.nn.Parameter(torch.tensor([0.5, -1.0, 2.0]))
         optimizer = torch.optim.Adam([model.weight], lr=LR, betas=(BETA1, BETA2), eps=EPS)
         outer = outer_loop(
-            model, optimizer, own, method="des_loc", sync_every=2, settings={"des_loc": {"first_moment_sync_every": 100, "second_moment_sync_every": 100}}
+            model,
+            optimizer,
+            own,
+            method="des_loc",
+            sync_every=2,
+            settings={"des_loc": {"first_moment_sync_every": 100, "second_moment_sync_every": 100}},
         )
         outer.join()
         state = optimizer.state[model.weight]
@@ -165,7 +176,12 @@ def test_t19_a_site_that_dies_between_syncs_is_missing_in_the_next_mean_and_nowh
         model.weight = torch.nn.Parameter(torch.tensor([0.5, -1.0, 2.0]))
         optimizer = torch.optim.Adam([model.weight], lr=LR, betas=(BETA1, BETA2), eps=EPS)
         outer = outer_loop(
-            model, optimizer, own, method="des_loc", sync_every=2, settings={"des_loc": {"first_moment_sync_every": 2, "second_moment_sync_every": 2}}
+            model,
+            optimizer,
+            own,
+            method="des_loc",
+            sync_every=2,
+            settings={"des_loc": {"first_moment_sync_every": 2, "second_moment_sync_every": 2}},
         )
         outer.join()
         state = optimizer.state[model.weight]

@@ -64,7 +64,9 @@ def qhsgdm(s, g, n, betas, omegas):
     s["x"] = s["x"] - LR * direction
 
 
-def simulate(rule, periods, betas, omegas=None, *, sites=SITES, steps=STEPS, sync_point="after_step", gradients=gradient):
+def simulate(
+    rule, periods, betas, omegas=None, *, sites=SITES, steps=STEPS, sync_point="after_step", gradients=gradient
+):
     """After each step the states of every site; ``periods`` by state; ``sync_point`` as in ``[semi_sync]``."""
     states = [{key: START.clone() if key == "x" else torch.zeros_like(START) for key in periods} for _ in range(sites)]
     history = []
@@ -134,7 +136,11 @@ def assert_same(got, want):
         for step, seen in enumerate(history):
             for key, value in want[step][site].items():
                 torch.testing.assert_close(
-                    seen[key].double(), value, rtol=5e-5, atol=5e-6, msg=lambda m: f"site {site} step {step + 1} {key}: {m}"
+                    seen[key].double(),
+                    value,
+                    rtol=5e-5,
+                    atol=5e-6,
+                    msg=lambda m: f"site {site} step {step + 1} {key}: {m}",
                 )
 
 
@@ -147,13 +153,23 @@ ALL_STATES = ("x", "u0", "u1", "v")
         ("adopt", (0.95, 0.999), None, {"method": "local_adam", "sync_every": 5}, {"x": 5, "u0": 5, "v": 5}),
         ("sgdm", (0.9,), None, {"method": "local_adam", "sync_every": 5}, {"x": 5, "u0": 5}),
         ("adopt", (0.95, 0.999), None, {"method": "des_loc", "sync_every": 2}, {"x": 2, "u0": 6, "v": 12}),
-        ("sgdm", (0.9,), None, {"method": "des_loc", "sync_every": 2, "settings": {"des_loc": {"first_moment_sync_every": 3}}}, {"x": 2, "u0": 3}),
+        (
+            "sgdm",
+            (0.9,),
+            None,
+            {"method": "des_loc", "sync_every": 2, "settings": {"des_loc": {"first_moment_sync_every": 3}}},
+            {"x": 2, "u0": 3},
+        ),
         ("qhadam", (0.99, 0.999), (0.9,), {"method": "mt_dao", "sync_every": 4}, {"x": 4, "u0": 4, "v": 4}),
         (
             "qhadam",
             (0.9, 0.99, 0.999),
             (0.3, 0.5),
-            {"method": "mt_dao", "sync_every": 4, "settings": {"mt_dao": {"momentum_sync_every": [3, 8], "second_moment_sync_every": 7}}},
+            {
+                "method": "mt_dao",
+                "sync_every": 4,
+                "settings": {"mt_dao": {"momentum_sync_every": [3, 8], "second_moment_sync_every": 7}},
+            },
             {"x": 4, "u0": 3, "u1": 8, "v": 7},
         ),
         (
@@ -165,7 +181,13 @@ ALL_STATES = ("x", "u0", "u1", "v")
         ),
         ("qhsgdm", (0.99,), (0.8,), {"method": "mt_dao", "sync_every": 4}, {"x": 4, "u0": 4}),
         ("qhadam", (0.9, 0.99, 0.999), (0.3, 0.5), {"method": "mt_dao", "sync_every": 4}, dict.fromkeys(ALL_STATES, 4)),
-        ("qhadopt", (0.9, 0.99, 0.999), (0.3, 0.6), {"method": "mt_dao", "sync_every": 3}, dict.fromkeys(ALL_STATES, 3)),
+        (
+            "qhadopt",
+            (0.9, 0.99, 0.999),
+            (0.3, 0.6),
+            {"method": "mt_dao", "sync_every": 3},
+            dict.fromkeys(ALL_STATES, 3),
+        ),
         ("qhsgdm", (0.9, 0.99), (0.3, 0.6), {"method": "mt_dao", "sync_every": 4}, {"x": 4, "u0": 4, "u1": 4}),
         (
             "adam",
@@ -233,7 +255,14 @@ def test_t3_means_of_momentum_sgd_obey_its_recursion_under_any_schedule():
             return g
 
         got = train(
-            "qhsgdm", (0.9,), (1.0,), gradients=noted, method="mt_dao", sync_every=4, settings={"mt_dao": {"momentum_sync_every": [3]}}, sync_point=sync_point
+            "qhsgdm",
+            (0.9,),
+            (1.0,),
+            gradients=noted,
+            method="mt_dao",
+            sync_every=4,
+            settings={"mt_dao": {"momentum_sync_every": [3]}},
+            sync_point=sync_point,
         )
         u, x = torch.zeros_like(START), START.clone()
         for n in range(1, STEPS + 1):
@@ -342,7 +371,14 @@ def test_m1_one_momentum_of_full_weight_is_des_loc_around_adam():
     equal = {"settings": {"des_loc": {"first_moment_sync_every": 4, "second_moment_sync_every": 4}}}
     des_loc = train("adam", (0.9, 0.95), method="des_loc", sync_every=4, **equal)
     mt_dao = train("qhadam", (0.9, 0.95), (1.0,), method="mt_dao", sync_every=4)
-    halves = train("qhadam", (0.9, 0.9, 0.95), (0.25, 0.5), method="mt_dao", sync_every=4, settings={"mt_dao": {"momentum_sync_every": [4, 4]}})
+    halves = train(
+        "qhadam",
+        (0.9, 0.9, 0.95),
+        (0.25, 0.5),
+        method="mt_dao",
+        sync_every=4,
+        settings={"mt_dao": {"momentum_sync_every": [4, 4]}},
+    )
     whole = train("qhadam", (0.9, 0.95), (0.75,), method="mt_dao", sync_every=4)
     for one, other in ((des_loc, mt_dao), (whole, halves)):
         for (mine, _), (theirs, _) in zip(one, other):
@@ -369,7 +405,9 @@ def test_periods_may_follow_the_half_lives(build, periods):
     def body(site, own):
         model = torch.nn.Linear(3, 2)
         optimizer = build([model.weight, model.bias])
-        outer = outer_loop(model, optimizer, own, method="des_loc", sync_every=4, settings={"des_loc": {"half_life_periods": True}})
+        outer = outer_loop(
+            model, optimizer, own, method="des_loc", sync_every=4, settings={"des_loc": {"half_life_periods": True}}
+        )
         return [rule.period for rule in outer.plan.rules]
 
     assert run_sites(1, body) == [periods]
@@ -383,7 +421,11 @@ def test_periods_may_follow_the_half_lives(build, periods):
         (lambda p: torch.optim.Adamax(p), {"method": "des_loc"}, "exp_inf"),
         (lambda p: torch.optim.RMSprop(p, momentum=0.9), {"method": "local_adam"}, "square_avg"),
         (lambda p: LowRankAdamW(p, rank=1), {"method": "des_loc"}, "low_exp_avg"),
-        (lambda p: QHAdamW(p, betas=(0.9, 0.99, 0.999), omegas=(0.3, 0.3)), {"method": "mt_dao", "settings": {"mt_dao": {"momentum_sync_every": [4]}}}, "exp_avg_1"),
+        (
+            lambda p: QHAdamW(p, betas=(0.9, 0.99, 0.999), omegas=(0.3, 0.3)),
+            {"method": "mt_dao", "settings": {"mt_dao": {"momentum_sync_every": [4]}}},
+            "exp_avg_1",
+        ),
     ],
     ids=["amsgrad", "nadam", "adamax", "rmsprop", "lowrank", "mt_dao with too few periods"],
 )
@@ -401,8 +443,14 @@ def test_states_that_a_method_would_leave_out_are_named(build, settings, state):
     [
         ({"method": "mt_dao", "settings": {"mt_dao": {"momentum_sync_every": []}}}, "momentum_sync_every = ()"),
         ({"method": "mt_dao", "settings": {"mt_dao": {"momentum_sync_every": [4, 0]}}}, "momentum_sync_every = (4, 0)"),
-        ({"method": "diloco", "settings": {"mt_dao": {"momentum_sync_every": [4]}}}, 'left out unless method = "mt_dao"'),
-        ({"method": "des_loc", "settings": {"des_loc": {"half_life_periods": True, "first_moment_sync_every": 3}}}, "half_life_periods = True"),
+        (
+            {"method": "diloco", "settings": {"mt_dao": {"momentum_sync_every": [4]}}},
+            'left out unless method = "mt_dao"',
+        ),
+        (
+            {"method": "des_loc", "settings": {"des_loc": {"half_life_periods": True, "first_moment_sync_every": 3}}},
+            "half_life_periods = True",
+        ),
         ({"method": "des_loc", "sync_point": "before"}, "sync_point = 'before'"),
         ({"method": "lordo", "error_feedback": True}, "error_feedback = True"),
     ],

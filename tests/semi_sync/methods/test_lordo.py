@@ -233,7 +233,11 @@ def perturbed(monkeypatch, size=1e-6):
     monkeypatch.setattr(lordo, "projection", vectors)
 
 
-@pytest.mark.parametrize("settings", [{}, {"outer": "sgd"}, {"settings": {"lordo": {"first_basis": "gradient"}}}], ids=["average", "outer", "first"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"outer": "sgd"}, {"settings": {"lordo": {"first_basis": "gradient"}}}],
+    ids=["average", "outer", "first"],
+)
 def test_one_site_computes_a_basis_for_all(settings, monkeypatch):
     perturbed(monkeypatch)
     records = []
@@ -264,7 +268,9 @@ def test_under_an_outer_optimizer_bases_come_from_the_pseudo_gradient():
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 3.0, 10.0]])
 def test_the_first_bases_may_come_from_the_average_of_the_first_gradients(weights):
-    results = train(steps=3, settings={"lordo": {"first_basis": "gradient"}}, weighting="site", weight=lambda site: weights[site])
+    results = train(
+        steps=3, settings={"lordo": {"first_basis": "gradient"}}, weighting="site", weight=lambda site: weights[site]
+    )
     for name in ("left", "right"):
         mean = sum(w * gradient(site, 1, name, start(name)) for site, w in enumerate(weights)) / sum(weights)
         for first, history, _ in results:
@@ -280,7 +286,9 @@ def test_the_first_gradients_must_still_be_there():
     def body(site, own):
         parameter = torch.nn.Linear(6, 5, bias=False)
         optimizer = LowRankAdamW(parameter.parameters(), rank=2)
-        loop = outer_loop(parameter, optimizer, own, method="lordo", sync_every=4, settings={"lordo": {"first_basis": "gradient"}})
+        loop = outer_loop(
+            parameter, optimizer, own, method="lordo", sync_every=4, settings={"lordo": {"first_basis": "gradient"}}
+        )
         loop.join()
         with pytest.raises(ValueError, match='first_basis = "gradient": weight has no gradient any more'):
             loop.step()

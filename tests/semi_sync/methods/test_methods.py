@@ -36,9 +36,7 @@ START = [1.0, -0.5, 0.25, 2.0, -1.5, 0.75]
 
 def inner_step(site: int, step: int, values: list[float]) -> list[float]:
     """A gradient step on a quadratic of the site's own, with a step-dependent target."""
-    return [
-        v - 0.1 * (1 + 0.3 * site) * (v - 0.2 * i * (site + 1) - 0.05 * step) for i, v in enumerate(values)
-    ]
+    return [v - 0.1 * (1 + 0.3 * site) * (v - 0.2 * i * (site + 1) - 0.05 * step) for i, v in enumerate(values)]
 
 
 def train(index, own, steps, **settings):
@@ -231,7 +229,12 @@ def adaptive(name, reading, lr, betas, eps, rounds):
 def test_adaptive_outer_optimizers_match_the_equations(name, reading, given):
     """From the very first round, whatever method they serve, and with a rate of their own unless one is given."""
     want = adaptive(
-        name, reading, given.get("outer_lr", 0.01), given.get("outer_betas", (0.9, 0.99)), given.get("outer_eps", 1e-3), 6
+        name,
+        reading,
+        given.get("outer_lr", 0.01),
+        given.get("outer_betas", (0.9, 0.99)),
+        given.get("outer_eps", 1e-3),
+        6,
     )
     for method in ("diloco", "local_sgd"):
         settings = dict(method=method, sync_every=2, outer_optimizer=name, **given)
@@ -269,7 +272,9 @@ NESTEROV = (0.9, True)
 def test_an_outer_optimizer_has_settings_of_its_own(settings, want):
     rules = resolve(SemiSyncConfig(**settings)).rules
     optimizer = next(rule.apply.optimizer for rule in rules if getattr(rule.apply, "optimizer", None))
-    assert (optimizer.lr, getattr(optimizer, "momentum", None), getattr(optimizer, "nesterov", None))[: len(want)] == want
+    assert (optimizer.lr, getattr(optimizer, "momentum", None), getattr(optimizer, "nesterov", None))[
+        : len(want)
+    ] == want
     assert resolve(fill_defaults(SemiSyncConfig(**settings))).rules == rules
 
 

@@ -17,7 +17,9 @@ def start(index: int) -> torch.Tensor:
 
 
 def target(site: int, index: int) -> torch.Tensor:
-    return torch.randn(SHAPES[index], generator=torch.Generator().manual_seed(100 * site + index + 7), dtype=torch.float64)
+    return torch.randn(
+        SHAPES[index], generator=torch.Generator().manual_seed(100 * site + index + 7), dtype=torch.float64
+    )
 
 
 class Model(torch.nn.Module):
@@ -111,7 +113,15 @@ def test_eager_with_one_site_is_diloco():
 
 
 def test_eager_with_fragments_takes_each_from_its_own_launch():
-    got = trained(2, 12, method="eager_diloco", sync_every=4, fragments=[["p.0"], ["p.1", "p.2"]], outer_momentum=0.0, nesterov=False)
+    got = trained(
+        2,
+        12,
+        method="eager_diloco",
+        sync_every=4,
+        fragments=[["p.0"], ["p.1", "p.2"]],
+        outer_momentum=0.0,
+        nesterov=False,
+    )
     whole = eager_reference(2, 12, 4, 0.7, 0.0)
     # The second fragment is launched at 4, 8, 12 like the whole model; the first at 2, 6, 10.
     for step in range(12):
@@ -122,13 +132,19 @@ def test_eager_with_fragments_takes_each_from_its_own_launch():
 
 def test_sparta_with_a_whole_share_averages_every_step():
     every_step = trained(2, 5, method="local_sgd", sync_every=1)
-    assert_equal(trained(2, 5, method="sparta", settings={"sparta": {"sparta_fraction": 1.0}}, sync_every=1000), every_step, range(6))
+    assert_equal(
+        trained(2, 5, method="sparta", settings={"sparta": {"sparta_fraction": 1.0}}, sync_every=1000),
+        every_step,
+        range(6),
+    )
 
 
 @pytest.mark.parametrize("stretch", [1, 4, 8])
 def test_sparta_visits_every_element_once_a_cycle(stretch):
     """Elements that have just been averaged are equal at both sites; no others are."""
-    got = trained(2, 3 * stretch, method="sparta", settings={"sparta": {"sparta_fraction": 1 / stretch}}, sync_every=10**6)
+    got = trained(
+        2, 3 * stretch, method="sparta", settings={"sparta": {"sparta_fraction": 1 / stretch}}, sync_every=10**6
+    )
     for cycle in (1, 2):
         visits = [torch.zeros(shape) for shape in SHAPES]
         for step in range(stretch * cycle, stretch * (cycle + 1)):  # inner steps are counted from 1
@@ -168,8 +184,7 @@ def noloco_reference(sites, steps, every, alpha, beta, gamma):
                 progress = mean_of([[f - p for f, p in zip(fast[g], before[g])] for g in group])
                 centre = mean_of([before[g] for g in group])
                 delta[s] = [
-                    alpha * d + beta * m - gamma * (p - c)
-                    for d, m, p, c in zip(delta[s], progress, before[s], centre)
+                    alpha * d + beta * m - gamma * (p - c) for d, m, p, c in zip(delta[s], progress, before[s], centre)
                 ]
                 slow[s] = [p + d for p, d in zip(before[s], delta[s])]
             fast = [list(each) for each in slow]
@@ -210,7 +225,8 @@ def test_cosine_basis_is_orthonormal(size):
 
 
 @pytest.mark.parametrize(
-    ("shape", "sides"), [((128, 64), (64, 64)), ((130, 3), (26, 3)), ((70,), (1, 35)), ((), (1, 1)), ((67, 64), (1, 64))]
+    ("shape", "sides"),
+    [((128, 64), (64, 64)), ((130, 3), (26, 3)), ((70,), (1, 35)), ((), (1, 1)), ((67, 64), (1, 64))],
 )
 def test_tiles_are_the_largest_divisors(shape, sides):
     assert tile_sides(torch.Size(shape), 64) == sides
@@ -262,7 +278,13 @@ def test_demo_is_its_equations(sites, kept, chunk):
     def body(site, own):
         model = Model()
         optimizer = DeMo(model.parameters(), lr=rate, beta=beta)
-        outer = outer_loop(model, optimizer, own, method="demo", settings={"demo": {"compression_topk": kept, "compression_chunk": chunk}})
+        outer = outer_loop(
+            model,
+            optimizer,
+            own,
+            method="demo",
+            settings={"demo": {"compression_topk": kept, "compression_chunk": chunk}},
+        )
         outer.join()
         seen = []
         for _ in range(steps):

@@ -20,9 +20,7 @@ from titan_ext.semi_sync.methods.registry import METHODS
 def overlaps(rules, horizon=400) -> bool:
     """Written out: does any rule start while another is in flight, or together with another that is applied elsewhere?"""
     launches = [(t, t + rule.delay) for t in range(1, horizon) for rule in rules if rule.due(t)]
-    return any(
-        (a < c < b) or (a == c and b != d) for (a, b), (c, d) in itertools.permutations(launches, 2)
-    )
+    return any((a < c < b) or (a == c and b != d) for (a, b), (c, d) in itertools.permutations(launches, 2))
 
 
 @pytest.mark.parametrize("seed", range(60))

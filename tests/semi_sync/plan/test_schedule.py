@@ -81,7 +81,9 @@ def test_final_rules_come_once_and_last(plan):
 def test_the_end_sees_to_what_was_put_off():
     plan = schedule(rule(4, "only"))
     plan.again([0])
-    assert not plan.finish(5), "what only waits was refused by a vote at the last step; there is no step to try it after"
+    assert not plan.finish(5), (
+        "what only waits was refused by a vote at the last step; there is no step to try it after"
+    )
     plan = schedule(rule(4, "only"))
     plan.again([0])
     plan.not_before = 9
@@ -105,7 +107,9 @@ def test_keys_outlive_another_order():
     before = schedule(rule(2, "a"), rule(3, "b"), rule(6, "c"))
     after = schedule(rule(6, "c"), rule(2, "a"), rule(3, "b"))
     assert after.indices(before.keys([2, 0])) == [0, 1]
-    assert after.indices(["gone/0", *before.keys([1])]) == [2], "a rule that another plan does not have waits for nothing"
+    assert after.indices(["gone/0", *before.keys([1])]) == [2], (
+        "a rule that another plan does not have waits for nothing"
+    )
 
 
 def test_the_mean_time_of_a_step(monkeypatch):

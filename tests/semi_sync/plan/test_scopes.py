@@ -112,9 +112,7 @@ def _check_bytes(found, weights):
     row_bytes = 4 * (2 * WIDTH + 1)
     for rank in range(3):
         to_owners = sum(row % 3 != rank for row in row_ids(rank).held.tolist()) if weights[rank] else 0
-        to_holders = sum(
-            row % 3 == rank for other in range(3) if other != rank for row in row_ids(other).held.tolist()
-        )
+        to_holders = sum(row % 3 == rank for other in range(3) if other != rank for row in row_ids(other).held.tolist())
         assert found[rank][3] == row_bytes * (to_owners + to_holders) + 2 * 4
 
 
@@ -168,7 +166,9 @@ class Reference:
                 self.values[row] -= 0.7 * (gradient + 0.9 * self.momentum[row])
 
 
-@pytest.mark.parametrize("settings", [dict(method="local_sgd"), dict(method="diloco"), dict(method="diloco", codec="bf16")])
+@pytest.mark.parametrize(
+    "settings", [dict(method="local_sgd"), dict(method="diloco"), dict(method="diloco", codec="bf16")]
+)
 def test_row_means_equal_the_equations(settings):
     weights = [1.0, 3.0, 2.0]
     start = torch.randn(TOTAL, WIDTH, generator=torch.Generator().manual_seed(5))
@@ -206,7 +206,9 @@ def test_row_means_equal_the_equations(settings):
         assert torch.equal(shared[0], shared[1]) and torch.equal(shared[0], shared[2])
 
 
-@pytest.mark.parametrize("settings", [dict(method="local_sgd"), dict(method="diloco"), dict(method="diloco", outer_optimizer="adam")])
+@pytest.mark.parametrize(
+    "settings", [dict(method="local_sgd"), dict(method="diloco"), dict(method="diloco", outer_optimizer="adam")]
+)
 def test_all_rows_at_all_sites_are_the_whole_table(settings):
     """models.md 1(f) 5: TRIM with every V_k = V is GLOB, bit for bit (two sites, whose sums have one order)."""
 
@@ -232,7 +234,13 @@ def test_disjoint_tables_keep_what_each_site_did():
     def body(index, own):
         model, alone = Model(2, seed=index), Model(2, seed=index)
         outer = outer_of(
-            model, own, index, method="local_sgd", sync_every=1, scopes=[BY_ROW], rows=TokenRowMap(torch.tensor(ids[index]), 4)
+            model,
+            own,
+            index,
+            method="local_sgd",
+            sync_every=1,
+            scopes=[BY_ROW],
+            rows=TokenRowMap(torch.tensor(ids[index]), 4),
         )
         outer.join()
         for step in range(3):
@@ -302,7 +310,11 @@ def test_a_newcomer_gets_the_rows_that_others_hold_and_keeps_its_own(settings):
             states.append(outer.inner_step)
         outer.finish()
         table = next(each for each in outer._states if isinstance(each, SparseTable))
-        return table.tensors.split(table.global_flat.clone()), [dict(value) for value in table.private_state().values()], states
+        return (
+            table.tensors.split(table.global_flat.clone()),
+            [dict(value) for value in table.private_state().values()],
+            states,
+        )
 
     results = run_sites(3, body, min_sites=2, before=before)
     assert results[2][2][0] > 4
@@ -396,7 +408,14 @@ def test_sampled_sites_alone_are_averaged():
         model = Model(4, seed=0)
         records = []
         outer = outer_of(
-            model, own, index, method="local_sgd", sync_every=2, sites_per_round=2, sampling_seed=3, on_round=records.append
+            model,
+            own,
+            index,
+            method="local_sgd",
+            sync_every=2,
+            sites_per_round=2,
+            sampling_seed=3,
+            on_round=records.append,
         )
         outer.join()
         sat_out = []
@@ -432,7 +451,9 @@ def test_the_inner_optimizer_forgets_after_each_round():
             optimizer.step()
             outer.step()
             state = optimizer.state[model.body.weight]
-            seen.append((float(state["step"]), float(state["exp_avg"].abs().sum()), float(state["exp_avg_sq"].abs().sum())))
+            seen.append(
+                (float(state["step"]), float(state["exp_avg"].abs().sum()), float(state["exp_avg_sq"].abs().sum()))
+            )
         return seen
 
     for seen in run_sites(2, body):
@@ -452,7 +473,7 @@ def test_the_inner_optimizer_forgets_after_each_round():
         (dict(scopes=[LOCAL, LOCAL]), "a name of its own"),
         (dict(scopes=[ScopeConfig(name="a", parameters=["a"], sync_every=0)]), r"\(a\): sync_every = 0"),
         (dict(scopes=[BY_ROW], aggregation="median"), "aggregation"),
-        (dict(scopes=[BY_ROW], method="noloco"), "shared = \"sparse_rows\""),
+        (dict(scopes=[BY_ROW], method="noloco"), 'shared = "sparse_rows"'),
         (dict(reset_inner_optimizer=True, method="des_loc"), "reset_inner_optimizer"),
         (dict(sites_per_round=2, num_fragments=2, sync_every=4), "sites_per_round"),
     ],
@@ -460,7 +481,11 @@ def test_the_inner_optimizer_forgets_after_each_round():
 def test_what_cannot_be_is_refused_by_name(settings, words):
     with pytest.raises(ValueError, match=words):
         SemiSync.Config(**{"method": "diloco", **settings}).build(
-            model_parts=[Model(4, seed=0)], optimizers=[], manager=None, site=SiteOptions(ranks=SiteRanks(alone=True)), register=False
+            model_parts=[Model(4, seed=0)],
+            optimizers=[],
+            manager=None,
+            site=SiteOptions(ranks=SiteRanks(alone=True)),
+            register=False,
         )
 
 

@@ -7,7 +7,9 @@ import pytest
 from titan_ext.semi_sync.round.agreement import Verdict, agree
 from titan_ext.semi_sync.round.site_status import Position, SiteStatus
 
-MEMBER = SiteStatus(fingerprint=7, run=5, position=Position(0, 3), known=Position(0, 3), checksum=11, step=20, rules=[0, 2])
+MEMBER = SiteStatus(
+    fingerprint=7, run=5, position=Position(0, 3), known=Position(0, 3), checksum=11, step=20, rules=[0, 2]
+)
 JOINING = replace(MEMBER, rules=None, run=0, step=0, position=Position(), known=Position(), checksum=0)
 NAMES = ("east", "west", "north", "south")
 
@@ -91,7 +93,10 @@ def test_a_site_that_loaded_another_model_than_the_run_is_refused_alone():
     first, second, third = verdicts(members, stranger, members)
     assert (first.refused, second.refused, third.refused) == (False, True, False)
     assert only([first.problem, second.problem, third.problem]) and first.rules == []
-    assert "west: loaded model 0000000000000004" in first.problem and "east: loaded model 0000000000000003" in first.problem
+    assert (
+        "west: loaded model 0000000000000004" in first.problem
+        and "east: loaded model 0000000000000003" in first.problem
+    )
     assert "checkpoint.initial_load_path" in first.problem
 
 

@@ -177,7 +177,13 @@ def test_what_is_not_finite_stays_out_of_the_mean_and_is_healed_by_it(bad, setti
         model.weight.data.zero_()
         records = []
         outer = outer_loop(
-            model, [], own, method="local_sgd", sync_every=2, on_round=records.append, **{"weighting": "tokens", **settings}
+            model,
+            [],
+            own,
+            method="local_sgd",
+            sync_every=2,
+            on_round=records.append,
+            **{"weighting": "tokens", **settings},
         )
         outer.join()
         for step in range(1, 7):

@@ -56,8 +56,12 @@ def test_every_commit_is_logged_alike_at_all_sites(tmp_path):
     )
     logs = [log_of(index, tmp_path) for index in range(3)]
     for lines in zip(*logs, strict=True):
-        assert len({(line["run"], line["generation"], line["round"], line["step"], line["digest"]) for line in lines}) == 1
-        assert all(sorted(line["contributors"]) == sorted(line["sites"]) == ["site0", "site1", "site2"] for line in lines)
+        assert (
+            len({(line["run"], line["generation"], line["round"], line["step"], line["digest"]) for line in lines}) == 1
+        )
+        assert all(
+            sorted(line["contributors"]) == sorted(line["sites"]) == ["site0", "site1", "site2"] for line in lines
+        )
         assert {line["tokens"] for line in lines} == {2 * (10 + 20 + 30)}
     assert [line["round"] for line in logs[0]] == [1, 2, 3]
     assert len({line["digest"] for line in logs[0]}) == 3
@@ -241,7 +245,14 @@ def test_all_behind_go_on_in_a_new_generation(tmp_path):
     assert first[0] == 6 and first[1] >= 2**32
     for index in range(2):
         lines = log_of(index, tmp_path)
-        assert [(line["generation"], line["round"]) for line in lines] == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 4), (1, 5)]
+        assert [(line["generation"], line["round"]) for line in lines] == [
+            (0, 1),
+            (0, 2),
+            (0, 3),
+            (0, 4),
+            (1, 4),
+            (1, 5),
+        ]
         assert len({line["run"] for line in lines}) == 1
 
 
@@ -319,5 +330,3 @@ def test_a_disk_that_takes_no_more_is_reported_and_training_goes_on(tmp_path, ca
 
     assert run_sites(1, body, min_sites=1) == [2]
     assert "round 1 is not in" in caplog.text
-
-

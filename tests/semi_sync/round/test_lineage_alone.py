@@ -37,7 +37,9 @@ def status_of(place: Lineage) -> SiteStatus:
 
 def commit(place: Lineage, *names: str, checksum: int = 9) -> None:
     """A round with these sites, of which the first two contribute."""
-    table = [SiteStatus(name=name, fingerprint=0, step=0, rules=[0], tokens=10 * (1 + i)) for i, name in enumerate(names)]
+    table = [
+        SiteStatus(name=name, fingerprint=0, step=0, rules=[0], tokens=10 * (1 + i)) for i, name in enumerate(names)
+    ]
     place.advance()
     place.record(table, list(range(min(2, len(names)))), step=8, checksum=checksum)
 

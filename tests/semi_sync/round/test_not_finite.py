@@ -15,7 +15,11 @@ METHODS = {
     "mixed": dict(method="diloco", sync_every=2, fragment_sync_delay=1, fragment_update_alpha=0.5),
     "streaming": dict(method="diloco", sync_every=4, num_fragments=2),
     "local_adam": dict(method="local_adam", sync_every=2),
-    "des_loc": dict(method="des_loc", sync_every=2, settings={"des_loc": {"first_moment_sync_every": 4, "second_moment_sync_every": 8}}),
+    "des_loc": dict(
+        method="des_loc",
+        sync_every=2,
+        settings={"des_loc": {"first_moment_sync_every": 4, "second_moment_sync_every": 8}},
+    ),
     "sparta": dict(method="sparta", sync_every=4, settings={"sparta": {"sparta_fraction": 0.5}}),
     "int8": dict(method="diloco", sync_every=2, codec="int8", error_feedback=True),
 }

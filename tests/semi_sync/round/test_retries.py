@@ -37,7 +37,13 @@ def rounds_of(steps, silence, *, held_back=None, breaks=1, reloaded_at=None):
 
         own.allreduce = allreduce
         outer = outer_loop(
-            model, [], own, method="local_sgd", sync_every=EVERY, heartbeat_timeout_seconds=silence, on_round=records.append
+            model,
+            [],
+            own,
+            method="local_sgd",
+            sync_every=EVERY,
+            heartbeat_timeout_seconds=silence,
+            on_round=records.append,
         )
         outer._timer.take_milliseconds = lambda: PACES[index]
         outer.join()
@@ -94,7 +100,10 @@ def test_again_and_again():
 def test_sites_that_come_at_different_steps_meet_again():
     """Such as when one learned the others' pace in a round that broke for another before that."""
     rounds, values = rounds_of(40, silence=0.5, held_back=24)
-    assert rounds == [[(20, False), (30, False), (31, True), (40, True)], [(20, False), (24, False), (31, True), (40, True)]]
+    assert rounds == [
+        [(20, False), (30, False), (31, True), (40, True)],
+        [(20, False), (24, False), (31, True), (40, True)],
+    ]
     assert values == {1.5 * 40}
 
 

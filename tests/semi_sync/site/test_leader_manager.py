@@ -44,7 +44,9 @@ def rank_of_site(rank, store, results):
     leading = Leading() if rank == 0 else None
     manager = LeaderManager(leading, shards)
     manager.register_state_dict_fn(
-        "outer", lambda state: None, lambda: {"step": 3, "states": {"params": {"weight": {"global": sharded.to_local()}}}}
+        "outer",
+        lambda state: None,
+        lambda: {"step": 3, "states": {"params": {"weight": {"global": sharded.to_local()}}}},
     )
     manager.serve_snapshot_requests()
     if rank == 0:

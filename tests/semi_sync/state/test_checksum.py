@@ -148,4 +148,6 @@ def test_the_checksum_of_a_model_does_not_depend_on_its_method_or_fragments():
         for method, settings in (("diloco", {}), ("diloco", {"num_fragments": 2}), ("local_sgd", {}))
     }
     assert len(sums) == 1 and 0 < sums.pop() < 2**62
-    assert model_checksum(bound("diloco", 2.0)[0], ALONE, everything) != model_checksum(bound("diloco")[0], ALONE, everything)
+    assert model_checksum(bound("diloco", 2.0)[0], ALONE, everything) != model_checksum(
+        bound("diloco")[0], ALONE, everything
+    )

@@ -100,13 +100,21 @@ CASES = [
     ("adam", "nobody at first", [1.0, 1.0], {"method": "local_adam", "sync_every": 3}, (3, 3, 3)),
     ("fused", "one never", [1.0, 3.0], {"method": "local_adam", "sync_every": 4}, (4, 4, 4)),
     ("qhadam", "now and then", [1.0, 1.0, 1.0], {"method": "mt_dao", "sync_every": 4}, (4, 4, 4)),
-    ("qhadam", "never first", [1.0, 1.0], {"method": "mt_dao", "sync_every": 2, "settings": {"mt_dao": {"second_moment_sync_every": 6}}}, (2, 2, 6)),
+    (
+        "qhadam",
+        "never first",
+        [1.0, 1.0],
+        {"method": "mt_dao", "sync_every": 2, "settings": {"mt_dao": {"second_moment_sync_every": 6}}},
+        (2, 2, 6),
+    ),
     ("adopt", "never first", [1.0, 1.0], {"method": "local_adam", "sync_every": 4}, (4, 4, 4)),
     ("adopt", "now and then", [1.0, 2.0, 1.0], {"method": "des_loc", "sync_every": 2}, (2, 6, 12)),
 ]
 
 
-@pytest.mark.parametrize("name, absent, weights, settings, periods", CASES, ids=[f"{case[0]}, {case[1]}" for case in CASES])
+@pytest.mark.parametrize(
+    "name, absent, weights, settings, periods", CASES, ids=[f"{case[0]}, {case[1]}" for case in CASES]
+)
 def test_sites_without_gradients_at_times(name, absent, weights, settings, periods):
     got = train(name, ABSENT[absent], weights, **settings)
     want = simulate(name, dict(zip("xuv", periods)), ABSENT[absent], weights)
@@ -116,7 +124,11 @@ def test_sites_without_gradients_at_times(name, absent, weights, settings, perio
             assert seen["n"] == expected["n"], (site, step + 1)
             for key in "xuv":
                 torch.testing.assert_close(
-                    seen[key].double(), expected[key], rtol=2e-4, atol=1e-5, msg=lambda m: f"{site} {step + 1} {key}: {m}"
+                    seen[key].double(),
+                    expected[key],
+                    rtol=2e-4,
+                    atol=1e-5,
+                    msg=lambda m: f"{site} {step + 1} {key}: {m}",
                 )
 
 
@@ -127,9 +139,7 @@ def test_a_site_that_sat_a_round_out_goes_on_like_the_others():
         model = torch.nn.Module()
         model.weight = torch.nn.Parameter(START.float())
         optimizer = BUILD["adam"]([model.weight])
-        outer = outer_loop(
-            model, optimizer, own, method="local_adam", sync_every=3, sites_per_round=1, name=f"s{site}"
-        )
+        outer = outer_loop(model, optimizer, own, method="local_adam", sync_every=3, sites_per_round=1, name=f"s{site}")
         outer.join()
         sat_out, counts = 0, []
         for step in range(1, 13):

@@ -60,6 +60,8 @@ def test_states_of_parameters_that_had_no_gradient_yet_are_made_and_the_others_l
         each[0].grad = torch.ones_like(each[0])
         optimizer.step()
     materialize_state(primed)
-    assert set(primed.state) == set(mine) and torch.equal(mine[0].grad, torch.ones_like(mine[0])) and mine[1].grad is None
+    assert (
+        set(primed.state) == set(mine) and torch.equal(mine[0].grad, torch.ones_like(mine[0])) and mine[1].grad is None
+    )
     for one, other in zip(train(primed, mine), train(plain, theirs)):
         assert torch.equal(one, other)

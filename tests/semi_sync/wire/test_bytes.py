@@ -60,7 +60,9 @@ CODED = [name for name in CODECS if not CODECS.get(name).lossless]
 
 @pytest.mark.parametrize("sites", [2, 3])
 @pytest.mark.parametrize("numel", [5, 3000])
-@pytest.mark.parametrize(("codec", "aggregation"), [*((name, "mean") for name in CODED), ("fp32", "median"), ("int8", "median")])
+@pytest.mark.parametrize(
+    ("codec", "aggregation"), [*((name, "mean") for name in CODED), ("fp32", "median"), ("int8", "median")]
+)
 def test_the_ledger_has_the_bytes_that_travel(codec, aggregation, numel, sites):
     simulated = InProcessSites(sites)
     managers = simulated.managers()

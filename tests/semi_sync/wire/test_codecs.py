@@ -86,7 +86,11 @@ def one_round(codec: str, sites: int, numel: int, **settings):
         for layer, change in zip(model.layers, steps[index].split([numel // 3, numel - numel // 3])):
             layer.weight.data += change
         outer.step()
-        return torch.cat([layer.weight.detach() for layer in model.layers]), outer.shared_state_sha256(), outer.ledger.last
+        return (
+            torch.cat([layer.weight.detach() for layer in model.layers]),
+            outer.shared_state_sha256(),
+            outer.ledger.last,
+        )
 
     results = run_sites(sites, body)
     assert len({digest for _, digest, _ in results}) == 1
@@ -102,7 +106,9 @@ def test_every_codec_agrees_at_all_sites_and_is_near_the_mean(codec, numel, site
     # A value is coded once by each site and once more as part of the sum.
     bound = {"bf16": 2**-7, "int8": 2 / 254, "int4": 2 / 14, "topk": 1.0}[codec] * largest
     assert (got - mean).abs().max() <= bound
-    assert record.bytes_sent == (0 if sites == 1 else record.bytes_received) and (sites == 1) == (record.bytes_sent == 0)
+    assert record.bytes_sent == (0 if sites == 1 else record.bytes_received) and (sites == 1) == (
+        record.bytes_sent == 0
+    )
 
 
 def test_everything_kept_equals_fp32_bit_for_bit():
@@ -120,7 +126,14 @@ def test_error_feedback_delivers_everything_in_the_end(codec):
             model = torch.nn.Linear(64, 64, bias=False)
             model.weight.data.zero_()
             outer = outer_loop(
-                model, [], own, method="local_sgd", sync_every=1, codec=codec, error_feedback=feedback, **(SPARSE if codec == "topk" else {})
+                model,
+                [],
+                own,
+                method="local_sgd",
+                sync_every=1,
+                codec=codec,
+                error_feedback=feedback,
+                **(SPARSE if codec == "topk" else {}),
             )
             outer.join()
             change = torch.linspace(-1, 1, 64 * 64).view(64, 64) ** 3
@@ -195,7 +208,9 @@ class Uneven(torch.nn.Module):
 
 
 @pytest.mark.parametrize("idle", [None, 0, 1], ids=["all contribute", "first sits out", "second sits out"])
-@pytest.mark.parametrize("codec, sites, numel", [("int4", 2, 5000), ("int4", 8, 5000), ("int8", 3, 700), ("int4", 5, 300)])
+@pytest.mark.parametrize(
+    "codec, sites, numel", [("int4", 2, 5000), ("int4", 8, 5000), ("int8", 3, 700), ("int4", 5, 300)]
+)
 def test_nothing_is_lost_neither_of_contributions_nor_of_their_sum(codec, sites, numel, idle):
     """What has arrived and what the sites still owe is what they gave, after every round."""
     rounds, largest = 12, 0.01
@@ -240,7 +255,10 @@ def test_small_elements_go_their_whole_way_in_the_end(codec, sites):
             # Sites do not reach a level in the same round.
             model.weight.data += model.shares * (1 + torch.randn(2048, generator=generator))
             outer.step()
-        return [(model.weight.detach()[place::4].mean() / (rounds * share)).item() for place, share in enumerate(model.SHARES)]
+        return [
+            (model.weight.detach()[place::4].mean() / (rounds * share)).item()
+            for place, share in enumerate(model.SHARES)
+        ]
 
     for shares in run_sites(sites, body):
         assert shares == pytest.approx([1.0] * 4, abs=0.1)
@@ -281,7 +299,10 @@ def test_rows_of_tables_go_their_whole_way_too(codec):
             scopes=[ScopeConfig(name="rows", parameters=["table.*"], shared="sparse_rows", codec=codec)],
             outlier_threshold=0.0,
         ).build(
-            model_parts=[model], optimizers=[], manager=own, site=SiteOptions(ranks=SiteRanks(alone=True), token_rows=TokenRowMap(held, rows))
+            model_parts=[model],
+            optimizers=[],
+            manager=own,
+            site=SiteOptions(ranks=SiteRanks(alone=True), token_rows=TokenRowMap(held, rows)),
         )
         outer.join()
         generator = torch.Generator().manual_seed(index)
@@ -290,7 +311,9 @@ def test_rows_of_tables_go_their_whole_way_too(codec):
             model.table.weight.data += change
             outer.step()
         moved = model.table.weight.detach() / (rounds * shares[held])
-        return [moved.flatten()[place::4].mean().item() for place in range(3)], dict(zip(held.tolist(), model.table.weight))
+        return [moved.flatten()[place::4].mean().item() for place in range(3)], dict(
+            zip(held.tolist(), model.table.weight)
+        )
 
     results = run_sites(sites, body)
     for moved, tables in results:

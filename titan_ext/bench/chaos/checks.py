@@ -64,7 +64,9 @@ def equal(outcome: Outcome) -> Check:
     lines = commits(outcome)
     digests = [{line["digest"] for line in each.values()} for each in lines.values()]
     different = sum(len(each) > 1 for each in digests)
-    sound, sentence = compare_shared_state({name: site.summary.read() for name, site in outcome.sites.items()}, complete=True)
+    sound, sentence = compare_shared_state(
+        {name: site.summary.read() for name, site in outcome.sites.items()}, complete=True
+    )
     return Check(
         "equal state",
         bool(lines) and not different and None not in set().union(*digests) and sound,

@@ -140,6 +140,4 @@ def _configuration(config: RunConfig, folder: Path, rounds: int, host: str, port
         port=port,
         min_sites=MIN_SITES,
     )
-    return text + "".join(
-        _SITE.format(name=name, seed=config.seed + index) for index, name in enumerate(config.names)
-    )
+    return text + "".join(_SITE.format(name=name, seed=config.seed + index) for index, name in enumerate(config.names))

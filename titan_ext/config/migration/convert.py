@@ -146,7 +146,9 @@ def _optimizer(draft: Draft) -> None:
         draft.new["optimizer.eps"] = draft.take("optimizer.eps", default=1e-8)
         draft.new["optimizer.weight_decay"] = draft.take("optimizer.weight_decay", default=0.1)
     else:
-        draft.done.changed.append(f'optimizer.name = "{name}": torchtitan had only Adam and AdamW; compare its settings')
+        draft.done.changed.append(
+            f'optimizer.name = "{name}": torchtitan had only Adam and AdamW; compare its settings'
+        )
     draft.new["optimizer.implementation"] = draft.take("optimizer.implementation", default=default)
 
 

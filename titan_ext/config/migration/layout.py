@@ -118,7 +118,9 @@ def _des_loc(draft: Draft) -> str:
     draft.take("optimizer.desloc.enabled")
     periods = draft.take("optimizer.desloc.optimizer_sync_every")
     if not periods:
-        draft.done.changed.append("optimizer.desloc.optimizer_sync_every is not set: the periods of the moments are ours")
+        draft.done.changed.append(
+            "optimizer.desloc.optimizer_sync_every is not set: the periods of the moments are ours"
+        )
     elif method == "mt_dao":
         draft.new["semi_sync.mt_dao.momentum_sync_every"] = periods[:-1]
         draft.new["semi_sync.mt_dao.second_moment_sync_every"] = periods[-1]

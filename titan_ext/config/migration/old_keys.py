@@ -114,13 +114,19 @@ CONVERTED = {
     ),
     "fault_tolerance.enable": ("semi_sync.method", 'sites exchange unless it is "none"'),
     "fault_tolerance.group_size": ("site", "a [[site]] table for each replica group"),
-    "fault_tolerance.module_fqns_per_model_fragment": ("semi_sync.fragments", 'the head is "lm_head" here, not "output"'),
+    "fault_tolerance.module_fqns_per_model_fragment": (
+        "semi_sync.fragments",
+        'the head is "lm_head" here, not "output"',
+    ),
     "fault_tolerance.process_group_timeout_ms": ("replica.timeout_seconds", "in seconds"),
     "fault_tolerance.rank0_synchronization_only": ("semi_sync.pairing", '"leader" for true'),
     "fault_tolerance.replica_id": ("site", "each replica group is a [[site]] table; index places it"),
     "fl_metrics.hyperparameter_switch.new_betas": ("optimizer_switch.betas", "the same values"),
     "fl_metrics.hyperparameter_switch.new_vs": ("optimizer_switch.omegas", "the same values"),
-    "fl_metrics.hyperparameter_switch.reset_momenta": ("optimizer_switch.reset_states", "states by name, such as exp_avg_0"),
+    "fl_metrics.hyperparameter_switch.reset_momenta": (
+        "optimizer_switch.reset_states",
+        "states by name, such as exp_avg_0",
+    ),
     "fl_metrics.hyperparameter_switch.steps": ("optimizer_switch.step", "the steps before the one switch"),
     "lr_scheduler.switch_scale": ("optimizer_switch.lr_scale", "the same value"),
     "lr_scheduler.switch_step": ("optimizer_switch.step", "the steps before the one switch"),
@@ -159,7 +165,10 @@ CONVERTED = {
         "training.global_batch_size",
         "local_batch_size x data-parallel ranks x that many",
     ),
-    "validation.dataset": ("validator.dataloader.dataset", 'a path, or "hf:c4_validation" for torchtitan\'s c4_validation'),
+    "validation.dataset": (
+        "validator.dataloader.dataset",
+        'a path, or "hf:c4_validation" for torchtitan\'s c4_validation',
+    ),
     "validation.dataset_path": ("validator.dataloader.dataset", 'a path, or "hf:PATH:CONFIG:SPLIT"'),
     "validation.local_batch_size": ("training.local_batch_size", "validation takes the batches of training"),
     "validation.seq_len": ("training.seq_len", "validation takes the sequences of training"),
@@ -197,7 +206,8 @@ GONE = {
     "fault_tolerance.process_group": Gone("sites exchange over Gloo", ("gloo",)),
     "fault_tolerance.use_pg_checkpoint_transport": Gone("state travels over HTTP", (False,)),
     "fault_tolerance.should_quantize": Gone(
-        'torchft\'s 8-bit floats are not here, values travel whole; semi_sync.codec = "int8" or "bf16" sends less', (False,)
+        'torchft\'s 8-bit floats are not here, values travel whole; semi_sync.codec = "int8" or "bf16" sends less',
+        (False,),
     ),
     "float8.": Gone(_QUANTIZED),
     "job.config_file": Gone(_ANY, always=True),

@@ -72,7 +72,9 @@ def _llama2(name: str, flavor: str) -> OldModel:
     layers, dim, heads, ffn_dim, kv_heads = _LLAMA2[flavor]
     sizes = {"dim": dim, "n_layers": layers, "n_heads": heads, "n_kv_heads": kv_heads or heads, "ffn_dim": ffn_dim}
     rope = {"rope_theta": 10000.0, "rope_scaling": "none"}
-    note = f'model.name = "{name}", flavor "{flavor}": written out as sizes of the Llama 3 spec, which has the same parts'
+    note = (
+        f'model.name = "{name}", flavor "{flavor}": written out as sizes of the Llama 3 spec, which has the same parts'
+    )
     return OldModel({"name": "llama3", "flavor": "8B"} | sizes | rope, layers, note)
 
 
@@ -95,7 +97,7 @@ def old_dataset(name: str | None, path: str | None) -> tuple[str, str]:
         path: the path that the file gave it, if any.
     """
     if name is None:
-        return "", "the file named none; a file, a folder or \"hf:NAME\"" + (f' ("{path}"?)' if path else "")
+        return "", 'the file named none; a file, a folder or "hf:NAME"' + (f' ("{path}"?)' if path else "")
     if path and name.lower() in _NAMED and ":" not in path:
         return f"hf:{path}{_NAMED[name.lower()]}", ""
     if path:
@@ -103,5 +105,8 @@ def old_dataset(name: str | None, path: str | None) -> tuple[str, str]:
     if name.lower() in _ON_THE_HUB:
         return _ON_THE_HUB[name.lower()], ""
     if name.lower() in _IN_THE_REPOSITORY:
-        return "", f'dataset "{name}" was a file of torchtitan\'s repository: name a file or folder of yours, or "hf:c4"'
+        return (
+            "",
+            f'dataset "{name}" was a file of torchtitan\'s repository: name a file or folder of yours, or "hf:c4"',
+        )
     return "", f'dataset "{name}" is not known here: name a file, a folder or "hf:NAME"'

@@ -31,7 +31,12 @@ from titan_ext.trainer.trainer import Trainer
 SITE = "site"
 """Keys of a ``[[site]]`` table; those that may also stand at the top of a file, for all sites, are among them."""
 
-_HIDDEN = {"data.dataset_path", "validator.dataloader.dataset_path", "profiler.trace_post_processor", "semi_sync.settings"}
+_HIDDEN = {
+    "data.dataset_path",
+    "validator.dataloader.dataset_path",
+    "profiler.trace_post_processor",
+    "semi_sync.settings",
+}
 _TOP = {"dump_folder": "Folder of the run, with a folder for each site; by default runs/ and the file's name."}
 _BY_MODEL, _BY_TOKENIZER = "the flavor's", "the tokenizer's"
 _ARGUMENT = re.compile(r"^ {4}(\w[\w, ]*): (.*)$")
@@ -293,4 +298,4 @@ def _plain(value: Any) -> Any:
 def _kind(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "a list of numbers" if all(isinstance(each, (int, float)) for each in value) else "a list of strings"
-    return describe(type(value)) if isinstance(value, (bool, int, float, str)) else "a name or \"none\""
+    return describe(type(value)) if isinstance(value, (bool, int, float, str)) else 'a name or "none"'

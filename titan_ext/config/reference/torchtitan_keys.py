@@ -4,7 +4,7 @@ TEXTS = {
     "activation_checkpoint.debug": "Record what each recomputation ran, to explain a mismatch; slow.",
     "activation_checkpoint.determinism_check": "How torch compares a recomputation with the first pass.",
     "activation_checkpoint.force_recompute_mm_shapes_by_fqns": (
-        "Linear layers by name; products of their shape are always recomputed under \"selective\"."
+        'Linear layers by name; products of their shape are always recomputed under "selective".'
     ),
     "activation_checkpoint.memory_budget": "Activations that the compiler may keep, from 0 (least) to 1 (all).",
     "activation_checkpoint.preserve_rng_state": "Recompute with the random state of the first pass.",
@@ -16,7 +16,7 @@ TEXTS = {
     "checkpoint.enable": "Save checkpoints, and go on from the last one when the run is started again.",
     "checkpoint.enable_first_step_checkpoint": "Also save after the first step, to see early that saving works.",
     "checkpoint.exclude_from_loading": (
-        "Parts that are not taken from a checkpoint, such as \"optimizer\" or \"dataloader\"."
+        'Parts that are not taken from a checkpoint, such as "optimizer" or "dataloader".'
     ),
     "checkpoint.export_dtype": "Type of the values in a checkpoint of the model alone.",
     "checkpoint.folder": "Folder of the checkpoints, below the site's own.",
@@ -33,13 +33,13 @@ TEXTS = {
     "checkpoint.load_only": "Load checkpoints and save none.",
     "checkpoint.load_step": "Step to go on from; -1 takes the last.",
     "comm.init_timeout_seconds": "Patience of collectives inside the site until the first step is done.",
-    "comm.mode": "\"default\", or \"torchcomms\" with that package; torchtitan's dry runs are refused.",
+    "comm.mode": '"default", or "torchcomms" with that package; torchtitan\'s dry runs are refused.',
     "comm.save_traces_file_prefix": "First part of the flight recorder's file names.",
     "comm.save_traces_folder": "Folder of the flight recorder's files.",
     "comm.trace_buf_size": "Entries of NCCL's flight recorder; 0 turns it off.",
     "comm.train_timeout_seconds": "Patience of collectives inside the site from the second step on.",
     "compile.backend": "torch.compile's backend.",
-    "compile.components": "What is compiled: \"model\", \"loss\".",
+    "compile.components": 'What is compiled: "model", "loss".',
     "compile.enable": "Compile with torch.compile.",
     "compile.enable_async_tensor_parallel": "Overlap tensor parallelism's messages with products (compiled models).",
     "data.num_workers": "Processes that read ahead; 0 reads in the rank itself.",
@@ -56,14 +56,14 @@ TEXTS = {
     "debug.save_config_file": (
         "Name of a file for torchtitan's own record of the configuration, beside our config.json."
     ),
-    "debug.seed": "Seed of the parameters and of everything random; \"none\" draws one.",
+    "debug.seed": 'Seed of the parameters and of everything random; "none" draws one.',
     "debug.spmd_typechecking": "Check at run time how tensors are laid out over ranks.",
     "lr_scheduler.decay_ratio": (
-        "Last part of the steps, from 0 to 1, in which the rate falls; \"none\": from the warm-up on."
+        'Last part of the steps, from 0 to 1, in which the rate falls; "none": from the warm-up on.'
     ),
     "lr_scheduler.decay_type": "Shape of the fall.",
     "lr_scheduler.min_lr_factor": "What the rate falls to, as a part of its maximum.",
-    "lr_scheduler.total_steps": "Steps that the schedule is for; \"none\": training.steps.",
+    "lr_scheduler.total_steps": 'Steps that the schedule is for; "none": training.steps.',
     "lr_scheduler.warmup_steps": "Steps in which the rate rises from 0.",
     "metrics.disable_color_printing": "No colours in the console.",
     "metrics.enable_tensorboard": "Leave TensorBoard events.",
@@ -71,7 +71,7 @@ TEXTS = {
     "metrics.log_freq": "Steps between two lines of the log and of metrics.jsonl.",
     "metrics.save_for_all_ranks": "Let every rank leave metrics, not only the one that knows the loss.",
     "metrics.save_tb_folder": "Folder of the TensorBoard events, below the site's.",
-    "optimizer.implementation": "Kernel of the step; \"fused_opt_states_bf16\" also keeps Adam's moments in bfloat16.",
+    "optimizer.implementation": 'Kernel of the step; "fused_opt_states_bf16" also keeps Adam\'s moments in bfloat16.',
     "optimizer.optimizer_factory_kwargs_by_name": "Arguments of an optimizer's constructor that are not a group's.",
     "optimizer.param_groups": "[[optimizer.param_groups]] tables, instead of the short form.",
     "optimizer.param_groups.optimizer_kwargs": "Its hyper-parameters.",
@@ -81,11 +81,9 @@ TEXTS = {
     ),
     "override.imports": "Overrides of torchtitan's parts: dotted paths of functions, or [path, {arguments}].",
     "parallelism.context_parallel_degree": "Ranks that share a sequence (GPUs only).",
-    "parallelism.context_parallel_load_balancer": (
-        "How positions are dealt to those ranks; \"none\" in one piece each."
-    ),
+    "parallelism.context_parallel_load_balancer": ('How positions are dealt to those ranks; "none" in one piece each.'),
     "parallelism.context_parallel_ptrr_mask_key": (
-        "Which mask the balancer \"ptrr\" goes by, where a model has several."
+        'Which mask the balancer "ptrr" goes by, where a model has several.'
     ),
     "parallelism.data_parallel_replicate_degree": "Whole copies of the model within the site (HSDP).",
     "parallelism.data_parallel_shard_degree": (
@@ -98,14 +96,14 @@ TEXTS = {
         "Whether FSDP frees gathered parameters between forward and backward pass."
     ),
     "parallelism.module_fqns_per_model_part": (
-        "Names of the modules of each pipeline stage; \"none\" deals layers evenly."
+        'Names of the modules of each pipeline stage; "none" deals layers evenly.'
     ),
     "parallelism.pipeline_parallel_degree": "Ranks of the pipeline.",
     "parallelism.pipeline_parallel_first_stage_less_layers": (
         "Layers that the first stage has fewer, for the embedding."
     ),
     "parallelism.pipeline_parallel_last_stage_less_layers": "Layers that the last stage has fewer, for the head.",
-    "parallelism.pipeline_parallel_layers_per_stage": "Layers of a stage; \"none\" follows from schedule and degree.",
+    "parallelism.pipeline_parallel_layers_per_stage": 'Layers of a stage; "none" follows from schedule and degree.',
     "parallelism.pipeline_parallel_microbatch_size": (
         "Sequences of a microbatch; it divides training.local_batch_size."
     ),
@@ -115,11 +113,11 @@ TEXTS = {
     "parallelism.tensor_parallel_degree": "Ranks that share each matrix.",
     "profiler.enable_memory_snapshot": "Record allocations for torch's memory viewer (GPUs only).",
     "profiler.enable_profiling": "Record profiler traces.",
-    "profiler.memory_snapshot_freq": "Steps between memory snapshots; \"none\": profile_freq.",
+    "profiler.memory_snapshot_freq": 'Steps between memory snapshots; "none": profile_freq.',
     "profiler.memory_snapshot_max_entries": "Events that a snapshot keeps.",
     "profiler.profile_freq": "Steps between traces.",
     "profiler.profiler_active": "Steps that a trace covers.",
-    "profiler.profiler_repeat": "Traces in all; \"none\": to the end.",
+    "profiler.profiler_repeat": 'Traces in all; "none": to the end.',
     "profiler.profiler_skip_first": "Steps before the first cycle.",
     "profiler.profiler_skip_first_wait": "Cycles that begin without waiting.",
     "profiler.profiler_warmup": "Steps before each trace that are thrown away.",
@@ -146,7 +144,7 @@ TEXTS = {
 
 OPTIMIZER_TEXTS = {
     "amsgrad": "Divide by the largest second moment so far.",
-    "basis_from": "\"gradient\": bases of the site's own; \"outer\": those of the averaged pseudo-gradient.",
+    "basis_from": '"gradient": bases of the site\'s own; "outer": those of the averaged pseudo-gradient.',
     "betas": "Decay rates of the moments.",
     "clip_exponent": "The update is clipped at this power of the step; inf does not clip.",
     "decoupled_weight_decay": "Decay the weights as AdamW does.",
@@ -156,7 +154,7 @@ OPTIMIZER_TEXTS = {
     "maximize": "Climb instead of descending.",
     "momentum": "Decay rate of the momentum.",
     "nesterov": "Nesterov's form of the momentum.",
-    "state_dtype": "Type of the moments; \"none\": the parameters' own.",
+    "state_dtype": 'Type of the moments; "none": the parameters\' own.',
     "weight_decay": "Weight decay.",
 }
 """Hyper-parameters of optimizers, where no docstring of ours says it better."""

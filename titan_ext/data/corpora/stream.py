@@ -65,9 +65,7 @@ class StreamFeed:
         UserError: the dataset cannot be resolved, or a record has no text under ``text_key``.
     """
 
-    def __init__(
-        self, spec: str, text_key: str, selection: Selection, bad_records: BadRecords | None = None
-    ) -> None:
+    def __init__(self, spec: str, text_key: str, selection: Selection, bad_records: BadRecords | None = None) -> None:
         self.name = spec
         self.bad_records = bad_records or BadRecords("error")
         self._text_key = text_key

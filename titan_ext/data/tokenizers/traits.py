@@ -26,7 +26,7 @@ def row_count(tokenizer: BaseTokenizer) -> int:
 
 
 def fingerprint(tokenizer: BaseTokenizer) -> str:
-    """"byte" for the byte tokenizer, else the sha256 of tokenizer.json, or of the files in its place, in hexadecimal.
+    """ "byte" for the byte tokenizer, else the sha256 of tokenizer.json, or of the files in its place, in hexadecimal.
 
     Raises:
         UserError: the tokenizer was not read from a folder.

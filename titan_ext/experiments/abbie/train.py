@@ -45,9 +45,7 @@ def _fit(model: AbbieModel, settings: Settings, run: Run) -> str:
     """Train in place; returns the hash of what was trained on."""
     if settings.compile:
         compile_blocks(model)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=run.lr, betas=_BETAS, weight_decay=_WEIGHT_DECAY, fused=True
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=_BETAS, weight_decay=_WEIGHT_DECAY, fused=True)
     warmup = max(1, round(_WARMUP * settings.steps))
     rates = LRSchedulersContainer.Config(warmup_steps=warmup, decay_ratio=_DECAY).build(
         optimizers=[optimizer], training_steps=settings.steps

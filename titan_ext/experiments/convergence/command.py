@@ -64,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="decay of MT-DAO's and LoRDO's momentum (default: one with a half-life of 1.7%% of the steps)",
     )
     parser.add_argument("--omega", type=float, default=0.9, help="weight of MT-DAO's momentum (default: 0.9)")
-    parser.add_argument("--corpus", default="builtin:docs", help="file, folder, glob or builtin (default: builtin:docs)")
+    parser.add_argument(
+        "--corpus", default="builtin:docs", help="file, folder, glob or builtin (default: builtin:docs)"
+    )
     parser.add_argument("--target", type=float, help="validation loss to count steps to, in nats a token")
     command.add_run_arguments(parser)
 

@@ -76,9 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--languages", default="en,ru,ja,zh", help="one for each site (default: en,ru,ja,zh)")
     parser.add_argument("--unseen", default="de", help="language to adapt to in the end (default: de)")
     add_numbers(parser, _SIZES)
-    parser.add_argument(
-        "--keep-inner-state", action="store_true", help="AdamW goes on with its moments after a round"
-    )
+    parser.add_argument("--keep-inner-state", action="store_true", help="AdamW goes on with its moments after a round")
     parser.add_argument("--arms", default=_ARMS, help=f"comma-separated, of {', '.join(ARMS)} (default: {_ARMS})")
     command.add_learning_rates(parser, "of pre-training, tuned for each arm")
     parser.add_argument("--adapt-lr", type=float, default=4e-3, help="of what follows, for all arms (default: 4e-3)")

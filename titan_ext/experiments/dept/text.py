@@ -130,9 +130,7 @@ def make_tokenizers(settings: Settings, folder: Path) -> None:
     Raises:
         UserError: a language's documents cannot be read.
     """
-    feeds = {
-        language: open_text(settings, language, TRAINING) for language in (*settings.languages, settings.unseen)
-    }
+    feeds = {language: open_text(settings, language, TRAINING) for language in (*settings.languages, settings.unseen)}
     for language, feed in feeds.items():
         _train([feed], settings.vocab_size, folder / _OWN / language)
     ours = [feeds[language] for language in settings.languages]

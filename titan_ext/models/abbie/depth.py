@@ -125,8 +125,6 @@ class RecurrentDepthModel(AbbieModel):
         output = super().body_forward(adapted, start, positions, attention_masks, iteration=iteration)
         return self.state_norm(output)
 
-    def next_state(
-        self, output: torch.Tensor, state: torch.Tensor, start: torch.Tensor, *, last: bool
-    ) -> torch.Tensor:
+    def next_state(self, output: torch.Tensor, state: torch.Tensor, start: torch.Tensor, *, last: bool) -> torch.Tensor:
         """The normalised output itself, the last as every other."""
         return output

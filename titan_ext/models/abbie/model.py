@@ -184,9 +184,7 @@ class AbbieModel(Llama3Model):
         """The body, once: ``iteration`` (from 0) only says which of a ``PerBlock``'s entries are meant."""
         return self._blocks(self.config.body, state, positions, attention_masks, iteration)
 
-    def next_state(
-        self, output: torch.Tensor, state: torch.Tensor, start: torch.Tensor, *, last: bool
-    ) -> torch.Tensor:
+    def next_state(self, output: torch.Tensor, state: torch.Tensor, start: torch.Tensor, *, last: bool) -> torch.Tensor:
         """The state after an iteration: the tail's input if ``last``, else the next iteration's."""
         return self.config.recurrence.next_state(output, state, start, last=last)
 

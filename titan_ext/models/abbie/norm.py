@@ -30,6 +30,4 @@ def use_fp32_stream(model_config: Decoder.Config) -> None:
 
 
 def _narrowing(norm: RMSNorm.Config) -> NarrowingRMSNorm.Config:
-    return NarrowingRMSNorm.Config(
-        normalized_shape=norm.normalized_shape, eps=norm.eps, param_init=norm.param_init
-    )
+    return NarrowingRMSNorm.Config(normalized_shape=norm.normalized_shape, eps=norm.eps, param_init=norm.param_init)

@@ -30,9 +30,7 @@ class Recurrence:
     backprop_iterations: int | None = None
     """Gradients flow through so many last iterations, to the head's output that is added in them; None: through all."""
 
-    def next_state(
-        self, output: torch.Tensor, state: torch.Tensor, start: torch.Tensor, *, last: bool
-    ) -> torch.Tensor:
+    def next_state(self, output: torch.Tensor, state: torch.Tensor, start: torch.Tensor, *, last: bool) -> torch.Tensor:
         """The state after an iteration: the next one's input, or the tail's where it is the last.
 
         Args:

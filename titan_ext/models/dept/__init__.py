@@ -66,6 +66,8 @@ def decouple(spec: ModelSpec, used: int) -> ModelSpec:
     if type(head) not in (Linear.Config, MaskedHead.Config):
         raise InvalidValue("model.name", spec.name, "has no head of torchtitan's Linear, so its rows cannot be masked")
     if not 1 <= used <= head.out_features:
-        raise InvalidValue("model.used_vocab_size", used, f"must be from 1 to the rows of the head ({head.out_features})")
+        raise InvalidValue(
+            "model.used_vocab_size", used, f"must be from 1 to the rows of the head ({head.out_features})"
+        )
     settings = {field.name: getattr(head, field.name) for field in fields(Linear.Config)}
     return replace(spec, model=replace(spec.model, lm_head=MaskedHead.Config(**settings, used=used)))

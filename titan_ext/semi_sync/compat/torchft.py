@@ -153,7 +153,10 @@ class DiLoCo(_OnOptimizerHooks):
     def _save_counters(self) -> dict[str, Any]:
         """All but the fragments' parameters."""
         state = self._outer.shared_state()
-        return {**state, "states": {key: each for key, each in state["states"].items() if not key.startswith("params/")}}
+        return {
+            **state,
+            "states": {key: each for key, each in state["states"].items() if not key.startswith("params/")},
+        }
 
     def _load_counters(self, state: dict[str, Any]) -> None:
         self._arriving = {**state, "states": dict(state["states"])}

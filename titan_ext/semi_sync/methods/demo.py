@@ -140,7 +140,9 @@ class StrongestCoefficients(Codec):
         parts = values.split([count * size for count, size, _ in self._tiles]) if self._tiles else ()
         return [(part.view(count, size), kept) for part, (count, size, kept) in zip(parts, self._tiles, strict=True)]
 
-    def _sent_in(self, message: torch.Tensor, values: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def _sent_in(
+        self, message: torch.Tensor, values: torch.Tensor
+    ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         strongest = message[: 4 * self._sent].view(torch.float32)
         places = unpack_12_bits(message[4 * self._sent :])
         found, start = [], 0
@@ -195,9 +197,7 @@ class SignedMomentum(SyncedState):
     @torch.no_grad()
     def take_residual(self, residual: torch.Tensor) -> None:
         """What was not sent is what remains of the momentum."""
-        for part, momentum, sides in zip(
-            self.tensors.split(residual), self.tensors.locals(), self._sides, strict=True
-        ):
+        for part, momentum, sides in zip(self.tensors.split(residual), self.tensors.locals(), self._sides, strict=True):
             momentum.copy_(self._inverse(part, sides))
 
     def shared_state(self) -> NamedState:
@@ -247,7 +247,13 @@ class SignedMomentum(SyncedState):
 @register_method(
     "demo",
     settings=DemoSettings,
-    fixed={"outer_optimizer": "average", "codec": "fp32", "weighting": "uniform", "sync_every": 1, "aggregation": "mean"},
+    fixed={
+        "outer_optimizer": "average",
+        "codec": "fp32",
+        "weighting": "uniform",
+        "sync_every": 1,
+        "aggregation": "mean",
+    },
     sync_every=1,
     outer_optimizer="average",
 )

@@ -72,9 +72,7 @@ def des_loc(context: MethodContext) -> list[SyncRule]:
     return _rules(context, first, second)
 
 
-def half_life_period(
-    kept: Iterable[tuple[int, Mapping[str, Moment]]], order: int, sync_every: int
-) -> int | None:
+def half_life_period(kept: Iterable[tuple[int, Mapping[str, Moment]]], order: int, sync_every: int) -> int | None:
     """Inner steps between two averages of the moments of an order, about ``ln 2 / (1 - decay)``; None without any.
 
     It is a multiple of ``sync_every``, never more often than the parameters (arXiv 2505.22549, appendix I). Where decay
@@ -100,7 +98,11 @@ def local_adam(context: MethodContext) -> list[SyncRule]:
 def _rules(context: MethodContext, first_moment_period: int, second_moment_period: int) -> list[SyncRule]:
     rules = []
     for fragment in range(context.num_fragments):
-        place: dict[str, Any] = {"fragment": fragment, "offset": context.staggered_offset(fragment), "wire": context.wire}
+        place: dict[str, Any] = {
+            "fragment": fragment,
+            "offset": context.staggered_offset(fragment),
+            "wire": context.wire,
+        }
         rules += [
             parameter_rule(context, fragment),
             SyncRule(

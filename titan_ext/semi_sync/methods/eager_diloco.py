@@ -83,7 +83,11 @@ class EagerParameters(SyncedParameters):
 
 @register_method(
     "eager_diloco",
-    fixed={"fragment_sync_delay": 0, "fragment_update_alpha": 0.0, "aggregation": "mean"},  # the delay is the whole phase
+    fixed={
+        "fragment_sync_delay": 0,
+        "fragment_update_alpha": 0.0,
+        "aggregation": "mean",
+    },  # the delay is the whole phase
     outer={"sgd": {"outer_lr": 0.7, "outer_momentum": 0.9, "nesterov": True}},
     sync_every=30,
     outer_optimizer="sgd",

@@ -50,7 +50,11 @@ def mt_dao(context: MethodContext) -> list[SyncRule]:
     own: MtDaoSettings = context.settings
     rules = []
     for fragment in range(context.num_fragments):
-        place: dict[str, Any] = {"fragment": fragment, "offset": context.staggered_offset(fragment), "wire": context.wire}
+        place: dict[str, Any] = {
+            "fragment": fragment,
+            "offset": context.staggered_offset(fragment),
+            "wire": context.wire,
+        }
         rules.append(parameter_rule(context, fragment))
         for index, period in enumerate(own.momentum_sync_every or [context.sync_every] * _momenta(context)):
             rules.append(SyncRule(state=f"exp_avg_{index}", period=period, apply=Average(), **place))

@@ -189,7 +189,9 @@ def _method_settings(method: Method, config: SemiSyncConfig) -> Any:
 
 
 def _own_settings(config: SemiSyncConfig, name: str) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in config.settings.get(name, {}).items()}
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in config.settings.get(name, {}).items()
+    }
 
 
 # -- scopes --------------------------------------------------------------------------------------------
@@ -242,7 +244,9 @@ def _rules_of_scope(config: SemiSyncConfig, scope: ScopeConfig, moments: Moments
     if scope.shared != "sparse_rows":
         return rules
     if not all(_is_plain(rule) for rule in rules):
-        raise ValueError(f'scopes ({scope.name}): shared = "sparse_rows": cannot be had with method = "{config.method}"')
+        raise ValueError(
+            f'scopes ({scope.name}): shared = "sparse_rows": cannot be had with method = "{config.method}"'
+        )
     return [replace(rule, apply=SparseRows(inner=rule.apply)) for rule in rules]
 
 

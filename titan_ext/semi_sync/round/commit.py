@@ -106,7 +106,9 @@ class Committer:
             self.view.reset_broken_states()
 
     def _undo(self, result: RoundResult, failure: object | None) -> None:
-        if not self.keep_local_work and not result.verdict.states_differ:  # where bits differ, nobody's work is at fault
+        if (
+            not self.keep_local_work and not result.verdict.states_differ
+        ):  # where bits differ, nobody's work is at fault
             for index in result.launch.rules or result.rules:
                 self.exchange.states[index].reset_local_to_global()
         elif not result.healed:

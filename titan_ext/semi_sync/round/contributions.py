@@ -55,7 +55,10 @@ class Contributions:
             return {}
         bounds = [threshold * _usual(norms) for norms in zip(*(self.norms[rank] for rank in contributors), strict=True)]
         factors = {
-            rank: [min(1.0, bound / norm) if norm > 0 else 1.0 for bound, norm in zip(bounds, self.norms[rank], strict=True)]
+            rank: [
+                min(1.0, bound / norm) if norm > 0 else 1.0
+                for bound, norm in zip(bounds, self.norms[rank], strict=True)
+            ]
             for rank in contributors
         }
         return {rank: each for rank, each in factors.items() if min(each, default=1.0) < 1.0}

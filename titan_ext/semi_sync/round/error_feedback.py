@@ -47,7 +47,9 @@ class ErrorFeedback:
         """
         flying = in_flight.sum if in_flight is not None else None
         return {
-            self._states[index].key: self._states[index].named_message(flat if flying is None else self._owed(index, flying))
+            self._states[index].key: self._states[index].named_message(
+                flat if flying is None else self._owed(index, flying)
+            )
             for index, flat in self._residuals.items()
         }
 

@@ -63,7 +63,9 @@ class Exchange:
     _retry_after_steps: int = field(default=0, init=False)
     """From the last table of statuses that came whole."""
 
-    def run(self, launch: Launch, contribution: Contribution | None = None, take_in: TakeIn | None = None) -> RoundResult:
+    def run(
+        self, launch: Launch, contribution: Contribution | None = None, take_in: TakeIn | None = None
+    ) -> RoundResult:
         """Exchange a round. Errors end up in the verdict's ``problem`` or at the manager, never as exceptions of the wire.
 
         Args:
@@ -176,7 +178,9 @@ class Exchange:
             if isinstance(state, Adoptable):
                 adopted[index] = state.offered()
                 for message in adopted[index]:
-                    self.pairing.reduce(state.adoption, self.manager, [state], message, RoundFacts(verdict.step, places), None)
+                    self.pairing.reduce(
+                        state.adoption, self.manager, [state], message, RoundFacts(verdict.step, places), None
+                    )
         return adopted
 
     def _with_moments(self, rules: list[int]) -> list[int]:

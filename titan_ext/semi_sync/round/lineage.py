@@ -120,7 +120,9 @@ class Lineage:
         if self.run not in (0, run):
             return f"a peer sent the state of another run ({described(run, position)})"
         if run == self.run and position < self.position:
-            return f"a peer sent an older state ({described(run, position)}) than ours ({described(run, self.position)})"
+            return (
+                f"a peer sent an older state ({described(run, position)}) than ours ({described(run, self.position)})"
+            )
         return None
 
     def stands_with(self, state: Mapping[str, Any]) -> bool:
@@ -161,7 +163,12 @@ class Lineage:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for shared state and checkpoint."""
-        return {"run": self.run, "origin": self.origin, "generation": self.position.generation, "round": self.position.round}
+        return {
+            "run": self.run,
+            "origin": self.origin,
+            "generation": self.position.generation,
+            "round": self.position.round,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them, and look up in rank 0's log what came after. A collective over the site."""

@@ -42,7 +42,9 @@ class ByRank:
     def fingerprint(self, states: Sequence[SyncedState]) -> dict[str, str]:
         """What sites that pair so must have in common beside their settings: every shard."""
         shards = [
-            (state.key, name, state.agreed_shape(tensor.shape)) for state in states for name, tensor in _described(state)
+            (state.key, name, state.agreed_shape(tensor.shape))
+            for state in states
+            for name, tensor in _described(state)
         ]
         return {"model and layout": repr(shards), "ranks": self._layout}
 

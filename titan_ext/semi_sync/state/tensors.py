@@ -21,9 +21,7 @@ class BoundTensors:
         device: where memory of their size lies; None is where they are.
     """
 
-    def __init__(
-        self, view: ModelView, state: str, names: Sequence[str], device: torch.device | None = None
-    ) -> None:
+    def __init__(self, view: ModelView, state: str, names: Sequence[str], device: torch.device | None = None) -> None:
         self.view = view
         self.state = state
         self.names = list(names)
@@ -76,7 +74,9 @@ class BoundTensors:
 
     def named(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """A flat ``[elements]`` tensor by parameter, with global shapes."""
-        return {name: self.with_global_shape(name, part) for name, part in zip(self.names, self.split(flat), strict=True)}
+        return {
+            name: self.with_global_shape(name, part) for name, part in zip(self.names, self.split(flat), strict=True)
+        }
 
     @torch.no_grad()
     def fill_from_named(self, flat: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> None:

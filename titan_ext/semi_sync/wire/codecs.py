@@ -248,4 +248,3 @@ def unpack_12_bits(packed: torch.Tensor) -> torch.Tensor:
     """The inverse of ``pack_12_bits``, int64."""
     low, middle, high = packed.view(-1, 3).to(torch.int64).unbind(dim=1)
     return torch.stack([low | ((middle & 15) << 8), (middle >> 4) | (high << 4)], dim=1).view(-1)
-

@@ -41,7 +41,9 @@ class ByteCollectives:
             received, lambda group: group.alltoall_base(received, messages, [], [], AllToAllOptions())
         )
 
-    def exchange_uneven(self, messages: Sequence[torch.Tensor], sizes: Sequence[int]) -> tuple[torch.Tensor, Work | None]:
+    def exchange_uneven(
+        self, messages: Sequence[torch.Tensor], sizes: Sequence[int]
+    ) -> tuple[torch.Tensor, Work | None]:
         """``messages[i]`` (uint8, any size) goes to site i; returns what comes back, ``sizes[i]`` bytes of each, joined."""
         outgoing = torch.cat(list(messages)).to(self._device)
         if self.sites == 1:
