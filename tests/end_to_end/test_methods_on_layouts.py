@@ -16,7 +16,7 @@ RESUMED = ("plain", "fsdp2", "pp2")
 _plain: dict[str, dict] = {}
 
 
-@pytest.mark.parametrize("layout", ["plain", "fsdp2", "tp2", "pp2", "fsdp2_tp2"])
+@pytest.mark.parametrize("layout", ["plain", "fsdp2", pytest.param("tp2", marks=pytest.mark.slow), "pp2", "fsdp2_tp2"])
 def test_every_method_and_codec(layout, tmp_path, text_corpus):
     ranks, parallelism = LAYOUTS[layout]
     config = write_config(tmp_path, ["a", "b"], [f'"{text_corpus}"'] * 2, parallelism)

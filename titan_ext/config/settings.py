@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from titan_ext.config.findings import Findings, Missing, Need, SettingError
@@ -126,9 +127,10 @@ class Settings:
         return one_line(f"{place}{subject}{problem}")
 
 
-def show(value: Any, limit: int = 80) -> str:
-    """A value as TOML would write it, cut to ``limit`` characters."""
+def show(value: Any) -> str:
+    """A value as TOML would write it: text in up to 500 characters, since paths are long, and all else in up to 80."""
     text = json.dumps(value, default=str, ensure_ascii=False)
+    limit = 500 if isinstance(value, str | Path) else 80
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
