@@ -1,21 +1,25 @@
 """torchft's ``LocalSGD`` and ``DiLoCo`` on our engine: change the import, keep the script.
 
-Constructors, use as context managers, quorums, votes, the manager's step, the keys in its state and what happens after
-a failed commit are torchft 0.2.0's, and so are the parameters, also of a replica that joins late. All replicas of a run
-change the import together. With a mock of the manager they are a site alone.
+Constructors, use as context managers, quorums, votes, the manager's step and the keys in its state are torchft 0.2.0's.
+So are the parameters after each step, also where a vote fails or a replica joins late. All replicas of a run change the
+import together. A mock of the manager is asked what torchft's classes would ask it, as a site alone.
 
 What differs:
 
-- Values travel as one flat buffer in buckets, never tensor by tensor, and beside them two small all-reduces: what each
-  site is about to exchange, and its weight. ``use_bucketization`` and ``TORCHFT_USE_BUCKETIZATION`` change nothing.
+- Values travel in one flat buffer, and beside it two small all-reduces: what each site is about to exchange, and its
+  weight. ``use_bucketization`` and ``TORCHFT_USE_BUCKETIZATION`` change nothing but how often a mock is asked.
 - ``should_quantize`` sends int8 on any device, without Triton. What that loses is added to the next contribution.
-- The copy of the global parameters is fp32, and pinned where the model is on a GPU; ``pin_memory`` changes nothing.
+- The copy of the global parameters is fp32, and pinned where it is in host memory and the model on a GPU;
+  ``pin_memory`` changes nothing.
 - Buffers that a checkpoint keeps become their mean. A site whose values are not finite is left out of a round.
-- Sites whose arguments, models or loaded weights differ are refused. So are an asynchronous quorum, spares, a
-  ``backup_device`` that is neither host memory nor where the model is, a parameter in two fragments, and an outer
-  optimizer over others than its fragments'.
-- A script that registers no model with the manager gets the global parameters where a peer's would have come.
-- There are no ``_fragments``, and no ``extract_local_tensor``.
+- One outer optimizer for several fragments steps the fragment whose turn it is, without the others' inner gradients.
+- What was loaded into the model before its first step is what it starts from.
+- Sites whose arguments, models or loaded weights differ are refused; one whose global parameters are not those of the
+  others takes theirs. Where the script registers no model with the manager, the local ones follow.
+- Refused are an asynchronous quorum, spares (``WorldSizeMode.FIXED_WITH_SPARES``), a ``backup_device`` that is neither
+  the host nor where the model is, a parameter in two fragments, and an outer optimizer over other parameters than its
+  fragments'.
+- torchft's privates (``_fragments`` and all below it) and ``extract_local_tensor`` are missing.
 """
 
 from collections.abc import Callable, Iterable, Sequence
