@@ -235,7 +235,8 @@ class Exchange:
         table = AgeTable([self.states[index] for index in contribution.rules], self.site.gather)
         own = Contributions.own(rank, sites, contribution.weight, contribution.norms)
         both = torch.cat([own, table.columns(rank, sites)], dim=1).to(wire_device(self.manager))
-        self.manager.allreduce(both, reduce_op=ReduceOp.SUM).wait()
+        if sites > 1:
+            self.manager.allreduce(both, reduce_op=ReduceOp.SUM).wait()
         contributions = Contributions.of(both[:, : own.shape[1]])
         outliers = contributions.guard(self.guard.threshold, self.guard.action)
         ages = table.ages(both[:, own.shape[1] :], contributions.weights)

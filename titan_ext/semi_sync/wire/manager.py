@@ -14,8 +14,8 @@ class ReplicaManager(Protocol):
     """Membership, reduction over sites and the commit vote of one rank's replica group.
 
     One quorum is followed by any number of collectives and one vote. Errors of a collective are kept by the manager
-    and turn the vote into a no. ``titan_ext.replica.Replica`` has all of it; ``compat.torchft.adapt_manager`` gives a
-    plain ``torchft.manager.Manager`` what it lacks.
+    and turn the vote into a no. ``titan_ext.replica.Replica`` has all of it;
+    ``compat.torchft_manager.adapt_manager`` gives a plain ``torchft.manager.Manager`` what it lacks.
     """
 
     @property
