@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from titan_ext.semi_sync import CommitLog, SiteRanks
+from titan_ext.semi_sync.round.agreement import Position, SiteStatus
 from titan_ext.semi_sync.round.lineage import Lineage
-from titan_ext.semi_sync.round.site_status import Position, SiteStatus
 from titan_ext.semi_sync.testing.simulator import InProcessManager, InProcessSites
 
 FRESH = SiteStatus(name="east", fingerprint=0, step=0, rules=None, salt=40)

@@ -8,18 +8,19 @@ from dataclasses import dataclass, field
 from torch.profiler import record_function
 
 from titan_ext.errors import RunError
-from titan_ext.semi_sync.plan.sampling import SiteSampler
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
-from titan_ext.semi_sync.round.end_of_data import EndOfData
-from titan_ext.semi_sync.round.exchange import Exchange, record_fields
-from titan_ext.semi_sync.round.round import RoundResult, Sum
+from titan_ext.semi_sync.round.contributions import Sum
+from titan_ext.semi_sync.round.exchange import Exchange
+from titan_ext.semi_sync.round.participation import Participation
+from titan_ext.semi_sync.round.round import RoundResult
 from titan_ext.semi_sync.state.checksum import SharedChecksum
-from titan_ext.semi_sync.state.synced_state import AppliedRound
+from titan_ext.semi_sync.state.synced_state import Adoptable, AppliedRound
 from titan_ext.semi_sync.state.views import ModelView
 from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord
 
 logger = logging.getLogger(__name__)
 
+_OTHERS_ERROR = "a rank or site of the round failed"
 
 # Rounds one after the other in which no site's work is finite: after more the run does not come back by itself.
 _MOST_BROKEN_ROUNDS = 3
@@ -33,26 +34,26 @@ class Committer:
     schedule: Schedule
     progress: Progress
     checksum: SharedChecksum
-    sampler: SiteSampler
-    end_of_data: EndOfData
+    participation: Participation
     view: ModelView
-    ledger: Ledger
     reset_inner_optimizer: bool
     keep_local_work: bool
     """After a round that was not committed, keep what was done since the last one."""
     on_round: Callable[[RoundRecord], None] | None
     """Called with the record of every round."""
+    ledger: Ledger = field(default_factory=Ledger)
     _broken_rounds: int = field(default=0, init=False)
     """Rounds one after the other in which no site's work was finite."""
 
     def commit(self, result: RoundResult) -> bool:
-        """Whether all ranks of the site were without error and the round counts.
+        """Vote; whether all ranks of the site were without error, and the round is applied. Otherwise it is tried again.
 
         Raises:
             RunError: no site's work was finite in several rounds one after the other.
         """
         started = time.perf_counter()
-        manager, lineage = self.exchange.manager, self.exchange.lineage
+        manager, lineage, healing = self.exchange.manager, self.exchange.lineage, self.exchange.healing
+        self.adopt(result)
         failure = manager.errored()
         with record_function("titan_ext::vote"):
             committed = manager.should_commit()
@@ -64,14 +65,22 @@ class Committer:
                     self._apply(result, result.sum)
             if result.sum is not None:
                 self._recover(result.sum)
-            self.sampler.after_round([site.name for site in result.verdict.table], result.verdict.step)
         else:
             self._undo(result, failure)
-            self.exchange.healing.give_up(result)
-        self.end_of_data.settle(result, committed)
+            healing.give_up(result)
+        self.participation.after_round(result, committed)
         if result.rules:
             self._record(result, committed, failure, time.perf_counter() - started)
+        healing.end()
         return committed
+
+    def adopt(self, result: RoundResult) -> None:
+        """A newcomer takes rows of tables from whoever holds them; again in the next round if the vote is a no."""
+        if result.adopted and result.role.abstains and self.exchange.manager.errored() is None:
+            for index, messages in result.adopted.items():
+                state = self.exchange.states[index]
+                assert isinstance(state, Adoptable)
+                state.adopt(messages)
 
     def _apply(self, result: RoundResult, summed: Sum) -> None:
         states, step = self.exchange.states, result.verdict.step
@@ -106,9 +115,8 @@ class Committer:
             self.view.reset_broken_states()
 
     def _undo(self, result: RoundResult, failure: object | None) -> None:
-        if (
-            not self.keep_local_work and not result.verdict.states_differ
-        ):  # where bits differ, nobody's work is at fault
+        # Where bits differ, nobody's work is at fault.
+        if not self.keep_local_work and not result.verdict.states_differ:
             for index in result.launch.rules or result.rules:
                 self.exchange.states[index].reset_local_to_global()
         elif not result.healed:
@@ -120,13 +128,22 @@ class Committer:
 
     def _record(self, result: RoundResult, committed: bool, failure: object | None, seconds: float) -> None:
         sent = self.exchange.bytes_sent(result)
+        contributors = result.contributors if committed else []
         record = RoundRecord(
             round=self.exchange.lineage.position.round,
             step=self.progress.step,
+            rules=[self.exchange.states[index].key for index in result.rules],
+            participants=len(contributors),
+            contributors=[result.verdict.name(rank) for rank in contributors],
+            sites=result.sites,
             bytes_sent=sent,
             bytes_received=sent,
+            seconds_quorum=result.seconds_quorum,
+            seconds_reduce=result.sum.seconds if result.sum is not None else 0.0,
             seconds_apply=seconds,
-            **record_fields(result, committed, failure, self.exchange.states),
+            committed=committed,
+            healed=result.healed,
+            error=None if committed else str(result.verdict.problem or failure or _OTHERS_ERROR),
         )
         self.ledger.add(record)
         if not committed:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from titan_ext.semi_sync.round.site_status import Position
+from titan_ext.semi_sync.round.agreement import Position
 
 logger = logging.getLogger(__name__)
 

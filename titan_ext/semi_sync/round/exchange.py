@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
@@ -12,14 +12,18 @@ from torch.distributed import ReduceOp
 from torch.profiler import record_function
 
 from titan_ext.semi_sync.plan.plan import PARAMETERS, OutlierGuard
-from titan_ext.semi_sync.round.age_table import AgeTable
-from titan_ext.semi_sync.round.agreement import Verdict, agree
-from titan_ext.semi_sync.round.contributions import Contributions
-from titan_ext.semi_sync.round.error_feedback import ErrorFeedback
+from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict, agree, all_gather_status
+from titan_ext.semi_sync.round.contributions import (
+    AgeTable,
+    Contribution,
+    Contributions,
+    ErrorFeedback,
+    Sum,
+    parts_of,
+)
 from titan_ext.semi_sync.round.healing import Healing
 from titan_ext.semi_sync.round.lineage import Lineage
-from titan_ext.semi_sync.round.round import Contribution, Launch, Role, RoundResult, Sum, parts_of
-from titan_ext.semi_sync.round.site_status import SiteStatus, all_gather_status
+from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.moment_ages import Ages
@@ -29,9 +33,6 @@ from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
 
 logger = logging.getLogger(__name__)
-
-TakeIn = Callable[[Launch, Verdict], tuple[bool, bool]]
-"""Called once this rank knows the round: whether all ranks of the site do, and whether a peer's state was taken in."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,16 +64,13 @@ class Exchange:
     _retry_after_steps: int = field(default=0, init=False)
     """From the last table of statuses that came whole."""
 
-    def run(
-        self, launch: Launch, contribution: Contribution | None = None, take_in: TakeIn | None = None
-    ) -> RoundResult:
+    def run(self, launch: Launch, contribution: Contribution | None = None) -> RoundResult:
         """Exchange a round. Errors end up in the verdict's ``problem`` or at the manager, never as exceptions of the wire.
 
         Args:
             launch: what this site means to do.
-            contribution: this site's, where the inner loop goes on meanwhile and the parameters change.
-            take_in: takes in a peer's state if this site was behind. None where the inner loop goes on meanwhile: the
-                ranks of the site may not meet then, and a state is taken in when the round is applied.
+            contribution: this site's, where the inner loop goes on meanwhile and changes the parameters. The ranks of
+                the site may not meet then, and a peer's state is taken in when the round is applied.
         """
         started = time.perf_counter()
         with record_function("titan_ext::quorum"):
@@ -89,9 +87,9 @@ class Exchange:
             retry_after_steps=self._retry_after_steps,
             seconds_quorum=time.perf_counter() - started,
         )
-        if take_in is not None:
+        if contribution is None:
             with record_function("titan_ext::heal"):
-                ready, healed = take_in(launch, verdict)
+                ready, healed = self.healing.take_in(launch, verdict)
             result = replace(result, healed=healed)
             if not ready:
                 return result
@@ -303,30 +301,6 @@ class Exchange:
             else:
                 runs.append([index])
         return runs
-
-
-def record_fields(
-    result: RoundResult, committed: bool, failure: object | None, states: Sequence[SyncedState]
-) -> dict[str, Any]:
-    """The fields of a ``RoundRecord`` that a round tells of itself.
-
-    Args:
-        result: after its vote.
-        committed: whether it was applied.
-        failure: the manager's error, if any.
-        states: the plan's rules bound to this rank.
-    """
-    return {
-        "rules": [states[index].key for index in result.rules],
-        "participants": len(result.contributors) if committed else 0,
-        "contributors": [result.verdict.name(rank) for rank in result.contributors] if committed else [],
-        "sites": result.sites,
-        "seconds_quorum": result.seconds_quorum,
-        "seconds_reduce": result.sum.seconds if result.sum is not None else 0.0,
-        "committed": committed,
-        "healed": result.healed,
-        "error": None if committed else str(result.verdict.problem or failure or "a rank or site of the round failed"),
-    }
 
 
 def _stretch(buffer: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch.distributed import ReduceOp
 
-from titan_ext.semi_sync.round.agreement import described
+from titan_ext.semi_sync.round.agreement import BITS, Position, SiteStatus, described
 from titan_ext.semi_sync.round.commit_log import Commit, CommitLog
-from titan_ext.semi_sync.round.site_status import BITS, Position, SiteStatus
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
 
