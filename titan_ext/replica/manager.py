@@ -5,7 +5,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -23,7 +22,6 @@ from titan_ext.replica.address import (
 from titan_ext.replica.config import ReplicaConfig
 from titan_ext.replica.membership.admission import Admission
 from titan_ext.replica.membership.quorum import AdmittedQuorumClient
-from titan_ext.replica.membership.quorum_log import QuorumLog
 from titan_ext.replica.membership.shared_secret import Secret, load_secret
 from titan_ext.replica.state_transfer.prefetch_state import prefetch_state
 from titan_ext.replica.state_transfer.tls import load_tls
@@ -112,10 +110,9 @@ class Replica(OpenManager):
             RunError: no quorum of enough sites came about within ``quorum_timeout_seconds``.
             UserError: the sites that are running do not admit this one.
         """
-        log = QuorumLog(self.lighthouse, self._quorums.waiting_for) if self._site_rank == 0 else nullcontext()
         try:
             # From here to the quorum's end this rank answers no request for a snapshot: see ``StateOffers.in_quorum``.
-            with self._transport.in_quorum(), log:
+            with self._transport.offers.in_quorum():
                 super().start_quorum(**options)
         except UserError:
             self.forget_failed_quorum()
@@ -134,9 +131,9 @@ class Replica(OpenManager):
     def should_commit(self, timeout: timedelta | None = None) -> bool:
         """The vote over the ranks of this site: true if every one of them was without error."""
         committed = super().should_commit(timeout)
-        if self.quorum_id != self._last_group:
+        group, self._last_group = self._last_group, self.quorum_id
+        if group != self._last_group:
             # Threads that came and went with the old group have left holes in their arenas.
-            self._last_group = self.quorum_id
             release_free_memory()
         return committed
 
@@ -146,7 +143,7 @@ class Replica(OpenManager):
         Args:
             make: the state; by default all that was registered.
         """
-        self._transport.serve_snapshot_requests(self.current_step(), make or self.registered_state)
+        self._transport.offers.serve_snapshot_requests(self.current_step(), make or self.registered_state)
 
     def _with_admission(
         self, store_address: str, secret: Secret | None, prefetch: Callable[..., Any] | None, client: QuorumClient
@@ -169,6 +166,7 @@ class Replica(OpenManager):
             admission=admission,
             min_sites=self._config.min_sites,
             abort_group=lambda: self.process_group.abort(errored=False),
+            lighthouse=self.lighthouse if self._site_rank == 0 else None,
             prefetch=prefetch,
         )
 

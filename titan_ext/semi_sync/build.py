@@ -35,7 +35,7 @@ from titan_ext.semi_sync.state.tensors import BoundTensors
 from titan_ext.semi_sync.state.untrained import FROZEN, AverageBuffers, with_buffers
 from titan_ext.semi_sync.state.views import ModelView, warn_of_rounding
 from titan_ext.semi_sync.wire.ledger import RoundRecord
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
 from titan_ext.semi_sync.wire.reductions import Reduction
 from titan_ext.semi_sync.wire.token_row_map import TokenRowMap
 
@@ -124,6 +124,7 @@ def build(
         site=ranks,
         guard=plan.outlier_guard,
         device=device,
+        wire=wire_device(manager),
         heartbeat_timeout_seconds=site.heartbeat_timeout_seconds,
     )
     return Committer(

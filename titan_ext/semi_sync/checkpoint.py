@@ -9,7 +9,7 @@ import torch
 
 from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict
 from titan_ext.semi_sync.round.commit import Committer
-from titan_ext.semi_sync.round.contributions import Contributions, Sum, parts_of
+from titan_ext.semi_sync.round.contributions import Contributions, Sum, new_buffer
 from titan_ext.semi_sync.round.exchange import Exchange
 from titan_ext.semi_sync.round.round import InFlightRound, Launch, Role, RoundResult
 from titan_ext.semi_sync.state.synced_state import SyncedState
@@ -75,7 +75,7 @@ def _exchanged(exchange: Exchange, in_flight: InFlightRound) -> RoundResult | No
 def _describe(result: RoundResult, states: Sequence[SyncedState]) -> dict[str, Any]:
     """A reduced round without its tensors, as JSON values."""
     return {
-        "rules": [states[index].key for index in result.sum.rules],
+        "rules": [states[index].key for index in result.rules],
         "step": result.launch.step,
         "weight": result.sum.weight,
         "tokens": result.launch.tokens,
@@ -89,7 +89,7 @@ def _in_flight_tensors(result: RoundResult | None, states: Sequence[SyncedState]
 
     It is loaded into the tensors of a fresh object, so the keys may not depend on the moment.
     """
-    parts = dict(result.sum.parts(states)) if result is not None else {}
+    parts = result.sum.parts if result is not None else {}
     return {
         state.key: state.named_message(parts.get(index, torch.zeros(state.numel, device=state.tensors.device)))
         for index, state in enumerate(states)
@@ -108,8 +108,8 @@ def _restored(
         SiteStatus(name=name, tokens=tokens, fingerprint=0, step=step, rules=list(rules))
         for name, tokens in description["table"]
     ]
-    buffer = torch.empty(sum(states[index].numel for index in rules), device=device)
-    for index, part in parts_of(buffer, rules, states):
+    _, parts = new_buffer(rules, states, device)
+    for index, part in parts.items():
         states[index].fill_message(part, tensors[keys[index]])
     weight, tokens = description["weight"], description["tokens"]
     return RoundResult(
@@ -117,5 +117,5 @@ def _restored(
         role=Role.MEMBER,
         sites=len(table),
         verdict=Verdict(table, list(rules), step),
-        sum=Sum(rules, buffer, weight, True, Contributions(weights, [[] for _ in weights])),
+        sum=Sum(parts, weight, True, Contributions(weights, [[] for _ in weights])),
     )

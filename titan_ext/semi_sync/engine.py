@@ -23,7 +23,7 @@ from titan_ext.semi_sync.state.checksum import model_checksum
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
 from titan_ext.semi_sync.state.views import like, moments_kept
 from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord
-from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
+from titan_ext.semi_sync.wire.manager import ReplicaManager
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +246,7 @@ class SemiSync:
         if self.ledger.last is not None and self.ledger.last.sites > 1:
             # What the others still have to read of the last round lies in our connections; were they
             # closed now, some systems would throw it away. All have it when all come here.
-            farewell = torch.zeros(1, device=wire_device(self._manager))
+            farewell = torch.zeros(1, device=self._exchange.wire)
             self._manager.allreduce(farewell, reduce_op=ReduceOp.SUM).wait()
         self._in_flight.close()
 

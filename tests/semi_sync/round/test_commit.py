@@ -38,8 +38,7 @@ class VotingManager(InProcessManager):
 def summed(total: float, *, own: float, weights: list[float], own_is_finite: bool = True) -> Sum:
     """What came back for the one rule of one element."""
     return Sum(
-        rules=(0,),
-        buffer=torch.tensor([total]),
+        parts={0: torch.tensor([total])},
         weight=own,
         own_is_finite=own_is_finite,
         contributions=Contributions(weights, [[] for _ in weights]),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.distributed import ReduceOp
 
-from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
+from titan_ext.semi_sync.wire.manager import ReplicaManager
 
 BITS = 62
 """Bits of a hash in the table: small enough to be no negative number of 64."""
@@ -214,7 +214,7 @@ def _names(sites: Sequence[SiteStatus]) -> str:
 # -- the table of statuses ---------------------------------------------------------------------------
 
 
-def all_gather_status(manager: ReplicaManager, own: SiteStatus) -> list[SiteStatus]:
+def all_gather_status(manager: ReplicaManager, own: SiteStatus, wire: torch.device) -> list[SiteStatus]:
     """The status of every site of the quorum, in the order of their ranks; ``own`` alone after an error.
 
     One all-reduce, to which every site adds a line that the others leave empty.
@@ -222,7 +222,7 @@ def all_gather_status(manager: ReplicaManager, own: SiteStatus) -> list[SiteStat
     sites = manager.num_participants()
     table = torch.zeros(sites, _WORDS, dtype=torch.int64)
     table[manager.participating_rank()] = torch.tensor(_pack(own), dtype=torch.int64)
-    table = table.to(wire_device(manager))
+    table = table.to(wire)
     manager.allreduce(table, reduce_op=ReduceOp.SUM).wait()
     if manager.errored() is not None:
         return [own]

@@ -54,15 +54,15 @@ class Committer:
         started = time.perf_counter()
         manager, lineage, healing = self.exchange.manager, self.exchange.lineage, self.exchange.healing
         self.adopt(result)
-        failure = manager.errored()
+        failure, contributors = manager.errored(), result.contributors
         with record_function("titan_ext::vote"):
             committed = manager.should_commit()
         if committed:
             if result.verdict.opening is not None:
                 lineage.open(manager, *result.verdict.opening)
-            if result.sum is not None and result.contributors:
+            if result.sum is not None and contributors:
                 with record_function("titan_ext::apply"):
-                    self._apply(result, result.sum)
+                    self._apply(result, result.sum, contributors)
             if result.sum is not None:
                 self._recover(result.sum)
         else:
@@ -82,22 +82,22 @@ class Committer:
                 assert isinstance(state, Adoptable)
                 state.adopt(messages)
 
-    def _apply(self, result: RoundResult, summed: Sum) -> None:
+    def _apply(self, result: RoundResult, summed: Sum, contributors: list[int]) -> None:
         states, step = self.exchange.states, result.verdict.step
         total = summed.contributions.total_weight
         of = AppliedRound(step=step, weight=summed.weight, total_weight=total, ages=summed.ages)
-        for index, part in summed.parts(states):
+        for index, part in summed.parts.items():
             states[index].apply(part, of)
         self.exchange.error_feedback.settle(summed)
         if self.reset_inner_optimizer:
             self.view.reset_optimizers()
         # What was trained on during a flight counts in the next round.
         self.progress.tokens = 0 if result.role.abstains else self.progress.tokens - result.launch.tokens
-        self.schedule.settle(summed.rules)
+        self.schedule.settle(summed.parts)
         lineage = self.exchange.lineage
         lineage.advance()
-        checksum = self.checksum.after({states[index].key for index in summed.rules})
-        lineage.record(result.verdict.table, result.contributors, step, checksum)
+        checksum = self.checksum.after({states[index].key for index in summed.parts})
+        lineage.record(result.verdict.table, contributors, step, checksum)
 
     def _recover(self, summed: Sum) -> None:
         """After a round that left this site out as not finite, go on from what the sites share."""

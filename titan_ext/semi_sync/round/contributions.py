@@ -19,11 +19,12 @@ FEWEST_PEERS = 3
 class Contribution:
     """What a site puts into a round."""
 
-    rules: tuple[int, ...]
     weight: float
     """0 contributes nothing; the buffer is zero then."""
     buffer: torch.Tensor
     """fp32: the messages of the rules one after the other, multiplied by the weight. The reduction overwrites it."""
+    parts: dict[int, torch.Tensor]
+    """By rule its stretch of the buffer."""
     norms: list[float]
     """Norm of this site's update for each guarded rule."""
     is_finite: bool = True
@@ -132,9 +133,8 @@ class AgeTable:
 class Sum:
     """What came back."""
 
-    rules: tuple[int, ...]
-    buffer: torch.Tensor
-    """fp32: weighted sums over the sites of the rules' messages. The same memory as the contribution's."""
+    parts: dict[int, torch.Tensor]
+    """By rule the weighted sum of its messages over the sites, fp32. The same memory as the contribution's."""
     weight: float
     """This site's own weight in it."""
     own_is_finite: bool
@@ -150,17 +150,14 @@ class Sum:
     seconds: float = 0.0
     """Of the reduction."""
 
-    def parts(self, states: Sequence[SyncedState]) -> list[tuple[int, torch.Tensor]]:
-        """Rule index and its slice of the buffer."""
-        return parts_of(self.buffer, self.rules, states)
 
-
-def parts_of(
-    buffer: torch.Tensor, rules: Sequence[int], states: Sequence[SyncedState]
-) -> list[tuple[int, torch.Tensor]]:
-    """Rule index and its slice of a buffer in which the rules' messages lie one after the other."""
+def new_buffer(
+    rules: Sequence[int], states: Sequence[SyncedState], device: torch.device
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """An fp32 buffer for the messages of the rules, one after the other, and by rule its stretch of it."""
     sizes = [states[index].numel for index in rules]
-    return list(zip(rules, buffer.split(sizes), strict=True)) if rules else []
+    buffer = torch.empty(sum(sizes), dtype=torch.float32, device=device)
+    return buffer, dict(zip(rules, buffer.split(sizes), strict=True)) if sizes else {}
 
 
 class ErrorFeedback:

@@ -19,7 +19,7 @@ from titan_ext.semi_sync.round.contributions import (
     Contributions,
     ErrorFeedback,
     Sum,
-    parts_of,
+    new_buffer,
 )
 from titan_ext.semi_sync.round.healing import Healing
 from titan_ext.semi_sync.round.lineage import Lineage
@@ -29,7 +29,7 @@ from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.moment_ages import Ages
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
 from titan_ext.semi_sync.state.synced_state import Adoptable, Guarded, SyncedState
-from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
+from titan_ext.semi_sync.wire.manager import ReplicaManager
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ class Exchange:
     guard: OutlierGuard
     device: torch.device
     """Where buffers live."""
+    wire: torch.device
+    """Where a message has to lie for the manager."""
     heartbeat_timeout_seconds: float = 0.0
     """After which a site that says nothing counts as dead."""
     _retry_after_steps: int = field(default=0, init=False)
@@ -95,9 +97,9 @@ class Exchange:
                 return result
         if self.manager.errored() is not None:
             return result
+        rules = verdict.rules
         if verdict.newcomers:
-            result = replace(result, adopted=self._bring_tables(verdict))
-        rules = self._with_moments(verdict.rules) if verdict.newcomers else verdict.rules
+            result, rules = replace(result, adopted=self._bring_tables(verdict)), self._with_moments(rules)
         if not rules:
             return result
         if contribution is None or role.abstains:
@@ -112,13 +114,12 @@ class Exchange:
         """This site's weighted contribution to the rules of a round, in a fresh buffer. A collective over the site."""
         for state in self.states:
             state.check()
-        rules, numel = tuple(rules), sum(self.states[index].numel for index in rules)
+        buffer, parts = new_buffer(rules, self.states, self.device)
         if weight <= 0:
-            return self._nothing(rules, torch.empty(numel, dtype=torch.float32, device=self.device))
-        buffer = torch.empty(numel, dtype=torch.float32, device=self.device)
+            return self._nothing(buffer, parts)
         squares = []
         with record_function("titan_ext::contribution"):
-            for index, part in parts_of(buffer, rules, self.states):
+            for index, part in parts.items():
                 state = self.states[index]
                 state.write(part, step)
                 if self._is_guarded(state):
@@ -129,10 +130,10 @@ class Exchange:
         by_rank = self.site.gather((_is_finite(buffer), squares))
         norms = [math.sqrt(sum(ranks)) for ranks in zip(*(each for _, each in by_rank), strict=True)]
         if all(finite for finite, _ in by_rank):
-            return Contribution(rules, weight, buffer, norms)
+            return Contribution(weight, buffer, parts, norms)
         # One NaN would reach every site. What the others agree on comes back and heals this one.
         logger.warning("this site's contribution after inner step %d is not finite; it is left out of the round", step)
-        return replace(self._nothing(rules, buffer), is_finite=False)
+        return replace(self._nothing(buffer, parts), is_finite=False)
 
     def bytes_sent(self, result: RoundResult) -> int:
         """Bytes that all ranks of the site sent in the round's reductions. A collective over the site."""
@@ -150,13 +151,13 @@ class Exchange:
             done=launch.done,
             **self.lineage.status_fields(),
         )
-        table = all_gather_status(self.manager, own)
+        table = all_gather_status(self.manager, own, self.wire)
         if self.manager.errored() is not None:
             return Verdict([own], [], own.step)
         verdict = agree(table, self.manager.participating_rank())
         self._retry_after_steps = verdict.steps_until_forgotten(self.heartbeat_timeout_seconds)
         if verdict.problem is None and verdict.all_join:
-            opening = self.lineage.opening(self.manager, table)
+            opening = self.lineage.opening(self.manager, table, self.wire)
             waits = opening is None and self.manager.errored() is None
             verdict = replace(verdict, opening=opening, problem=self.lineage.why_waiting(table) if waits else None)
         if verdict.problem is not None:
@@ -198,10 +199,10 @@ class Exchange:
         started = time.perf_counter()
         contribution, contributions, ages = self._weigh(contribution, verdict)
         of = RoundFacts(verdict.step, contributions.weights)
-        parts = dict(parts_of(contribution.buffer, contribution.rules, self.states))
+        parts = contribution.parts
         residuals: dict[int, torch.Tensor] = {}
         without_partner: set[int] = set()
-        for run in self._together(contribution.rules):
+        for run in self._together(list(parts)):
             values = _stretch(contribution.buffer, [parts[index] for index in run])
             wanted = [index for index in run if self.error_feedback.takes(index)]
             residual = torch.empty_like(values) if wanted else None
@@ -216,8 +217,7 @@ class Exchange:
                 pieces = residual.split([parts[index].numel() for index in run])
                 residuals |= {index: part for index, part in zip(run, pieces, strict=True) if index in wanted}
         return Sum(
-            rules=contribution.rules,
-            buffer=contribution.buffer,
+            parts=parts,
             weight=contribution.weight,
             own_is_finite=contribution.is_finite,
             contributions=contributions,
@@ -230,9 +230,9 @@ class Exchange:
     def _weigh(self, contribution: Contribution, verdict: Verdict) -> tuple[Contribution, Contributions, Ages]:
         """Learn what every site puts in and how old its moments are, and hold back what is out of all proportion."""
         rank, sites = self.manager.participating_rank(), self.manager.num_participants()
-        table = AgeTable([self.states[index] for index in contribution.rules], self.site.gather)
+        table = AgeTable([self.states[index] for index in contribution.parts], self.site.gather)
         own = Contributions.own(rank, sites, contribution.weight, contribution.norms)
-        both = torch.cat([own, table.columns(rank, sites)], dim=1).to(wire_device(self.manager))
+        both = torch.cat([own, table.columns(rank, sites)], dim=1).to(self.wire)
         self.manager.allreduce(both, reduce_op=ReduceOp.SUM).wait()
         contributions = Contributions.of(both[:, : own.shape[1]])
         outliers = contributions.guard(self.guard.threshold, self.guard.action)
@@ -246,7 +246,7 @@ class Exchange:
                 "left out" if self.guard.action == "drop" else "clipped",
             )
         if rank in outliers and self.guard.action == "drop":
-            dropped = self._nothing(contribution.rules, contribution.buffer)
+            dropped = self._nothing(contribution.buffer, contribution.parts)
             contribution = replace(dropped, is_finite=contribution.is_finite)
         elif rank in outliers:
             self._clip(contribution, outliers[rank])
@@ -255,7 +255,7 @@ class Exchange:
     def _clip(self, contribution: Contribution, factors: Sequence[float]) -> None:
         parts: list[tuple[Any, torch.Tensor]] = [
             (self.states[index], part)
-            for index, part in parts_of(contribution.buffer, contribution.rules, self.states)
+            for index, part in contribution.parts.items()
             if self._is_guarded(self.states[index])
         ]
         for (state, part), factor in zip(parts, factors, strict=True):
@@ -264,10 +264,10 @@ class Exchange:
     def _is_guarded(self, state: SyncedState) -> TypeGuard[Guarded]:
         return isinstance(state, Guarded) and self.guard.threshold > 0
 
-    def _nothing(self, rules: tuple[int, ...], buffer: torch.Tensor) -> Contribution:
+    def _nothing(self, buffer: torch.Tensor, parts: dict[int, torch.Tensor]) -> Contribution:
         """Contribute nothing."""
-        guarded = sum(self._is_guarded(self.states[index]) for index in rules)
-        return Contribution(rules, 0.0, buffer.zero_(), [0.0] * guarded)
+        guarded = sum(self._is_guarded(self.states[index]) for index in parts)
+        return Contribution(0.0, buffer.zero_(), parts, [0.0] * guarded)
 
     def _measured_bytes(self) -> int:
         """Of tables shared by row, whose messages' sizes depend on who holds what. All ranks meet or none."""
@@ -285,7 +285,7 @@ class Exchange:
             return 0
         travelled = [
             index
-            for index in result.sum.rules
+            for index in result.sum.parts
             if index not in result.sum.without_partner and not isinstance(self.states[index], SparseTable)
         ]
         return sum(

@@ -71,7 +71,7 @@ class RoundResult:
     @property
     def rules(self) -> tuple[int, ...]:
         """The rules of the round: those that travelled, or that this site meant to exchange."""
-        return self.sum.rules if self.sum is not None else self.launch.rules
+        return tuple(self.sum.parts) if self.sum is not None else self.launch.rules
 
     @property
     def contributors(self) -> list[int]:
