@@ -106,7 +106,7 @@ def describe_dept(site: Any) -> list[str]:
     dept = site.config.dept
     if dept.variant == "none" or any(each.need in TO_BUILD for each in site.missing):
         return []
-    from titan_ext.config.cost.shapes import parameter_shapes
+    from titan_ext.config.model import parameter_shapes
     from titan_ext.data.tokenizers.tokenizer import vocabulary_size
     from titan_ext.models.dept.cost import ModelSize, parameters_held, payload_a_step
 

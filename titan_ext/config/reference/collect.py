@@ -214,7 +214,7 @@ def _key(dotted: str, owner: type, name: str, value: Any) -> Key:
     written = _docstrings(definer).get(name, "")
     theirs = definer.__module__.startswith("torchtitan")
     text = TEXTS.get(dotted.replace("validator.dataloader.", "data."), "") if theirs else written
-    value = defaults.own_default(owner, name) if value is _DEFAULT else value
+    value = defaults.own_defaults(owner)[name] if value is _DEFAULT else value
     return Key(
         name=dotted,
         type=describe(field_types(owner)[name]),
