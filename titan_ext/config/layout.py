@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from titan_ext.config.binder import Binder
 from titan_ext.config.headers import SitePlan
@@ -193,7 +193,9 @@ _CUTS_TABLES = ("data_parallel_shard_degree", "context_parallel_degree", "tensor
 """Degrees above 1 of which cut a table over ranks; -1 may come to that."""
 
 
-def resolve_pairing(asked: str, plans: Sequence[SitePlan], default: Any, by_row: bool = False) -> str:
+def resolve_pairing(
+    asked: Literal["auto", "rank", "leader"], plans: Sequence[SitePlan], default: Any, by_row: bool = False
+) -> Literal["rank", "leader"]:
     """``rank`` where all sites have one parallel layout, else ``leader``.
 
     Every site comes to the same answer, for all read it from the whole file. Where the layout follows

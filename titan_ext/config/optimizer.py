@@ -136,7 +136,7 @@ def _kind_of(annotation: Any) -> Any:
     """The type that a configuration may give for an annotated parameter; Any where that is unknown."""
     origin, arms = get_origin(annotation), get_args(annotation)
     if origin in (tuple, list, Sequence):
-        return list[_kind_of(arms[0])]
+        return types.GenericAlias(list, (_kind_of(arms[0]),))
     if origin in (Union, types.UnionType):
         if torch.dtype in arms:
             return _DTYPES

@@ -165,7 +165,7 @@ class Replica(OpenManager):
             store=self.site_store,
             admission=admission,
             min_sites=self._config.min_sites,
-            abort_group=lambda: self.process_group.abort(errored=False),
+            abort_group=self.abort_group,
             lighthouse=self.lighthouse if self._site_rank == 0 else None,
             prefetch=prefetch,
         )
@@ -197,11 +197,11 @@ def _advertised(config: ReplicaConfig, lighthouse: str) -> str:
 def _check_ports(config: ReplicaConfig, rank: int, world_size: int) -> None:
     manager = f"replica.manager_port = {config.manager_port}"
     state = f"replica.state_port = {config.state_port}"
+    if config.state_port and config.manager_port - config.state_port in range(world_size):
+        raise UserError(f"{manager}: lies among the {world_size} ports of the ranks from {state} on")
     if rank == 0:
         check_port(manager, config.manager_port)
     if config.state_port:
-        if config.manager_port - config.state_port in range(world_size):
-            raise UserError(f"{manager}: lies among the {world_size} ports of the ranks from {state} on")
         check_port(f"{state}, of rank {rank}", config.state_port + rank)
 
 

@@ -122,8 +122,7 @@ class SemiSync:
             self._count(tokens)
         if self._in_flight.due(self.inner_step):
             self._apply_in_flight()
-        self._schedule.advance(self.inner_step)
-        if self._schedule.is_ready(self.inner_step) and not self._in_flight.under_way:
+        if self._schedule.advance(self.inner_step) and not self._in_flight.under_way:
             self._run_round()
         if self.plan.sync_point == "before_step":
             self._count(tokens)
@@ -210,8 +209,8 @@ class SemiSync:
         delay = max((self._states[index].rule.delay for index in result.rules), default=0)
         if delay and self._manager.errored() is None:
             self.inner_step = result.verdict.step
-            self._committer.adopt(result)
-            self._in_flight.keep(replace(result, adopted={}), self.inner_step + delay)
+            self._committer.take_over(result)
+            self._in_flight.keep(replace(result, taken_over={}), self.inner_step + delay)
             return None
         refused, problem = result.verdict.refused, result.verdict.problem
         explained = self._exchange.healing.explain(problem) if refused and problem else problem

@@ -43,8 +43,7 @@ def commit(place: Lineage, *names: str, checksum: int = 9) -> None:
     table = [
         SiteStatus(name=name, fingerprint=0, step=0, rules=[0], tokens=10 * (1 + i)) for i, name in enumerate(names)
     ]
-    place.advance()
-    place.record(table, list(range(min(2, len(names)))), step=8, checksum=checksum)
+    place.commit(table, list(range(min(2, len(names)))), step=8, checksum=checksum)
 
 
 def behind(path, *names: str, commits: int = 3, checkpoint: int = 1, **options) -> Lineage:

@@ -126,7 +126,7 @@ class _Rounds:
         return _FP32 * (sum(self.states[index].numel for index in launched) + scratch)
 
     def _bound(self, rule: SyncRule, held: Mapping[str, torch.Size]) -> SyncedState:
-        view = _Shapes(
+        view: Any = _Shapes(
             lambda state, name: self._shape(state, name, held[name]), lambda name: self._inner.optimizer(name)[1]
         )
         return bind(rule, BoundTensors(view, rule.state, list(self._covered(rule, held))))

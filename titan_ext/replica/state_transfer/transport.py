@@ -47,7 +47,7 @@ class StateTransport(CheckpointTransport[Any]):
         self._prefetched: Any = None
         self.offers = StateOffers(self._timeout, chunk_bytes)
         """What this rank serves."""
-        self._server = StateServer(port, self.offers, self._timeout, tls and tls.server, secret)
+        self._server = StateServer(port, self.offers, self._timeout, None if tls is None else tls.server, secret)
         scheme = "http" if tls is None else "https"
         self._url = f"{scheme}://{url_host(hostname)}:{self._server.port}{ROOT}"
 
@@ -92,7 +92,7 @@ class StateTransport(CheckpointTransport[Any]):
         return self._fetch(metadata, step, timeout.total_seconds())
 
     def _fetch(self, metadata: str, step: int, seconds: float) -> Any:
-        context = self._tls and self._tls.client
+        context = None if self._tls is None else self._tls.client
         return fetch_state(metadata, step, timeout=seconds, streams=self._streams, context=context, secret=self._secret)
 
     def shutdown(self, wait: bool = True) -> None:

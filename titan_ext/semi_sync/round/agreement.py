@@ -120,9 +120,9 @@ def agree(table: Sequence[SiteStatus], rank: int) -> Verdict:
         The members' rules and step; no rules and the latest step if every site abstained.
     """
     table, own = list(table), table[rank]
-    strangers = _other_origin(table)
-    if strangers:
-        return Verdict(table, [], own.step, _describe_origins(table), refused=own in strangers)
+    others = _other_origin(table)
+    if others:
+        return Verdict(table, [], own.step, _describe_origins(table), refused=own in others)
     refusal = _other_plan(own, table) or _one_name_twice(table) or _other_run(own, table)
     if refusal is not None:
         return Verdict(table, [], own.step, refusal, refused=True)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch.profiler import record_function
@@ -14,7 +14,7 @@ from titan_ext.semi_sync.round.exchange import Exchange
 from titan_ext.semi_sync.round.participation import Participation
 from titan_ext.semi_sync.round.round import RoundResult
 from titan_ext.semi_sync.state.checksum import SharedChecksum
-from titan_ext.semi_sync.state.synced_state import Adoptable, AppliedRound
+from titan_ext.semi_sync.state.synced_state import AppliedRound, TakenFromPeers
 from titan_ext.semi_sync.state.views import ModelView
 from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord
 
@@ -53,7 +53,7 @@ class Committer:
         """
         started = time.perf_counter()
         manager, lineage, healing = self.exchange.manager, self.exchange.lineage, self.exchange.healing
-        self.adopt(result)
+        self.take_over(result)
         failure, contributors = manager.errored(), result.contributors
         with record_function("titan_ext::vote"):
             committed = manager.should_commit()
@@ -69,18 +69,19 @@ class Committer:
             self._undo(result, failure)
             healing.give_up(result)
         self.participation.after_round(result, committed)
-        if result.rules:
-            self._record(result, committed, failure, time.perf_counter() - started)
+        rules = result.rules
+        if rules:
+            self._record(rules, result, committed, failure, time.perf_counter() - started)
         healing.end()
         return committed
 
-    def adopt(self, result: RoundResult) -> None:
+    def take_over(self, result: RoundResult) -> None:
         """A newcomer takes rows of tables from whoever holds them; again in the next round if the vote is a no."""
-        if result.adopted and result.role.abstains and self.exchange.manager.errored() is None:
-            for index, messages in result.adopted.items():
+        if result.taken_over and result.role.abstains and self.exchange.manager.errored() is None:
+            for index, messages in result.taken_over.items():
                 state = self.exchange.states[index]
-                assert isinstance(state, Adoptable)
-                state.adopt(messages)
+                assert isinstance(state, TakenFromPeers)
+                state.take_over(messages)
 
     def _apply(self, result: RoundResult, summed: Sum, contributors: list[int]) -> None:
         states, step = self.exchange.states, result.verdict.step
@@ -94,10 +95,8 @@ class Committer:
         # What was trained on during a flight counts in the next round.
         self.progress.tokens = 0 if result.role.abstains else self.progress.tokens - result.launch.tokens
         self.schedule.settle(summed.parts)
-        lineage = self.exchange.lineage
-        lineage.advance()
         checksum = self.checksum.after({states[index].key for index in summed.parts})
-        lineage.record(result.verdict.table, contributors, step, checksum)
+        self.exchange.lineage.commit(result.verdict.table, contributors, step, checksum)
 
     def _recover(self, summed: Sum) -> None:
         """After a round that left this site out as not finite, go on from what the sites share."""
@@ -126,13 +125,15 @@ class Committer:
         again = max(self.progress.step + wait, result.verdict.resync_step)
         self.schedule.not_before = max(self.exchange.site.gather(again))
 
-    def _record(self, result: RoundResult, committed: bool, failure: object | None, seconds: float) -> None:
+    def _record(
+        self, rules: Sequence[int], result: RoundResult, committed: bool, failure: object | None, seconds: float
+    ) -> None:
         sent = self.exchange.bytes_sent(result)
         contributors = result.contributors if committed else []
         record = RoundRecord(
             round=self.exchange.lineage.position.round,
             step=self.progress.step,
-            rules=[self.exchange.states[index].key for index in result.rules],
+            rules=[self.exchange.states[index].key for index in rules],
             participants=len(contributors),
             contributors=[result.verdict.name(rank) for rank in contributors],
             sites=result.sites,

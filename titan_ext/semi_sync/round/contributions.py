@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from titan_ext.semi_sync.plan.plan import OutlierGuard
 from titan_ext.semi_sync.state.moment_ages import UNCOUNTED, Ages
 from titan_ext.semi_sync.state.synced_state import SyncedState
 
@@ -39,19 +40,6 @@ class Contributions:
     """0 for a site that contributes nothing."""
     norms: list[list[float]]
     """``[site][guarded rule]``: Euclidean norm of its update."""
-
-    @classmethod
-    def own(cls, rank: int, sites: int, weight: float, norms: Sequence[float]) -> torch.Tensor:
-        """This site's line in an empty table, to be summed over the sites: float64 ``[sites, 1 + guarded]``."""
-        table = torch.zeros(sites, 1 + len(norms), dtype=torch.float64)
-        table[rank] = torch.tensor([weight, *norms], dtype=torch.float64)
-        return table
-
-    @classmethod
-    def of(cls, table: torch.Tensor) -> "Contributions":
-        """The table of all."""
-        lines = table.tolist()
-        return cls([line[0] for line in lines], [line[1:] for line in lines])
 
     @property
     def total_weight(self) -> float:
@@ -91,20 +79,22 @@ class Contributions:
         return outliers
 
 
-class AgeTable:
-    """The counts of the parameters whose moments a round averages, as columns of a table with a line for each site.
+class ContributionTable:
+    """A line for each site: its weight, the norms of its guarded updates, and how many steps its moments stand for.
 
     Making it is a collective over the site.
 
     Args:
+        own: this site's contribution.
         states: of the round, bound to this rank.
         gather: a value of every rank of the site, a collective.
     """
 
-    def __init__(self, states: Iterable[SyncedState], gather: Callable[[Any], list[Any]]) -> None:
+    def __init__(self, own: Contribution, states: Iterable[SyncedState], gather: Callable[[Any], list[Any]]) -> None:
+        self._own = own
         bound = [(state.rule.state, state.tensors.view, state.names) for state in states if state.averages_state]
-        own = {name: view.steps(name) for _, view, names in bound for name in names}
-        by_rank = gather(own) if bound else []
+        steps = {name: view.steps(name) for _, view, names in bound for name in names}
+        by_rank = gather(steps) if bound else []
         self._counts = {name: count for each in by_rank for name, count in each.items()}
         self._names = sorted(self._counts)
         covered: dict[str, set[str | None]] = {}
@@ -115,18 +105,25 @@ class AgeTable:
             name for _, view, names in bound for name in names if covered[name] >= view.moments(name).keys()
         )
 
-    def columns(self, rank: int, sites: int) -> torch.Tensor:
-        """This site's line in an empty table, to be summed over the sites: float64 ``[sites, parameters]``."""
-        table = torch.zeros(sites, len(self._names), dtype=torch.float64)
-        counts = (self._counts[name] for name in self._names)
-        table[rank] = torch.tensor([UNCOUNTED if each is None else each for each in counts], dtype=torch.float64)
+    def line(self, rank: int, sites: int) -> torch.Tensor:
+        """This site's line in an empty table, to be summed over the sites: float64 ``[sites, 1 + guarded + parameters]``."""
+        counts = [self._counts[name] for name in self._names]
+        ages = [UNCOUNTED if each is None else each for each in counts]
+        line = torch.tensor([self._own.weight, *self._own.norms, *ages], dtype=torch.float64)
+        table = torch.zeros(sites, len(line), dtype=torch.float64)
+        table[rank] = line
         return table
 
-    def ages(self, table: torch.Tensor, weights: Sequence[float]) -> Ages:
-        """What the table of all sites says of those with a weight above 0."""
-        contributors = [rank for rank, weight in enumerate(weights) if weight > 0]
-        lines = table[contributors].to("cpu", torch.int64).T.tolist()
-        return Ages(dict(zip(self._names, lines, strict=True)), [weights[rank] for rank in contributors], self._whole)
+    def read(self, table: torch.Tensor, guard: OutlierGuard) -> tuple[Contributions, dict[int, list[float]], Ages]:
+        """What the table of all sites says: the contributions, the outliers among them, and the contributors' steps."""
+        lines, first_age = table.tolist(), 1 + len(self._own.norms)
+        contributions = Contributions([line[0] for line in lines], [line[1:first_age] for line in lines])
+        outliers = contributions.guard(guard.threshold, guard.action)
+        ranks = contributions.contributors
+        ages = {
+            name: [int(lines[rank][place]) for rank in ranks] for place, name in enumerate(self._names, start=first_age)
+        }
+        return contributions, outliers, Ages(ages, [contributions.weights[rank] for rank in ranks], self._whole)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from torch.profiler import record_function
 from titan_ext.semi_sync.plan.plan import PARAMETERS, OutlierGuard
 from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict, agree, all_gather_status
 from titan_ext.semi_sync.round.contributions import (
-    AgeTable,
     Contribution,
     Contributions,
+    ContributionTable,
     ErrorFeedback,
     Sum,
     new_buffer,
@@ -28,7 +28,7 @@ from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.moment_ages import Ages
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
-from titan_ext.semi_sync.state.synced_state import Adoptable, Guarded, SyncedState
+from titan_ext.semi_sync.state.synced_state import Guarded, SyncedState, TakenFromPeers
 from titan_ext.semi_sync.wire.manager import ReplicaManager
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
 
@@ -79,8 +79,9 @@ class Exchange:
             self.manager.start_quorum()
         # A peer's state comes with the quorum.
         role = Role.HEALED if self.healing.is_behind else launch.role
+        abstains = role.abstains
         with record_function("titan_ext::agree"):
-            verdict = self._verdict(launch, role)
+            verdict = self._verdict(launch, abstains)
         result = RoundResult(
             launch=launch,
             role=role,
@@ -99,12 +100,12 @@ class Exchange:
             return result
         rules = verdict.rules
         if verdict.newcomers:
-            result, rules = replace(result, adopted=self._bring_tables(verdict)), self._with_moments(rules)
+            result, rules = replace(result, taken_over=self._bring_tables(verdict)), self._with_moments(rules)
         if not rules:
             return result
-        if contribution is None or role.abstains:
+        if contribution is None or abstains:
             # Taken in by the members: what this site did before is not measured from their point.
-            contribution = self.contribution(rules, verdict.step, 0.0 if role.abstains else launch.weight)
+            contribution = self.contribution(rules, verdict.step, 0.0 if abstains else launch.weight)
         if self.manager.errored() is None:
             with record_function("titan_ext::reduce"):
                 result = replace(result, sum=self._reduce(contribution, verdict))
@@ -141,11 +142,11 @@ class Exchange:
 
     # -- who, and what -----------------------------------------------------------------------------
 
-    def _verdict(self, launch: Launch, role: Role) -> Verdict:
+    def _verdict(self, launch: Launch, abstains: bool) -> Verdict:
         own = SiteStatus(
             fingerprint=self.fingerprint,
             step=launch.step,
-            rules=None if role.abstains else list(launch.rules),
+            rules=None if abstains else list(launch.rules),
             tokens=launch.tokens,
             step_time_ms=launch.step_time_ms,
             done=launch.done,
@@ -172,15 +173,15 @@ class Exchange:
         ranks = range(len(table))
         furthest = sorted(ranks, key=lambda rank: (table[rank].position, -rank), reverse=True)
         places = [float(furthest.index(rank)) for rank in ranks]
-        adopted = {}
+        taken_over = {}
         for index, state in enumerate(self.states):
-            if isinstance(state, Adoptable):
-                adopted[index] = state.offered()
-                for message in adopted[index]:
+            if isinstance(state, TakenFromPeers):
+                taken_over[index] = state.offered()
+                for message in taken_over[index]:
                     self.pairing.reduce(
-                        state.adoption, self.manager, [state], message, RoundFacts(verdict.step, places), None
+                        state.transfer, self.manager, [state], message, RoundFacts(verdict.step, places), None
                     )
-        return adopted
+        return taken_over
 
     def _with_moments(self, rules: list[int]) -> list[int]:
         """The rules of a round that takes in a newcomer: all states without a global value come along.
@@ -230,13 +231,10 @@ class Exchange:
     def _weigh(self, contribution: Contribution, verdict: Verdict) -> tuple[Contribution, Contributions, Ages]:
         """Learn what every site puts in and how old its moments are, and hold back what is out of all proportion."""
         rank, sites = self.manager.participating_rank(), self.manager.num_participants()
-        table = AgeTable([self.states[index] for index in contribution.parts], self.site.gather)
-        own = Contributions.own(rank, sites, contribution.weight, contribution.norms)
-        both = torch.cat([own, table.columns(rank, sites)], dim=1).to(self.wire)
-        self.manager.allreduce(both, reduce_op=ReduceOp.SUM).wait()
-        contributions = Contributions.of(both[:, : own.shape[1]])
-        outliers = contributions.guard(self.guard.threshold, self.guard.action)
-        ages = table.ages(both[:, own.shape[1] :], contributions.weights)
+        table = ContributionTable(contribution, [self.states[index] for index in contribution.parts], self.site.gather)
+        lines = table.line(rank, sites).to(self.wire)
+        self.manager.allreduce(lines, reduce_op=ReduceOp.SUM).wait()
+        contributions, outliers, ages = table.read(lines, self.guard)
         for site, factors in outliers.items():
             logger.warning(
                 "site %s: its update after inner step %d is %.3g times the largest that its peers' median allows; %s",
@@ -276,7 +274,7 @@ class Exchange:
         if not tables:
             return 0
         own = sum(reduction.take_sent() for _, reduction in tables)
-        own += sum(state.adoption.take_sent() for state, _ in tables if isinstance(state, Adoptable))
+        own += sum(state.transfer.take_sent() for state, _ in tables if isinstance(state, TakenFromPeers))
         return sum(self.site.gather(own))
 
     def _computed_bytes(self, result: RoundResult) -> int:

@@ -135,12 +135,8 @@ class Lineage:
         """Stand where the peer stands whose shared state was taken in."""
         self._take_place(state)
 
-    def advance(self) -> None:
-        """A round is committed."""
-        self.position = Position(self.position.generation, self.position.round + 1)
-
-    def record(self, table: Sequence[SiteStatus], contributors: Sequence[int], step: int, checksum: int) -> None:
-        """Write the commit that ``advance`` counted to the log.
+    def commit(self, table: Sequence[SiteStatus], contributors: Sequence[int], step: int, checksum: int) -> None:
+        """A round is committed: count it, and write it to the log.
 
         Args:
             table: the statuses of the round's sites.
@@ -148,7 +144,7 @@ class Lineage:
             step: inner step of the launch.
             checksum: of the shared state after it, 0 if there is none.
         """
-        self.checksum = checksum
+        self.position, self.checksum = Position(self.position.generation, self.position.round + 1), checksum
         names = [site.name or f"#{rank}" for rank, site in enumerate(table)]
         self._last = Commit(
             run=self.run_name,

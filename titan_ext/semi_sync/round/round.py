@@ -60,7 +60,7 @@ class RoundResult:
     verdict: Verdict
     sum: Sum | None = None
     """None where nothing was exchanged: all sites join, or an error came first."""
-    adopted: Mapping[int, list[torch.Tensor]] = field(default_factory=dict)
+    taken_over: Mapping[int, list[torch.Tensor]] = field(default_factory=dict)
     """By rule: what newcomers take over from the sites that hold it."""
     healed: bool = False
     """Whether this site has taken in a peer's shared state."""

@@ -245,16 +245,16 @@ class Guarded:
         raise NotImplementedError
 
 
-class Adoptable:
+class TakenFromPeers:
     """A state that a newcomer takes in a round, each value from any site that has it, instead of all from one member."""
 
-    adoption: Reduction
+    transfer: Reduction
     """How newcomers get the values."""
 
     def offered(self) -> list[torch.Tensor]:
-        """Messages (fp32 ``[numel]``) with all that a newcomer adopts."""
+        """Messages (fp32 ``[numel]``) with all that a newcomer takes over."""
         raise NotImplementedError
 
-    def adopt(self, messages: Sequence[torch.Tensor]) -> None:
+    def take_over(self, messages: Sequence[torch.Tensor]) -> None:
         """Take over what ``offered`` came to among all sites."""
         raise NotImplementedError
