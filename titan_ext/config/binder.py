@@ -220,13 +220,7 @@ class Binder:
         return self._settings.error(key, f"must be {describe(expected)}, got {kind}", given)
 
 
-def field_types(owner: Any) -> dict[str, Any]:
-    """Types of a dataclass's public fields by name, in order; of an instance those of its class."""
-    return _field_types(owner if isinstance(owner, type) else type(owner))
-
-
-@cache
-def _field_types(owner: Any) -> dict[str, Any]:
+def _field_types(owner: type) -> dict[str, Any]:
     try:
         hints = typing.get_type_hints(owner, include_extras=True)
     except NameError:  # a name that exists only for type checkers
@@ -236,6 +230,10 @@ def _field_types(owner: Any) -> dict[str, Any]:
         for each in dataclasses.fields(owner)
         if each.init and not each.name.startswith("_")
     }
+
+
+field_types: Callable[[Any], dict[str, Any]] = cache(_field_types)
+"""Types of a dataclass's public fields by name, in order; takes the class."""
 
 
 def describe(expected: Any) -> str:
