@@ -17,7 +17,7 @@ from titan_ext.semi_sync.build import SiteOptions, build
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.plan.resolve import resolve
 from titan_ext.semi_sync.plan.schedule import StepTimer
-from titan_ext.semi_sync.round.round import InFlightRound, Launch, Role
+from titan_ext.semi_sync.round.round import InFlightRound, Launch, Role, RoundResult
 from titan_ext.semi_sync.site.ranks import tensors_sha256
 from titan_ext.semi_sync.state.checksum import model_checksum
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
@@ -133,7 +133,7 @@ class SemiSync:
         launch = self._begin(self._schedule.take())
         delay = max(self._states[index].rule.delay for index in launch.rules)
         if delay == 0:
-            self._committer.commit(self._exchange.run(launch))
+            self._settle(self._exchange.run(launch))
             return
         # The inner loop goes on and changes the parameters: what is sent is written now.
         contribution = self._exchange.contribution(launch.rules, launch.step, launch.weight)
@@ -143,7 +143,11 @@ class SemiSync:
         result = self._in_flight.wait()
         # The inner loop was running when a peer's state came in; only now may it be taken in.
         _, healed = self._exchange.healing.take_in(result.launch, result.verdict)
-        self._committer.commit(replace(result, healed=healed))
+        self._settle(replace(result, healed=healed))
+
+    def _settle(self, result: RoundResult) -> bool:
+        """Vote, and apply the round if the vote is a yes; otherwise it is tried again."""
+        return self._committer.commit(result)
 
     def _begin(self, rules: Sequence[int], role: Role = Role.MEMBER) -> Launch:
         done = self._participation.all_sent
@@ -214,7 +218,7 @@ class SemiSync:
             return None
         refused, problem = result.verdict.refused, result.verdict.problem
         explained = self._exchange.healing.explain(problem) if refused and problem else problem
-        if self._committer.commit(result):
+        if self._settle(result):
             if travelled or result.healed:
                 self.inner_step = result.verdict.step
             elif self._schedule.is_ready(self.inner_step):

@@ -223,7 +223,8 @@ def all_gather_status(manager: ReplicaManager, own: SiteStatus, wire: torch.devi
     table = torch.zeros(sites, _WORDS, dtype=torch.int64)
     table[manager.participating_rank()] = torch.tensor(_pack(own), dtype=torch.int64)
     table = table.to(wire)
-    manager.allreduce(table, reduce_op=ReduceOp.SUM).wait()
+    if sites > 1:
+        manager.allreduce(table, reduce_op=ReduceOp.SUM).wait()
     if manager.errored() is not None:
         return [own]
     return [_unpack(line) for line in table.tolist()]

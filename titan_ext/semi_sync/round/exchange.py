@@ -233,7 +233,8 @@ class Exchange:
         rank, sites = self.manager.participating_rank(), self.manager.num_participants()
         table = ContributionTable(contribution, [self.states[index] for index in contribution.parts], self.site.gather)
         lines = table.line(rank, sites).to(self.wire)
-        self.manager.allreduce(lines, reduce_op=ReduceOp.SUM).wait()
+        if sites > 1:
+            self.manager.allreduce(lines, reduce_op=ReduceOp.SUM).wait()
         contributions, outliers, ages = table.read(lines, self.guard)
         for site, factors in outliers.items():
             logger.warning(

@@ -53,7 +53,7 @@ class Healing:
         self._checksum = checksum
         self._manager = manager
         self._site = site
-        self._fingerprint = fingerprint
+        self.fingerprint = fingerprint
         self._arrived: Mapping[str, Any] | None = None
         self._diverged = False
         self._keeps_work = False
@@ -77,7 +77,7 @@ class Healing:
         Hazard: its tensors are the live ones. They may be read until the round's commit, which changes them.
         """
         return {
-            "fingerprint": self._fingerprint,
+            "fingerprint": self.fingerprint,
             "step": self._launch.step if self._launch is not None else self._progress.step,
             **self._lineage.state_dict(),
             "pending": self.unsettled,
@@ -150,11 +150,11 @@ class Healing:
     def explain(self, problem: str) -> str:
         """A refusal with the keys in which a peer's fingerprint differs, where one came."""
         theirs = (self._arrived or {}).get("fingerprint")
-        differing = "" if theirs is None else _differences(self._fingerprint, theirs)
+        differing = "" if theirs is None else differences(self.fingerprint, theirs)
         return f"{problem}: {differing}" if differing else problem
 
 
-def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
     """The keys in which two fingerprints differ, with both values."""
     keys = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
     return "; ".join(f"{key}: theirs {theirs.get(key)}, ours {ours.get(key)}" for key in keys)
