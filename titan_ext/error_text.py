@@ -9,7 +9,7 @@ from titan_ext.errors import ReadError, RunError, UserError
 _LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The first line of the message, or the error's kind where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 

@@ -149,12 +149,12 @@ class _Mortal:
 
     def start_quorum(self, **options: Any) -> None:
         self.quorums += 1
-        super().start_quorum(**options)
+        super().start_quorum(**options)  # type: ignore[misc]  # both managers have it
 
     def allreduce(self, tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         if self.dies and tensor.numel() > _FEW_VALUES:
             _die()
-        return super().allreduce(tensor, *arguments, **options)
+        return super().allreduce(tensor, *arguments, **options)  # type: ignore[misc]
 
 
 class _MortalManager(_Mortal, Manager):

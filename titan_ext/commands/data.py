@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from titan_ext.commands import data_vocab
 from titan_ext.commands.command import Command
-from titan_ext.data.corpora.reading import told
+from titan_ext.data.corpora.reading import with_progress
 from titan_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _scan(args: argparse.Namespace) -> None:
     feed = _feed(args, bad, shuffle=False, on_bad_record="skip")
     unnumbered = bad.count
     texts = (text for _, text in feed.read(0, None, 0, 1))
-    documents = unnumbered + sum(1 for _ in told(texts, partial(print, file=sys.stderr)))
+    documents = unnumbered + sum(1 for _ in with_progress(texts, partial(print, file=sys.stderr)))
     if bad.count:
         raise UserError(
             f"data = {args.corpus!r}: {bad.count:,} of {documents:,} documents cannot be used; mend them, or leave them "
@@ -146,7 +146,7 @@ def _counted(texts: Iterator[str]) -> Iterator[str]:
     first = next(texts, None)
     if first is None:
         raise UserError("--corpus: no document holds any text")
-    yield from told(chain([first], texts), partial(print, file=sys.stderr))
+    yield from with_progress(chain([first], texts), partial(print, file=sys.stderr))
     print("merging", file=sys.stderr)
 
 

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{site.name}: note: {note}")
     return run_jobs(
         jobs,
-        [Watched(site.name, Path(site.config.dump_folder), site.config.training.steps) for site in sites],
+        [LaunchedSite(site.name, Path(site.config.dump_folder), site.config.training.steps) for site in sites],
         max_restarts=args.max_restarts,
         plain=args.plain,
         grace_seconds=args.grace_seconds,
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class LaunchedSite:
     """A site as the launcher sees it from outside."""
 
     name: str
@@ -100,7 +100,13 @@ class Watched:
 
 
 def run_jobs(
-    jobs: Sequence[Job], sites: Sequence[Watched], *, max_restarts: int, plain: bool, complete: bool, **timing: float
+    jobs: Sequence[Job],
+    sites: Sequence[LaunchedSite],
+    *,
+    max_restarts: int,
+    plain: bool,
+    complete: bool,
+    **timing: float,
 ) -> int:
     """Run jobs to their end, showing what the sites write, and report.
 
@@ -151,7 +157,7 @@ def _report(summaries: dict[str, SummaryFile], complete: bool) -> int:
     return 0
 
 
-def _display(sites: Sequence[Watched], plain: bool) -> Display:
+def _display(sites: Sequence[LaunchedSite], plain: bool) -> Display:
     totals = {site.name: site.steps for site in sites}
     live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not plain
     return TableDisplay(totals, sys.stdout) if live else LineDisplay(totals, sys.stdout)

@@ -148,7 +148,7 @@ class Binder:
             return float(given)
         if not isinstance(given, expected) or (expected is int and isinstance(given, bool)):
             raise self._wrong(expected, given, key)
-        if expected is float and math.isnan(given):
+        if isinstance(given, float) and math.isnan(given):
             raise self._settings.error(key, "must be a number, got nan")
         return given
 
@@ -187,7 +187,7 @@ class Binder:
             raise self._settings.error(key, "cannot be set from a configuration file")
         raise self._wrong(expected, given, key)
 
-    def _sequence(self, expected: Any, kind: Any, arguments: tuple, given: list, key: str) -> Any:
+    def _sequence(self, expected: Any, kind: Any, arguments: tuple, given: list | tuple, key: str) -> Any:
         if kind is tuple and arguments and arguments[-1] is not Ellipsis:
             if len(arguments) != len(given):
                 raise self._wrong(expected, given, key)
@@ -220,9 +220,7 @@ class Binder:
         return self._settings.error(key, f"must be {describe(expected)}, got {kind}", given)
 
 
-@cache
-def field_types(owner: type) -> dict[str, Any]:
-    """Types of a dataclass's public fields by name, in order."""
+def _field_types(owner: type) -> dict[str, Any]:
     try:
         hints = typing.get_type_hints(owner, include_extras=True)
     except NameError:  # a name that exists only for type checkers
@@ -232,6 +230,10 @@ def field_types(owner: type) -> dict[str, Any]:
         for each in dataclasses.fields(owner)
         if each.init and not each.name.startswith("_")
     }
+
+
+field_types: Callable[[Any], dict[str, Any]] = cache(_field_types)
+"""Types of a dataclass's public fields by name, in order; takes the class."""
 
 
 def describe(expected: Any) -> str:

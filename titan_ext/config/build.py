@@ -239,8 +239,8 @@ def _flavored(base: Trainer.Config) -> dict[str, Origin]:
     return {
         f"{name}.{key}": Origin.FLAVOR
         for name, section in sections.items()
-        for key in field_types(type(section))
-        if getattr(section, key) != defaults.own_default(type(section), key)
+        for key, default in defaults.own_defaults(type(section)).items()
+        if getattr(section, key) != default
     }
 
 

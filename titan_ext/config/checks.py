@@ -1,23 +1,22 @@
 """Checks over several keys of a site, and over the sites of a run."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Any
 
 from titan_ext.config import defaults
 from titan_ext.config.binder import Binder
 from titan_ext.config.cost.inner_states import InnerStates, moments_by_size
-from titan_ext.config.cost.shapes import parameter_shapes
 from titan_ext.config.dept import own_vocabulary
-from titan_ext.config.model import VOCABULARY, ModelChoice
+from titan_ext.config.model import VOCABULARY, ModelChoice, parameter_shapes
 from titan_ext.config.outer_loop import plan_of
 from titan_ext.config.settings import Settings, show
 from titan_ext.config.tokenizer import TokenizerChoice
 from titan_ext.errors import UserError
 from titan_ext.optim.switch import check_reset
 from titan_ext.semi_sync.build import averages_state, is_elementwise
-from titan_ext.semi_sync.plan.plan import SyncPlan
-from titan_ext.semi_sync.plan.resolve import fill_defaults, shares_sparse_rows
+from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan
+from titan_ext.semi_sync.plan.resolve import shares_sparse_rows
 from titan_ext.semi_sync.plan.scopes import assign
 
 _AT_LEAST_ONE = (
@@ -114,12 +113,7 @@ def check_max_length(settings: Settings, config: Any) -> None:
 def check_sections(settings: Settings, config: Any) -> None:
     """Refuse what the sections of ours refuse by themselves."""
     binder = Binder(settings)
-    outer = config.semi_sync
-    sections = {
-        "replica": config.replica.validate,
-        "optimizer_switch": config.optimizer_switch.validate,
-        "semi_sync": lambda: fill_defaults(outer),
-    }
+    sections = {"replica": config.replica.validate, "optimizer_switch": config.optimizer_switch.validate}
     for section, check in sections.items():
         with settings.findings.catch():
             binder.guard(section, type(getattr(config, section)), check)
@@ -139,11 +133,11 @@ def check_outer_loop(settings: Settings, config: Any) -> list[str]:
     plan = binder.guard("semi_sync", type(outer), lambda: plan_of(config))
     if plan.num_fragments > 1 or plan.fragments is not None or plan.scopes:
         binder.guard("semi_sync", type(outer), lambda: _assign(config, plan))
-    notes = _check_states(settings, config, plan)
+    _check_states(settings, config, plan)
     first = min(rule.period for rule in plan.rules if not rule.final)
-    if config.training.steps < first:
-        notes.append(f"training.steps ({config.training.steps}) ends before the first sync (every {first} steps)")
-    return notes
+    if config.training.steps >= first:
+        return []
+    return [f"training.steps ({config.training.steps}) ends before the first sync (every {first} steps)"]
 
 
 def check_rounding(config: Any) -> list[str]:
@@ -172,30 +166,23 @@ def _check_reset(settings: Settings, config: Any) -> None:
     binder.guard("optimizer_switch", type(switch), lambda: check_reset(switch.reset_states, kept))
 
 
-def _check_states(settings: Settings, config: Any, plan: Any) -> list[str]:
+def _check_states(settings: Settings, config: Any, plan: Any) -> None:
     """Refuse an inner optimizer without the states that the method exchanges."""
     states = InnerStates(config.optimizer)
-    shapes = parameter_shapes(config)
+    kept = states.kept(parameter_shapes(config))
     names = ", ".join(sorted({group.optimizer_name for group in config.optimizer.param_groups}))
     for rule in plan.rules:
-        kept = [states.shape(rule.state, name, shape, shape) is not None for name, shape in shapes.items()]
-        if (rule.required == "all" and not all(kept)) or (rule.required == "some" and not any(kept)):
+        having = [rule.state == PARAMETERS or not keys.isdisjoint(rule.state.split("|")) for keys in kept.values()]
+        if (rule.required == "all" and not all(having)) or (rule.required == "some" and not any(having)):
             problem = f"exchanges the inner optimizer's {rule.state.replace('|', ' or ')}, which {names} does not keep"
             raise settings.error("semi_sync.method", problem, config.semi_sync.method)
-    _check_covered(settings, config, plan, {name: states.keys(name, shape) for name, shape in shapes.items()}, names)
-    if config.semi_sync.method == "lordo":
-        local = [
-            group for group in config.optimizer.param_groups if group.optimizer_kwargs.get("basis_from") == "gradient"
-        ]
-        if local:
-            return ['optimizer.basis_from = "gradient": every site finds its own bases (LoRDO-Local, the baseline)']
-    return []
+    _check_covered(settings, config, plan, set().union(*kept.values()) - states.own_keys(), names)
 
 
-def _check_covered(settings: Settings, config: Any, plan: Any, kept: Mapping[str, list[str]], optimizers: str) -> None:
+def _check_covered(settings: Settings, config: Any, plan: Any, kept: Collection[str], optimizers: str) -> None:
     """Refuse a method that averages some of the inner optimizer's states and leaves others out."""
     averaged = {key for rule in plan.rules if averages_state(rule) for key in rule.state.split("|")}
-    left = sorted({key for keys in kept.values() for key in keys} - averaged)
+    left = sorted({*kept} - averaged)
     if averaged and left:
         problem = f"averages the inner optimizer's states, but knows nothing of {left[0]!r}, which {optimizers} keeps"
         raise settings.error("semi_sync.method", problem, config.semi_sync.method)

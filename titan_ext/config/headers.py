@@ -110,7 +110,7 @@ def _plan(whole: Settings, table: Mapping, flags: Mapping, place: int, count: in
 
 def _header(settings: Settings, name: str) -> SiteHeader:
     binder, types = Binder(settings), field_types(SiteHeader)
-    given = {"name": name}
+    given: dict[str, Any] = {"name": name}
     for key in types:
         if key in settings.tree:
             try:

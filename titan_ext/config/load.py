@@ -10,13 +10,13 @@ import torch
 from torchtitan.tools.utils import device_type
 
 from titan_ext.config import checks, machine
+from titan_ext.config.binder import Binder
 from titan_ext.config.build import Built, build_config, dump_root, keys_by_name, section_names
 from titan_ext.config.dept import find_vocabulary
 from titan_ext.config.findings import TO_BUILD, TO_START, TO_TRAIN, Findings, Missing, Need
 from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select
-from titan_ext.config.layout import Layout, check_layout, resolve_layout
+from titan_ext.config.layout import Layout, check_layout, resolve_layout, resolve_pairing
 from titan_ext.config.model import ModelChoice
-from titan_ext.config.pairing import resolve_pairing
 from titan_ext.config.run_checks import run_checks
 from titan_ext.config.settings import Origin, Settings, one_line, show
 from titan_ext.semi_sync.plan.resolve import fill_defaults, shares_sparse_rows
@@ -174,10 +174,12 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: 
         checks.check_numbers(settings, config)
     with findings.check():
         checks.check_sections(settings, config)
+    notes, derived = list(built.notes), dict(built.derived)
+    with findings.check():
+        derived |= _fill_method(settings, config)
     layout = Layout.alone()
     with findings.check():
         layout = resolve_layout(settings, config, header.nproc, _devices() // sharing)
-    notes, derived = list(built.notes), dict(built.derived)
     if config.model_spec is not None:
         more_notes, more = _check_whole(plan, plans, built, layout)
         notes, derived = notes + more_notes, derived | more
@@ -232,7 +234,7 @@ def _check_whole(
     with findings.check():
         notes += checks.check_outer_loop(settings, config)
         notes += checks.check_rounding(config)
-        derived |= _fill_method(config) | _pair(config, plans)
+        derived |= _pair(config, plans)
         checks.check_pairing(settings, config)
         checks.check_rows(settings, config, layout)
         if config.semi_sync.method != "none" and config.semi_sync.pairing == "leader":
@@ -242,9 +244,10 @@ def _check_whole(
     return notes, derived
 
 
-def _fill_method(config: Trainer.Config) -> dict[str, Origin]:
-    """Write the method's own defaults into the config, so that the resolved one says everything."""
-    given, config.semi_sync = config.semi_sync, fill_defaults(config.semi_sync)
+def _fill_method(settings: Settings, config: Trainer.Config) -> dict[str, Origin]:
+    """Check the outer loop's settings and write the method's own defaults into them, so that the config says everything."""
+    given = config.semi_sync
+    config.semi_sync = Binder(settings).guard("semi_sync", type(given), lambda: fill_defaults(given))
     return {
         f"semi_sync.{each.name}": Origin.METHOD
         for each in fields(given)

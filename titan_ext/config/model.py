@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, is_dataclass
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from titan_ext.config import defaults
 from titan_ext.config.binder import Binder, field_types
 from titan_ext.config.converters import KEY as CONVERTERS
@@ -203,3 +205,10 @@ def _refused(settings: Settings, overrides: Mapping[str, Any], error: Exception)
 
 def _text(settings: Settings, key: str, default: str) -> str:
     return Binder(settings).value(str, settings.get(f"model.{key}", default), f"model.{key}")
+
+
+def parameter_shapes(config: Any) -> dict[str, torch.Size]:
+    """Shape of each parameter of a trainer config's whole model by name, without memory; tied ones once."""
+    with torch.device("meta"):
+        model = config.model_spec.model.build()
+    return {name: parameter.shape for name, parameter in model.named_parameters()}

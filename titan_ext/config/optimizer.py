@@ -115,7 +115,8 @@ def _bind_group(settings: Settings, binder: Binder, base: Any, group: Any, key: 
         except UserError as error:
             settings.refuse(error)
     _check_values(settings, prefix, factory, accepted, dict(kwargs))
-    _check_method(settings, "optimizer.name" if key == "optimizer" else f"{key}.optimizer_name", group.optimizer_name)
+    name_key = "optimizer.name" if key == "optimizer" else f"{key}.optimizer_name"
+    _check_method(settings, name_key, group.optimizer_name, factory)
     return replace(group, optimizer_kwargs=kwargs)
 
 
@@ -135,7 +136,7 @@ def _kind_of(annotation: Any) -> Any:
     """The type that a configuration may give for an annotated parameter; Any where that is unknown."""
     origin, arms = get_origin(annotation), get_args(annotation)
     if origin in (tuple, list, Sequence):
-        return list[_kind_of(arms[0])]
+        return types.GenericAlias(list, (_kind_of(arms[0]),))
     if origin in (Union, types.UnionType):
         if torch.dtype in arms:
             return _DTYPES
@@ -177,10 +178,11 @@ def _bad_value(factory: Any, accepted: Mapping | None, kwargs: Mapping[str, Any]
     return None if refusal is None else (refusal[0], one_line(str(refusal[1])))
 
 
-def _check_method(settings: Settings, key: str, name: str) -> None:
+def _check_method(settings: Settings, key: str, name: str, factory: Any) -> None:
     method = settings.get("semi_sync.method", SemiSyncConfig.method)
-    if name == "DeMo" and method != "demo":
-        problem = f'needs semi_sync.method = "demo", not "{method}": only its exchange moves the parameters'
+    needed = getattr(factory, "only_with_method", method)
+    if method != needed:
+        problem = f'needs semi_sync.method = "{needed}", not "{method}": only its exchange moves the parameters'
         raise settings.error(key, problem, name)
 
 

@@ -55,9 +55,9 @@ def _bind_own(
 
 def own_tables() -> dict[str, tuple[str, type]]:
     """What has a ``[semi_sync.NAME]`` table, by NAME: the key that selects it, and the dataclass with its keys."""
-    found = {name: (METHODS.key, METHODS.get(name).settings) for name in METHODS}
+    found = {name: (METHODS.key, method.settings) for name, method in METHODS.items()}
     for registry in (CODECS, AGGREGATIONS, OUTER_OPTIMIZERS):
-        found |= {name: (registry.key, registry.get(name)) for name in registry}
+        found |= {name: (registry.key, entry) for name, entry in registry.items()}
     shared = set(SHARED_KEYS)  # keys of [semi_sync] itself
     return {name: each for name, each in found.items() if each[1] and set(field_types(each[1])) - shared}
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchtitan.components.tokenizer import BaseTokenizer
@@ -45,8 +46,9 @@ def trained_model(site: Site, step: int | None = None, weights: Weights = "site"
     checkpoint = site_checkpoint(site, step)
     for problem in checkpoint.changes(site.config.model_spec.model):
         raise UserError(f'site "{site.name}": {problem}')
-    training = replace(site.config.training, mixed_precision_param=site.config.training.dtype)
-    kept = replace(site, config=replace(site.config, training=training))
+    config: Any = site.config
+    training = replace(config.training, mixed_precision_param=config.training.dtype)
+    kept = replace(site, config=replace(config, training=training))
     return load_model(kept, checkpoint, weights=weights)
 
 

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torchtitan.config import TORCH_DTYPE_MAP, ParallelismConfig
@@ -33,8 +34,9 @@ def load_model(site: Site, checkpoint: Checkpoint, *, weights: Weights = "site",
 
 
 def _build(site: Site, length: int) -> Decoder:
-    training = replace(site.config.training, seq_len=length, disable_cuda_graphs=True)
-    config = replace(site.config, training=training, parallelism=ParallelismConfig())
+    config: Any = site.config
+    training = replace(config.training, seq_len=length, disable_cuda_graphs=True)
+    config = replace(config, training=training, parallelism=ParallelismConfig())
     model_config = deepcopy(site.config.model_spec.model)
     model_config.update_from_config(config=config)
     with torch.device("meta"), set_default_dtype(TORCH_DTYPE_MAP[training.mixed_precision_param]):

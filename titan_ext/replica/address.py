@@ -65,7 +65,7 @@ def own_address(hostname: str) -> str:
     except (OSError, UnicodeError) as error:
         raise UserError(f"{setting}: cannot be resolved ({error})") from error
     if not any(_is_own(*info) for info in found):
-        addresses = ", ".join(sorted({address[0] for *_, address in found}))
+        addresses = ", ".join(sorted({str(address[0]) for *_, address in found}))
         raise UserError(
             f"{setting}: {addresses} is no address of this machine: give one that the other sites reach, "
             "or the interface that has it (replica.interface)"

@@ -5,7 +5,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -23,7 +22,6 @@ from titan_ext.replica.address import (
 from titan_ext.replica.config import ReplicaConfig
 from titan_ext.replica.membership.admission import Admission
 from titan_ext.replica.membership.quorum import AdmittedQuorumClient
-from titan_ext.replica.membership.quorum_log import QuorumLog
 from titan_ext.replica.membership.shared_secret import Secret, load_secret
 from titan_ext.replica.state_transfer.prefetch_state import prefetch_state
 from titan_ext.replica.state_transfer.tls import load_tls
@@ -112,10 +110,9 @@ class Replica(OpenManager):
             RunError: no quorum of enough sites came about within ``quorum_timeout_seconds``.
             UserError: the sites that are running do not admit this one.
         """
-        log = QuorumLog(self.lighthouse, self._quorums.waiting_for) if self._site_rank == 0 else nullcontext()
         try:
             # From here to the quorum's end this rank answers no request for a snapshot: see ``StateOffers.in_quorum``.
-            with self._transport.in_quorum(), log:
+            with self._transport.offers.in_quorum():
                 super().start_quorum(**options)
         except UserError:
             self.forget_failed_quorum()
@@ -134,9 +131,9 @@ class Replica(OpenManager):
     def should_commit(self, timeout: timedelta | None = None) -> bool:
         """The vote over the ranks of this site: true if every one of them was without error."""
         committed = super().should_commit(timeout)
-        if self.quorum_id != self._last_group:
+        group, self._last_group = self._last_group, self.quorum_id
+        if group != self._last_group:
             # Threads that came and went with the old group have left holes in their arenas.
-            self._last_group = self.quorum_id
             release_free_memory()
         return committed
 
@@ -146,7 +143,7 @@ class Replica(OpenManager):
         Args:
             make: the state; by default all that was registered.
         """
-        self._transport.serve_snapshot_requests(self.current_step(), make or self.registered_state)
+        self._transport.offers.serve_snapshot_requests(self.current_step(), make or self.registered_state)
 
     def _with_admission(
         self, store_address: str, secret: Secret | None, prefetch: Callable[..., Any] | None, client: QuorumClient
@@ -168,7 +165,8 @@ class Replica(OpenManager):
             store=self.site_store,
             admission=admission,
             min_sites=self._config.min_sites,
-            abort_group=lambda: self.process_group.abort(errored=False),
+            abort_group=self.abort_group,
+            lighthouse=self.lighthouse if self._site_rank == 0 else None,
             prefetch=prefetch,
         )
 
@@ -199,11 +197,11 @@ def _advertised(config: ReplicaConfig, lighthouse: str) -> str:
 def _check_ports(config: ReplicaConfig, rank: int, world_size: int) -> None:
     manager = f"replica.manager_port = {config.manager_port}"
     state = f"replica.state_port = {config.state_port}"
+    if config.state_port and config.manager_port - config.state_port in range(world_size):
+        raise UserError(f"{manager}: lies among the {world_size} ports of the ranks from {state} on")
     if rank == 0:
         check_port(manager, config.manager_port)
     if config.state_port:
-        if config.manager_port - config.state_port in range(world_size):
-            raise UserError(f"{manager}: lies among the {world_size} ports of the ranks from {state} on")
         check_port(f"{state}, of rank {rank}", config.state_port + rank)
 
 

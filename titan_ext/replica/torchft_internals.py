@@ -67,6 +67,10 @@ class OpenManager(Manager):
         """The group of this rank and those it is paired with; torchft offers all-reduce alone, bytes need the group."""
         return self._pg
 
+    def abort_group(self) -> None:
+        """End the collectives of the current group, without an error of the manager; torch's own takes no ``errored``."""
+        self._pg.abort(errored=False)
+
     @property
     def site_store(self) -> TCPStore:
         """The store that the ranks of the site share; another connection to it would be one more to lose."""

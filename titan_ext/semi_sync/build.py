@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,17 +12,16 @@ from torch.optim import Optimizer
 
 from titan_ext.semi_sync.compat.torchft_manager import adapt_manager
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan, SyncRule, Wire, short_hash
-from titan_ext.semi_sync.plan.sampling import SiteSampler
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
 from titan_ext.semi_sync.plan.scopes import assign, matches
+from titan_ext.semi_sync.round.agreement import MOST_RULES, NAME_BYTES
+from titan_ext.semi_sync.round.commit import Committer
 from titan_ext.semi_sync.round.commit_log import CommitLog
-from titan_ext.semi_sync.round.end_of_data import EndOfData
-from titan_ext.semi_sync.round.error_feedback import ErrorFeedback
+from titan_ext.semi_sync.round.contributions import ErrorFeedback
 from titan_ext.semi_sync.round.exchange import Exchange
 from titan_ext.semi_sync.round.healing import Healing
-from titan_ext.semi_sync.round.in_flight import InFlightRound
 from titan_ext.semi_sync.round.lineage import Lineage
-from titan_ext.semi_sync.round.site_status import MOST_RULES, NAME_BYTES
+from titan_ext.semi_sync.round.participation import Participation
 from titan_ext.semi_sync.site.by_leader import ByLeader
 from titan_ext.semi_sync.site.by_rank import ByRank
 from titan_ext.semi_sync.site.leader_manager import LeaderManager
@@ -35,8 +34,8 @@ from titan_ext.semi_sync.state.synced_state import BindOptions, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors
 from titan_ext.semi_sync.state.untrained import FROZEN, AverageBuffers, with_buffers
 from titan_ext.semi_sync.state.views import ModelView, warn_of_rounding
-from titan_ext.semi_sync.wire.ledger import Ledger
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.ledger import RoundRecord
+from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
 from titan_ext.semi_sync.wire.reductions import Reduction
 from titan_ext.semi_sync.wire.token_row_map import TokenRowMap
 
@@ -66,31 +65,6 @@ class SiteOptions:
     """Where the global copy, the outer optimizer's state and the buffers lie."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineState:
-    """The parts of one rank's outer loop."""
-
-    plan: SyncPlan
-    view: ModelView
-    site: SiteRanks
-    states: list[SyncedState]
-    """The plan's rules bound to this rank."""
-    pairing: Pairing
-    manager: ReplicaManager
-    lineage: Lineage
-    healing: Healing
-    checksum: SharedChecksum
-    exchange: Exchange
-    schedule: Schedule
-    sampler: SiteSampler
-    end_of_data: EndOfData
-    device: torch.device
-    """Of a round's buffer."""
-    in_flight: InFlightRound = field(default_factory=InFlightRound)
-    progress: Progress = field(default_factory=Progress)
-    ledger: Ledger = field(default_factory=Ledger)
-
-
 def build(
     plan: SyncPlan,
     *,
@@ -100,8 +74,13 @@ def build(
     site: SiteOptions,
     outer_optimizers: Sequence[Optimizer] | None = None,
     must_agree: Mapping[str, Any] | None = None,
-) -> EngineState:
-    """Put the parts together. A collective over the site.
+    keep_local_work: bool = True,
+    on_round: Callable[[RoundRecord], None] | None = None,
+) -> Committer:
+    """Put the parts of a rank's outer loop together; arguments as those of ``SemiSync``. A collective over the site.
+
+    Returns:
+        The end of a round, which holds its other phases.
 
     Raises:
         ValueError: the site's name or the plan is too long, a scope or fragment does not fit the model, or a synced
@@ -111,7 +90,7 @@ def build(
         raise ValueError(f"site name {site.name!r}: must be at most {NAME_BYTES} bytes")
     if len(plan.rules) > MOST_RULES:
         raise ValueError(f"{len(plan.rules)} rules in the plan: must be at most {MOST_RULES} (fewer fragments)")
-    sampler, ranks = SiteSampler(plan.sampling, site.name), site.ranks
+    ranks = site.ranks
     lineage = Lineage(site.name, site.commit_log, ranks, allow_rollback=site.allow_rollback)
     view = ModelView(model_parts, optimizers)
     plan = with_buffers(plan, {name for names in ranks.gather(view.buffers()) for name in names})
@@ -121,35 +100,43 @@ def build(
     fingerprint = plan.fingerprint() | {key: repr(value) for key, value in (must_agree or {}).items()}
     fingerprint |= {key: short_hash(value) for key, value in pairing.fingerprint(states).items()}
     device = _device(site, states)
-    healing = Healing(states, lineage, manager, ranks, fingerprint)
-    return EngineState(
-        plan=plan,
-        view=view,
-        site=ranks,
-        states=states,
-        pairing=pairing,
+    schedule, progress = Schedule(plan), Progress()
+    checksum = SharedChecksum(states, ranks, pairing.speaks_for)
+    healing = Healing(
+        states,
+        lineage=lineage,
+        schedule=schedule,
+        progress=progress,
+        checksum=checksum,
         manager=manager,
+        site=ranks,
+        fingerprint=fingerprint,
+    )
+    exchange = Exchange(
+        manager=manager,
+        states=states,
+        fingerprint=_number(fingerprint),
         lineage=lineage,
         healing=healing,
-        checksum=SharedChecksum(states, ranks, pairing.speaks_for),
-        exchange=Exchange(
-            manager=manager,
-            states=states,
-            fingerprint=_number(fingerprint),
-            lineage=lineage,
-            healing=healing,
-            error_feedback=ErrorFeedback(states, device),
-            reductions=build_reductions(states),
-            pairing=pairing,
-            site=ranks,
-            guard=plan.outlier_guard,
-            device=device,
-            heartbeat_timeout_seconds=site.heartbeat_timeout_seconds,
-        ),
-        schedule=Schedule(plan),
-        sampler=sampler,
-        end_of_data=EndOfData(states),
+        error_feedback=ErrorFeedback(states, device),
+        reductions=build_reductions(states),
+        pairing=pairing,
+        site=ranks,
+        guard=plan.outlier_guard,
         device=device,
+        wire=wire_device(manager),
+        heartbeat_timeout_seconds=site.heartbeat_timeout_seconds,
+    )
+    return Committer(
+        exchange=exchange,
+        schedule=schedule,
+        progress=progress,
+        checksum=checksum,
+        participation=Participation(states, plan.sampling, site.name),
+        view=view,
+        reset_inner_optimizer=plan.reset_inner_optimizer,
+        keep_local_work=keep_local_work,
+        on_round=on_round,
     )
 
 

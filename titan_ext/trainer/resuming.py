@@ -46,11 +46,12 @@ def fresh_words(name: str, known: bool = False) -> str:
 
 def stored_shapes(checkpoint: str, remote: bool) -> Shapes:
     """Read what a checkpoint in torch's distributed format holds."""
+    reader: Any = FileSystemReader
     if remote:
-        from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader as Reader
-    else:
-        Reader = FileSystemReader
-    entries = Reader(checkpoint).read_metadata().state_dict_metadata
+        from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+
+        reader = FsspecReader
+    entries = reader(checkpoint).read_metadata().state_dict_metadata
     return {key: tuple(entry.size) if hasattr(entry, "size") else None for key, entry in entries.items()}
 
 

@@ -69,7 +69,7 @@ class Trainer(torchtitan_trainer.Trainer):
         self.replica: StoppableReplica | None = None
         self._begun = False
         self._over = False
-        self._tokens_told = 0
+        self._tokens_reported = 0
         described = config.checkpoint.enable and config.checkpoint.last_save_in_hf and is_llama(config.model_spec)
         # torchtitan cuts the model's positions down to the run's sequences.
         longest = config.model_spec.model.max_seq_len if described else 0
@@ -86,6 +86,8 @@ class Trainer(torchtitan_trainer.Trainer):
             raise UserError(f"optimizer_switch.{error}") from error
         if config.semi_sync.method != "none" and not config.checkpoint.create_seed_checkpoint:
             self._build_outer_loop(config)
+
+    step: int
 
     def should_continue_training(self) -> bool:
         """torchtitan asks before each step; the first time, after any checkpoint is loaded, the site joins."""
@@ -168,8 +170,8 @@ class Trainer(torchtitan_trainer.Trainer):
         self._end_early()
 
     def _outer_step(self, *_: object) -> None:
-        self.outer.step(tokens=self.ntokens_seen - self._tokens_told)
-        self._tokens_told = self.ntokens_seen
+        self.outer.step(tokens=self.ntokens_seen - self._tokens_reported)
+        self._tokens_reported = self.ntokens_seen
 
     def train(self) -> None:
         """Train to the last step, settle what is in flight, and write the summary."""
@@ -280,7 +282,7 @@ class Trainer(torchtitan_trainer.Trainer):
                 paired,
             )
         self.outer.inner_step = max(self.outer.inner_step, self.step)
-        self._tokens_told = self.ntokens_seen
+        self._tokens_reported = self.ntokens_seen
         self.outer.join()
         self._follow_inner_step()
         logger.info(

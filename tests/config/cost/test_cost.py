@@ -8,7 +8,7 @@ import pytest
 from tests.config.conftest import GOOD
 from tests.config.test_bad_input import checked
 from titan_ext.config import load_site, site_cost
-from titan_ext.config.cost.shapes import parameter_shapes
+from titan_ext.config.model import parameter_shapes
 from titan_ext.semi_sync import method_names
 
 

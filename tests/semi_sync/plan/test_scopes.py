@@ -14,7 +14,7 @@ from titan_ext.semi_sync.compat.torchft_manager import adapt_manager
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
 from titan_ext.semi_sync.wire.codecs import CODECS
 from titan_ext.semi_sync.wire.reductions import RoundFacts
-from titan_ext.semi_sync.wire.sparse_reductions import SparseAdoption, SparseReduction
+from titan_ext.semi_sync.wire.sparse_reductions import SparseReduction, SparseTransfer
 
 WIDTH = 3
 TOTAL = 11
@@ -116,7 +116,7 @@ def _check_bytes(found, weights):
         assert found[rank][3] == row_bytes * (to_owners + to_holders) + 2 * 4
 
 
-def test_adoption_takes_each_row_from_the_first_of_its_holders():
+def test_a_transfer_takes_each_row_from_the_first_of_its_holders():
     places = [2.0, 0.0, 1.0]
 
     def body(_, own):
@@ -125,8 +125,8 @@ def test_adoption_takes_each_row_from_the_first_of_its_holders():
         rank = own.participating_rank()
         ids = row_ids(rank)
         flat = torch.full((ids.rows * WIDTH,), -0.0 if rank == 1 else float(rank))
-        adoption = SparseAdoption(ids, WIDTH, CODECS.get("fp32")(), 5)
-        adoption.reduce(adapt_manager(own), flat, RoundFacts(0, places))
+        transfer = SparseTransfer(ids, WIDTH, CODECS.get("fp32")(), 5)
+        transfer.reduce(adapt_manager(own), flat, RoundFacts(0, places))
         own.should_commit()
         return rank, flat.view(-1, WIDTH)
 

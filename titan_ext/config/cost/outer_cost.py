@@ -8,7 +8,7 @@ import torch
 from titan_ext.config.cost.inner_states import InnerStates
 from titan_ext.config.outer_loop import plan_of
 from titan_ext.semi_sync.build import bind, build_reductions
-from titan_ext.semi_sync.plan.plan import SyncRule
+from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncRule
 from titan_ext.semi_sync.plan.scopes import assign
 from titan_ext.semi_sync.site.shards import batches_of
 from titan_ext.semi_sync.state.synced_state import SyncedState
@@ -27,10 +27,14 @@ class _Shapes:
 
     Args:
         shape: that of a state of a parameter on the rank, None if there is no such state.
+        settings: the hyper-parameters of a parameter's optimizer.
     """
 
-    def __init__(self, shape: Callable[[str, str], torch.Size | None]) -> None:
+    def __init__(
+        self, shape: Callable[[str, str], torch.Size | None], settings: Callable[[str], dict[str, Any]]
+    ) -> None:
         self._shape = shape
+        self._settings = settings
 
     def tensors(self, state: str, names: Sequence[str]) -> list[torch.Tensor]:
         return [torch.empty(self._shape(state, name), device="meta") for name in names]
@@ -38,8 +42,8 @@ class _Shapes:
     def keeps(self, state: str, name: str) -> bool:
         return self._shape(state, name) is not None
 
-    def owner(self, name: str) -> tuple[None, None]:
-        return None, None
+    def owner(self, name: str) -> tuple[None, dict[str, Any]]:
+        return None, self._settings(name)
 
 
 def outer_costs(
@@ -122,15 +126,22 @@ class _Rounds:
         return _FP32 * (sum(self.states[index].numel for index in launched) + scratch)
 
     def _bound(self, rule: SyncRule, held: Mapping[str, torch.Size]) -> SyncedState:
-        def shape(state: str, name: str) -> torch.Size | None:
-            return self._inner.shape(state, name, self._shapes[name], held[name])
+        view: Any = _Shapes(
+            lambda state, name: self._shape(state, name, held[name]), lambda name: self._inner.optimizer(name)[1]
+        )
+        return bind(rule, BoundTensors(view, rule.state, list(self._covered(rule, held))))
 
-        return bind(rule, BoundTensors(_Shapes(shape), rule.state, list(self._covered(rule, held))))
+    def _shape(self, state: str, name: str, held: torch.Size) -> torch.Size | None:
+        """Of a state (one of several keys with ``|`` between them) of a parameter of which a rank holds ``held``."""
+        if state == PARAMETERS:
+            return held
+        shapes = self._inner.shapes(name, self._shapes[name], held)
+        return next((shapes[key] for key in state.split("|") if key in shapes), None)
 
     def _covered(self, rule: SyncRule, held: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
         """Shapes of what the rule covers on a rank that holds ``held``."""
         found = {
-            name: self._inner.shape(rule.state, name, self._shapes[name], shape)
+            name: self._shape(rule.state, name, shape)
             for name, shape in held.items()
             if self._home.get(name) == (rule.scope, rule.fragment)
         }

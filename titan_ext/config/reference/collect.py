@@ -209,12 +209,12 @@ def _file(owner: type) -> str:
     return path.relative_to(path.parents[owner.__module__.count(".") + (path.name == "__init__.py")]).as_posix()
 
 
-def _key(dotted: str, owner: type, name: str, value: Any) -> Key:
+def _key(dotted: str, owner: Any, name: str, value: Any) -> Key:
     definer = next(each for each in owner.__mro__ if name in vars(each).get("__annotations__", {}))
     written = _docstrings(definer).get(name, "")
     theirs = definer.__module__.startswith("torchtitan")
     text = TEXTS.get(dotted.replace("validator.dataloader.", "data."), "") if theirs else written
-    value = defaults.own_default(owner, name) if value is _DEFAULT else value
+    value = defaults.own_defaults(owner)[name] if value is _DEFAULT else value
     return Key(
         name=dotted,
         type=describe(field_types(owner)[name]),

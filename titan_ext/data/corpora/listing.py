@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from titan_ext.data.corpora.contents import documents_of
-from titan_ext.data.corpora.files import ALLOWED, CorpusFile, classify, ending
+from titan_ext.data.corpora.files import ALLOWED, CorpusFile, classify, count_endings, ending
 from titan_ext.data.corpora.records import shows_key
 from titan_ext.data.corpora.signature import HEAD_BYTES, encoding_of, head_problem, is_lfs_pointer
 from titan_ext.data.corpora.splits import choose_split
@@ -36,7 +36,7 @@ class Listing:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        read = [f"reads {_kinds(Counter(ending(file.path) for file in self.files))}"] if self.files else []
+        read = [f"reads {_kinds(count_endings([file.path for file in self.files]))}"] if self.files else []
         left = [f"not read: {_kinds(self.left_out)}"] if self.left_out else []
         return f"{self.name}: {'; '.join([*read, *left, *self.notes])}"
 

@@ -7,7 +7,7 @@ import torch
 from torchtitan.components.tokenizer import BaseTokenizer
 
 from titan_ext.data.corpora.ranges import pieces
-from titan_ext.data.corpora.reading import told
+from titan_ext.data.corpora.reading import with_progress
 from titan_ext.data.feed import Feed
 from titan_ext.data.tokenizers.traits import encode_all, row_count
 
@@ -34,7 +34,7 @@ def count_tokens(
     """
     texts = _texts(documents)
     counts = np.zeros(row_count(tokenizer), np.int64)
-    for batch in _batches(texts if progress is None else told(texts, progress)):
+    for batch in _batches(texts if progress is None else with_progress(texts, progress)):
         counts += np.bincount(encode_all(tokenizer, batch), minlength=len(counts))
     return torch.from_numpy(counts)
 

@@ -111,6 +111,8 @@ class FolderTokenizer(HuggingFaceTokenizer):
         self.notes += notes
         return config | marks
 
+    _hf_config: dict[str, Any]
+
     def _infer_special_tokens(self) -> None:
         declared: Mapping[str, Any] = self._hf_config.get("added_tokens_decoder") or {}
         entries = {int(place): entry for place, entry in declared.items() if content(entry) is not None}

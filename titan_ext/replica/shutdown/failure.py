@@ -18,7 +18,7 @@ from titan_ext.launcher.log import ERROR_PREFIX
 from titan_ext.replica.shutdown.process import GracefulExit, exit_at_once
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_TOLD = "titan_ext/told"
+_REPORTED = "titan_ext/reported"
 _PATIENCE = timedelta(seconds=5)
 # What Gloo, NCCL and torch's store say when another rank of the site has gone.
 _LOST = re.compile(
@@ -32,7 +32,7 @@ def end_with(error: BaseException) -> NoReturn:
     rank = os.environ.get("RANK", "0")
     match error:
         case GracefulExit():
-            exit_at_once(error.code)
+            exit_at_once(int(error.code))
         case KeyboardInterrupt():
             exit_at_once(128 + signal.SIGINT)
         case UserError() | RunError():
@@ -90,5 +90,5 @@ def _speaks_first(rank: str) -> bool:
         with contextlib.suppress(DistError):
             address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             store = TCPStore(*address, is_master=False, wait_for_workers=False, timeout=_PATIENCE)
-            return store.add(_TOLD, 1) == 1
+            return store.add(_REPORTED, 1) == 1
     return rank == "0"

@@ -6,7 +6,7 @@ drops the connection where that of the other is missing or wrong. From then on t
 key of its own, with which each chunk's digest is made.
 """
 
-from collections.abc import Mapping
+from email.message import Message
 
 from titan_ext.replica.membership.shared_secret import Secret, fresh_nonce
 
@@ -25,12 +25,12 @@ class ClientHandshake:
         """Headers of the first request."""
         return {_NONCE: self._nonces[0]}
 
-    def second_request(self, headers: Mapping[str, str]) -> dict[str, str]:
+    def second_request(self, headers: Message) -> dict[str, str]:
         """Headers of the second request, from those that answered the first."""
         self._nonces = (self._nonces[0], headers.get(_NONCE, ""))
         return {_PROOF: self._secret.proof(_CLIENT, *self._nonces)}
 
-    def key(self, headers: Mapping[str, str]) -> bytes | None:
+    def key(self, headers: Message) -> bytes | None:
         """The connection's key, from the headers that answered the second request; None without the server's proof."""
         if not self._secret.proves(headers.get(_PROOF), _SERVER, *self._nonces):
             return None
@@ -46,7 +46,7 @@ class ServerHandshake:
         self.key: bytes | None = None
         """Set once the client has proven itself."""
 
-    def receive(self, headers: Mapping[str, str]) -> int:
+    def receive(self, headers: Message) -> int:
         """Check a request: 200 for a client that is authenticated, 401 for one that has to prove itself, else 403."""
         if self.key is not None:
             return 200

@@ -112,9 +112,10 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def setup(self) -> None:
-        self.timeout = self.server.seconds  # of each read and write
+        self.timeout = self.server.seconds  # type: ignore[misc]  # of each read and write
         super().setup()
-        self._handshake = self.server.secret and ServerHandshake(self.server.secret)
+        secret = self.server.secret
+        self._handshake = None if secret is None else ServerHandshake(secret)
 
     def do_GET(self) -> None:
         if self._handshake is None or self._authenticate(self._handshake):
@@ -165,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
             | info.headers()
             | (handshake.response() if handshake else {})
         )
-        key = handshake and handshake.key
+        key = None if handshake is None else handshake.key
         for chunk in range(first, last + 1):
             digest = chunk_digest(key, offer.step, info, chunk)
             for piece in offer.message.pieces(*info.span(chunk)):

@@ -10,9 +10,9 @@ from titan_ext.errors import UserError
 from titan_ext.semi_sync.compat.torchft_manager import ScriptManager
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.engine import SemiSync
+from titan_ext.semi_sync.round.agreement import Position
 from titan_ext.semi_sync.round.healing import differences
 from titan_ext.semi_sync.round.round import RoundResult
-from titan_ext.semi_sync.round.site_status import Position
 from titan_ext.semi_sync.state.tensors import NamedState
 
 
@@ -77,7 +77,7 @@ class ScriptedLoop(SemiSync):
 
     def stand_at_commits(self) -> None:
         """Be where the manager is. Around a quorum: it tells whether a peer that loads its state into us is further."""
-        self._engine.lineage.position = Position(round=self._script.commits)
+        self._exchange.lineage.position = Position(round=self._script.commits)
 
     def launch(self) -> None:
         """Exchange the fragment whose turn it is, and apply it if the plan has no delay."""
@@ -113,7 +113,7 @@ class ScriptedLoop(SemiSync):
 
     def facts(self) -> dict[str, Any]:
         """What a peer has to know beside tensors."""
-        return {"fingerprint": self._engine.healing.fingerprint, "origin": self._engine.lineage.origin}
+        return {"fingerprint": self._exchange.healing.fingerprint, "origin": self._exchange.lineage.origin}
 
     def take_facts(self, facts: Mapping[str, Any]) -> None:
         """Those of a peer whose state is about to come.
@@ -121,11 +121,11 @@ class ScriptedLoop(SemiSync):
         Raises:
             UserError: it runs another plan or model; names what differs.
         """
-        differing = differences(self._engine.healing.fingerprint, facts["fingerprint"])
+        differing = differences(self._exchange.healing.fingerprint, facts["fingerprint"])
         if differing:
             raise UserError(f"the sites differ in their arguments or model: {differing}")
         if self._is_behind:
-            self._engine.lineage.origin = facts["origin"]
+            self._exchange.lineage.origin = facts["origin"]
 
     def take_states(self, states: Mapping[str, NamedState], registered: Collection[str]) -> None:
         """A peer's shared state by rule becomes this site's, at once.
@@ -149,10 +149,10 @@ class ScriptedLoop(SemiSync):
             else:
                 state.correct_shared_state(theirs)
         self._begun = True
-        self._engine.lineage.checksum = 0  # that of what was replaced
-        self._engine.checksum.forget()
+        self._exchange.lineage.checksum = 0  # that of what was replaced
+        self._committer.checksum.forget()
 
     @property
     def _is_behind(self) -> bool:
         """Within a quorum that brings a peer's state: the manager stands where the peer does already."""
-        return self._engine.lineage.position.round != self._script.commits
+        return self._exchange.lineage.position.round != self._script.commits

@@ -190,7 +190,7 @@ class SharedBases:
         optimizer, group = self._view.owner(name)
         if optimizer is not None and group["basis_from"] is None:
             group["basis_from"] = "outer"
-        return optimizer is None or group["basis_from"] == "outer"
+        return group.get("basis_from") != "gradient"
 
 
 class ParametersWithBases(SyncedParameters):

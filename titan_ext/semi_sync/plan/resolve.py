@@ -98,10 +98,8 @@ def settings_tables(table: Mapping[str, Any]) -> dict[str, type | None]:
         name = table.get(registry.key)
         if isinstance(name, str) and "." in name:
             registry.get(name)
-    found: dict[str, type | None] = {name: METHODS.get(name).settings for name in METHODS}
-    for registry in (CODECS, AGGREGATIONS, OUTER_OPTIMIZERS):
-        found |= {name: registry.get(name) for name in registry}
-    return found
+    found: dict[str, type | None] = {name: method.settings for name, method in METHODS.items()}
+    return found | dict(CODECS.items()) | dict(AGGREGATIONS.items()) | dict(OUTER_OPTIMIZERS.items())
 
 
 def shares_sparse_rows(config: SemiSyncConfig) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
@@ -12,26 +12,27 @@ from torch.distributed import ReduceOp
 from torch.profiler import record_function
 
 from titan_ext.semi_sync.plan.plan import PARAMETERS, OutlierGuard
-from titan_ext.semi_sync.round.age_table import AgeTable
-from titan_ext.semi_sync.round.agreement import Verdict, agree
-from titan_ext.semi_sync.round.contributions import Contributions
-from titan_ext.semi_sync.round.error_feedback import ErrorFeedback
+from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict, agree, all_gather_status
+from titan_ext.semi_sync.round.contributions import (
+    Contribution,
+    Contributions,
+    ContributionTable,
+    ErrorFeedback,
+    Sum,
+    new_buffer,
+)
 from titan_ext.semi_sync.round.healing import Healing
 from titan_ext.semi_sync.round.lineage import Lineage
-from titan_ext.semi_sync.round.round import Contribution, Launch, Role, RoundResult, Sum, parts_of
-from titan_ext.semi_sync.round.site_status import SiteStatus, all_gather_status
+from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.moment_ages import Ages
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
-from titan_ext.semi_sync.state.synced_state import Adoptable, Guarded, SyncedState
-from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
+from titan_ext.semi_sync.state.synced_state import Guarded, SyncedState, TakenFromPeers
+from titan_ext.semi_sync.wire.manager import ReplicaManager
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
 
 logger = logging.getLogger(__name__)
-
-TakeIn = Callable[[Launch, Verdict], tuple[bool, bool]]
-"""Called once this rank knows the round: whether all ranks of the site do, and whether a peer's state was taken in."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,29 +59,29 @@ class Exchange:
     guard: OutlierGuard
     device: torch.device
     """Where buffers live."""
+    wire: torch.device
+    """Where a message has to lie for the manager."""
     heartbeat_timeout_seconds: float = 0.0
     """After which a site that says nothing counts as dead."""
     _retry_after_steps: int = field(default=0, init=False)
     """From the last table of statuses that came whole."""
 
-    def run(
-        self, launch: Launch, contribution: Contribution | None = None, take_in: TakeIn | None = None
-    ) -> RoundResult:
+    def run(self, launch: Launch, contribution: Contribution | None = None) -> RoundResult:
         """Exchange a round. Errors end up in the verdict's ``problem`` or at the manager, never as exceptions of the wire.
 
         Args:
             launch: what this site means to do.
-            contribution: this site's, where the inner loop goes on meanwhile and the parameters change.
-            take_in: takes in a peer's state if this site was behind. None where the inner loop goes on meanwhile: the
-                ranks of the site may not meet then, and a state is taken in when the round is applied.
+            contribution: this site's, where the inner loop goes on meanwhile and changes the parameters. The ranks of
+                the site may not meet then, and a peer's state is taken in when the round is applied.
         """
         started = time.perf_counter()
         with record_function("titan_ext::quorum"):
             self.manager.start_quorum()
         # A peer's state comes with the quorum.
         role = Role.HEALED if self.healing.is_behind else launch.role
+        abstains = role.abstains
         with record_function("titan_ext::agree"):
-            verdict = self._verdict(launch, role)
+            verdict = self._verdict(launch, abstains)
         result = RoundResult(
             launch=launch,
             role=role,
@@ -89,22 +90,22 @@ class Exchange:
             retry_after_steps=self._retry_after_steps,
             seconds_quorum=time.perf_counter() - started,
         )
-        if take_in is not None:
+        if contribution is None:
             with record_function("titan_ext::heal"):
-                ready, healed = take_in(launch, verdict)
+                ready, healed = self.healing.take_in(launch, verdict)
             result = replace(result, healed=healed)
             if not ready:
                 return result
         if self.manager.errored() is not None:
             return result
+        rules = verdict.rules
         if verdict.newcomers:
-            result = replace(result, adopted=self._bring_tables(verdict))
-        rules = self._with_moments(verdict.rules) if verdict.newcomers else verdict.rules
+            result, rules = replace(result, taken_over=self._bring_tables(verdict)), self._with_moments(rules)
         if not rules:
             return result
-        if contribution is None or role.abstains:
+        if contribution is None or abstains:
             # Taken in by the members: what this site did before is not measured from their point.
-            contribution = self.contribution(rules, verdict.step, 0.0 if role.abstains else launch.weight)
+            contribution = self.contribution(rules, verdict.step, 0.0 if abstains else launch.weight)
         if self.manager.errored() is None:
             with record_function("titan_ext::reduce"):
                 result = replace(result, sum=self._reduce(contribution, verdict))
@@ -114,13 +115,12 @@ class Exchange:
         """This site's weighted contribution to the rules of a round, in a fresh buffer. A collective over the site."""
         for state in self.states:
             state.check()
-        rules, numel = tuple(rules), sum(self.states[index].numel for index in rules)
+        buffer, parts = new_buffer(rules, self.states, self.device)
         if weight <= 0:
-            return self._nothing(rules, torch.empty(numel, dtype=torch.float32, device=self.device))
-        buffer = torch.empty(numel, dtype=torch.float32, device=self.device)
+            return self._nothing(buffer, parts)
         squares = []
         with record_function("titan_ext::contribution"):
-            for index, part in parts_of(buffer, rules, self.states):
+            for index, part in parts.items():
                 state = self.states[index]
                 state.write(part, step)
                 if self._is_guarded(state):
@@ -131,10 +131,10 @@ class Exchange:
         by_rank = self.site.gather((_is_finite(buffer), squares))
         norms = [math.sqrt(sum(ranks)) for ranks in zip(*(each for _, each in by_rank), strict=True)]
         if all(finite for finite, _ in by_rank):
-            return Contribution(rules, weight, buffer, norms)
+            return Contribution(weight, buffer, parts, norms)
         # One NaN would reach every site. What the others agree on comes back and heals this one.
         logger.warning("this site's contribution after inner step %d is not finite; it is left out of the round", step)
-        return replace(self._nothing(rules, buffer), is_finite=False)
+        return replace(self._nothing(buffer, parts), is_finite=False)
 
     def bytes_sent(self, result: RoundResult) -> int:
         """Bytes that all ranks of the site sent in the round's reductions. A collective over the site."""
@@ -142,23 +142,23 @@ class Exchange:
 
     # -- who, and what -----------------------------------------------------------------------------
 
-    def _verdict(self, launch: Launch, role: Role) -> Verdict:
+    def _verdict(self, launch: Launch, abstains: bool) -> Verdict:
         own = SiteStatus(
             fingerprint=self.fingerprint,
             step=launch.step,
-            rules=None if role.abstains else list(launch.rules),
+            rules=None if abstains else list(launch.rules),
             tokens=launch.tokens,
             step_time_ms=launch.step_time_ms,
             done=launch.done,
             **self.lineage.status_fields(),
         )
-        table = all_gather_status(self.manager, own)
+        table = all_gather_status(self.manager, own, self.wire)
         if self.manager.errored() is not None:
             return Verdict([own], [], own.step)
         verdict = agree(table, self.manager.participating_rank())
         self._retry_after_steps = verdict.steps_until_forgotten(self.heartbeat_timeout_seconds)
         if verdict.problem is None and verdict.all_join:
-            opening = self.lineage.opening(self.manager, table)
+            opening = self.lineage.opening(self.manager, table, self.wire)
             waits = opening is None and self.manager.errored() is None
             verdict = replace(verdict, opening=opening, problem=self.lineage.why_waiting(table) if waits else None)
         if verdict.problem is not None:
@@ -173,15 +173,15 @@ class Exchange:
         ranks = range(len(table))
         furthest = sorted(ranks, key=lambda rank: (table[rank].position, -rank), reverse=True)
         places = [float(furthest.index(rank)) for rank in ranks]
-        adopted = {}
+        taken_over = {}
         for index, state in enumerate(self.states):
-            if isinstance(state, Adoptable):
-                adopted[index] = state.offered()
-                for message in adopted[index]:
+            if isinstance(state, TakenFromPeers):
+                taken_over[index] = state.offered()
+                for message in taken_over[index]:
                     self.pairing.reduce(
-                        state.adoption, self.manager, [state], message, RoundFacts(verdict.step, places), None
+                        state.transfer, self.manager, [state], message, RoundFacts(verdict.step, places), None
                     )
-        return adopted
+        return taken_over
 
     def _with_moments(self, rules: list[int]) -> list[int]:
         """The rules of a round that takes in a newcomer: all states without a global value come along.
@@ -200,10 +200,10 @@ class Exchange:
         started = time.perf_counter()
         contribution, contributions, ages = self._weigh(contribution, verdict)
         of = RoundFacts(verdict.step, contributions.weights)
-        parts = dict(parts_of(contribution.buffer, contribution.rules, self.states))
+        parts = contribution.parts
         residuals: dict[int, torch.Tensor] = {}
         without_partner: set[int] = set()
-        for run in self._together(contribution.rules):
+        for run in self._together(list(parts)):
             values = _stretch(contribution.buffer, [parts[index] for index in run])
             wanted = [index for index in run if self.error_feedback.takes(index)]
             residual = torch.empty_like(values) if wanted else None
@@ -218,8 +218,7 @@ class Exchange:
                 pieces = residual.split([parts[index].numel() for index in run])
                 residuals |= {index: part for index, part in zip(run, pieces, strict=True) if index in wanted}
         return Sum(
-            rules=contribution.rules,
-            buffer=contribution.buffer,
+            parts=parts,
             weight=contribution.weight,
             own_is_finite=contribution.is_finite,
             contributions=contributions,
@@ -232,14 +231,11 @@ class Exchange:
     def _weigh(self, contribution: Contribution, verdict: Verdict) -> tuple[Contribution, Contributions, Ages]:
         """Learn what every site puts in and how old its moments are, and hold back what is out of all proportion."""
         rank, sites = self.manager.participating_rank(), self.manager.num_participants()
-        table = AgeTable([self.states[index] for index in contribution.rules], self.site.gather)
-        own = Contributions.own(rank, sites, contribution.weight, contribution.norms)
-        both = torch.cat([own, table.columns(rank, sites)], dim=1).to(wire_device(self.manager))
+        table = ContributionTable(contribution, [self.states[index] for index in contribution.parts], self.site.gather)
+        lines = table.line(rank, sites).to(self.wire)
         if sites > 1:
-            self.manager.allreduce(both, reduce_op=ReduceOp.SUM).wait()
-        contributions = Contributions.of(both[:, : own.shape[1]])
-        outliers = contributions.guard(self.guard.threshold, self.guard.action)
-        ages = table.ages(both[:, own.shape[1] :], contributions.weights)
+            self.manager.allreduce(lines, reduce_op=ReduceOp.SUM).wait()
+        contributions, outliers, ages = table.read(lines, self.guard)
         for site, factors in outliers.items():
             logger.warning(
                 "site %s: its update after inner step %d is %.3g times the largest that its peers' median allows; %s",
@@ -249,7 +245,7 @@ class Exchange:
                 "left out" if self.guard.action == "drop" else "clipped",
             )
         if rank in outliers and self.guard.action == "drop":
-            dropped = self._nothing(contribution.rules, contribution.buffer)
+            dropped = self._nothing(contribution.buffer, contribution.parts)
             contribution = replace(dropped, is_finite=contribution.is_finite)
         elif rank in outliers:
             self._clip(contribution, outliers[rank])
@@ -258,7 +254,7 @@ class Exchange:
     def _clip(self, contribution: Contribution, factors: Sequence[float]) -> None:
         parts: list[tuple[Any, torch.Tensor]] = [
             (self.states[index], part)
-            for index, part in parts_of(contribution.buffer, contribution.rules, self.states)
+            for index, part in contribution.parts.items()
             if self._is_guarded(self.states[index])
         ]
         for (state, part), factor in zip(parts, factors, strict=True):
@@ -267,10 +263,10 @@ class Exchange:
     def _is_guarded(self, state: SyncedState) -> TypeGuard[Guarded]:
         return isinstance(state, Guarded) and self.guard.threshold > 0
 
-    def _nothing(self, rules: tuple[int, ...], buffer: torch.Tensor) -> Contribution:
+    def _nothing(self, buffer: torch.Tensor, parts: dict[int, torch.Tensor]) -> Contribution:
         """Contribute nothing."""
-        guarded = sum(self._is_guarded(self.states[index]) for index in rules)
-        return Contribution(rules, 0.0, buffer.zero_(), [0.0] * guarded)
+        guarded = sum(self._is_guarded(self.states[index]) for index in parts)
+        return Contribution(0.0, buffer.zero_(), parts, [0.0] * guarded)
 
     def _measured_bytes(self) -> int:
         """Of tables shared by row, whose messages' sizes depend on who holds what. All ranks meet or none."""
@@ -279,7 +275,7 @@ class Exchange:
         if not tables:
             return 0
         own = sum(reduction.take_sent() for _, reduction in tables)
-        own += sum(state.adoption.take_sent() for state, _ in tables if isinstance(state, Adoptable))
+        own += sum(state.transfer.take_sent() for state, _ in tables if isinstance(state, TakenFromPeers))
         return sum(self.site.gather(own))
 
     def _computed_bytes(self, result: RoundResult) -> int:
@@ -288,7 +284,7 @@ class Exchange:
             return 0
         travelled = [
             index
-            for index in result.sum.rules
+            for index in result.sum.parts
             if index not in result.sum.without_partner and not isinstance(self.states[index], SparseTable)
         ]
         return sum(
@@ -304,30 +300,6 @@ class Exchange:
             else:
                 runs.append([index])
         return runs
-
-
-def record_fields(
-    result: RoundResult, committed: bool, failure: object | None, states: Sequence[SyncedState]
-) -> dict[str, Any]:
-    """The fields of a ``RoundRecord`` that a round tells of itself.
-
-    Args:
-        result: after its vote.
-        committed: whether it was applied.
-        failure: the manager's error, if any.
-        states: the plan's rules bound to this rank.
-    """
-    return {
-        "rules": [states[index].key for index in result.rules],
-        "participants": len(result.contributors) if committed else 0,
-        "contributors": [result.verdict.name(rank) for rank in result.contributors] if committed else [],
-        "sites": result.sites,
-        "seconds_quorum": result.seconds_quorum,
-        "seconds_reduce": result.sum.seconds if result.sum is not None else 0.0,
-        "committed": committed,
-        "healed": result.healed,
-        "error": None if committed else str(result.verdict.problem or failure or "a rank or site of the round failed"),
-    }
 
 
 def _stretch(buffer: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -88,23 +88,16 @@ class SyncedState:
     def __init__(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> None:
         self.rule = rule
         self.tensors = tensors
+        self.key = rule.key
+        """Its name in logs, shared state and checkpoints."""
+        self.names = tensors.names
+        """The parameters that it covers on this rank."""
+        self.elements = tensors.elements
+        """Of the local tensors."""
+        self.averages_state = self.facts.averages and rule.state != PARAMETERS
+        """Whether it replaces an optimizer's state by its mean."""
         self.reduction: Reduction | None = None
         """How the state is summed where that is not the way of the rule's wire."""
-
-    @property
-    def key(self) -> str:
-        """Of the rule."""
-        return self.rule.key
-
-    @property
-    def names(self) -> list[str]:
-        """The parameters that it covers on this rank."""
-        return self.tensors.names
-
-    @property
-    def elements(self) -> int:
-        """Of the local tensors."""
-        return self.tensors.elements
 
     @property
     def numel(self) -> int:
@@ -115,11 +108,6 @@ class SyncedState:
     def feeds_back(self) -> bool:
         """Whether what the codec takes away goes into the next contribution."""
         return self.rule.wire.error_feedback and self.reduction is None
-
-    @property
-    def averages_state(self) -> bool:
-        """Whether it replaces an optimizer's state by its mean."""
-        return self.facts.averages and self.rule.state != PARAMETERS
 
     def check(self) -> None:
         """Raise a ``RunError`` if what the rule was bound to is no longer as it was."""
@@ -257,16 +245,16 @@ class Guarded:
         raise NotImplementedError
 
 
-class Adoptable:
+class TakenFromPeers:
     """A state that a newcomer takes in a round, each value from any site that has it, instead of all from one member."""
 
-    adoption: Reduction
+    transfer: Reduction
     """How newcomers get the values."""
 
     def offered(self) -> list[torch.Tensor]:
-        """Messages (fp32 ``[numel]``) with all that a newcomer adopts."""
+        """Messages (fp32 ``[numel]``) with all that a newcomer takes over."""
         raise NotImplementedError
 
-    def adopt(self, messages: Sequence[torch.Tensor]) -> None:
+    def take_over(self, messages: Sequence[torch.Tensor]) -> None:
         """Take over what ``offered`` came to among all sites."""
         raise NotImplementedError

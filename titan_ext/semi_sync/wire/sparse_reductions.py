@@ -107,7 +107,7 @@ class SparseReduction(Reduction):
         return bits.view(wire.sites, -1)[:, : self._rows.total].bool()
 
 
-class SparseAdoption(SparseReduction):
+class SparseTransfer(SparseReduction):
     """Every holder gets the row of one site: of its holders the one that comes first.
 
     ``weights`` are places in that order, the lowest first.
