@@ -119,7 +119,7 @@ class Committer:
         self.schedule.not_before = max(self.exchange.site.gather(again))
 
     def _record(self, result: RoundResult, committed: bool, failure: object | None, seconds: float) -> None:
-        sent = self.exchange.bytes_sent(result)
+        sent = self.exchange.take_bytes_sent()
         record = RoundRecord(
             round=self.exchange.lineage.position.round,
             step=self.progress.step,
