@@ -26,7 +26,8 @@ from titan_ext.replica.membership.shared_secret import Secret, load_secret
 from titan_ext.replica.state_transfer.prefetch_state import prefetch_state
 from titan_ext.replica.state_transfer.tls import load_tls
 from titan_ext.replica.state_transfer.transport import StateTransport
-from titan_ext.replica.torchft_internals import OpenManager, QuorumClient, SiteProcessGroup
+from titan_ext.replica.streams.group import StreamGroup
+from titan_ext.replica.torchft_internals import OpenManager, QuorumClient
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Replica(OpenManager):
             prefetch()
         try:
             super().__init__(
-                pg=SiteProcessGroup(hostname, timedelta(seconds=config.timeout_seconds)),
+                pg=StreamGroup(hostname, timedelta(seconds=config.timeout_seconds)),
                 load_state_dict=None,
                 state_dict=None,
                 min_replica_size=config.min_sites,

@@ -17,7 +17,7 @@ from tests.semi_sync.sites import in_background, lighthouse
 from titan_ext.replica.state_transfer.chunks import LATEST
 from titan_ext.replica.state_transfer.prefetch_state import prefetch_state
 from titan_ext.replica.state_transfer.transport import StateTransport
-from titan_ext.replica.torchft_internals import SiteProcessGroup
+from titan_ext.replica.streams.group import StreamGroup
 from titan_ext.semi_sync import SemiSync, SiteOptions, SiteRanks
 
 SECONDS = timedelta(seconds=20)
@@ -37,7 +37,7 @@ class Counting(StateTransport):
 def site(url, name, transport=None):
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     own = Manager(
-        pg=SiteProcessGroup("127.0.0.1", SECONDS),
+        pg=StreamGroup("127.0.0.1", SECONDS),
         load_state_dict=None,
         state_dict=None,
         min_replica_size=1,

@@ -128,7 +128,7 @@ class Committer:
     def _record(
         self, rules: Sequence[int], result: RoundResult, committed: bool, failure: object | None, seconds: float
     ) -> None:
-        sent = self.exchange.bytes_sent(result)
+        sent = self.exchange.take_bytes_sent()
         contributors = result.contributors if committed else []
         record = RoundRecord(
             round=self.exchange.lineage.position.round,

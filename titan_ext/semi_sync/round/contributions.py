@@ -142,8 +142,6 @@ class Sum:
     """By rule: what the reduction took away from this site's contribution, as if that had weight 1."""
     ages: Ages | None = None
     """How many steps the moments stand for that the sites put in."""
-    without_partner: frozenset[int] = frozenset()
-    """Rules for which this site had nobody to exchange with."""
     seconds: float = 0.0
     """Of the reduction."""
 

@@ -27,7 +27,6 @@ from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.moment_ages import Ages
-from titan_ext.semi_sync.state.sparse_tables import SparseTable
 from titan_ext.semi_sync.state.synced_state import Guarded, SyncedState, TakenFromPeers
 from titan_ext.semi_sync.wire.manager import ReplicaManager
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
@@ -136,9 +135,11 @@ class Exchange:
         logger.warning("this site's contribution after inner step %d is not finite; it is left out of the round", step)
         return replace(self._nothing(buffer, parts), is_finite=False)
 
-    def bytes_sent(self, result: RoundResult) -> int:
-        """Bytes that all ranks of the site sent in the round's reductions. A collective over the site."""
-        return self._measured_bytes() + self._computed_bytes(result)
+    def take_bytes_sent(self) -> int:
+        """Bytes that all ranks of the site have sent in reductions since the last call. A collective over the site."""
+        transfers = [state.transfer for state in self.states if isinstance(state, TakenFromPeers)]
+        once = {id(reduction): reduction for reduction in [*self.reductions, *transfers]}
+        return sum(self.site.gather(sum(reduction.take_sent() for reduction in once.values())))
 
     # -- who, and what -----------------------------------------------------------------------------
 
@@ -202,14 +203,12 @@ class Exchange:
         of = RoundFacts(verdict.step, contributions.weights)
         parts = contribution.parts
         residuals: dict[int, torch.Tensor] = {}
-        without_partner: set[int] = set()
         for run in self._together(list(parts)):
             values = _stretch(contribution.buffer, [parts[index] for index in run])
             wanted = [index for index in run if self.error_feedback.takes(index)]
             residual = torch.empty_like(values) if wanted else None
             states = [self.states[index] for index in run]
-            if not self.pairing.reduce(self.reductions[run[0]], self.manager, states, values, of, residual):
-                without_partner |= set(run)
+            self.pairing.reduce(self.reductions[run[0]], self.manager, states, values, of, residual)
             if residual is not None:
                 # Of one contribution of weight 1: the next one may weigh more or less than this. A site without weight
                 # has lost nothing of its own, but maybe of sums that it coded.
@@ -224,7 +223,6 @@ class Exchange:
             contributions=contributions,
             residuals=residuals,
             ages=ages,
-            without_partner=frozenset(without_partner),
             seconds=time.perf_counter() - started,
         )
 
@@ -267,29 +265,6 @@ class Exchange:
         """Contribute nothing."""
         guarded = sum(self._is_guarded(self.states[index]) for index in parts)
         return Contribution(0.0, buffer.zero_(), parts, [0.0] * guarded)
-
-    def _measured_bytes(self) -> int:
-        """Of tables shared by row, whose messages' sizes depend on who holds what. All ranks meet or none."""
-        bound = zip(self.states, self.reductions, strict=True)
-        tables = [(state, reduction) for state, reduction in bound if isinstance(state, SparseTable)]
-        if not tables:
-            return 0
-        own = sum(reduction.take_sent() for _, reduction in tables)
-        own += sum(state.transfer.take_sent() for state, _ in tables if isinstance(state, TakenFromPeers))
-        return sum(self.site.gather(own))
-
-    def _computed_bytes(self, result: RoundResult) -> int:
-        """Of everything else: it follows from sizes."""
-        if result.sum is None:
-            return 0
-        travelled = [
-            index
-            for index in result.sum.parts
-            if index not in result.sum.without_partner and not isinstance(self.states[index], SparseTable)
-        ]
-        return sum(
-            self.pairing.wire_bytes(self.reductions[run[0]], run, result.sites) for run in self._together(travelled)
-        )
 
     def _together(self, rules: Sequence[int]) -> list[list[int]]:
         """Neighbouring rules that are summed alike travel as one: fewer and fuller buckets."""

@@ -35,9 +35,7 @@ class ByRank:
                     'set semi_sync.pairing = "leader"'
                 )
         self._site = site
-        # A state's own reduction may depend on a rank's shapes: each counts with its own.
-        self._ranks = site.gather([(state.numel, state.reduction) for state in states])
-        self._layout = str(len(self._ranks))
+        self._layout = str(len(site.gather(None)))
 
     def fingerprint(self, states: Sequence[SyncedState]) -> dict[str, str]:
         """What sites that pair so must have in common beside their settings: every shard."""
@@ -52,14 +50,6 @@ class ByRank:
         """Whether this rank's shard of a parameter counts in the site's checksum: sites of equal layout count alike."""
         return True
 
-    def wire_bytes(self, reduction: Reduction, rules: Sequence[int], sites: int) -> int:
-        """Bytes that the site sends to sum neighbouring ``rules`` (indices), all its ranks together."""
-        total = 0
-        for rank in self._ranks:
-            numel, own = sum(rank[index][0] for index in rules), rank[rules[0]][1]
-            total += (own or reduction).wire_bytes(numel, sites)
-        return total
-
     def reduce(
         self,
         reduction: Reduction,
@@ -68,14 +58,14 @@ class ByRank:
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None,
-    ) -> bool:
+    ) -> None:
         """Sum the messages of neighbouring ``states``, which lie one after the other in ``values``; see ``Reduction``."""
         if isinstance(reduction, WholeReduction) and not self._site.alone:
             # Its sums over the ranks need all of them: one that knows of an error must not leave the others waiting.
             if not all(self._site.gather(manager.errored() is None)):
-                return True
+                return
             of = replace(of, rank_sum=self._site.sum)
-        return reduction.reduce(manager, values, of, residual)
+        reduction.reduce(manager, values, of, residual)
 
 
 def _described(state: SyncedState) -> list[tuple[str, torch.Tensor]]:

@@ -1,26 +1,30 @@
 """Summing a flat tensor over the sites of a quorum, in place, plainly or through a codec.
 
-Gloo matches the collectives of two sites by their order alone. Every reduction therefore issues
-them in an order that depends on nothing but sizes. A few buckets are under way at a time: enough to
-keep the wire busy while others are coded, few enough to bound what lies in memory beside the values.
+Values are cut into buckets, of which some are under way at a time: enough to keep the wire busy while others are coded
+or summed, few enough to bound what lies in memory beside the values. Two sites send each other all they have, which is
+as many bytes as any other way and half a round trip. Of more sites each is the owner of one shard of every bucket: it
+gets the others' values of it, sums them, and sends the sum to all.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.distributed import ReduceOp, Work
+from torch.distributed import ReduceOp
 
 from titan_ext.semi_sync.wire.codecs import Codec
-from titan_ext.semi_sync.wire.collectives import ByteCollectives
+from titan_ext.semi_sync.wire.collectives import ByteCollectives, MessagesInTurn, overlap
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 from titan_ext.semi_sync.wire.manager import ReplicaManager
 
 UNDER_WAY = 2
-"""Buckets handed to the wire before the first of them is waited for."""
+"""Buckets of the largest size that are under way at a time; of smaller ones as many more as have the same size together."""
+_BUCKETS = 16
+"""Into which a reduction is cut at least, so that coding, sending and summing overlap."""
+_LEAST_ELEMENTS = 2**18
+"""Smaller buckets cost more work than they hide."""
 
 RankSum = Callable[[torch.Tensor], torch.Tensor]
 """Sums a small tensor over the ranks of the site. A collective over them."""
@@ -39,7 +43,9 @@ class RoundFacts:
 
 
 class Reduction(ABC):
-    """One way to sum tensors over sites; holds no state between rounds."""
+    """One way to sum tensors over sites; holds no state between rounds but the bytes that it has sent."""
+
+    _sent = 0
 
     @abstractmethod
     def wire_bytes(self, numel: int, sites: int) -> int:
@@ -52,7 +58,7 @@ class Reduction(ABC):
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,
-    ) -> bool:
+    ) -> None:
         """Replace ``values`` by their sum over the sites. Errors are the manager's, never raised.
 
         Args:
@@ -61,9 +67,6 @@ class Reduction(ABC):
             of: what is known of the round.
             residual: fp32 ``[numel]``, filled with what the other sites could not read of our values, and with what
                 nobody could of sums that this site coded for all.
-
-        Returns:
-            whether there was a site to exchange with.
         """
 
     def scratch_elements(self, numel: int, sites: int) -> int:
@@ -71,12 +74,38 @@ class Reduction(ABC):
         return 0
 
     def take_sent(self) -> int:
-        """Bytes that this rank has sent since the last call, where they do not follow from sizes alone."""
-        return 0
+        """Bytes that this rank has sent since the last call, counted where they were handed to the wire."""
+        sent, self._sent = self._sent, 0
+        return sent
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """How many elements a bucket has, and how many buckets are under way at a time.
+
+    Args:
+        numel: elements to reduce.
+        most: elements of the largest bucket.
+        unit: elements of which a bucket, but for the last one, holds a multiple.
+    """
+
+    elements: int
+    at_most: int
+
+    @classmethod
+    def of(cls, numel: int, most: int, unit: int = 1) -> "Buckets":
+        """From sizes alone, so that all sites cut alike."""
+        elements = min(max(1, most), max(_LEAST_ELEMENTS, -(-numel // _BUCKETS)))
+        elements = -(-elements // unit) * unit
+        return cls(elements, max(UNDER_WAY, UNDER_WAY * most // elements))
+
+    def under_way(self, numel: int) -> int:
+        """Elements of a reduction that are under way at a time."""
+        return min(-(-numel // self.elements), self.at_most) * min(numel, self.elements)
 
 
 class AllReduce(Reduction):
-    """fp32 in buckets, each a ring all-reduce.
+    """fp32 as it is: what is sent and received are parts of the values themselves, wherever they can be.
 
     Args:
         bucket_elements: largest message handed to the wire at once.
@@ -89,8 +118,8 @@ class AllReduce(Reduction):
         return ring_all_reduce_bytes(4 * numel, sites)
 
     def scratch_elements(self, numel: int, sites: int) -> int:
-        # Gloo's ring keeps a copy of what it passes on.
-        return min(numel, UNDER_WAY * self._bucket_elements)
+        # What the other sites send of a bucket, or of the shard of it that this site sums.
+        return Buckets.of(numel, self._bucket_elements).under_way(numel) if sites > 1 else 0
 
     def reduce(
         self,
@@ -98,44 +127,83 @@ class AllReduce(Reduction):
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,
-    ) -> bool:
+    ) -> None:
         if residual is not None:
             residual.zero_()
-        works: deque[Work] = deque()
-        for bucket in values.split(self._bucket_elements) if values.numel() else ():
-            works.append(manager.allreduce(bucket, reduce_op=ReduceOp.SUM))
-            if len(works) == UNDER_WAY:
-                works.popleft().wait()
-        for work in works:
-            work.wait()
-        return manager.num_participants() > 1
+        if manager.process_group is None:  # a stand-in for a manager, which only knows sums
+            for part in values.split(self._bucket_elements):
+                manager.allreduce(part, reduce_op=ReduceOp.SUM).wait()
+            return
+        wire = ByteCollectives(manager)
+        if wire.sites == 1 or not values.numel():
+            return
+        buckets = Buckets.of(values.numel(), self._bucket_elements)
+        sum_bucket = self._sum_with_peer if wire.sites == 2 else self._sum_by_owners
+        parts = enumerate(values.split(buckets.elements))
+        overlap((self._sum_on_wire(wire, part, place, sum_bucket) for place, part in parts), buckets.at_most)
+        self._sent += wire.sent
+
+    def _sum_on_wire(
+        self,
+        wire: ByteCollectives,
+        values: torch.Tensor,
+        place: int,
+        sum_bucket: Callable[[ByteCollectives, torch.Tensor, int], MessagesInTurn],
+    ) -> MessagesInTurn:
+        """Where the wire takes them; what lies elsewhere is copied there and back."""
+        there = values.to(wire.device)
+        yield from sum_bucket(wire, there, place)
+        if there is not values:
+            values.copy_(there)
+
+    def _sum_with_peer(self, wire: ByteCollectives, values: torch.Tensor, place: int) -> MessagesInTurn:
+        (peer,) = wire.others
+        theirs = torch.empty_like(values)
+        yield wire.swap({peer: values}, {peer: theirs}, place)
+        values.add_(theirs)  # of two it does not matter which is first
+
+    def _sum_by_owners(self, wire: ByteCollectives, values: torch.Tensor, place: int) -> MessagesInTurn:
+        shards = values.tensor_split(wire.sites)
+        own = shards[wire.rank]
+        rows = own.new_empty(wire.sites - 1, own.numel())
+        received = dict(zip(wire.others, rows, strict=True))
+        yield wire.swap({site: shards[site] for site in wire.others}, received, 2 * place)
+        total, *rest = [{**received, wire.rank: own}[site] for site in range(wire.sites)]
+        total = total.clone() if total is own else total
+        for each in rest:
+            total.add_(each)
+        own.copy_(total)
+        # Hazard: sums come into the places from which shards were sent. Their owner has them, or there were no sum yet.
+        yield wire.swap(dict.fromkeys(wire.others, own), {site: shards[site] for site in wire.others}, 2 * place + 1)
 
 
 class CodedReduction(Reduction):
     """Messages of a codec, summed in fp32.
 
-    A dense codec: each site is the owner of one shard of every bucket, gets the others' messages
-    for it (all-to-all), sums them in fp32 and sends the coded sum to all (all-gather). The owner
-    too takes the decoded message, so all sites hold the same bits; what this second coding loses is the
-    owner's to feed back. A sparse codec, or ``to_all``: every site gets every message and sums them in the
-    order of the sites.
+    A dense codec at more than two sites: each owner gets the others' messages for its shard, sums them in fp32 and
+    sends the coded sum to all. The owner too takes the decoded message, so all sites hold the same bits; what this second
+    coding loses is the owner's to feed back. Two sites, a sparse codec, or ``to_all``: every site gets every message and
+    sums them in the order of the sites.
     """
 
     def __init__(self, codec: Codec, bucket_elements: int, *, to_all: bool = False) -> None:
         self._codec = codec
         self._bucket_elements = bucket_elements
-        self._to_all = to_all or codec.sparse
+        self._always_to_all = to_all or codec.sparse
 
     def wire_bytes(self, numel: int, sites: int) -> int:
-        passes = 1 if self._to_all else 2
-        bucket = self._bucket(sites)
+        passes = 1 if self._to_all(sites) else 2
+        bucket = self._buckets(numel, sites).elements
         sizes = [min(bucket, numel - start) for start in range(0, numel, bucket)]
         return sum(passes * (sites - 1) * self._codec.wire_bytes(self._shard(size, sites)) for size in sizes)
 
     def scratch_elements(self, numel: int, sites: int) -> int:
-        message = self._codec.wire_bytes(self._shard(min(numel, self._bucket(sites)), sites)) // 4
-        # What a bucket sends and receives, in both passes.
-        return 4 * UNDER_WAY * sites * message
+        buckets = self._buckets(numel, sites)
+        size = min(numel, buckets.elements)
+        message = self._codec.wire_bytes(self._shard(size, sites)) // 4
+        # What a bucket sends, and what it receives in its passes.
+        messages = sites + 1 if self._to_all(sites) else 3 * sites + 1
+        return messages * message * min(-(-numel // max(1, size)), buckets.at_most) if numel else 0
 
     def reduce(
         self,
@@ -143,88 +211,94 @@ class CodedReduction(Reduction):
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,
-    ) -> bool:
+    ) -> None:
         wire = ByteCollectives(manager)
-        bucket_elements = self._bucket(wire.sites)
-        scattered: deque[_Bucket] = deque()
-        gathered: deque[_Bucket] = deque()
-        residuals = residual.split(bucket_elements) if residual is not None else None
-        for index, values_of in enumerate(values.split(bucket_elements) if values.numel() else ()):
-            scattered.append(self._send(wire, values_of, residuals[index] if residuals is not None else None))
-            if len(scattered) == UNDER_WAY:
-                gathered.append(self._pass_on(wire, scattered.popleft()))
-            if len(gathered) == UNDER_WAY:
-                self._finish(wire, gathered.popleft(), of)
-        while scattered or gathered:
-            if scattered:
-                gathered.append(self._pass_on(wire, scattered.popleft()))
-            if gathered and (len(gathered) == UNDER_WAY or not scattered):
-                self._finish(wire, gathered.popleft(), of)
-        return wire.sites > 1
+        buckets = self._buckets(values.numel(), wire.sites)
+        parts = values.split(buckets.elements) if values.numel() else ()
+        lost = residual.split(buckets.elements) if residual is not None and parts else [None] * len(parts)
+        reduce_bucket = self._sum_of_all if self._to_all(wire.sites) else self._sum_by_owners
+        places = enumerate(zip(parts, lost, strict=True))
+        overlap(
+            (reduce_bucket(wire, part, part_lost, place, of) for place, (part, part_lost) in places), buckets.at_most
+        )
+        self._sent += wire.sent
 
-    def _bucket(self, sites: int) -> int:
-        """Whole shards, so that nothing but the last bucket needs padding."""
-        unit = self._codec.granularity * (1 if self._to_all else sites)
-        return -(-self._bucket_elements // unit) * unit
+    def _to_all(self, sites: int) -> bool:
+        return self._always_to_all or sites <= 2
+
+    def _buckets(self, numel: int, sites: int) -> Buckets:
+        """Of whole shards, so that nothing but the last bucket needs padding."""
+        unit = self._codec.granularity * (1 if self._to_all(sites) else sites)
+        return Buckets.of(numel, self._bucket_elements, unit)
 
     def _shard(self, numel: int, sites: int) -> int:
         """Elements a message carries for a bucket of ``numel``."""
-        whole = numel if self._to_all else -(-numel // sites)
+        whole = numel if self._to_all(sites) else -(-numel // sites)
         return -(-whole // self._codec.granularity) * self._codec.granularity
 
-    def _send(self, wire: ByteCollectives, values: torch.Tensor, residual: torch.Tensor | None) -> "_Bucket":
-        """Code a bucket and hand it to the wire."""
-        copies = 1 if self._to_all else wire.sites
+    def _sum_of_all(
+        self, wire: ByteCollectives, values: torch.Tensor, residual: torch.Tensor | None, place: int, of: RoundFacts
+    ) -> MessagesInTurn:
+        padded = _padded(values, self._shard(values.numel(), wire.sites))
+        message = self._encode(padded[None], residual)
+        received, messages = wire.gather(message[0], place)
+        yield messages
+        self._combine(received.to(values.device), of, padded, place)
+        if padded is not values:
+            values.copy_(padded[: values.numel()])
+
+    def _sum_by_owners(
+        self, wire: ByteCollectives, values: torch.Tensor, residual: torch.Tensor | None, place: int, of: RoundFacts
+    ) -> MessagesInTurn:
         shard = self._shard(values.numel(), wire.sites)
-        padded = values
-        if values.numel() != copies * shard:
-            padded = values.new_zeros(copies * shard)
-            padded[: values.numel()] = values
-        message = torch.empty(copies, self._codec.wire_bytes(shard), dtype=torch.uint8, device=values.device)
-        for part, row in zip(padded.view(copies, shard), message, strict=True):
+        shards = _padded(values, wire.sites * shard).view(wire.sites, shard)
+        received, messages = wire.exchange(self._encode(shards, residual), 2 * place)
+        yield messages
+        total = torch.empty(shard, dtype=torch.float32, device=values.device)
+        self._codec.combine(received.to(values.device), total)
+        own = None if residual is None else residual[wire.rank * shard :][:shard]
+        received, messages = wire.gather(self._encode_sum(total, own), 2 * place + 1)
+        yield messages
+        for part, row in zip(shards, received.to(values.device), strict=True):
+            self._codec.decode(row, part)
+        if values.numel() != shards.numel():
+            values.copy_(shards.view(-1)[: values.numel()])
+
+    def _encode(self, shards: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        """The messages of ``shards [count, elements]``; what the codec takes away goes into the residual."""
+        size = self._codec.wire_bytes(shards.shape[1])
+        message = torch.empty(len(shards), size, dtype=torch.uint8, device=shards.device)
+        for part, row in zip(shards, message, strict=True):
             self._codec.encode(part, row)
         if residual is not None:
-            decoded = torch.empty_like(padded).view(copies, shard)
+            decoded = torch.empty_like(shards)
             for part, row in zip(decoded, message, strict=True):
                 self._codec.decode(row, part)
-            torch.sub(values, decoded.view(-1)[: values.numel()], out=residual)
-        received, work = wire.gather(message[0]) if self._to_all else wire.exchange(message)
-        return _Bucket(values, shard, received, work, residual)
+            torch.sub(shards.view(-1)[: residual.numel()], decoded.view(-1)[: residual.numel()], out=residual)
+        return message
 
-    def _pass_on(self, wire: ByteCollectives, bucket: "_Bucket") -> "_Bucket":
-        """Sum the shard that this site owns, and hand the sum to the wire."""
-        if self._to_all:
-            return bucket
-        wire.wait(bucket.work)
-        total = torch.empty(bucket.shard, dtype=torch.float32, device=bucket.values.device)
-        self._codec.combine(bucket.received.to(total.device), total)
-        message = torch.empty_like(bucket.received[0], device=total.device)
+    def _encode_sum(self, total: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        """The message of a sum; what the codec takes away is added to the residual."""
+        message = torch.empty(self._codec.wire_bytes(total.numel()), dtype=torch.uint8, device=total.device)
         self._codec.encode(total, message)
-        if bucket.residual is not None:
+        if residual is not None:
             decoded = torch.empty_like(total)
             self._codec.decode(message, decoded)
-            own = bucket.residual[wire.rank * bucket.shard :][: bucket.shard]
-            own.add_(total.sub_(decoded)[: own.numel()])
-        return _Bucket(bucket.values, bucket.shard, *wire.gather(message))
+            residual.add_(total.sub_(decoded)[: residual.numel()])
+        return message
 
-    def _finish(self, wire: ByteCollectives, bucket: "_Bucket", of: RoundFacts) -> None:
-        """Write the sum into the values."""
-        wire.wait(bucket.work)
-        values, received = bucket.values, bucket.received.to(bucket.values.device)
-        copies = 1 if self._to_all else wire.sites
-        whole = values.numel() == copies * bucket.shard
-        out = values if whole else values.new_empty(copies * bucket.shard)
-        if self._to_all:
-            self._combine(received, of, out)
-        else:
-            for part, row in zip(out.view(copies, bucket.shard), received, strict=True):
-                self._codec.decode(row, part)
-        if not whole:
-            values.copy_(out[: values.numel()])
-
-    def _combine(self, messages: torch.Tensor, of: RoundFacts, out: torch.Tensor) -> None:
-        """Overwrite ``out`` with what all sites' messages come to, where every site gets them all."""
+    def _combine(self, messages: torch.Tensor, of: RoundFacts, out: torch.Tensor, place: int) -> None:
+        """Overwrite ``out`` with what all sites' messages of a bucket come to, where every site gets them all."""
         self._codec.combine(messages, out)
+
+
+def _padded(values: torch.Tensor, numel: int) -> torch.Tensor:
+    """With zeros to a size; the values themselves if they have it."""
+    if values.numel() == numel:
+        return values
+    padded = values.new_zeros(numel)
+    padded[: values.numel()] = values
+    return padded
 
 
 Combine = Callable[[torch.Tensor], torch.Tensor]
@@ -244,15 +318,19 @@ class ElementwiseReduction(CodedReduction):
         super().__init__(codec, bucket_elements, to_all=True)
         self._aggregate = combine
 
-    def _combine(self, messages: torch.Tensor, of: RoundFacts, out: torch.Tensor) -> None:
-        contributors = contributing(of.weights)
-        if not contributors:
+    def _combine(self, messages: torch.Tensor, of: RoundFacts, out: torch.Tensor, place: int) -> None:
+        if not contributing(of.weights):
             out.zero_()
             return
+        torch.mul(self._aggregate(self._contributions(messages, of, out)), math.fsum(of.weights), out=out)
+
+    def _contributions(self, messages: torch.Tensor, of: RoundFacts, out: torch.Tensor) -> torch.Tensor:
+        """What the sites that give something have given, decoded."""
+        contributors = contributing(of.weights)
         values = out.new_empty(len(contributors), out.numel())
         for rank, row in zip(contributors, values, strict=True):
             self._codec.decode(messages[rank], row)
-        torch.mul(self._aggregate(values), math.fsum(of.weights), out=out)
+        return values
 
 
 class WholeReduction(ElementwiseReduction):
@@ -267,9 +345,9 @@ class WholeReduction(ElementwiseReduction):
     def __init__(
         self, codec: Codec, bucket_elements: int, combine: Callable[[torch.Tensor, RankSum], torch.Tensor]
     ) -> None:
-        super().__init__(codec, bucket_elements, self._keep)
+        super().__init__(codec, bucket_elements, _first)
         self._whole = combine
-        self._gathered: list[torch.Tensor] = []
+        self._gathered: dict[int, torch.Tensor] = {}
 
     def scratch_elements(self, numel: int, sites: int) -> int:
         return sites * numel + super().scratch_elements(numel, sites)
@@ -280,39 +358,27 @@ class WholeReduction(ElementwiseReduction):
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,
-    ) -> bool:
+    ) -> None:
         self._gathered.clear()
-        travelled = super().reduce(manager, values, of, residual)
+        super().reduce(manager, values, of, residual)
         contributors = contributing(of.weights)
         if contributors:
             # A rank without elements has part in the sums over the ranks all the same.
-            parts = self._gathered or [values.new_empty(len(contributors), 0)]
+            parts = [self._gathered[place] for place in sorted(self._gathered)]
+            parts = parts or [values.new_empty(len(contributors), 0)]
             gathered = torch.cat(parts, dim=1)[:, : values.numel()]
             self._gathered.clear()
             values.copy_(self._whole(gathered, of.rank_sum).mul_(math.fsum(of.weights)))
-        return travelled
 
-    def _keep(self, contributions: torch.Tensor) -> torch.Tensor:
-        self._gathered.append(contributions)
-        return contributions[0]
+    def _combine(self, messages: torch.Tensor, of: RoundFacts, out: torch.Tensor, place: int) -> None:
+        self._gathered[place] = self._contributions(messages, of, out)
+
+
+def _first(contributions: torch.Tensor) -> torch.Tensor:
+    """Stands for the aggregate until all of the contributions are there."""
+    return contributions[0]
 
 
 def contributing(weights: Sequence[float]) -> list[int]:
     """Ranks of the sites that give something."""
     return [rank for rank, weight in enumerate(weights) if weight > 0]
-
-
-class _Bucket:
-    """A bucket whose messages are on their way."""
-
-    __slots__ = ("values", "shard", "received", "work", "residual")
-
-    def __init__(
-        self,
-        values: torch.Tensor,
-        shard: int,
-        received: torch.Tensor,
-        work: Work | None,
-        residual: torch.Tensor | None = None,
-    ) -> None:
-        self.values, self.shard, self.received, self.work, self.residual = values, shard, received, work, residual
