@@ -1,11 +1,12 @@
 """Settings that bind without complaint and that a run would stumble over: refused before it starts."""
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from titan_ext.config.layout import Layout, pipeline_stages
-from titan_ext.config.pipeline import check_schedule
+from titan_ext.config.pipeline import check_schedule, trained_parameters, within
 from titan_ext.config.settings import Settings, hint
 from titan_ext.trainer.resuming import STATES
 
@@ -22,6 +23,7 @@ def run_checks(settings: Settings, config: Any, layout: Layout) -> list[Callable
         lambda: check_profiler(settings, config),
         lambda: check_rates(settings, config),
         lambda: check_optimizers(settings, config),
+        lambda: check_groups(settings, config),
     ]
 
 
@@ -95,6 +97,37 @@ def check_optimizers(settings: Settings, config: Any) -> None:
             raise settings.error(_name_key(settings), problem, name)
         if optimizer.implementation == BF16_STATES and name not in ("Adam", "AdamW"):
             raise settings.error("optimizer.implementation", f"is for Adam and AdamW, not {name}", BF16_STATES)
+
+
+def check_groups(settings: Settings, config: Any) -> None:
+    """Refuse groups of parameters that leave some out, or that a stage of the pipeline has nothing for.
+
+    Raises:
+        UserError: naming the group.
+    """
+    patterns = [group.pattern for group in config.optimizer.param_groups]
+    if patterns == [".*"]:
+        return
+    for place, pattern in enumerate(patterns):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            key, problem = f"optimizer.param_groups[{place}].pattern", f"no regular expression: {error}"
+            raise settings.error(key, problem, pattern) from None
+    groups = {name: _first_match(patterns, name) for name in trained_parameters(config)}
+    for name, group in groups.items():
+        if group is None:
+            raise settings.error("optimizer.param_groups", f'no pattern matches {name}; end with a group for ".*"')
+    for stage, modules in enumerate(pipeline_stages(settings, config)):
+        here = {group for name, group in groups.items() if within(name, modules)}
+        for place in sorted({*range(len(patterns))} - here):
+            of = f"of pipeline stage {stage}" if config.parallelism.pipeline_parallel_degree > 1 else "of the model"
+            problem = f"matches no parameter {of} that none before it does"
+            raise settings.error(f"optimizer.param_groups[{place}].pattern", problem, patterns[place])
+
+
+def _first_match(patterns: Sequence[str], name: str) -> int | None:
+    return next((place for place, pattern in enumerate(patterns) if re.search(pattern, name)), None)
 
 
 def _without_default(factory: Any) -> list[inspect.Parameter]:

@@ -147,7 +147,7 @@ class Trainer(torchtitan_trainer.Trainer):
                 raise
             if self.outer is None:
                 problem = f"the loss of step {self.step} is not finite: lower the learning rate, or look at the data"
-                raise RunError(problem) from error
+                raise RunError(problem) from None
             self.metrics_processor.log_not_finite(self.step)
         return True
 
