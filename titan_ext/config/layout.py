@@ -88,7 +88,17 @@ def degrees_in(table: Mapping[str, Any], nproc: int | None) -> dict[str, Any]:
 
 
 def check_layout(settings: Settings, config: Any, layout: Layout) -> None:
-    """Refuse a layout that does not divide the batch, the sequence or the model.
+    """Refuse a layout that does not divide the model.
+
+    Raises:
+        UserError: naming the key to change.
+    """
+    _check_tensor_parallel(settings, config, layout)
+    pipeline_stages(settings, config)
+
+
+def check_batch(settings: Settings, config: Any, layout: Layout) -> None:
+    """Refuse a layout that does not divide the batch or the sequence.
 
     Raises:
         UserError: naming the key to change.
@@ -105,8 +115,6 @@ def check_layout(settings: Settings, config: Any, layout: Layout) -> None:
     if training.seq_len % divisor:
         problem = f"must be a multiple of {divisor} for the sequence and context parallelism of this layout"
         raise settings.error("training.seq_len", problem, training.seq_len)
-    _check_tensor_parallel(settings, config, layout)
-    pipeline_stages(settings, config)
 
 
 def check_world_size(config: Any, world_size: int) -> None:

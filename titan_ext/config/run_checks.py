@@ -16,13 +16,19 @@ BF16_STATES = "fused_opt_states_bf16"
 
 
 def run_checks(settings: Settings, config: Any, layout: Layout) -> list[Callable[[], None]]:
-    """The checks of a site's ``Trainer.Config``, independent of each other; each raises a ``UserError`` or returns."""
+    """Checks of a site's ``Trainer.Config``, whose model may not be known; each raises a ``UserError`` or returns."""
     return [
-        lambda: check_schedule(settings, config, len(pipeline_stages(settings, config))),
         lambda: check_checkpoints(settings, config, layout),
         lambda: check_profiler(settings, config),
         lambda: check_rates(settings, config),
         lambda: check_optimizers(settings, config),
+    ]
+
+
+def model_checks(settings: Settings, config: Any) -> list[Callable[[], None]]:
+    """As ``run_checks``, of what depends on the model."""
+    return [
+        lambda: check_schedule(settings, config, len(pipeline_stages(settings, config))),
         lambda: check_groups(settings, config),
     ]
 

@@ -1,6 +1,5 @@
 """A plan and a rank's tensors, put together to the parts of the engine."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from titan_ext.semi_sync.plan.sampling import SiteSampler
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
 from titan_ext.semi_sync.plan.scopes import assign, matches
 from titan_ext.semi_sync.round.commit_log import CommitLog
+from titan_ext.semi_sync.round.differences import InCommon
 from titan_ext.semi_sync.round.end_of_data import EndOfData
 from titan_ext.semi_sync.round.error_feedback import ErrorFeedback
 from titan_ext.semi_sync.round.exchange import Exchange
@@ -100,8 +100,21 @@ def build(
     site: SiteOptions,
     outer_optimizers: Sequence[Optimizer] | None = None,
     must_agree: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
 ) -> EngineState:
     """Put the parts together. A collective over the site.
+
+    Args:
+        plan: what the sites exchange.
+        model_parts: of this rank.
+        optimizers: the inner ones.
+        manager: this rank's; None where another rank of the site exchanges for it.
+        site: who the site is.
+        outer_optimizers: in place of the plan's.
+        must_agree: what else has to be equal at sites that exchange, by configuration key.
+        settings: those behind the plan, by configuration key, to name a difference by.
+        model: those behind the model and its layout.
 
     Raises:
         ValueError: the site's name or the plan is too long, a scope or fragment does not fit the model, or a synced
@@ -118,10 +131,15 @@ def build(
     states = bind_states(plan, view, site, outer_optimizers)
     warn_of_rounding(view)
     pairing, manager = _pair(plan, site, states, view, adapt_manager(manager))
-    fingerprint = plan.fingerprint() | {key: repr(value) for key, value in (must_agree or {}).items()}
-    fingerprint |= {key: short_hash(value) for key, value in pairing.fingerprint(states).items()}
+    in_common = InCommon(
+        plan=plan.fingerprint(),
+        tensors={key: short_hash(value) for key, value in pairing.fingerprint(states).items()},
+        settings=_as_text(must_agree),
+        behind_plan=_as_text(settings),
+        behind_tensors=_as_text(model),
+    )
     device = _device(site, states)
-    healing = Healing(states, lineage, manager, ranks, fingerprint)
+    healing = Healing(states, lineage, manager, ranks)
     return EngineState(
         plan=plan,
         view=view,
@@ -135,7 +153,7 @@ def build(
         exchange=Exchange(
             manager=manager,
             states=states,
-            fingerprint=_number(fingerprint),
+            in_common=in_common,
             lineage=lineage,
             healing=healing,
             error_feedback=ErrorFeedback(states, device),
@@ -277,7 +295,5 @@ def _device(site: SiteOptions, states: Sequence[SyncedState]) -> torch.device:
     return next((state.tensors.device for state in states if state.numel), torch.device("cpu"))
 
 
-def _number(fingerprint: Mapping[str, str]) -> int:
-    """A non-negative number below 2**62 that equal fingerprints share."""
-    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 2
+def _as_text(values: Mapping[str, Any] | None) -> dict[str, str]:
+    return {key: json.dumps(value, default=str) for key, value in (values or {}).items()}

@@ -15,6 +15,7 @@ from titan_ext.semi_sync.plan.plan import PARAMETERS, OutlierGuard
 from titan_ext.semi_sync.round.age_table import AgeTable
 from titan_ext.semi_sync.round.agreement import Verdict, agree
 from titan_ext.semi_sync.round.contributions import Contributions
+from titan_ext.semi_sync.round.differences import InCommon, name_differences
 from titan_ext.semi_sync.round.error_feedback import ErrorFeedback
 from titan_ext.semi_sync.round.healing import Healing
 from titan_ext.semi_sync.round.lineage import Lineage
@@ -45,7 +46,7 @@ class Exchange:
     manager: ReplicaManager
     states: Sequence[SyncedState]
     """The plan's rules bound to this rank."""
-    fingerprint: int
+    in_common: InCommon
     """Equal at sites that may exchange."""
     lineage: Lineage
     healing: Healing
@@ -144,7 +145,7 @@ class Exchange:
 
     def _verdict(self, launch: Launch, role: Role) -> Verdict:
         own = SiteStatus(
-            fingerprint=self.fingerprint,
+            fingerprint=self.in_common.number(),
             step=launch.step,
             rules=None if role.abstains else list(launch.rules),
             tokens=launch.tokens,
@@ -156,6 +157,10 @@ class Exchange:
         if self.manager.errored() is not None:
             return Verdict([own], [], own.step)
         verdict = agree(table, self.manager.participating_rank())
+        if verdict.settings_differ:
+            # From one table: all sites meet in these collectives, or none does.
+            named = name_differences(self.manager, self.in_common, table)
+            verdict = replace(verdict, problem=f"{verdict.problem}: {named}" if named else verdict.problem)
         self._retry_after_steps = verdict.steps_until_forgotten(self.heartbeat_timeout_seconds)
         if verdict.problem is None and verdict.all_join:
             opening = self.lineage.opening(self.manager, table)
