@@ -131,7 +131,10 @@ class Exchange:
                     part.mul_(weight)
         by_rank = self.site.gather((_is_finite(buffer), squares))
         norms = [math.sqrt(sum(ranks)) for ranks in zip(*(each for _, each in by_rank), strict=True)]
-        if all(finite for finite, _ in by_rank):
+        all_finite = all(finite for finite, _ in by_rank)
+        for index in rules:
+            self.states[index].launched(all_finite)
+        if all_finite:
             return Contribution(rules, weight, buffer, norms)
         # One NaN would reach every site. What the others agree on comes back and heals this one.
         logger.warning("this site's contribution after inner step %d is not finite; it is left out of the round", step)
