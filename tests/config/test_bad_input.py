@@ -36,6 +36,8 @@ CASES = {
         f"steps = 3\n{GOOD}",
         ["steps: unknown key", "did you mean training.steps or validator.steps?"],
     ),
+    "seed too large": (f"[debug]\nseed = {2**63}\n{GOOD}", [f"debug.seed = {2**63}", "below 2**63"]),
+    "negative seed": (f"[debug]\nseed = -1\n{GOOD}", ["debug.seed = -1", "from 0"]),
     "wrong type": (with_("seq_len = 64", 'seq_len = "long"'), ['training.seq_len = "long"', "must be an integer"]),
     "float for int": (with_("steps = 20", "steps = 2.5"), ["training.steps = 2.5", "must be an integer, got a float"]),
     "value for section": (f"metrics = 3\n{GOOD}", ["metrics = 3", "must be a table"]),

@@ -65,6 +65,16 @@ CASES = [
         ],
         ["checkpoint.exclude_from_loading", "'semi_sync'", "dataloader"],
     ),
+    *(
+        (
+            ["--parallelism.pipeline_parallel_degree=2", f"--parallelism.pipeline_parallel_{key}"],
+            [key.replace("=", " = ")],
+        )
+        for key in ("layers_per_stage=0", "first_stage_less_layers=-1", "last_stage_less_layers=-2")
+    ),
+    (["--compile.enable", '--compile.components=["mdel"]'], ["compile.components", "did you mean model?"]),
+    (["--compile.enable", "--compile.backend=inductr"], ["compile.backend", "did you mean inductor?"]),
+    *(([f"--optimizer.{key}=inf"], [f"optimizer.{key} = ", "finite"]) for key in ("lr", "weight_decay", "eps")),
     (["--optimizer.name=DistMuon"], ["optimizer.name", "configuration file", "Muon"]),
     (
         ["--optimizer.name=SGD", "--optimizer.implementation=fused_opt_states_bf16"],

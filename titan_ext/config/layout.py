@@ -15,6 +15,12 @@ _DEGREES = {
     "tensor": "tensor_parallel_degree",
     "pipeline": "pipeline_parallel_degree",
 }
+_LAYERS_OF_STAGES = {
+    "pipeline_parallel_layers_per_stage": 1,
+    "pipeline_parallel_first_stage_less_layers": 0,
+    "pipeline_parallel_last_stage_less_layers": 0,
+}
+"""Keys that say how a model is cut, and their least values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +151,10 @@ def pipeline_stages(settings: Settings, config: Any) -> list[list[str]]:
     layers = len(getattr(model, "layers", []))
     if parallelism.pipeline_parallel_degree == 1:
         return [["tok_embeddings", *(f"layers.{index}" for index in range(layers)), "norm", "lm_head"]]
+    for key, least in _LAYERS_OF_STAGES.items():
+        value = getattr(parallelism, key)
+        if value is not None and value < least:
+            raise settings.error(f"parallelism.{key}", f"must be at least {least}", value)
     schedule = parallelism.pipeline_parallel_schedule
     try:
         schedules.get_schedule_class(schedule)

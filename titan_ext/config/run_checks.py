@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from titan_ext.config.layout import Layout, pipeline_stages
 from titan_ext.config.pipeline import check_schedule, trained_parameters, within
 from titan_ext.config.settings import Settings, hint
@@ -12,6 +14,7 @@ from titan_ext.trainer.resuming import STATES
 
 # What has no meaning where no checkpoint is read or written, and would be passed over in silence.
 _OF_CHECKPOINTS = {"initial_load_in_hf": False, "load_step": -1, "create_seed_checkpoint": False, "load_only": False}
+_COMPILED = ("model", "loss")
 BF16_STATES = "fused_opt_states_bf16"
 
 
@@ -21,6 +24,7 @@ def run_checks(settings: Settings, config: Any, layout: Layout) -> list[Callable
         lambda: check_checkpoints(settings, config, layout),
         lambda: check_profiler(settings, config),
         lambda: check_rates(settings, config),
+        lambda: check_compile(settings, config),
         lambda: check_optimizers(settings, config),
     ]
 
@@ -84,6 +88,23 @@ def check_profiler(settings: Settings, config: Any) -> None:
     if profiler.enable_profiling and profiler.profile_freq < needed:
         problem = f"must be at least {needed}, profiler_warmup + profiler_active"
         raise settings.error("profiler.profile_freq", problem, profiler.profile_freq)
+
+
+def check_compile(settings: Settings, config: Any) -> None:
+    """Refuse to compile parts that there are not, which would compile nothing, or by what is not there.
+
+    Raises:
+        UserError: naming the key to change.
+    """
+    section = config.compile
+    if not section.enable:
+        return
+    for name in section.components:
+        if name not in _COMPILED:
+            raise settings.error("compile.components", f"{name!r} is no part to compile; {hint(name, _COMPILED)}")
+    backends = torch.compiler.list_backends(exclude_tags=())
+    if section.backend not in backends:
+        raise settings.error("compile.backend", f"unknown; {hint(section.backend, backends)}", section.backend)
 
 
 def check_optimizers(settings: Settings, config: Any) -> None:
