@@ -74,6 +74,10 @@ CASES = [
     ),
     (["--compile.enable", '--compile.components=["mdel"]'], ["compile.components", "did you mean model?"]),
     (["--compile.enable", "--compile.backend=inductr"], ["compile.backend", "did you mean inductor?"]),
+    (
+        ["--compile.enable", "--activation_checkpoint.mode=memory_budget", "--activation_checkpoint.memory_budget=1.5"],
+        ["activation_checkpoint.memory_budget = 1.5", "from 0 to 1"],
+    ),
     *(([f"--optimizer.{key}=inf"], [f"optimizer.{key} = ", "finite"]) for key in ("lr", "weight_decay", "eps")),
     (["--optimizer.name=DistMuon"], ["optimizer.name", "configuration file", "Muon"]),
     (

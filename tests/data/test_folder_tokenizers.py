@@ -468,6 +468,6 @@ def test_a_tokenizer_is_read_again_when_any_of_its_files_changes(folder: Path) -
 
 
 def test_the_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "vocab.txt").write_text("[PAD]\nhello\n")
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\nhello\n")
     with pytest.raises(UserError, match="cannot read its vocab.txt: "):
         build_tokenizer(str(tmp_path))

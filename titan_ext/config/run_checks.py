@@ -91,12 +91,14 @@ def check_profiler(settings: Settings, config: Any) -> None:
 
 
 def check_compile(settings: Settings, config: Any) -> None:
-    """Refuse to compile parts that there are not, which would compile nothing, or by what is not there.
+    """Refuse to compile parts that there are not, which would compile nothing, by what is not there, or on no budget.
 
     Raises:
         UserError: naming the key to change.
     """
-    section = config.compile
+    section, budget = config.compile, getattr(config.activation_checkpoint, "memory_budget", None)
+    if budget is not None and not 0 <= budget <= 1:
+        raise settings.error("activation_checkpoint.memory_budget", "must be from 0 to 1", budget)
     if not section.enable:
         return
     for name in section.components:
