@@ -18,9 +18,10 @@ def reason(error: Exception) -> str:
 
 def path_problem(error: OSError) -> str | None:
     """What is to be said of a file or folder that cannot be had and whose path the error names; None for anything else."""
-    if error.errno not in _OF_PATHS or error.filename is None:
+    path = error.filename2 or error.filename  # of a file that is put into another's place, that
+    if error.errno not in _OF_PATHS or path is None:
         return None
-    return f"{os.fsdecode(error.filename)}: cannot be read or written: {error.strerror}"
+    return f"{os.fsdecode(path)}: cannot be read or written: {error.strerror}"
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> UserError | RunError:
