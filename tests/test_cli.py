@@ -175,3 +175,17 @@ def test_sites_that_are_started_together_begin_together(tmp_path: Path, override
     for job in jobs[1:]:
         flags = [job.command[place + 1] for place, each in enumerate(job.command) if each == "--replica.expected_sites"]
         assert flags == [expected]
+
+
+@pytest.mark.parametrize("name", ["a/file/below", "a"])
+def test_a_path_that_cannot_be_had_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Whatever a command was about to do with it."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_text("")
+    path = tmp_path / name
+    monkeypatch.setattr(cli, "run", lambda arguments: path.write_text("x"))
+    assert cli.main(["check"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"titan-ext: error: {path}: cannot be read or written: ") and line.count("\n") == 1

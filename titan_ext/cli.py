@@ -9,6 +9,7 @@ from titan_ext import __version__
 from titan_ext.commands import bench, check, data, dept, evaluate, export, generate, launch, lighthouse, migrate
 from titan_ext.commands import help as help_command
 from titan_ext.commands.command import Command
+from titan_ext.error_text import path_problem
 from titan_ext.errors import RunError, UserError
 
 _DESCRIPTION = "Train one language model at several sites: torchtitan inside a site, an outer loop between them."
@@ -58,6 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has left; without this, Python complains once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        problem = path_problem(error)
+        if problem is None:
+            raise
+        print(f"titan-ext: error: {problem}", file=sys.stderr)
+        return UserError.exit_code
 
 
 def run(arguments: Sequence[str]) -> int:

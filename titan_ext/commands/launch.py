@@ -171,10 +171,10 @@ def _load_sites(file: str, only: Sequence[str] | None, overrides: Sequence[str])
 
 
 def _plan(args: argparse.Namespace, sites: Sequence["Site"], overrides: Sequence[str]) -> list[Job]:
-    from titan_ext.config import check_dump_folder
+    from titan_ext.config import check_outputs
 
     for site in sites:
-        check_dump_folder(site.config.dump_folder)
+        check_outputs(site.config)
     assigned = assign_resources(
         {site.name: site.nproc for site in sites},
         cores=available_cores(),

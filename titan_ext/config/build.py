@@ -170,12 +170,13 @@ def _tokenizer(
 def _sections(settings: Settings, binder: Binder, base: Trainer.Config) -> dict[str, Any]:
     """Every section as the user set it; one that cannot be bound at all as it was."""
     found: dict[str, Any] = {name: getattr(base, name) for name in section_names()}
-    bindings = {name: partial(binder.section, name, found[name]) for name in found if name not in _CHOSEN}
+    # Its method first: what another section says of one that is unknown is no news.
+    bindings = {"semi_sync": partial(bind_semi_sync, settings, binder, base.semi_sync)}
+    bindings |= {name: partial(binder.section, name, found[name]) for name in found if name not in _CHOSEN}
     bindings |= {
         "dataloader": partial(_dataloader, settings, binder, base),
         "optimizer": partial(bind_optimizer, settings, binder, base.optimizer),
         "activation_checkpoint": partial(bind_activation_checkpoint, settings, binder, base.activation_checkpoint),
-        "semi_sync": partial(bind_semi_sync, settings, binder, base.semi_sync),
     }
     found["dataloader"] = TextDataLoader.Config()
     for name, bind in bindings.items():

@@ -50,6 +50,9 @@ def check_numbers(settings: Settings, config: Any) -> None:
         refuse("training.max_norm", "must be above 0 (inf turns clipping off)", config.training.max_norm)
     if config.lr_scheduler.warmup_steps < 0:
         refuse("lr_scheduler.warmup_steps", "must be at least 0", config.lr_scheduler.warmup_steps)
+    seed = config.debug.seed
+    if seed is not None and not 0 <= seed < 2**63:
+        refuse("debug.seed", "must be from 0 to below 2**63", seed)
     with settings.findings.catch():
         _check_data(settings, "data", config.dataloader)
     if config.validator.enable:

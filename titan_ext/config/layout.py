@@ -17,6 +17,12 @@ _DEGREES = {
     "tensor": "tensor_parallel_degree",
     "pipeline": "pipeline_parallel_degree",
 }
+_LAYERS_OF_STAGES = {
+    "pipeline_parallel_layers_per_stage": 1,
+    "pipeline_parallel_first_stage_less_layers": 0,
+    "pipeline_parallel_last_stage_less_layers": 0,
+}
+"""Keys that say how a model is cut, and their least values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,17 @@ def degrees_in(table: Mapping[str, Any], nproc: int | None) -> dict[str, Any]:
 
 
 def check_layout(settings: Settings, config: Any, layout: Layout) -> None:
-    """Refuse a layout that does not divide the batch, the sequence or the model.
+    """Refuse a layout that does not divide the model.
+
+    Raises:
+        UserError: naming the key to change.
+    """
+    _check_tensor_parallel(settings, config, layout)
+    pipeline_stages(settings, config)
+
+
+def check_batch(settings: Settings, config: Any, layout: Layout) -> None:
+    """Refuse a layout that does not divide the batch or the sequence.
 
     Raises:
         UserError: naming the key to change.
@@ -107,8 +123,6 @@ def check_layout(settings: Settings, config: Any, layout: Layout) -> None:
     if training.seq_len % divisor:
         problem = f"must be a multiple of {divisor} for the sequence and context parallelism of this layout"
         raise settings.error("training.seq_len", problem, training.seq_len)
-    _check_tensor_parallel(settings, config, layout)
-    pipeline_stages(settings, config)
 
 
 def check_world_size(config: Any, world_size: int) -> None:
@@ -139,6 +153,10 @@ def pipeline_stages(settings: Settings, config: Any) -> list[list[str]]:
     layers = len(getattr(model, "layers", []))
     if parallelism.pipeline_parallel_degree == 1:
         return [["tok_embeddings", *(f"layers.{index}" for index in range(layers)), "norm", "lm_head"]]
+    for key, least in _LAYERS_OF_STAGES.items():
+        value = getattr(parallelism, key)
+        if value is not None and value < least:
+            raise settings.error(f"parallelism.{key}", f"must be at least {least}", value)
     schedule = parallelism.pipeline_parallel_schedule
     try:
         schedules.get_schedule_class(schedule)

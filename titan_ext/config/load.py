@@ -15,9 +15,9 @@ from titan_ext.config.build import Built, build_config, dump_root, keys_by_name,
 from titan_ext.config.dept import find_vocabulary
 from titan_ext.config.findings import TO_BUILD, TO_START, TO_TRAIN, Findings, Missing, Need
 from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select
-from titan_ext.config.layout import Layout, check_layout, resolve_layout, resolve_pairing
+from titan_ext.config.layout import Layout, check_batch, check_layout, resolve_layout, resolve_pairing
 from titan_ext.config.model import ModelChoice
-from titan_ext.config.run_checks import run_checks
+from titan_ext.config.run_checks import model_checks, run_checks
 from titan_ext.config.settings import Origin, Settings, one_line, show
 from titan_ext.semi_sync.plan.resolve import fill_defaults, shares_sparse_rows
 from titan_ext.trainer.cpu import adapt
@@ -180,6 +180,9 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: 
     layout = Layout.alone()
     with findings.check():
         layout = resolve_layout(settings, config, header.nproc, _devices() // sharing)
+    for check in (lambda: check_batch(settings, config, layout), *run_checks(settings, config, layout)):
+        with findings.check():
+            check()
     if config.model_spec is not None:
         more_notes, more = _check_whole(plan, plans, built, layout)
         notes, derived = notes + more_notes, derived | more
@@ -222,7 +225,7 @@ def _check_whole(
         lambda: checks.check_max_length(settings, config),
         lambda: checks.check_experts(settings, config),
         lambda: checks.check_export(settings, config),
-        *run_checks(settings, config, layout),
+        *model_checks(settings, config),
     ):
         with findings.check():
             check()

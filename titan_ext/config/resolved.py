@@ -9,8 +9,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from torchtitan.components.tokenizer import BaseTokenizer
+
 from titan_ext.config.choices import activation_modes
 from titan_ext.config.settings import Origin
+from titan_ext.data.tokenizers.traits import identity
 
 FILE_NAME = "config.json"
 # Keys whose default is ours because torchtitan has no such key.
@@ -60,6 +63,11 @@ def dump_resolved(site: Any) -> dict[str, Any]:
     }
 
 
+def site_tokenizer(config: Any) -> BaseTokenizer:
+    """The tokenizer that a site trains with, from its ``Trainer.Config``."""
+    return config.tokenizer.build(tokenizer_path=config.hf_assets_path)
+
+
 def known_sizes(model: Any) -> dict[str, Any]:
     """What a model's config comes to, in keys of ``[model]``, whatever its flavor means in this version.
 
@@ -79,7 +87,9 @@ def save_resolved(site: Any) -> Path:
         the file's path.
     """
     path = Path(site.config.dump_folder) / FILE_NAME
-    text = json.dumps(dump_resolved(site), indent=2, ensure_ascii=False)
+    content = dump_resolved(site)
+    content["resolved"]["tokenizer"] = identity(site_tokenizer(site.config))
+    text = json.dumps(content, indent=2, ensure_ascii=False)
     draft = path.with_suffix(".json.tmp")
     draft.write_text(text + "\n", encoding="utf-8")
     os.replace(draft, path)

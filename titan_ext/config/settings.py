@@ -1,6 +1,7 @@
 """What the user set for one site, merged from every layer, with where each value came from."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from titan_ext.config.findings import Findings, Missing, Need, SettingError
 from titan_ext.errors import UserError, nearest
 
 UNSET: Any = object()
+_PLACE = re.compile(r"\[\d+\]")  # a list is set as a whole
 
 
 class Origin(StrEnum):
@@ -83,6 +85,7 @@ class Settings:
 
     def origin(self, key: str) -> Origin | None:
         """The layer that set a key, or something in or above it; None if nobody did."""
+        key = _PLACE.sub("", key)
         if key in self.origins:
             return self.origins[key]
         parts = key.split(".")
@@ -104,6 +107,11 @@ class Settings:
         if self.findings is None:
             raise error
         self.findings.add(error)
+
+    @property
+    def doubtful(self) -> set[str]:
+        """Keys that have been refused."""
+        return set() if self.findings is None else self.findings.doubtful
 
     @contextmanager
     def raising(self) -> Iterator[None]:

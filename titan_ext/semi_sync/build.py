@@ -1,6 +1,5 @@
 """A plan and a rank's tensors, put together to the parts of the engine."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from titan_ext.semi_sync.round.agreement import MOST_RULES, NAME_BYTES
 from titan_ext.semi_sync.round.commit import Committer
 from titan_ext.semi_sync.round.commit_log import CommitLog
 from titan_ext.semi_sync.round.contributions import ErrorFeedback
+from titan_ext.semi_sync.round.differences import InCommon
 from titan_ext.semi_sync.round.exchange import Exchange
 from titan_ext.semi_sync.round.healing import Healing
 from titan_ext.semi_sync.round.lineage import Lineage
@@ -74,10 +74,25 @@ def build(
     site: SiteOptions,
     outer_optimizers: Sequence[Optimizer] | None = None,
     must_agree: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
     keep_local_work: bool = True,
     on_round: Callable[[RoundRecord], None] | None = None,
 ) -> Committer:
-    """Put the parts of a rank's outer loop together; arguments as those of ``SemiSync``. A collective over the site.
+    """Put the parts of a rank's outer loop together. A collective over the site.
+
+    Args:
+        plan: what the sites exchange.
+        model_parts: of this rank.
+        optimizers: the inner ones.
+        manager: this rank's; None where another rank of the site exchanges for it.
+        site: who the site is.
+        outer_optimizers: in place of the plan's.
+        must_agree: what else has to be equal at sites that exchange, by configuration key.
+        settings: those behind the plan, by configuration key, to name a difference by.
+        model: those behind the model and its layout.
+        keep_local_work: whether a round that was not committed is tried again at the next step, with what was done since.
+        on_round: called with the record of every round.
 
     Returns:
         The end of a round, which holds its other phases.
@@ -97,8 +112,13 @@ def build(
     states = bind_states(plan, view, site, outer_optimizers)
     warn_of_rounding(view)
     pairing, manager = _pair(plan, site, states, view, adapt_manager(manager))
-    fingerprint = plan.fingerprint() | {key: repr(value) for key, value in (must_agree or {}).items()}
-    fingerprint |= {key: short_hash(value) for key, value in pairing.fingerprint(states).items()}
+    in_common = InCommon(
+        plan=plan.fingerprint(),
+        tensors={key: short_hash(value) for key, value in pairing.fingerprint(states).items()},
+        settings=_as_text(must_agree),
+        behind_plan=_as_text(settings),
+        behind_tensors=_as_text(model),
+    )
     device = _device(site, states)
     schedule, progress = Schedule(plan), Progress()
     checksum = SharedChecksum(states, ranks, pairing.speaks_for)
@@ -110,12 +130,11 @@ def build(
         checksum=checksum,
         manager=manager,
         site=ranks,
-        fingerprint=fingerprint,
     )
     exchange = Exchange(
         manager=manager,
         states=states,
-        fingerprint=_number(fingerprint),
+        in_common=in_common,
         lineage=lineage,
         healing=healing,
         error_feedback=ErrorFeedback(states, device),
@@ -264,7 +283,5 @@ def _device(site: SiteOptions, states: Sequence[SyncedState]) -> torch.device:
     return next((state.tensors.device for state in states if state.numel), torch.device("cpu"))
 
 
-def _number(fingerprint: Mapping[str, str]) -> int:
-    """A non-negative number below 2**62 that equal fingerprints share."""
-    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 2
+def _as_text(values: Mapping[str, Any] | None) -> dict[str, str]:
+    return {key: json.dumps(value, default=str) for key, value in (values or {}).items()}

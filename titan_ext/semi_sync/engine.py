@@ -15,7 +15,7 @@ from titan_ext.errors import UserError
 from titan_ext.semi_sync import checkpoint
 from titan_ext.semi_sync.build import SiteOptions, build
 from titan_ext.semi_sync.config import SemiSyncConfig
-from titan_ext.semi_sync.plan.resolve import resolve
+from titan_ext.semi_sync.plan.resolve import resolve, settings_by_key
 from titan_ext.semi_sync.plan.schedule import StepTimer
 from titan_ext.semi_sync.round.round import InFlightRound, Launch, Role, RoundResult
 from titan_ext.semi_sync.site.ranks import tensors_sha256
@@ -52,6 +52,7 @@ class SemiSync:
         outer_optimizers: for each fragment an optimizer of the user's own over the fragment's parameters,
             instead of the configured one; it is made to work on the global copy.
         must_agree: what else has to be equal at sites that exchange, by key, such as the run's last step.
+        described: settings behind the model and its layout by configuration key, to name a difference of sites by.
         keep_local_work: after a round that was not committed, keep what was done since the last one
             and try again at the next step; False goes back to the global parameters and waits for the
             next round of the schedule.
@@ -80,6 +81,7 @@ class SemiSync:
         on_round: Callable[[RoundRecord], None] | None = None,
         outer_optimizers: Sequence[Optimizer] | None = None,
         must_agree: Mapping[str, Any] | None = None,
+        described: Mapping[str, Any] | None = None,
         keep_local_work: bool = True,
         register: bool = True,
     ) -> None:
@@ -95,6 +97,8 @@ class SemiSync:
             site=replace(site, pairing=pairing, outer_state_device=config.outer_state_device),
             outer_optimizers=outer_optimizers,
             must_agree=must_agree,
+            settings=settings_by_key(config),
+            model=described,
             keep_local_work=keep_local_work,
             on_round=on_round,
         )
@@ -217,7 +221,6 @@ class SemiSync:
             self._in_flight.keep(replace(result, taken_over={}), self.inner_step + delay)
             return None
         refused, problem = result.verdict.refused, result.verdict.problem
-        explained = self._exchange.healing.explain(problem) if refused and problem else problem
         if self._settle(result):
             if travelled or result.healed:
                 self.inner_step = result.verdict.step
@@ -226,7 +229,7 @@ class SemiSync:
                 self._run_round()
             return None
         if refused:
-            raise UserError(explained)
+            raise UserError(problem)
         return problem or "the exchange with another site failed"
 
     def _start_from_parameters(self, loaded: bool | None) -> None:

@@ -26,7 +26,7 @@ def check_shared(folder: str) -> None:
     if int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) >= ranks:
         return
     rank, site = torch.distributed.get_rank(), SiteRanks()
-    probe = Path(folder).parent / f".shared_{site.gather(secrets.token_hex(8))[0]}"
+    probe = Path(folder) / f".shared_{site.gather(secrets.token_hex(8))[0]}"
     if rank == 0:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()

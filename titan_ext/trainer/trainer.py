@@ -1,5 +1,6 @@
 """A site's trainer: torchtitan's inner step, then the outer loop's."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.tools.logging import logger
 
+from titan_ext.config.resolved import known_sizes
 from titan_ext.config.sections import DeptConfig, SiteConfig
 from titan_ext.data.tokenizers.traits import fingerprint, row_count
 from titan_ext.errors import RunError, UserError
@@ -149,7 +151,7 @@ class Trainer(torchtitan_trainer.Trainer):
                 raise
             if self.outer is None:
                 problem = f"the loss of step {self.step} is not finite: lower the learning rate, or look at the data"
-                raise RunError(problem) from error
+                raise RunError(problem) from None
             self.metrics_processor.log_not_finite(self.step)
         return True
 
@@ -249,11 +251,23 @@ class Trainer(torchtitan_trainer.Trainer):
             on_round=self.metrics_processor.log_round,
             # All take the same steps: a site with fewer would leave the others waiting for it at their end.
             must_agree={"training.steps": config.training.steps},
+            described=self._described(config),
         )
         if config.semi_sync.sync_point == "before_step":
             self.optimizers.register_step_pre_hook(self._outer_step)
         if config.checkpoint.enable:
             self.checkpointer.states["semi_sync"] = self.outer
+
+    def _described(self, config: Config) -> dict[str, Any]:
+        """Settings behind the model and its layout, by key."""
+        spec, parallelism = config.model_spec, dataclasses.asdict(config.parallelism)
+        sizes = known_sizes(spec.model) or {"flavor": spec.flavor}
+        degrees = {key: value for key, value in parallelism.items() if key.endswith("_degree")}
+        return {
+            "model.name": spec.name,
+            **{f"model.{key}": value for key, value in sizes.items()},
+            **{f"parallelism.{key}": value for key, value in degrees.items()},
+        }
 
     def _description(self, longest: int) -> dict[str, Any]:
         """The ``config.json`` beside the last checkpoint's weights, for positions up to ``longest``."""

@@ -1,6 +1,7 @@
 """The costs that ``titan-ext check`` prints, against written-out arithmetic."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from tests.config.conftest import GOOD
 from tests.config.test_bad_input import checked
 from titan_ext.config import load_site, site_cost
+from titan_ext.config.cost.outer_cost import rules_by_launch
 from titan_ext.config.model import parameter_shapes
-from titan_ext.semi_sync import method_names
+from titan_ext.semi_sync import Average, SyncRule, method_names
 
 
 def numel(site: object) -> int:
@@ -108,3 +110,21 @@ def test_the_command_prints_json(write: Callable, capsys: pytest.CaptureFixture)
 
 def test_it_says_so_when_all_is_well(write: Callable, capsys: pytest.CaptureFixture) -> None:
     assert checked([write()], capsys) == (0, "")
+
+
+@pytest.mark.parametrize("steps", [1, 5, 11, 12, 13, 50, 10**15])
+def test_rounds_of_any_number_of_steps_are_counted(steps: int) -> None:
+    """As by going through the schedule; at once also where that would take years."""
+    rules = [
+        SyncRule(name="a", period=4, apply=Average()),
+        SyncRule(name="b", period=6, offset=2, apply=Average()),
+        SyncRule(name="c", period=1, final=True, apply=Average()),
+    ]
+    found = rules_by_launch(rules, steps)
+    if steps > 50:
+        whole, rest = divmod(steps, 12)
+        one, more = rules_by_launch(rules[:2], 12), rules_by_launch(rules[:2], rest)
+        assert found == {key: whole * times + more.get(key, 0) for key, times in one.items()} | {(2,): 1}
+        return
+    due = [tuple(i for i, rule in enumerate(rules) if rule.due(step)) for step in range(1, steps + 1)]
+    assert found == Counter([each for each in due if each]) + Counter([(2,)])

@@ -471,7 +471,7 @@ def test_the_inner_optimizer_forgets_after_each_round():
         (dict(scopes=[ScopeConfig(name="a", parameters=["*"])]), "no parameter is left"),
         (dict(scopes=[ScopeConfig(name="a", parameters=["body.*"], shared="sparse_rows")]), "token rows"),
         (dict(scopes=[LOCAL, LOCAL]), "a name of its own"),
-        (dict(scopes=[ScopeConfig(name="a", parameters=["a"], sync_every=0)]), r"\(a\): sync_every = 0"),
+        (dict(scopes=[ScopeConfig(name="a", parameters=["a"], sync_every=0)]), r"scopes\[0\]\.sync_every = 0"),
         (dict(scopes=[BY_ROW], aggregation="median"), "aggregation"),
         (dict(scopes=[BY_ROW], method="noloco"), 'shared = "sparse_rows"'),
         (dict(reset_inner_optimizer=True, method="des_loc"), "reset_inner_optimizer"),

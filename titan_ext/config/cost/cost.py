@@ -14,7 +14,7 @@ from titan_ext.config.cost.inner_states import InnerStates
 from titan_ext.config.cost.outer_cost import outer_costs
 from titan_ext.config.layout import Layout, pipeline_stages
 from titan_ext.config.model import parameter_shapes
-from titan_ext.config.pipeline import is_v_shaped
+from titan_ext.config.pipeline import is_v_shaped, within
 from titan_ext.config.run_checks import BF16_STATES
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 
@@ -105,14 +105,10 @@ def _pipeline_ranks(site: Any, names: list[str]) -> list[list[str]]:
     ranks: list[list[str]] = [[] for _ in range(site.layout.pipeline)]
     from_both_ends = is_v_shaped(site.config.parallelism.pipeline_parallel_schedule)
     for name in names:
-        stage = next((place for place, modules in enumerate(stages) if _within(name, modules)), 0)
+        stage = next((place for place, modules in enumerate(stages) if within(name, modules)), 0)
         turn, rank = divmod(stage, len(ranks))
         ranks[len(ranks) - 1 - rank if from_both_ends and turn % 2 else rank].append(name)
     return ranks
-
-
-def _within(name: str, modules: list[str]) -> bool:
-    return any(name == module or name.startswith(module + ".") for module in modules)
 
 
 def _optimizer_bytes(config: Any, shapes: Mapping[str, torch.Size], held: Mapping[str, torch.Size], width: int) -> int:

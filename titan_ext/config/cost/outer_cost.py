@@ -1,5 +1,7 @@
 """What the outer loop of a configuration will cost: the plan's rules, bound to shapes instead of tensors."""
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -156,15 +158,25 @@ def _outer_states(rule: SyncRule) -> int:
 
 def rules_by_launch(rules: Sequence[SyncRule], steps: int) -> dict[tuple[int, ...], int]:
     """Rounds of a run: which rules travel together, and how often."""
+    scheduled = [(index, rule) for index, rule in enumerate(rules) if not rule.final]
+    # The schedule repeats itself: a long run has no more to be looked at than a short one.
+    cycle = math.lcm(*(rule.period for _, rule in scheduled))
+    whole, rest = divmod(steps, cycle)
+    groups = Counter(
+        {launched: whole * times for launched, times in _launches(scheduled, cycle if whole else 0).items()}
+    )
+    groups.update(_launches(scheduled, rest))
+    final = tuple(index for index, rule in enumerate(rules) if rule.final)
+    return dict(groups) | ({final: 1} if final else {})
+
+
+def _launches(rules: Sequence[tuple[int, SyncRule]], steps: int) -> Counter[tuple[int, ...]]:
+    """Which of the numbered rules are launched together, and how often, in so many inner steps from the first."""
     launched: dict[int, list[int]] = {}
-    for index, rule in enumerate(rules):
-        due = [steps + 1] if rule.final else range((rule.offset - 1) % rule.period + 1, steps + 1, rule.period)
-        for step in due:
+    for index, rule in rules:
+        for step in range((rule.offset - 1) % rule.period + 1, steps + 1, rule.period):
             launched.setdefault(step, []).append(index)
-    groups: dict[tuple[int, ...], int] = {}
-    for together in launched.values():
-        groups[tuple(together)] = groups.get(tuple(together), 0) + 1
-    return groups
+    return Counter(map(tuple, launched.values()))
 
 
 def _leader_bytes(state: SyncedState, reduction: Reduction, sizes: Mapping[str, int], sites: int) -> int:

@@ -13,6 +13,7 @@ from typing import NoReturn
 import torch
 from torch.distributed import DistError, TCPStore
 
+from titan_ext.error_text import path_problem
 from titan_ext.errors import RunError, UserError
 from titan_ext.launcher.log import ERROR_PREFIX
 from titan_ext.replica.shutdown.process import GracefulExit, exit_at_once
@@ -39,6 +40,8 @@ def end_with(error: BaseException) -> NoReturn:
             message, code = str(error), error.exit_code
         case OSError(errno=number) if number in _NO_ROOM:
             message, code = f"a file of the run cannot be written: {error.strerror}", RunError.exit_code
+        case OSError() if (problem := path_problem(error)) is not None:
+            message, code = problem, UserError.exit_code
         case _:
             sys.excepthook(type(error), error, error.__traceback__)
             message, code = f"rank {rank}: {type(error).__name__}: {_first_line(error)}", RunError.exit_code

@@ -11,7 +11,7 @@ from titan_ext.semi_sync.compat.torchft_manager import ScriptManager
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.engine import SemiSync
 from titan_ext.semi_sync.round.agreement import Position
-from titan_ext.semi_sync.round.healing import differences
+from titan_ext.semi_sync.round.differences import InCommon, differences
 from titan_ext.semi_sync.round.round import RoundResult
 from titan_ext.semi_sync.state.tensors import NamedState
 
@@ -113,7 +113,7 @@ class ScriptedLoop(SemiSync):
 
     def facts(self) -> dict[str, Any]:
         """What a peer has to know beside tensors."""
-        return {"fingerprint": self._exchange.healing.fingerprint, "origin": self._exchange.lineage.origin}
+        return {"in_common": self._exchange.in_common.encoded(), "origin": self._exchange.lineage.origin}
 
     def take_facts(self, facts: Mapping[str, Any]) -> None:
         """Those of a peer whose state is about to come.
@@ -121,7 +121,8 @@ class ScriptedLoop(SemiSync):
         Raises:
             UserError: it runs another plan or model; names what differs.
         """
-        differing = differences(self._exchange.healing.fingerprint, facts["fingerprint"])
+        theirs = InCommon.decoded(facts["in_common"])
+        differing = differences([self._exchange.in_common, theirs], ["this site", "its peer"])
         if differing:
             raise UserError(f"the sites differ in their arguments or model: {differing}")
         if self._is_behind:

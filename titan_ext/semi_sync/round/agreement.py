@@ -81,6 +81,8 @@ class Verdict:
     """This site's shared state is not that of the others."""
     states_differ: bool = False
     """Some site's is not."""
+    settings_differ: bool = False
+    """The sites differ in what must be equal at sites that exchange."""
     resync_step: int = 0
     """Inner step from which the sites can agree that now are at different points."""
     opening: tuple[int, Position] | None = None
@@ -120,10 +122,14 @@ def agree(table: Sequence[SiteStatus], rank: int) -> Verdict:
         The members' rules and step; no rules and the latest step if every site abstained.
     """
     table, own = list(table), table[rank]
-    others = _other_origin(table)
+    elsewhere = _other_origin(table)
+    if elsewhere:
+        return Verdict(table, [], own.step, _describe_origins(table), refused=own in elsewhere)
+    others = _differing(own, table)
     if others:
-        return Verdict(table, [], own.step, _describe_origins(table), refused=own in others)
-    refusal = _other_plan(own, table) or _one_name_twice(table) or _other_run(own, table)
+        problem = f"the sites differ in [semi_sync], model, layout or last step (we and {_names(others)})"
+        return Verdict(table, [], own.step, problem, refused=True, settings_differ=True)
+    refusal = _one_name_twice(table) or _other_run(own, table)
     if refusal is not None:
         return Verdict(table, [], own.step, refusal, refused=True)
     members = [site for site in table if site.rules is not None]
@@ -167,9 +173,9 @@ def _describe_origins(table: Sequence[SiteStatus]) -> str:
     )
 
 
-def _other_plan(own: SiteStatus, table: Sequence[SiteStatus]) -> str | None:
-    others = [site for site in table if site.fingerprint != own.fingerprint]
-    return f"the sites differ in [semi_sync], model, layout or last step (we and {_names(others)})" if others else None
+def _differing(own: SiteStatus, table: Sequence[SiteStatus]) -> list[SiteStatus]:
+    """Sites that may not exchange with this one; where one site finds some, all do."""
+    return [site for site in table if site.fingerprint != own.fingerprint]
 
 
 def _one_name_twice(table: Sequence[SiteStatus]) -> str | None:

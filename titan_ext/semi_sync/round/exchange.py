@@ -21,6 +21,7 @@ from titan_ext.semi_sync.round.contributions import (
     Sum,
     new_buffer,
 )
+from titan_ext.semi_sync.round.differences import InCommon, name_differences
 from titan_ext.semi_sync.round.healing import Healing
 from titan_ext.semi_sync.round.lineage import Lineage
 from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
@@ -45,7 +46,7 @@ class Exchange:
     manager: ReplicaManager
     states: Sequence[SyncedState]
     """The plan's rules bound to this rank."""
-    fingerprint: int
+    in_common: InCommon
     """Equal at sites that may exchange."""
     lineage: Lineage
     healing: Healing
@@ -129,7 +130,10 @@ class Exchange:
                     part.mul_(weight)
         by_rank = self.site.gather((_is_finite(buffer), squares))
         norms = [math.sqrt(sum(ranks)) for ranks in zip(*(each for _, each in by_rank), strict=True)]
-        if all(finite for finite, _ in by_rank):
+        all_finite = all(finite for finite, _ in by_rank)
+        for index in rules:
+            self.states[index].launched(all_finite)
+        if all_finite:
             return Contribution(weight, buffer, parts, norms)
         # One NaN would reach every site. What the others agree on comes back and heals this one.
         logger.warning("this site's contribution after inner step %d is not finite; it is left out of the round", step)
@@ -145,7 +149,7 @@ class Exchange:
 
     def _verdict(self, launch: Launch, abstains: bool) -> Verdict:
         own = SiteStatus(
-            fingerprint=self.fingerprint,
+            fingerprint=self.in_common.number(),
             step=launch.step,
             rules=None if abstains else list(launch.rules),
             tokens=launch.tokens,
@@ -157,6 +161,10 @@ class Exchange:
         if self.manager.errored() is not None:
             return Verdict([own], [], own.step)
         verdict = agree(table, self.manager.participating_rank())
+        if verdict.settings_differ:
+            # From one table: all sites meet in these collectives, or none does.
+            named = name_differences(self.manager, self.in_common, table)
+            verdict = replace(verdict, problem=f"{verdict.problem}: {named}" if named else verdict.problem)
         self._retry_after_steps = verdict.steps_until_forgotten(self.heartbeat_timeout_seconds)
         if verdict.problem is None and verdict.all_join:
             opening = self.lineage.opening(self.manager, table, self.wire)

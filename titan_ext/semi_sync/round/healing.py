@@ -31,7 +31,6 @@ class Healing:
         checksum: of the shared state.
         manager: this rank's replica manager.
         site: the ranks of the site.
-        fingerprint: what must be equal at sites that exchange, by key.
     """
 
     def __init__(
@@ -44,7 +43,6 @@ class Healing:
         checksum: SharedChecksum,
         manager: ReplicaManager,
         site: SiteRanks,
-        fingerprint: Mapping[str, str],
     ) -> None:
         self._states = states
         self._lineage = lineage
@@ -53,7 +51,6 @@ class Healing:
         self._checksum = checksum
         self._manager = manager
         self._site = site
-        self.fingerprint = fingerprint
         self._arrived: Mapping[str, Any] | None = None
         self._diverged = False
         self._keeps_work = False
@@ -77,7 +74,6 @@ class Healing:
         Hazard: its tensors are the live ones. They may be read until the round's commit, which changes them.
         """
         return {
-            "fingerprint": self.fingerprint,
             "step": self._launch.step if self._launch is not None else self._progress.step,
             **self._lineage.state_dict(),
             "pending": self.unsettled,
@@ -146,15 +142,3 @@ class Healing:
         else:
             return
         self._manager.load_state_dict(counters)
-
-    def explain(self, problem: str) -> str:
-        """A refusal with the keys in which a peer's fingerprint differs, where one came."""
-        theirs = (self._arrived or {}).get("fingerprint")
-        differing = "" if theirs is None else differences(self.fingerprint, theirs)
-        return f"{problem}: {differing}" if differing else problem
-
-
-def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
-    """The keys in which two fingerprints differ, with both values."""
-    keys = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
-    return "; ".join(f"{key}: theirs {theirs.get(key)}, ours {ours.get(key)}" for key in keys)

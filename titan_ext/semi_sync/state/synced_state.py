@@ -118,6 +118,9 @@ class SyncedState:
         """Fill ``out`` (fp32 ``[numel]``) with this site's contribution to the round of inner step ``step``."""
         self.tensors.read(out)
 
+    def launched(self, finite: bool) -> None:
+        """Called after ``write``, once all ranks know whether all of the site's contribution is finite and so counts."""
+
     def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
         """Take the weighted sum over the sites (fp32 ``[numel]``, overwritten)."""
         self.put(self.of_age(self.tensors.split(of.mean(total)), of), of.step)
