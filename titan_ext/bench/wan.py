@@ -87,7 +87,7 @@ def _transfer(options: argparse.Namespace, codecs: list[str], streams: list[int]
     """The rounds of each way by its name: ``seconds``, ``bytes`` of the ledger, and what was ``sent``."""
     from titan_ext.bench.namespaces import address_of
     from titan_ext.bench.plain_tcp import PlainSockets
-    from titan_ext.bench.sync_sites import TORCHFT
+    from titan_ext.bench.sync_sites import TORCHFT_BUCKETS as TORCHFT
 
     addresses = [address_of(site) for site in range(options.sites)]
     with ExitStack() as stack:
@@ -207,7 +207,8 @@ def _report_transfer(rounds: dict[str, list[dict[str, float]]], options: argpars
 
     fp32 = next(name for name in rounds if name.startswith("ours"))
     plain = min((name for name in rounds if name.startswith("plain")), key=seconds)
-    references = {"plain TCP": plain, "torchft": "torchft", "ours, fp32": fp32}
+    torchft = next(name for name in rounds if name.startswith("torchft"))
+    references = {"plain TCP": plain, "torchft": torchft, "ours, fp32": fp32}
     print(f"{'a round':<26}{'seconds':>9}{'MB':>8}" + "".join(f"{f'x {name}':>14}" for name in references))
     rows = []
     for name in (each for each in rounds if "empty" not in each):

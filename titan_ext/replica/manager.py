@@ -47,6 +47,8 @@ class Replica(OpenManager):
         site: the site's name.
         rank: this rank within the site.
         world_size: ranks of the site.
+        streams: connections to this rank's like at each other site; 0: by their distance.
+        max_rate: bytes a second that this rank sends to the others in rounds; 0: no limit.
 
     Raises:
         UserError: no lighthouse is named or its name does not resolve; the address is not this machine's or a port is
@@ -56,7 +58,16 @@ class Replica(OpenManager):
 
     Config = ReplicaConfig
 
-    def __init__(self, config: ReplicaConfig, *, site: str, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        config: ReplicaConfig,
+        *,
+        site: str,
+        rank: int,
+        world_size: int,
+        streams: int = 0,
+        max_rate: float = 0.0,
+    ) -> None:
         config.validate()
         self._config = config
         self._site_rank, self._site_ranks = rank, world_size
@@ -77,7 +88,7 @@ class Replica(OpenManager):
             prefetch()
         try:
             super().__init__(
-                pg=StreamGroup(hostname, timedelta(seconds=config.timeout_seconds)),
+                pg=StreamGroup(hostname, timedelta(seconds=config.timeout_seconds), streams=streams, max_rate=max_rate),
                 load_state_dict=None,
                 state_dict=None,
                 min_replica_size=config.min_sites,

@@ -20,7 +20,7 @@ def test_one_rank_with_diloco(write: Callable) -> None:
     site = load_site(write(), "alpha")
     cost, count = site_cost(site), numel(site)
     assert cost.parameters == count
-    # fp32 parameters, gradients, two Adam states, the global copy, outer momentum, the send buffer and its copy in Gloo.
+    # fp32 parameters, gradients, two Adam states, the global copy, outer momentum, the send buffer and what the other site sends.
     assert cost.memory_bytes == 4 * count * (1 + 1 + 2 + 1 + 1 + 2)
     assert cost.rounds == 4  # every 5 of 20 steps
     assert cost.round_bytes == 4 * count  # a ring over two sites sends 2 x (n - 1) / n = 1 time the payload

@@ -15,8 +15,7 @@ from datetime import timedelta
 from torch.distributed import Store
 
 from titan_ext.replica.streams.tcp_info import round_trip_seconds
-
-MOST_STREAMS = 64
+from titan_ext.semi_sync.wire.link import MOST_STREAMS
 
 _TOKEN_BYTES = 16
 _HELLO = struct.Struct(f"!{_TOKEN_BYTES}sIII")  # the token, who connects, which of its connections this is, of how many

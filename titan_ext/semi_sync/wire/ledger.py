@@ -22,7 +22,7 @@ class RoundRecord:
     sites: int
     """Sites in the quorum."""
     bytes_sent: int
-    """Bytes this site put on the wire, all its ranks together, by the ring all-reduce's formula."""
+    """Bytes of messages that this site gave to the wire, all its ranks together, counted there."""
     bytes_received: int
     """Bytes this site took from the wire."""
     seconds_quorum: float

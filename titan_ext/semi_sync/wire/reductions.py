@@ -100,7 +100,7 @@ class Buckets:
 
     def under_way(self, numel: int) -> int:
         """Elements of a reduction that are under way at a time."""
-        return min(-(-numel // self.elements), self.at_most) * min(numel, self.elements)
+        return min(numel, self.at_most * self.elements)
 
 
 class AllReduce(Reduction):
