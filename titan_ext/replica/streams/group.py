@@ -134,7 +134,9 @@ class _TransferWork(Work):
         """Raises RuntimeError if the message is lost or takes too long."""
         seconds = (timeout or self._group.timeout).total_seconds()
         if not self._transfer.wait(seconds):
-            self._group.fail(RuntimeError(f"a message took more than {seconds:g} s"))
+            late = RuntimeError(f"a message took more than {seconds:g} s")
+            self._group.fail(late)
+            self._transfer.fail(late)
         if self._transfer.error is not None:
             raise RuntimeError(str(self._transfer.error)) from self._transfer.error
         return True
