@@ -63,7 +63,10 @@ def load(engine: EngineState, state_dict: Mapping[str, Any]) -> None:
 
 
 def _exchanged(engine: EngineState) -> RoundResult | None:
-    """The round in flight once its reduction is complete; None if there is none or it failed."""
+    """The round in flight once its reduction is complete; None if there is none or a rank of the site has failed."""
     result = engine.in_flight.peek()
     failed = result is None or result.verdict.problem is not None or engine.manager.errored() is not None
-    return None if failed or result.sum is None else result
+    if not all(engine.site.gather(not failed and result.sum is not None)):
+        return None
+    engine.exchange.complete(result.sum)
+    return result

@@ -13,9 +13,9 @@ import torch
 from torch.distributed import ReduceOp, TCPStore
 from torch.distributed.distributed_c10d import AllreduceOptions
 
+from titan_ext.replica.streams.distance import streams_for
 from titan_ext.replica.streams.group import StreamGroup
 from titan_ext.replica.streams.pace import Pace
-from titan_ext.replica.streams.rendezvous import streams_for
 from titan_ext.replica.streams.transfer import CHUNK_BYTES, SMALL_BYTES
 
 TIMEOUT = timedelta(seconds=20)

@@ -27,7 +27,7 @@ class StateTransport(CheckpointTransport[Any]):
             ``disallow_checkpoint`` waits for it.
         tls: certificates for both directions; None: plain HTTP.
         secret: what both ends prove to hold; None: everybody is served.
-        streams: connections over which a state is fetched.
+        streams: connections over which a state is fetched; 0: as many as the distance asks for.
         chunk_bytes: size of the pieces that are checked and, after a failure, fetched again.
     """
 
@@ -39,7 +39,7 @@ class StateTransport(CheckpointTransport[Any]):
         *,
         tls: Tls | None = None,
         secret: Secret | None = None,
-        streams: int = 2,
+        streams: int = 0,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self._hostname = hostname

@@ -61,6 +61,7 @@ class Committer:
                 lineage.open(manager, *result.verdict.opening)
             if result.sum is not None and result.contributors:
                 with record_function("titan_ext::apply"):
+                    self.exchange.complete(result.sum)
                     self._apply(result, result.sum)
             if result.sum is not None:
                 self._recover(result.sum)

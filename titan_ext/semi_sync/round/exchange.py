@@ -135,6 +135,13 @@ class Exchange:
         logger.warning("this site's contribution after inner step %d is not finite; it is left out of the round", step)
         return replace(self._nothing(rules, buffer), is_finite=False)
 
+    def complete(self, summed: Sum) -> None:
+        """Let ranks that hold the same give each other the parts that each has summed.
+
+        Hazard: call it where all ranks of the site know that none of them has met an error.
+        """
+        self.pairing.share_parts(summed.in_parts)
+
     def take_bytes_sent(self) -> int:
         """Bytes that all ranks of the site have sent in reductions since the last call. A collective over the site."""
         adoptions = [state.adoption for state in self.states if isinstance(state, Adoptable)]
@@ -203,12 +210,13 @@ class Exchange:
         of = RoundFacts(verdict.step, contributions.weights)
         parts = dict(parts_of(contribution.buffer, contribution.rules, self.states))
         residuals: dict[int, torch.Tensor] = {}
+        in_parts: list[torch.Tensor] = []
         for run in self._together(contribution.rules):
             values = _stretch(contribution.buffer, [parts[index] for index in run])
             wanted = [index for index in run if self.error_feedback.takes(index)]
             residual = torch.empty_like(values) if wanted else None
             states = [self.states[index] for index in run]
-            self.pairing.reduce(self.reductions[run[0]], self.manager, states, values, of, residual)
+            in_parts += self.pairing.reduce(self.reductions[run[0]], self.manager, states, values, of, residual)
             if residual is not None:
                 # Of one contribution of weight 1: the next one may weigh more or less than this. A site without weight
                 # has lost nothing of its own, but maybe of sums that it coded.
@@ -223,6 +231,7 @@ class Exchange:
             own_is_finite=contribution.is_finite,
             contributions=contributions,
             residuals=residuals,
+            in_parts=tuple(in_parts),
             ages=ages,
             seconds=time.perf_counter() - started,
         )
