@@ -229,8 +229,8 @@ def _report_transfer(rounds: dict[str, list[dict[str, float]]], options: argpars
         trips = f", {seconds(name) * 1000 / options.rtt:.1f} round trips" if options.rtt else ""
         print(f"control:  {name}: {seconds(name):.3f} s{trips}")
         rows.append({"name": name, "seconds": round(seconds(name), 4)})
-    difference = median(each["sent"] / each["bytes"] - 1 for each in rounds[fp32])
-    print(f"ledger:   the link carried {difference:+.2%} of the ledger's bytes in a round of {fp32}")
+    difference = median(each["sent"] / each["frames"] - 1 for each in rounds[fp32])
+    print(f"ledger:   the link carried {difference:+.2%} of the ledger's bytes of frames in a round of {fp32}")
     return {"rows": rows, "ledger_difference": round(difference, 4)}
 
 

@@ -115,6 +115,11 @@ class Replica(OpenManager):
             partial(self._with_admission, f"{store_host}:{store_port}", secret, prefetch)
         )
 
+    @property
+    def wire_bytes_sent(self) -> tuple[int, int]:
+        """Bytes of frames that this rank has sent to other sites so far: in rounds, and to give them the shared state."""
+        return self.process_group.bytes_sent, self._transport.frame_bytes_sent  # type: ignore[attr-defined]  # our group
+
     def start_quorum(self, **options: Any) -> None:
         """Wait for the other sites and agree on who takes part.
 

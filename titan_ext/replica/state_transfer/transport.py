@@ -74,6 +74,11 @@ class StateTransport(CheckpointTransport[Any]):
         """See ``StateOffers``."""
         return self._offers.in_quorum()
 
+    @property
+    def frame_bytes_sent(self) -> int:
+        """Bytes of frames sent over connections that have ended, as the kernel tells."""
+        return self._server.frame_bytes_sent
+
     # -- fetching ----------------------------------------------------------------------------
 
     def prefetch(self, metadata: str) -> None:

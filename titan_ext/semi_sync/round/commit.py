@@ -120,12 +120,14 @@ class Committer:
         self.schedule.not_before = max(self.exchange.site.gather(again))
 
     def _record(self, result: RoundResult, committed: bool, failure: object | None, seconds: float) -> None:
-        sent = self.exchange.take_bytes_sent()
+        sent, on_wire, healing = self.exchange.take_bytes_sent()
         record = RoundRecord(
             round=self.exchange.lineage.position.round,
             step=self.progress.step,
             bytes_sent=sent,
             bytes_received=sent,
+            wire_bytes_sent=on_wire,
+            healing_bytes_sent=healing,
             seconds_apply=seconds,
             **record_fields(result, committed, failure, self.exchange.states),
         )

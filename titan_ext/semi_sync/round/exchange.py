@@ -37,7 +37,7 @@ TakeIn = Callable[[Launch, Verdict], tuple[bool, bool]]
 class Exchange:
     """Runs rounds over a manager, on the caller's thread or on another one.
 
-    Hazard: Gloo matches the collectives of two sites by their order alone. All sites issue those of a round in the
+    Hazard: messages of one tag are matched by their order alone. All sites issue the collectives of a round in the
     order of ``run``, and skip the same ones: what decides is the table of statuses, equal at all sites.
     """
 
@@ -61,6 +61,8 @@ class Exchange:
     """After which a site that says nothing counts as dead."""
     _retry_after_steps: int = field(default=0, init=False)
     """From the last table of statuses that came whole."""
+    _wire_bytes: tuple[int, int] = field(default=(0, 0), init=False)
+    """Of this rank when they were last taken."""
 
     def run(
         self, launch: Launch, contribution: Contribution | None = None, take_in: TakeIn | None = None
@@ -142,11 +144,20 @@ class Exchange:
         """
         self.pairing.share_parts(summed.in_parts)
 
-    def take_bytes_sent(self) -> int:
-        """Bytes that all ranks of the site have sent in reductions since the last call. A collective over the site."""
+    def take_bytes_sent(self) -> tuple[int, int, int]:
+        """Bytes that all ranks of the site have sent since the last call. A collective over the site.
+
+        Returns:
+            of values in reductions; of all frames to other sites; of those for healing.
+        """
         adoptions = [state.adoption for state in self.states if isinstance(state, Adoptable)]
         once = {id(reduction): reduction for reduction in [*self.reductions, *adoptions]}
-        return sum(self.site.gather(sum(reduction.take_sent() for reduction in once.values())))
+        in_rounds, healing = self.manager.wire_bytes_sent
+        new = in_rounds + healing - sum(self._wire_bytes), healing - self._wire_bytes[1]
+        self._wire_bytes = in_rounds, healing
+        own = (sum(reduction.take_sent() for reduction in once.values()), *new)
+        values, frames, healed = (sum(ranks) for ranks in zip(*self.site.gather(own), strict=True))
+        return values, frames, healed
 
     # -- who, and what -----------------------------------------------------------------------------
 

@@ -55,7 +55,9 @@ class CodedReduction(Reduction):
             reduce_bucket = self._sum_with_peer
         places = enumerate(zip(parts, lost, strict=True))
         overlap(
-            (reduce_bucket(wire, part, part_lost, place, of) for place, (part, part_lost) in places), buckets.at_most
+            wire,
+            (reduce_bucket(wire, part, part_lost, place, of) for place, (part, part_lost) in places),
+            buckets.at_most,
         )
         self._sent += wire.sent
 

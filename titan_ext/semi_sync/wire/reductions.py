@@ -137,7 +137,7 @@ class AllReduce(Reduction):
         buckets = Buckets.of(values.numel(), self._bucket_elements)
         sum_bucket = self._sum_with_peer if wire.sites == 2 else self._sum_by_owners
         parts = enumerate(values.split(buckets.elements))
-        overlap((self._sum_on_wire(wire, part, place, sum_bucket) for place, part in parts), buckets.at_most)
+        overlap(wire, (self._sum_on_wire(wire, part, place, sum_bucket) for place, part in parts), buckets.at_most)
         self._sent += wire.sent
 
     def _sum_on_wire(
