@@ -180,9 +180,14 @@ class _TitanExtSync:
         return self._outer.ledger.last.bytes_sent
 
     def parts(self) -> dict[str, float]:
-        """Seconds of quorum, reduction and apply."""
+        """Seconds of quorum, reduction and apply; bytes of frames."""
         last = self._outer.ledger.last
-        return {"quorum": last.seconds_quorum, "reduce": last.seconds_reduce, "apply": last.seconds_apply}
+        return {
+            "quorum": last.seconds_quorum,
+            "reduce": last.seconds_reduce,
+            "apply": last.seconds_apply,
+            "frames": last.wire_bytes_sent,
+        }
 
 
 class Lighthouse:

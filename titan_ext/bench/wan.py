@@ -86,7 +86,7 @@ def _transfer(options: argparse.Namespace, codecs: list[str], streams: list[int]
     """The rounds of each way by its name: ``seconds``, ``bytes`` of the ledger, and what was ``sent``."""
     from titan_ext.bench.namespaces import address_of
     from titan_ext.bench.plain_tcp import PlainSockets
-    from titan_ext.bench.sync_sites import TORCHFT
+    from titan_ext.bench.sync_sites import TORCHFT_BUCKETS as TORCHFT
 
     addresses = [address_of(site) for site in range(options.sites)]
     with ExitStack() as stack:
@@ -206,7 +206,8 @@ def _report_transfer(rounds: dict[str, list[dict[str, float]]], options: argpars
 
     fp32 = next(name for name in rounds if name.startswith("ours"))
     plain = min((name for name in rounds if name.startswith("plain")), key=seconds)
-    references = {"plain TCP": plain, "torchft": "torchft", "ours, fp32": fp32}
+    torchft = next(name for name in rounds if name.startswith("torchft"))
+    references = {"plain TCP": plain, "torchft": torchft, "ours, fp32": fp32}
     print(f"{'a round':<26}{'seconds':>9}{'MB':>8}" + "".join(f"{f'x {name}':>14}" for name in references))
     rows = []
     for name in (each for each in rounds if "empty" not in each):
@@ -227,8 +228,8 @@ def _report_transfer(rounds: dict[str, list[dict[str, float]]], options: argpars
         trips = f", {seconds(name) * 1000 / options.rtt:.1f} round trips" if options.rtt else ""
         print(f"control:  {name}: {seconds(name):.3f} s{trips}")
         rows.append({"name": name, "seconds": round(seconds(name), 4)})
-    difference = median(each["sent"] / each["bytes"] - 1 for each in rounds[fp32])
-    print(f"ledger:   the link carried {difference:+.2%} of the ledger's bytes in a round of {fp32}")
+    difference = median(each["sent"] / each["frames"] - 1 for each in rounds[fp32])
+    print(f"ledger:   the link carried {difference:+.2%} of the ledger's bytes of frames in a round of {fp32}")
     return {"rows": rows, "ledger_difference": round(difference, 4)}
 
 

@@ -45,6 +45,8 @@ class Replica(OpenManager):
         site: the site's name.
         rank: this rank within the site.
         world_size: ranks of the site.
+        streams: connections to this rank's like at each other site; 0: by their distance.
+        max_rate: bytes a second that this rank sends to the others in rounds; 0: no limit.
 
     Raises:
         UserError: no lighthouse is named or its name does not resolve; the address is not this machine's or a port is
@@ -54,7 +56,16 @@ class Replica(OpenManager):
 
     Config = ReplicaConfig
 
-    def __init__(self, config: ReplicaConfig, *, site: str, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        config: ReplicaConfig,
+        *,
+        site: str,
+        rank: int,
+        world_size: int,
+        streams: int = 0,
+        max_rate: float = 0.0,
+    ) -> None:
         config.validate()
         self._config = config
         self._site_rank, self._site_ranks = rank, world_size
@@ -75,7 +86,7 @@ class Replica(OpenManager):
             prefetch()
         try:
             super().__init__(
-                pg=StreamGroup(hostname, timedelta(seconds=config.timeout_seconds)),
+                pg=StreamGroup(hostname, timedelta(seconds=config.timeout_seconds), streams=streams, max_rate=max_rate),
                 load_state_dict=None,
                 state_dict=None,
                 min_replica_size=config.min_sites,
@@ -101,6 +112,11 @@ class Replica(OpenManager):
         self._quorums = self.wrap_quorum_client(
             partial(self._with_admission, f"{store_host}:{store_port}", secret, prefetch)
         )
+
+    @property
+    def wire_bytes_sent(self) -> tuple[int, int]:
+        """Bytes of frames that this rank has sent to other sites so far: in rounds, and to give them the shared state."""
+        return self.process_group.bytes_sent, self._transport.frame_bytes_sent  # type: ignore[attr-defined]  # our group
 
     def start_quorum(self, **options: Any) -> None:
         """Wait for the other sites and agree on who takes part.

@@ -10,7 +10,6 @@ import torch
 from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict
 from titan_ext.semi_sync.round.commit import Committer
 from titan_ext.semi_sync.round.contributions import Contributions, Sum, new_buffer
-from titan_ext.semi_sync.round.exchange import Exchange
 from titan_ext.semi_sync.round.round import InFlightRound, Launch, Role, RoundResult
 from titan_ext.semi_sync.state.synced_state import SyncedState
 
@@ -24,7 +23,7 @@ def save(committer: Committer, in_flight: InFlightRound) -> dict[str, Any]:
     resume exactly as it would have been. What a failed one had is tried again after the resume.
     """
     exchange, schedule = committer.exchange, committer.schedule
-    result, states = _exchanged(exchange, in_flight), exchange.states
+    result, states = _exchanged(committer, in_flight), exchange.states
     counters = {
         "step": committer.progress.step,
         "lineage": exchange.lineage.state_dict(),
@@ -65,11 +64,14 @@ def load(committer: Committer, in_flight: InFlightRound, state_dict: Mapping[str
         in_flight.keep(result, saved["apply_at"])
 
 
-def _exchanged(exchange: Exchange, in_flight: InFlightRound) -> RoundResult | None:
-    """The round in flight once its reduction is complete; None if there is none or it failed."""
-    result = in_flight.peek()
+def _exchanged(committer: Committer, in_flight: InFlightRound) -> RoundResult | None:
+    """The round in flight once its reduction is complete; None if there is none or a rank of the site has failed."""
+    exchange, result = committer.exchange, in_flight.peek()
     failed = result is None or result.verdict.problem is not None or exchange.manager.errored() is not None
-    return None if failed or result.sum is None else result
+    if not all(exchange.site.gather(not failed and result.sum is not None)):
+        return None
+    exchange.complete(result.sum)
+    return result
 
 
 def _describe(result: RoundResult, states: Sequence[SyncedState]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from titan_ext.replica.shutdown.process import GracefulExit
 from titan_ext.replica.shutdown.replica import StoppableReplica
 from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, TokenRowMap
 from titan_ext.semi_sync.plan.resolve import shares_sparse_rows
+from titan_ext.semi_sync.wire.link import bytes_per_second, number_of_streams
 from titan_ext.trainer.checkpoints import CheckpointManager
 from titan_ext.trainer.cpu import finish
 from titan_ext.trainer.metrics import MetricsProcessor
@@ -234,7 +235,13 @@ class Trainer(torchtitan_trainer.Trainer):
             ranks = 1
         if rank < ranks:
             self.replica = StoppableReplica(
-                config.replica, site=config.site.name, rank=rank, world_size=ranks, shutdown=self._shutdown
+                config.replica,
+                site=config.site.name,
+                rank=rank,
+                world_size=ranks,
+                shutdown=self._shutdown,
+                streams=number_of_streams(config.semi_sync.streams),
+                max_rate=bytes_per_second(config.semi_sync.max_rate) / ranks,
             )
         self.outer = config.semi_sync.build(
             model_parts=self.model_parts,

@@ -218,7 +218,7 @@ def test_every_state_at_every_step(inner, betas, omegas, settings, periods):
     assert_same(got, simulate(RULES[inner], periods, betas, omegas, sync_point=sync_point))
     last = STEPS - 1 if sync_point == "before_step" else STEPS
     exchanges = sum(last // period for period in periods.values())
-    # T12: sites send 2 (M - 1) / M of the payload; which has how much of it depends on how it is cut.
+    # T12: 2 (M - 1) / M of the payload; of what does not divide by the sites some own an element more.
     assert sum(sent for _, sent in got) == 2 * (SITES - 1) * 4 * len(START) * exchanges
 
 

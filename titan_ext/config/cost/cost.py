@@ -94,7 +94,7 @@ def _local_shape(shape: torch.Size, layout: Layout) -> torch.Size:
 
 
 def _site_elements(shape: torch.Size, layout: Layout) -> int:
-    """Elements on all ranks of a site: every rank exchanges what it holds, copies included."""
+    """Elements on all ranks of a site, copies included."""
     copies = layout.replicate * (1 if len(shape) > 1 else layout.tensor)
     return shape.numel() * copies
 

@@ -110,12 +110,14 @@ class _Rounds:
         names = sorted(self._covered(state.rule, self._shapes))
         if self._site.config.semi_sync.pairing == "leader":
             return _leader_bytes(state, reduction, {name: self._shapes[name].numel() for name in names}, sites)
+        # Replicas inside the site share the work where values may be cut.
+        copies = self._site.layout.replicate if reduction.cuts_anywhere and state.facts.elementwise else 1
         if isinstance(reduction, AllReduce) and state.facts.elementwise:
             elements = state.facts.values_per_element * sum(self._on_site[name] for name in names)
-            return ring_all_reduce_bytes(_FP32 * elements, sites)
+            return ring_all_reduce_bytes(_FP32 * elements // copies, sites)
         # A message's size follows from what one rank holds; uneven shards count as the largest.
         return (self._site.layout.ranks // len(self._stages)) * sum(
-            reductions[index].wire_bytes(stage[index].numel, sites)
+            reductions[index].wire_bytes(-(-stage[index].numel // copies), sites)
             for stage, reductions in zip(self._stages, self._reductions, strict=True)
         )
 

@@ -14,6 +14,7 @@ from titan_ext.replica.state_transfer.chunks import ROOT, chunk_digest, parse_pa
 from titan_ext.replica.state_transfer.handshake import ServerHandshake
 from titan_ext.replica.state_transfer.offers import Offer, StateOffers
 from titan_ext.replica.state_transfer.sockets import OpenSockets
+from titan_ext.replica.streams.distance import frame_bytes_sent
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class StateServer(ThreadingHTTPServer):
         self.secret = secret
         self.seconds = timeout
         self.open_sockets = OpenSockets()
+        self.frame_bytes_sent = 0
+        """Over connections that have ended."""
         self._context = context
         super().__init__(("::", port), _Handler)
         self._thread = threading.Thread(
@@ -90,6 +93,7 @@ class StateServer(ThreadingHTTPServer):
         super().finish_request(request, client_address)
 
     def close_request(self, request: socket.socket) -> None:
+        self.frame_bytes_sent += frame_bytes_sent(request)
         self.open_sockets.discard(request)
         super().close_request(request)
 

@@ -25,7 +25,7 @@ class StateTransport(CheckpointTransport[Any]):
             ``disallow_checkpoint`` waits for it.
         tls: certificates for both directions; None: plain HTTP.
         secret: what both ends prove to hold; None: everybody is served.
-        streams: connections over which a state is fetched.
+        streams: connections over which a state is fetched; 0: as many as the distance asks for.
         chunk_bytes: size of the pieces that are checked and, after a failure, fetched again.
     """
 
@@ -37,7 +37,7 @@ class StateTransport(CheckpointTransport[Any]):
         *,
         tls: Tls | None = None,
         secret: Secret | None = None,
-        streams: int = 2,
+        streams: int = 0,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self._timeout = timeout.total_seconds()
@@ -64,6 +64,11 @@ class StateTransport(CheckpointTransport[Any]):
     def disallow_checkpoint(self) -> None:
         """Stop serving; returns once no connection reads the tensors, and cuts those that do for too long."""
         self.offers.withdraw()
+
+    @property
+    def frame_bytes_sent(self) -> int:
+        """Bytes of frames sent over connections that have ended, as the kernel tells."""
+        return self._server.frame_bytes_sent
 
     # -- fetching ----------------------------------------------------------------------------
 

@@ -39,6 +39,8 @@ class StreamGroup(ProcessGroup):
         self._max_rate = max_rate
         self._rank, self._size = 0, 1
         self._mover: Mover | None = None
+        self._bytes_before = 0
+        """That earlier groups have sent."""
 
     # -- the group -------------------------------------------------------------------------------
 
@@ -61,6 +63,7 @@ class StreamGroup(ProcessGroup):
         mover, self._mover = self._mover, None
         if mover is not None:
             mover.close(RuntimeError("the group was ended"))
+            self._bytes_before += mover.wire_bytes()
 
     shutdown = abort
 
@@ -111,8 +114,8 @@ class StreamGroup(ProcessGroup):
 
     @property
     def bytes_sent(self) -> int:
-        """On the wire since the group was formed, as far as the kernel tells."""
-        return self._mover.wire_bytes() if self._mover is not None else 0
+        """Bytes of frames sent so far, as the kernel tells: headers and repetitions included."""
+        return self._bytes_before + (self._mover.wire_bytes() if self._mover is not None else 0)
 
     def _connected(self) -> Mover:
         if self._mover is None:
@@ -134,7 +137,9 @@ class _TransferWork(Work):
         """Raises RuntimeError if the message is lost or takes too long."""
         seconds = (timeout or self._group.timeout).total_seconds()
         if not self._transfer.wait(seconds):
-            self._group.fail(RuntimeError(f"a message took more than {seconds:g} s"))
+            late = RuntimeError(f"a message took more than {seconds:g} s")
+            self._group.fail(late)
+            self._transfer.fail(late)
         if self._transfer.error is not None:
             raise RuntimeError(str(self._transfer.error)) from self._transfer.error
         return True

@@ -169,17 +169,12 @@ class Mover:
             self._check_lost(transfer.peer)
 
     def _expect(self, transfer: Transfer) -> None:
-        early = self._early.pop(transfer.key, None)
-        if early is None:
-            self._expected[transfer.key] = transfer
-        elif len(early.buffer) != len(transfer.buffer):
+        self._expected[transfer.key] = transfer
+        early = self._early.get(transfer.key)
+        if early is not None and len(early.buffer) != len(transfer.buffer):
             raise _other_size(transfer, len(early.buffer))
-        elif early.is_over():
-            transfer.buffer[:] = early.buffer
-            transfer.moved(transfer.left)
-        else:  # some chunks are there, and others on their way to the early place
-            self._early[transfer.key] = early
-            self._expected[transfer.key] = transfer
+        if early is not None and early.is_over():
+            self._hand_over(early)
         for stream in self._stopped.pop(transfer.key, []):
             self._watch(stream, reading=True)
 
@@ -236,12 +231,16 @@ class Mover:
 
     def _arrived(self, stream: Stream) -> None:
         transfer = stream.finish_chunk()
-        if transfer.is_over():
-            expected = self._expected.pop(transfer.key, None)
-            if expected is not None and expected is not transfer:
-                del self._early[transfer.key]
-                expected.buffer[:] = transfer.buffer
-                expected.moved(expected.left)
+        if transfer.is_over() and transfer.key in self._expected:
+            self._hand_over(transfer)
+
+    def _hand_over(self, arrived: Transfer) -> None:
+        """A message is complete: in its place, or where it came to before it was asked for."""
+        expected = self._expected.pop(arrived.key)
+        if expected is not arrived:
+            del self._early[arrived.key]
+            expected.buffer[:] = arrived.buffer
+            expected.moved(expected.left)
 
     # -- writing -----------------------------------------------------------------------------------
 

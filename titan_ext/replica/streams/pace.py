@@ -3,6 +3,9 @@
 import time
 from collections.abc import Callable
 
+_LEAST_BYTES = 1.0
+"""Less than this is not waited for."""
+
 
 class Pace:
     """A bucket of bytes that fills at a rate and may be overdrawn.
@@ -27,7 +30,7 @@ class Pace:
         now = self._clock()
         self._left = min(self._burst, self._left + (now - self._at) * self._rate)
         self._at = now
-        return max(0.0, -self._left / self._rate)
+        return -self._left / self._rate if self._left < -_LEAST_BYTES else 0.0
 
     def spend(self, sent: int) -> None:
         """Take what has been sent out of the bucket."""

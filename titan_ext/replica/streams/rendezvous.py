@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import secrets
 import socket
 import struct
@@ -14,21 +13,11 @@ from datetime import timedelta
 
 from torch.distributed import Store
 
-from titan_ext.replica.streams.tcp_info import round_trip_seconds
-
-MOST_STREAMS = 64
+from titan_ext.replica.streams.distance import round_trip_seconds, streams_for
+from titan_ext.semi_sync.wire.link import MOST_STREAMS
 
 _TOKEN_BYTES = 16
 _HELLO = struct.Struct(f"!{_TOKEN_BYTES}sIII")  # the token, who connects, which of its connections this is, of how many
-_ASSUMED_BYTES_PER_SECOND = 125e6
-_WINDOW_BYTES = 2**20
-"""Under way over one connection: about half of what common kernels let a connection buffer grow to by themselves."""
-_MOST_BY_DISTANCE = 16
-
-
-def streams_for(round_trip: float) -> int:
-    """Connections that keep a link of 1 Gbit/s full at a distance of ``round_trip`` seconds; at least two."""
-    return min(_MOST_BY_DISTANCE, max(2, math.ceil(round_trip * _ASSUMED_BYTES_PER_SECOND / _WINDOW_BYTES)))
 
 
 @dataclass(frozen=True, slots=True)

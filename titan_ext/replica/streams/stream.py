@@ -3,7 +3,7 @@
 import contextlib
 import socket
 
-from titan_ext.replica.streams.tcp_info import frame_bytes_sent
+from titan_ext.replica.streams.distance import frame_bytes_sent
 from titan_ext.replica.streams.transfer import Chunk, Transfer
 
 _NOT_SENT_BYTES = 64 * 1024

@@ -65,6 +65,11 @@ class _TorchftManager:
         """torchft offers all-reduce alone; the collectives of bytes go to its group."""
         return self._manager._pg
 
+    @property
+    def wire_bytes_sent(self) -> tuple[int, int]:
+        """Unknown, but where the group is one of ours."""
+        return getattr(self._manager._pg, "bytes_sent", 0), 0
+
     def serve_snapshot_requests(self, make: Callable[[], Any] | None = None) -> None:
         """Nothing: torchft gives a copy of the state only within a quorum."""
 

@@ -101,6 +101,8 @@ class BasisReduction(Reduction):
         compute: fills them in, from the sum.
     """
 
+    cuts_anywhere = False
+
     def __init__(self, reduction: Reduction, elements: int, compute: ComputeBases) -> None:
         self._reduction, self._elements, self._compute = reduction, elements, compute
         self._of_bases = AllReduce(max(1, elements))

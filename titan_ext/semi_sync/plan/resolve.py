@@ -25,6 +25,7 @@ from titan_ext.semi_sync.state.sparse_tables import SparseRows
 from titan_ext.semi_sync.state.synced_parameters import Average, OuterStep
 from titan_ext.semi_sync.wire.aggregations import AGGREGATIONS
 from titan_ext.semi_sync.wire.codecs import CODECS
+from titan_ext.semi_sync.wire.link import bytes_per_second, number_of_streams
 
 NO_OUTER_LOOP = "none"
 """The ``method`` that trains without an outer loop."""
@@ -289,6 +290,8 @@ def _check(config: SemiSyncConfig) -> None:
     threshold = config.outlier_threshold
     require(threshold == 0 or threshold > 1, "outlier_threshold", threshold, "above 1, or 0 to let everything pass")
     require(config.bucket_mib > 0, "bucket_mib", config.bucket_mib, "above 0")
+    number_of_streams(config.streams)
+    bytes_per_second(config.max_rate)
     _check_wire(config)
     _outer_optimizer(config)
 

@@ -62,6 +62,7 @@ class Committer:
                 lineage.open(manager, *result.verdict.opening)
             if result.sum is not None and contributors:
                 with record_function("titan_ext::apply"):
+                    self.exchange.complete(result.sum)
                     self._apply(result, result.sum, contributors)
             if result.sum is not None:
                 self._recover(result.sum)
@@ -128,7 +129,7 @@ class Committer:
     def _record(
         self, rules: Sequence[int], result: RoundResult, committed: bool, failure: object | None, seconds: float
     ) -> None:
-        sent = self.exchange.take_bytes_sent()
+        sent, on_wire, healing = self.exchange.take_bytes_sent()
         contributors = result.contributors if committed else []
         record = RoundRecord(
             round=self.exchange.lineage.position.round,
@@ -139,6 +140,8 @@ class Committer:
             sites=result.sites,
             bytes_sent=sent,
             bytes_received=sent,
+            wire_bytes_sent=on_wire,
+            healing_bytes_sent=healing,
             seconds_quorum=result.seconds_quorum,
             seconds_reduce=result.sum.seconds if result.sum is not None else 0.0,
             seconds_apply=seconds,

@@ -140,6 +140,8 @@ class Sum:
     """What all sites put in."""
     residuals: dict[int, torch.Tensor] = field(default_factory=dict)
     """By rule: what the reduction took away from this site's contribution, as if that had weight 1."""
+    in_parts: tuple[torch.Tensor, ...] = ()
+    """Stretches of which this rank has summed its part alone, as long as its like at the site have not shared theirs."""
     ages: Ages | None = None
     """How many steps the moments stand for that the sites put in."""
     seconds: float = 0.0

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 class Exchange:
     """Runs rounds over a manager, on the caller's thread or on another one.
 
-    Hazard: Gloo matches the collectives of two sites by their order alone. All sites issue those of a round in the
+    Hazard: messages of one tag are matched by their order alone. All sites issue the collectives of a round in the
     order of ``run``, and skip the same ones: what decides is the table of statuses, equal at all sites.
     """
 
@@ -65,6 +65,8 @@ class Exchange:
     """After which a site that says nothing counts as dead."""
     _retry_after_steps: int = field(default=0, init=False)
     """From the last table of statuses that came whole."""
+    _wire_bytes: tuple[int, int] = field(default=(0, 0), init=False)
+    """Of this rank when they were last taken."""
 
     def run(self, launch: Launch, contribution: Contribution | None = None) -> RoundResult:
         """Exchange a round. Errors end up in the verdict's ``problem`` or at the manager, never as exceptions of the wire.
@@ -139,11 +141,27 @@ class Exchange:
         logger.warning("this site's contribution after inner step %d is not finite; it is left out of the round", step)
         return replace(self._nothing(buffer, parts), is_finite=False)
 
-    def take_bytes_sent(self) -> int:
-        """Bytes that all ranks of the site have sent in reductions since the last call. A collective over the site."""
+    def complete(self, summed: Sum) -> None:
+        """Let ranks that hold the same give each other the parts that each has summed.
+
+        Hazard: call it where all ranks of the site know that none of them has met an error.
+        """
+        self.pairing.share_parts(summed.in_parts)
+
+    def take_bytes_sent(self) -> tuple[int, int, int]:
+        """Bytes that all ranks of the site have sent since the last call. A collective over the site.
+
+        Returns:
+            of values in reductions; of all frames to other sites; of those for healing.
+        """
         transfers = [state.transfer for state in self.states if isinstance(state, TakenFromPeers)]
         once = {id(reduction): reduction for reduction in [*self.reductions, *transfers]}
-        return sum(self.site.gather(sum(reduction.take_sent() for reduction in once.values())))
+        in_rounds, healing = self.manager.wire_bytes_sent
+        new = in_rounds + healing - sum(self._wire_bytes), healing - self._wire_bytes[1]
+        self._wire_bytes = in_rounds, healing
+        own = (sum(reduction.take_sent() for reduction in once.values()), *new)
+        values, frames, healed = (sum(ranks) for ranks in zip(*self.site.gather(own), strict=True))
+        return values, frames, healed
 
     # -- who, and what -----------------------------------------------------------------------------
 
@@ -211,12 +229,13 @@ class Exchange:
         of = RoundFacts(verdict.step, contributions.weights)
         parts = contribution.parts
         residuals: dict[int, torch.Tensor] = {}
+        in_parts: list[torch.Tensor] = []
         for run in self._together(list(parts)):
             values = _stretch(contribution.buffer, [parts[index] for index in run])
             wanted = [index for index in run if self.error_feedback.takes(index)]
             residual = torch.empty_like(values) if wanted else None
             states = [self.states[index] for index in run]
-            self.pairing.reduce(self.reductions[run[0]], self.manager, states, values, of, residual)
+            in_parts += self.pairing.reduce(self.reductions[run[0]], self.manager, states, values, of, residual)
             if residual is not None:
                 # Of one contribution of weight 1: the next one may weigh more or less than this. A site without weight
                 # has lost nothing of its own, but maybe of sums that it coded.
@@ -230,6 +249,7 @@ class Exchange:
             own_is_finite=contribution.is_finite,
             contributions=contributions,
             residuals=residuals,
+            in_parts=tuple(in_parts),
             ages=ages,
             seconds=time.perf_counter() - started,
         )

@@ -61,7 +61,7 @@ class ByLeader:
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None,
-    ) -> None:
+    ) -> Sequence[torch.Tensor]:
         """Sum the messages of neighbouring ``states``, which lie one after the other in ``values``; see ``Reduction``."""
         assert isinstance(manager, LeaderManager)
         wants_residual = residual is not None  # on all ranks or on none
@@ -75,6 +75,10 @@ class ByLeader:
                 for batch in self._shards.batches(self._names[index], self._bucket_elements):
                     self._reduce_batch(reduction, manager, state, batch, part, residual_part, wants_residual, of)
             self._reduce_numbers(reduction, manager, parts[-1], of)
+        return ()
+
+    def share_parts(self, stretches: Sequence[torch.Tensor]) -> None:
+        """Nothing: every rank has been given all of its own."""
 
     def _reduce_batch(
         self,

@@ -134,6 +134,11 @@ class InProcessManager(ReplicaManager):
         """The collectives of bytes."""
         return self._process_group
 
+    @property
+    def wire_bytes_sent(self) -> tuple[int, int]:
+        """There is no wire."""
+        return 0, 0
+
     def start_quorum(self) -> None:
         """Nothing: the sites are always the same."""
 

@@ -128,11 +128,13 @@ class ByteCollectives:
         return {site: tensor[site] for site in self.others}
 
 
-def overlap(buckets: Iterable[MessagesInTurn], at_most: int) -> None:
+def overlap(wire: ByteCollectives, buckets: Iterable[MessagesInTurn], at_most: int) -> None:
     """Work on buckets, up to ``at_most`` of them at a time: while one waits for its messages, others go on.
 
-    Which one goes on when depends on what arrives; a tag that names bucket and turn keeps their messages apart.
+    Hazard: which one goes on when depends on what arrives; a tag that names bucket and turn keeps their messages apart.
+    The groups of accelerators know no tags: there buckets take turns.
     """
+    at_most = at_most if wire.device.type == "cpu" else 1
     under_way: deque[tuple[MessagesInTurn, Messages]] = deque()
     for bucket in buckets:
         while len(under_way) == at_most:

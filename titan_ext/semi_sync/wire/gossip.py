@@ -49,7 +49,7 @@ class PairExchange(Reduction):
             return
         buckets = Buckets.of(values.numel(), self._bucket_elements)
         parts = enumerate(values.split(buckets.elements))
-        overlap((_sum_with(partner, wire, part, place) for place, part in parts), buckets.at_most)
+        overlap(wire, (_sum_with(partner, wire, part, place) for place, part in parts), buckets.at_most)
         self._sent += wire.sent
 
 

@@ -25,6 +25,10 @@ class ReplicaManager(Protocol):
         None at a rank whose leader exchanges for it.
         """
 
+    @property
+    def wire_bytes_sent(self) -> tuple[int, int]:
+        """Bytes of frames that this rank has sent to the other sites so far, for rounds and for healing; 0 if unknown."""
+
     def start_quorum(self) -> None:
         """Agree on who takes part; a site that is behind has its state loaded before this returns."""
 

@@ -1,12 +1,23 @@
-"""What the kernel tells of a connection (Linux): ``struct tcp_info`` of ``linux/tcp.h``."""
+"""How far a peer is and what was sent to it, as the kernel tells (Linux: ``struct tcp_info`` of ``linux/tcp.h``)."""
 
 import contextlib
+import math
 import socket
 import struct
 
 _ROUND_TRIP, _SEGMENTS_SENT, _BYTES_SENT = (struct.Struct("=68xI"), struct.Struct("=136xI"), struct.Struct("=200xQ"))
 _HEADER_BYTES = 66
 """Around what a segment carries: Ethernet, IPv4, and TCP with time stamps."""
+
+_ASSUMED_BYTES_PER_SECOND = 125e6
+_WINDOW_BYTES = 2**20
+"""Under way over one connection: about half of what common kernels let a connection buffer grow to by themselves."""
+_MOST_BY_DISTANCE = 16
+
+
+def streams_for(round_trip: float) -> int:
+    """Connections that keep a link of 1 Gbit/s full at a distance of ``round_trip`` seconds; at least two."""
+    return min(_MOST_BY_DISTANCE, max(2, math.ceil(round_trip * _ASSUMED_BYTES_PER_SECOND / _WINDOW_BYTES)))
 
 
 def round_trip_seconds(connection: socket.socket) -> float:
