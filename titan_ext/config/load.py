@@ -16,6 +16,7 @@ from titan_ext.config.findings import TO_BUILD, TO_START, TO_TRAIN, Findings, Mi
 from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select
 from titan_ext.config.layout import Layout, check_layout, resolve_layout
 from titan_ext.config.model import ModelChoice
+from titan_ext.config.nodes import Nodes, notes_on, spread
 from titan_ext.config.pairing import resolve_pairing
 from titan_ext.config.run_checks import run_checks
 from titan_ext.config.settings import Origin, Settings, one_line, show
@@ -41,6 +42,8 @@ class Site:
     """Everything the trainer needs; its ``dump_folder`` is the site's own."""
     model: ModelChoice
     layout: Layout
+    nodes: Nodes
+    """Where the ranks are."""
     tokenizer: str
     """``byte``, or the path that the user gave."""
     vocabulary: str
@@ -174,10 +177,11 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: 
         checks.check_numbers(settings, config)
     with findings.check():
         checks.check_sections(settings, config)
-    layout = Layout.alone()
+    layout, nodes = Layout.alone(), Nodes()
     with findings.check():
-        layout = resolve_layout(settings, config, header.nproc, _devices() // sharing)
-    notes, derived = list(built.notes), dict(built.derived)
+        layout = resolve_layout(settings, config, header.nproc, _devices() // sharing * header.nodes)
+        nodes = spread(settings, header, layout, config.parallelism.pipeline_parallel_schedule)
+    notes, derived = [*built.notes, *notes_on(nodes, layout)], dict(built.derived)
     if config.model_spec is not None:
         more_notes, more = _check_whole(plan, plans, built, layout)
         notes, derived = notes + more_notes, derived | more
@@ -197,6 +201,7 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: 
         config=config,
         model=built.model,
         layout=layout,
+        nodes=nodes,
         tokenizer=header.tokenizer,
         vocabulary=built.vocabulary,
         dump_root=dump_root(settings),
