@@ -10,7 +10,7 @@ from titan_ext.trainer.disks import Disks, _file_system
 
 @pytest.mark.parametrize(
     ("sizes", "chunks"),
-    [([], []), ([5], [[5]]), ([3, 3, 3], [[3, 3], [3]]), ([20, 1, 9], [[20], [1, 9]]), ([6, 7], [[6], [7]])],
+    [([], []), ([5], [[5]]), ([4, 4, 4], [[4, 4], [4]]), ([20, 1, 9], [[20], [1, 9]]), ([6, 7], [[6], [7]])],
 )
 def test_what_is_sent_at_once_is_limited(sizes, chunks, monkeypatch):
     monkeypatch.setattr(split_checkpoint, "_CHUNK_BYTES", 10)
