@@ -224,7 +224,8 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         return self._first_rank(lambda: self._latest_whole(folder, files))
 
     def _latest_whole(self, folder: str, files: Mapping[str, StoredFile] | None) -> int:
-        names = filesystem.listdir(folder) if filesystem.isdir(folder) else []
+        names = set(filesystem.listdir(folder)) if filesystem.isdir(folder) else set()
+        names |= {path.partition("/")[0] for path in files or ()}  # what other nodes have may be all that is left
         steps = [int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d+)", name))]
         damaged = []
         for step in sorted(steps, reverse=True):
