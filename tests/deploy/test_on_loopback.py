@@ -55,6 +55,7 @@ def started(words: list[str], environment: dict[str, str], log: Path) -> Iterato
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_site_of_slurms_and_one_of_kubernetes_train_together(tmp_path, installed):
     sites = "".join(
         f'[[site]]\nname = "{name}"\nnodes = 2\nrendezvous_port = {free_port()}\ndata = "builtin:code"\n'

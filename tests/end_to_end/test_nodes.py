@@ -17,6 +17,9 @@ from tests.end_to_end.test_runs import own_data, wait_for
 from titan_ext.launcher.placement import free_port
 from titan_ext.launcher.processes import descendants
 
+# Several starts of several launchers each: minutes where others use the machine too.
+pytestmark = pytest.mark.timeout(1200)
+
 FSDP = {"data_parallel_shard_degree": 2}
 TENSOR_AND_PIPELINE = {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2}
 
