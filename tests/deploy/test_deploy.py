@@ -192,7 +192,8 @@ def test_skypilot_reads_its_tasks(place, tmp_path):
 )  # fmt: skip
 def test_what_a_scheduler_needs_and_has_not_is_one_line(to, flags, words, tmp_path, capsys):
     out = [] if "--out" in flags else ["--out", str(tmp_path / "out")]
-    assert cli.main(["deploy", str(run_file(tmp_path)), "--to", to, *out, *flags]) == 2
+    file = run_file(tmp_path, RUN.replace('secret_file = "secrets/run"\n', ""))
+    assert cli.main(["deploy", str(file), "--to", to, *out, *flags]) == 2
     said = capsys.readouterr().err
     assert all(word in said for word in words), said
     assert said.startswith("titan-ext: error:") and said.count("\n") == 1
