@@ -19,6 +19,7 @@ from titan_ext.config.converters import KEY as CONVERTERS
 from titan_ext.config.converters import convert_model
 from titan_ext.config.initial import Source, check_source, initial_source, open_source, tokenizer_notes
 from titan_ext.config.model import ModelChoice, choose_model, chosen_flavor, flavor_config, model_module
+from titan_ext.config.nodes import NODE_KEYS
 from titan_ext.config.optimizer import bind_optimizer
 from titan_ext.config.outer_loop import bind_semi_sync, own_tables
 from titan_ext.config.resolved import FILE_NAME as RECORD
@@ -74,7 +75,7 @@ def keys_by_name() -> dict[str, list[str]]:
         homes.setdefault(name, []).append(f"optimizer.{name}")
     for name in ("flavor", "vocab_size"):
         homes.setdefault(name, []).append(f"model.{name}")
-    for name in ("dump_folder", "hf_assets_path", "nproc", "tokenizer", "vocabulary"):
+    for name in ("dump_folder", "hf_assets_path", "tokenizer", "vocabulary", *NODE_KEYS):
         homes.setdefault(name, []).append(name)
     return homes
 

@@ -17,6 +17,7 @@ from titan_ext.config.findings import TO_BUILD, TO_START, TO_TRAIN, Findings, Mi
 from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select
 from titan_ext.config.layout import Layout, check_batch, check_layout, resolve_layout, resolve_pairing
 from titan_ext.config.model import ModelChoice
+from titan_ext.config.nodes import Nodes, notes_on, spread
 from titan_ext.config.run_checks import model_checks, run_checks
 from titan_ext.config.settings import Origin, Settings, one_line, show
 from titan_ext.semi_sync.plan.resolve import fill_defaults, shares_sparse_rows
@@ -41,6 +42,8 @@ class Site:
     """Everything the trainer needs; its ``dump_folder`` is the site's own."""
     model: ModelChoice
     layout: Layout
+    nodes: Nodes
+    """Where the ranks are."""
     tokenizer: str
     """``byte``, or the path that the user gave."""
     vocabulary: str
@@ -177,9 +180,11 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: 
     notes, derived = list(built.notes), dict(built.derived)
     with findings.check():
         derived |= _fill_method(settings, config)
-    layout = Layout.alone()
+    layout, nodes = Layout.alone(), Nodes()
     with findings.check():
-        layout = resolve_layout(settings, config, header.nproc, _devices() // sharing)
+        layout = resolve_layout(settings, config, header.nproc, _devices() // sharing * header.nodes)
+        nodes = spread(settings, header, layout, config.parallelism.pipeline_parallel_schedule)
+    notes += notes_on(nodes, layout)
     for check in (lambda: check_batch(settings, config, layout), *run_checks(settings, config, layout)):
         with findings.check():
             check()
@@ -202,6 +207,7 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: 
         config=config,
         model=built.model,
         layout=layout,
+        nodes=nodes,
         tokenizer=header.tokenizer,
         vocabulary=built.vocabulary,
         dump_root=dump_root(settings),

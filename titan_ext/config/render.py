@@ -20,7 +20,7 @@ def render_site(site: Any, *, everything: bool = False) -> str:
     """
     resolved = dump_resolved(site)
     lines = [
-        f'site "{site.name}" ({site.index + 1} of {site.count}): {site.nproc} rank(s), weight {site.weight:g}',
+        f'site "{site.name}" ({site.index + 1} of {site.count}): {_ranks(site)}, weight {site.weight:g}',
         _line(site, "dump_folder", resolved.pop("dump_folder")),
         _line(site, "tokenizer", site.tokenizer),
         *([_line(site, "vocabulary", site.vocabulary)] if site.vocabulary else []),
@@ -35,6 +35,11 @@ def render_site(site: Any, *, everything: bool = False) -> str:
     if hidden:
         lines.append(f"# {hidden} more settings are torchtitan's defaults; --all shows them")
     return "\n".join([*lines, *(f"note: {note}" for note in site.notes)])
+
+
+def _ranks(site: Any) -> str:
+    nodes = site.nodes
+    return f"{site.nproc} rank(s)" + (f" on {nodes.count} nodes of {nodes.ranks_per_node}" if nodes.count > 1 else "")
 
 
 def render_cost(sites: list, cost: SiteCost) -> str:

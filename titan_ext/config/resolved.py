@@ -49,6 +49,8 @@ def dump_resolved(site: Any) -> dict[str, Any]:
                 "count": site.count,
                 "weight": site.weight,
                 "nproc": site.nproc,
+                "nodes": site.nodes.count,
+                **({"rendezvous_port": site.nodes.port} if site.nodes.port else {}),
                 "tokenizer": site.tokenizer,
                 **({"vocabulary": site.vocabulary} if site.vocabulary else {}),
                 **({"hf_assets_path": config.hf_assets_path} if site.settings.get("hf_assets_path") else {}),
