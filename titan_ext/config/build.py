@@ -226,10 +226,14 @@ def _base_config(settings: Settings) -> Trainer.Config:
     if found is None:
         return Trainer.Config()
     if not isinstance(found, Trainer.Config):
-        # A spec of torchtitan's own: its trainer's sections are ours too, but for the metrics.
-        shared = {each.name: getattr(found, each.name) for each in dataclasses.fields(found)}
-        shared["metrics"] = _as(found.metrics, type(Trainer.Config().metrics))
-        found = Trainer.Config(**{key: value for key, value in shared.items() if key in field_types(Trainer.Config)})
+        # A spec of torchtitan's own: its trainer's sections are ours too, but for those that we derive from.
+        plain = Trainer.Config()
+        shared = {name: getattr(found, name) for name in field_types(Trainer.Config) if hasattr(found, name)}
+        for name, section in shared.items():
+            own = type(getattr(plain, name))
+            if own is not type(section) and issubclass(own, type(section)):
+                shared[name] = _as(section, own)
+        found = Trainer.Config(**shared)
     return found
 
 

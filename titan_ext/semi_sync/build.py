@@ -194,12 +194,17 @@ def bind_states(
     return states
 
 
+def shared_buffers(names: Iterable[str], plan: SyncPlan) -> list[str]:
+    """Those of the buffers that travel: no scope keeps them, or the rows beside them, at their site."""
+    sparse = {each.scope for each in plan.rules if isinstance(each.apply, SparseRows)}
+    apart = [scope.parameters for scope in plan.scopes if not scope.shared or scope.name in sparse]
+    return [name for name in names if not any(matches(name, patterns) for patterns in apart)]
+
+
 def _names_of(rule: SyncRule, home: Mapping[str, tuple[str, int]], view: ModelView, plan: SyncPlan) -> list[str]:
     """What of this rank's tensors a rule covers."""
     if isinstance(rule.apply, AverageBuffers):
-        sparse = {each.scope for each in plan.rules if isinstance(each.apply, SparseRows)}
-        apart = [scope.parameters for scope in plan.scopes if not scope.shared or scope.name in sparse]
-        return [name for name in view.buffers() if not any(matches(name, patterns) for patterns in apart)]
+        return shared_buffers(view.buffers(), plan)
     return [
         name
         for name, parameter in view.parameters.items()
@@ -211,7 +216,7 @@ def _check_covered(states: Sequence[SyncedState], view: ModelView) -> None:
     """Refuse an optimizer of whose states a method would average only some: the rest would drift apart unseen."""
     covered: dict[str, set[str | None]] = {}
     for state in states:
-        for name in state.names:
+        for name in (each for each in state.names if each in view.parameters):  # buffers have no states
             covered.setdefault(name, set()).update({view.key(state.rule.state, name)} if state.averages_state else ())
     if not any(covered.values()):
         return

@@ -16,6 +16,7 @@ from titan_ext.config.sections import DeptConfig, SiteConfig
 from titan_ext.data.tokenizers.traits import fingerprint, row_count
 from titan_ext.errors import RunError, UserError
 from titan_ext.export.llama import is_llama, llama_config
+from titan_ext.models.capabilities import tell_step
 from titan_ext.optim.switch import Switch, SwitchConfig
 from titan_ext.replica import ReplicaConfig
 from titan_ext.replica.shutdown.graceful_shutdown import GracefulShutdown
@@ -103,9 +104,7 @@ class Trainer(torchtitan_trainer.Trainer):
         """One inner step, then whatever the outer loop has due."""
         # torchtitan has counted the step that is about to be taken.
         self._switch.before_step(self.step - 1)
-        for part in self.model_parts:
-            if hasattr(part, "set_step"):
-                part.set_step(self.step)
+        tell_step(self.model_parts, self.step)
         taken = not (self.outer is not None and self.outer.sits_out) and self._inner_step(data_iterator)
         if self.outer is None:
             return

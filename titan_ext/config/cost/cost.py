@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from titan_ext.config.cost.outer_cost import outer_costs
-from titan_ext.config.cost.shapes import parameter_shapes
+from titan_ext.config.cost.shapes import buffer_shapes, parameter_shapes
 from titan_ext.config.layout import Layout, pipeline_stages
 from titan_ext.config.optimizer import hyper_parameters
 from titan_ext.config.pipeline import is_v_shaped
@@ -76,7 +76,9 @@ def site_cost(site: Any) -> SiteCost:
     held = sum(local[name] for name in fullest)
     width = 2 if config.training.dtype == "bfloat16" else _FP32
     stage_shapes = [{name: _local_shape(shapes[name], layout) for name in names} for names in stages]
-    outer = outer_costs(site, shapes, on_site, stage_shapes, stages.index(fullest))
+    buffers = buffer_shapes(config)
+    stage_buffers = [{name: buffers[name] for name in names} for names in _pipeline_ranks(site, list(buffers))]
+    outer = outer_costs(site, shapes, on_site, stage_shapes, stage_buffers, stages.index(fullest))
     inner = {
         "parameter_bytes": held * width,
         "gradient_bytes": held * width,

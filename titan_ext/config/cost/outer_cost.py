@@ -7,12 +7,13 @@ import torch
 
 from titan_ext.config.cost.inner_states import InnerStates
 from titan_ext.config.outer_loop import plan_of
-from titan_ext.semi_sync.build import bind, build_reductions
+from titan_ext.semi_sync.build import bind, build_reductions, shared_buffers
 from titan_ext.semi_sync.plan.plan import SyncRule
 from titan_ext.semi_sync.plan.scopes import assign
 from titan_ext.semi_sync.site.shards import batches_of
 from titan_ext.semi_sync.state.synced_state import SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors
+from titan_ext.semi_sync.state.untrained import AverageBuffers, with_buffers
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction
 
@@ -47,6 +48,7 @@ def outer_costs(
     shapes: Mapping[str, torch.Size],
     on_site: Mapping[str, int],
     held: Sequence[Mapping[str, torch.Size]],
+    buffers: Sequence[Mapping[str, torch.Size]],
     fullest: int,
 ) -> dict[str, int]:
     """The fields of ``SiteCost`` that the outer loop accounts for.
@@ -55,12 +57,13 @@ def outer_costs(
         site: the site.
         shapes: of the whole parameters, by name.
         on_site: elements of each parameter on all ranks of the site, copies included.
-        held: for each rank of the pipeline the shapes of what it holds.
+        held: for each rank of the pipeline the shapes of the parameters that it holds.
+        buffers: likewise of the buffers, which all ranks of a stage hold whole.
         fullest: the one among them whose memory counts.
     """
     if site.config.semi_sync.method == "none":
         return dict(_NOTHING)
-    rounds = _Rounds(site, shapes, on_site, held, fullest)
+    rounds = _Rounds(site, shapes, on_site, held, buffers, fullest)
     states = rounds.states
     groups = rules_by_launch(rounds.plan.rules, site.config.training.steps)
     sent = {launched: sum(map(rounds.rule_bytes, launched)) for launched in groups}
@@ -84,15 +87,22 @@ class _Rounds:
         shapes: Mapping[str, torch.Size],
         on_site: Mapping[str, int],
         held: Sequence[Mapping[str, torch.Size]],
+        buffers: Sequence[Mapping[str, torch.Size]],
         fullest: int,
     ) -> None:
+        plan = plan_of(site.config)
+        names = shared_buffers([name for stage in buffers for name in stage], plan)
+        shared = {name: stage[name] for stage in buffers for name in stage if name in names}
+        copies = site.layout.ranks // len(held)
         self._site = site
-        self._shapes = shapes
-        self._on_site = on_site
-        self.plan = plan_of(site.config)
+        self._shapes = {**shapes, **shared}
+        self._on_site = {**on_site, **{name: copies * shape.numel() for name, shape in shared.items()}}
+        self._buffers = frozenset(shared)
+        self.plan = with_buffers(plan, shared)
         self._home = assign({name: shape.numel() for name, shape in shapes.items()}, self.plan)
         self._inner = InnerStates(site.config.optimizer)
-        self._stages = [[self._bound(rule, names) for rule in self.plan.rules] for names in held]
+        stages = [{**own, **beside} for own, beside in zip(held, buffers, strict=True)]
+        self._stages = [[self._bound(rule, names) for rule in self.plan.rules] for names in stages]
         self._reductions = [build_reductions(stage) for stage in self._stages]
         self._fullest = fullest
         self.states = self._stages[fullest]
@@ -129,10 +139,11 @@ class _Rounds:
 
     def _covered(self, rule: SyncRule, held: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
         """Shapes of what the rule covers on a rank that holds ``held``."""
+        averages_buffers = isinstance(rule.apply, AverageBuffers)
         found = {
             name: self._inner.shape(rule.state, name, self._shapes[name], shape)
             for name, shape in held.items()
-            if self._home.get(name) == (rule.scope, rule.fragment)
+            if (name in self._buffers if averages_buffers else self._home.get(name) == (rule.scope, rule.fragment))
         }
         return {name: shape for name, shape in found.items() if shape is not None}
 
