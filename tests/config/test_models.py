@@ -47,6 +47,18 @@ def test_torchtitans_models_have_sizes_and_costs(write: Callable, name, flavor, 
         (model("qwen3", keys="n_layer = 3"), ["model.n_layer: unknown key", "did you mean n_layers?"]),
         (model("qwen3", keys="num_experts = 3"), ["model.num_experts = 3", "no part of that size"]),
         (model("gpt_oss", keys="top_k = 9"), ["model.top_k = 9", "9 of 8 experts"]),
+        (
+            model("deepseek_v3", keys="[parallelism]\nexpert_parallel_degree = 2"),
+            ["parallelism.expert_parallel_degree = 2", "must divide the 1 ranks"],
+        ),
+        (
+            model("gpt_oss", keys="[parallelism]\ndata_parallel_shard_degree = 3\nexpert_parallel_degree = 3"),
+            ["parallelism.expert_parallel_degree = 3", "must divide the 8 experts of a layer"],
+        ),
+        (
+            model("qwen3", keys="[parallelism]\ndata_parallel_shard_degree = 2\nexpert_parallel_degree = 2"),
+            ["parallelism.expert_parallel_degree = 2", "must be 1: the model has no experts"],
+        ),
         (model("mine.plain"), ['model.name = "mine.plain"', "no function model_registry"]),
         (model("mine.no"), ['model.name = "mine.no"', "no module 'mine.no'"]),
         pytest.param(

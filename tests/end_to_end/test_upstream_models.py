@@ -112,6 +112,8 @@ def test_a_model_of_torchtitan_trains_at_two_sites(model, trained):
         losses = site.losses()
         assert len(losses) == STEPS and losses[-1] < losses[0] - 0.3, losses
         assert all(line["committed"] and line["participants"] == 2 for line in site.lines("round"))
+        routed = [line.get("routing/entropy") for line in site.lines("step")]
+        assert all(0 < each <= 1 for each in routed) if "num_experts" in MODELS[model][2] else not any(routed)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,6 +10,7 @@ import torch
 from torchtitan import trainer as torchtitan_trainer
 from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.config import TORCH_DTYPE_MAP
+from torchtitan.models.common.moe import MoE
 from torchtitan.tools.logging import logger
 
 from titan_ext.config.sections import DeptConfig, SiteConfig
@@ -28,6 +29,7 @@ from titan_ext.trainer.checkpoints import CheckpointManager
 from titan_ext.trainer.cpu import finish
 from titan_ext.trainer.metrics import MetricsProcessor
 from titan_ext.trainer.optimizers import OptimizersContainer
+from titan_ext.trainer.routing import RoutingStatistics
 
 # On top of the lighthouse's patience: what a heartbeat may take to arrive.
 _HEARTBEAT_MARGIN_SECONDS = 1.0
@@ -74,7 +76,9 @@ class Trainer(torchtitan_trainer.Trainer):
         described = config.checkpoint.enable and config.checkpoint.last_save_in_hf and is_llama(config.model_spec)
         # torchtitan cuts the model's positions down to the run's sequences.
         longest = config.model_spec.model.max_seq_len if described else 0
-        super().__init__(config)
+        routing = RoutingStatistics(lambda: self.metrics_processor.should_log(self.step))
+        super().__init__(_observed(config, routing))
+        self.metrics_processor.routing = routing.metrics
         self.checkpointer.model_config = self.model_config
         if described:
             self.checkpointer.description = self._description(longest)
@@ -325,6 +329,15 @@ class Trainer(torchtitan_trainer.Trainer):
         """Ranks of the site that count tokens of their own."""
         mesh = self.parallel_dims.get_optional_mesh("loss") if self.parallel_dims.dp_cp_enabled else None
         return 1 if mesh is None else mesh.size()
+
+
+def _observed(config: Trainer.Config, routing: RoutingStatistics) -> Trainer.Config:
+    """The config with a model whose routers are observed, if it has experts."""
+    spec = config.model_spec
+    if not any(spec.model.traverse(MoE.Config)):
+        return config
+    observing = routing.observing(spec.post_optimizer_build_fn)
+    return replace(config, model_spec=replace(spec, post_optimizer_build_fn=observing))
 
 
 def _quiet_torchft() -> None:
