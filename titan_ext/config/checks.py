@@ -294,6 +294,7 @@ def _differences(first: Any, other: Any) -> list[tuple[str, Any, Any]]:
     found += _fields("semi_sync", first, other, _SITES_OWN)
     found += _fields("optimizer_switch", first, other, set())
     found += _fields("dept", first, other, set())
+    found += _fields("fomoe", first, other, set())
     return [(what, ours, theirs) for what, ours, theirs in found if ours != theirs]
 
 

@@ -56,6 +56,8 @@ class SiteOptions:
     allow_rollback: bool = False
     """Go on from a checkpoint older than the site's last commit even if a site that took part in it is missing."""
     token_rows: TokenRowMap | None = None
+    scope_rows: Mapping[str, TokenRowMap] = field(default_factory=dict)
+    """By scope, where its rows stand for something else than the others'."""
     """Which rows of the run's tables it holds, for scopes with ``shared = "sparse_rows"``."""
     heartbeat_timeout_seconds: float = 0.0
     """After which the lighthouse takes a site for dead. A round that breaks is tried again after about as long; until
@@ -181,7 +183,8 @@ def bind_states(
         names = _names_of(rule, home, view, plan)
         own = outer_optimizers[rule.fragment] if outer_optimizers and not rule.scope else None
         tensors = BoundTensors(view, rule.state, names, device)
-        states.append(bind(rule, tensors, BindOptions(own_outer=own, token_rows=site.token_rows or TokenRowMap.all(0))))
+        rows = site.scope_rows.get(rule.scope) or site.token_rows or TokenRowMap.all(0)
+        states.append(bind(rule, tensors, BindOptions(own_outer=own, token_rows=rows)))
     _check_covered(states, view)
     for state in states:
         if isinstance(state, SparseTable):

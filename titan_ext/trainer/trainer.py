@@ -13,7 +13,8 @@ from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.models.common.moe import MoE
 from torchtitan.tools.logging import logger
 
-from titan_ext.config.sections import DeptConfig, SiteConfig
+from titan_ext.config.fomoe import expert_rows
+from titan_ext.config.sections import DeptConfig, FoMoEConfig, SiteConfig
 from titan_ext.data.tokenizers.traits import fingerprint, row_count
 from titan_ext.errors import RunError, UserError
 from titan_ext.export.llama import is_llama, llama_config
@@ -51,6 +52,9 @@ class Trainer(torchtitan_trainer.Trainer):
 
         dept: DeptConfig = field(default_factory=DeptConfig)
         """Embeddings apart from the body."""
+
+        fomoe: FoMoEConfig = field(default_factory=FoMoEConfig)
+        """Experts shared out over the sites."""
 
         replica: ReplicaConfig = field(default_factory=ReplicaConfig)
         """How the site finds the others, and how long it waits for them."""
@@ -245,6 +249,7 @@ class Trainer(torchtitan_trainer.Trainer):
                 commit_log=CommitLog(Path(config.dump_folder) / "commits.jsonl"),
                 allow_rollback=config.replica.allow_rollback,
                 token_rows=self._token_rows(),
+                scope_rows=expert_rows(config.fomoe, config.site, config.model_spec.model, config.semi_sync.scopes),
                 heartbeat_timeout_seconds=config.replica.heartbeat_timeout_seconds,
             ),
             on_round=self.metrics_processor.log_round,

@@ -6,16 +6,19 @@ from typing import Any
 import torch
 
 from titan_ext.config.cost.inner_states import InnerStates
+from titan_ext.config.fomoe import expert_rows, holders
 from titan_ext.config.outer_loop import plan_of
 from titan_ext.semi_sync.build import bind, build_reductions, shared_buffers
 from titan_ext.semi_sync.plan.plan import SyncRule
 from titan_ext.semi_sync.plan.scopes import assign
 from titan_ext.semi_sync.site.shards import batches_of
-from titan_ext.semi_sync.state.synced_state import SyncedState
+from titan_ext.semi_sync.state.sparse_tables import SparseTable, reduce_by_row
+from titan_ext.semi_sync.state.synced_state import BindOptions, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors
 from titan_ext.semi_sync.state.untrained import AverageBuffers, with_buffers
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction
+from titan_ext.semi_sync.wire.sparse_reductions import SparseReduction
 
 _FP32 = 4
 _NOTHING = dict.fromkeys(
@@ -101,6 +104,8 @@ class _Rounds:
         self.plan = with_buffers(plan, shared)
         self._home = assign({name: shape.numel() for name, shape in shapes.items()}, self.plan)
         self._inner = InnerStates(site.config.optimizer)
+        config = site.config
+        self._rows = expert_rows(config.fomoe, config.site, config.model_spec.model, config.semi_sync.scopes)
         stages = [{**own, **beside} for own, beside in zip(held, buffers, strict=True)]
         self._stages = [[self._bound(rule, names) for rule in self.plan.rules] for names in stages]
         self._reductions = [build_reductions(stage) for stage in self._stages]
@@ -132,10 +137,21 @@ class _Rounds:
         return _FP32 * (sum(self.states[index].numel for index in launched) + scratch)
 
     def _bound(self, rule: SyncRule, held: Mapping[str, torch.Size]) -> SyncedState:
+        """The rule on a rank; experts that are known to be at some sites travel by row."""
+        rows = self._rows.get(rule.scope)
+        state = self._bound_with(rule, held, BindOptions(token_rows=rows))
+        if rows is not None and isinstance(state, SparseTable):
+            names = [name for name, place in self._home.items() if place[0] == rule.scope]
+            reduce_by_row(state, names, {name: self._shapes[name].numel() for name in names})
+            among = holders(self._site.config.fomoe, self._site.count, self._site.config.model_spec.model)
+            state.reduction = _Shared(state.reduction, among, self._site.index)
+        return state
+
+    def _bound_with(self, rule: SyncRule, held: Mapping[str, torch.Size], options: BindOptions) -> SyncedState:
         def shape(state: str, name: str) -> torch.Size | None:
             return self._inner.shape(state, name, self._shapes[name], held[name])
 
-        return bind(rule, BoundTensors(_Shapes(shape), rule.state, list(self._covered(rule, held))))
+        return bind(rule, BoundTensors(_Shapes(shape), rule.state, list(self._covered(rule, held))), options)
 
     def _covered(self, rule: SyncRule, held: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
         """Shapes of what the rule covers on a rank that holds ``held``."""
@@ -146,6 +162,19 @@ class _Rounds:
             if (name in self._buffers if averages_buffers else self._home.get(name) == (rule.scope, rule.fragment))
         }
         return {name: shape for name, shape in found.items() if shape is not None}
+
+
+class _Shared(SparseReduction):
+    """A reduction by row of which it is known which site holds what."""
+
+    def __init__(self, reduction: SparseReduction, holders: torch.Tensor, site: int) -> None:
+        self._reduction, self._among, self._site = reduction, holders, site
+
+    def wire_bytes(self, numel: int, sites: int) -> int:
+        return self._reduction.wire_bytes_among(numel, self._among, self._site)
+
+    def scratch_elements(self, numel: int, sites: int) -> int:
+        return self._reduction.scratch_elements(numel, sites)
 
 
 def _outer_states(rule: SyncRule) -> int:
