@@ -59,6 +59,14 @@ def test_torchtitans_models_have_sizes_and_costs(write: Callable, name, flavor, 
             model("qwen3", keys="[parallelism]\ndata_parallel_shard_degree = 2\nexpert_parallel_degree = 2"),
             ["parallelism.expert_parallel_degree = 2", "must be 1: the model has no experts"],
         ),
+        (
+            model("qwen3", keys="[fomoe]\nsites_per_expert = 1"),
+            ["fomoe.sites_per_expert = 1", "must be 0: the model has no"],
+        ),
+        (
+            model("gpt_oss", keys="[fomoe]\nsites_per_expert = 3"),
+            ["fomoe.sites_per_expert = 3", "must be from 1 to the 1 sites of the run, or 0"],
+        ),
         (model("mine.plain"), ['model.name = "mine.plain"', "no function model_registry"]),
         (model("mine.no"), ['model.name = "mine.no"', "no module 'mine.no'"]),
         pytest.param(

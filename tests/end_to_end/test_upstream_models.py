@@ -8,6 +8,7 @@ import pytest
 
 from tests.end_to_end.file_runs import FileRun, train_files
 from tests.end_to_end.forked import SiteRun, lighthouse, start_ranks
+from titan_ext.config import load_site, site_cost
 from titan_ext.launcher.placement import free_port
 
 pytestmark = pytest.mark.timeout(900)
@@ -21,6 +22,7 @@ MODELS = {
     "qwen3_moe": ("qwen3", "debugmodel_moe", HEADS | EXPERTS),
     "deepseek_v3": ("deepseek_v3", "debugmodel", {"n_heads": 2, "ffn_dim": 48} | EXPERTS),
     "gpt_oss": ("gpt_oss", "debugmodel", HEADS | EXPERTS),
+    "fomoe": ("qwen3", "debugmodel_moe", HEADS | EXPERTS),
     "llama3": ("torchtitan.models.llama3", "debugmodel", HEADS | {"ffn_dim": 48}),
 }
 DILOCO = 'method = "diloco"\nsync_every = 3'
@@ -28,6 +30,7 @@ DES_LOC = (
     'method = "des_loc"\nsync_every = 2\n[semi_sync.des_loc]\nfirst_moment_sync_every = 2\nsecond_moment_sync_every = 4'
 )
 METHODS = {"qwen3_moe": DILOCO, "deepseek_v3": DES_LOC}
+FOMOE = "[fomoe]\nsites_per_expert = 1"
 TWO_RANKS = ["--parallelism.data_parallel_shard_degree=2", "--parallelism.expert_parallel_degree=2"]
 
 
@@ -60,6 +63,7 @@ enable_tensorboard = false
 min_sites = 2
 [semi_sync]
 {METHODS.get(model, DILOCO)}
+{FOMOE if model == "fomoe" else ""}
 {tables}
 """
     )
@@ -114,6 +118,15 @@ def test_a_model_of_torchtitan_trains_at_two_sites(model, trained):
         assert all(line["committed"] and line["participants"] == 2 for line in site.lines("round"))
         routed = [line.get("routing/entropy") for line in site.lines("step")]
         assert all(0 < each <= 1 for each in routed) if "num_experts" in MODELS[model][2] else not any(routed)
+
+
+@pytest.mark.parametrize("model", ["qwen3_moe", "deepseek_v3", "fomoe"])
+def test_bytes_are_those_that_check_tells(model, trained):
+    """In every round but FoMoE's first, in which sites also tell each other what they hold of the experts."""
+    site = load_site(trained / f"{model}.toml", "a")
+    sent = [line["bytes_sent"] for line in sites_of(trained, model)[0].lines("round")]
+    cost = site_cost(site)
+    assert max(sent[1:]) == cost.round_bytes if model == "fomoe" else sum(sent) == cost.run_bytes
 
 
 @pytest.fixture(scope="module")

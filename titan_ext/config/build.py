@@ -215,7 +215,9 @@ def _hold_experts(settings: Settings, fomoe: FoMoEConfig, site: SiteConfig, spec
     if not 1 <= copies <= site.count:
         raise settings.error(key, f"must be from 1 to the {site.count} sites of the run, or 0", copies)
     if outer.method == "none":
-        raise settings.error(key, "must be 0 with semi_sync.method = \"none\": experts of other sites would be lost", copies)
+        raise settings.error(
+            key, 'must be 0 with semi_sync.method = "none": experts of other sites would be lost', copies
+        )
     try:
         spec = hold(spec, copies, site.index, site.count)
     except InvalidValue as error:
