@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from math import inf
 
-from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
-
 _FP32 = 4
 _WORD_BITS = 32
 
@@ -84,6 +82,8 @@ def expected_bytes(settings: Settings, copies: int, body: int) -> int:
         copies: sites that hold each expert.
         body: elements that travel beside experts.
     """
+    from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
+
     sites = settings.sites
     if copies == sites:
         return ring_all_reduce_bytes(_FP32 * (body + settings.experts * settings.expert_parameters), sites)
