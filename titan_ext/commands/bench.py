@@ -12,6 +12,7 @@ from titan_ext.commands.command import Command
 from titan_ext.experiments.abbie import command as abbie
 from titan_ext.experiments.convergence import command as convergence
 from titan_ext.experiments.dept import command as dept
+from titan_ext.experiments.fomoe import command as fomoe
 
 # Each with HELP, add_arguments(parser) and run(options) -> figures; its docstring describes it.
 _BENCHMARKS = {
@@ -20,6 +21,7 @@ _BENCHMARKS = {
     "chaos": chaos,
     "convergence": convergence,
     "dept": dept,
+    "fomoe": fomoe,
     "optim": optim,
     "overhead": overhead,
     "rejoin": rejoin,

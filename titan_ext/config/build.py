@@ -17,22 +17,24 @@ from titan_ext.config.binder import Binder, field_types
 from titan_ext.config.choices import bind_activation_checkpoint, bind_loss
 from titan_ext.config.converters import KEY as CONVERTERS
 from titan_ext.config.converters import convert_model
+from titan_ext.config.fomoe import expert_scopes
 from titan_ext.config.initial import Source, check_source, initial_source, open_source, tokenizer_notes
 from titan_ext.config.model import ModelChoice, choose_model, chosen_flavor, flavor_config, model_module
 from titan_ext.config.nodes import NODE_KEYS
 from titan_ext.config.optimizer import bind_optimizer
 from titan_ext.config.outer_loop import bind_semi_sync, own_tables
 from titan_ext.config.resolved import FILE_NAME as RECORD
-from titan_ext.config.sections import DeptConfig, SiteConfig, SiteHeader
+from titan_ext.config.sections import DeptConfig, FoMoEConfig, SiteConfig, SiteHeader
 from titan_ext.config.settings import Origin, Settings
 from titan_ext.config.tokenizer import TokenizerChoice, choose_tokenizer
 from titan_ext.data import TextDataLoader
-from titan_ext.errors import UserError
+from titan_ext.errors import InvalidValue, UserError
+from titan_ext.models.held_experts import hold
 from titan_ext.trainer.trainer import Trainer
 
 # Fields of the trainer's config that are not sections: other keys of ours decide them.
 _DECIDED = {"model_spec", "hf_assets_path", "dump_folder", "tokenizer", "dataloader", "site"}
-_CHOSEN = {"loss", "activation_checkpoint", "optimizer", "semi_sync", "dept"}
+_CHOSEN = {"loss", "activation_checkpoint", "optimizer", "semi_sync", "dept", "fomoe"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +96,11 @@ def build_config(settings: Settings, site: SiteConfig, header: SiteHeader, weigh
     """
     findings = settings.findings
     binder = Binder(settings, keys_by_name())
-    dept = DeptConfig()
+    dept, fomoe = DeptConfig(), FoMoEConfig()
     with findings.catch():
         dept = binder.section("dept", dept)
+    with findings.catch():
+        fomoe = binder.section("fomoe", fomoe)
     folder = os.path.join(dump_root(settings), site.name)
     chosen, vocabulary = _tokenizer(settings, dept, header, folder)
     base, derived = _defaults(settings, site)
@@ -117,10 +121,12 @@ def build_config(settings: Settings, site: SiteConfig, header: SiteHeader, weigh
         if converters := settings.get(f"model.{CONVERTERS}"):
             spec = convert_model(settings, spec, changes["compile"])
             model = dataclasses.replace(model, overrides={**model.overrides, CONVERTERS: converters})
+        spec = _hold_experts(settings, fomoe, site, spec, changes["semi_sync"])
     changes |= {
         "model_spec": spec,
         "site": site,
         "dept": dept,
+        "fomoe": fomoe,
         "tokenizer": chosen.config if chosen else base.tokenizer,
         "dump_folder": folder,
         "hf_assets_path": assets or _export_folder(folder, changes["checkpoint"]),
@@ -203,6 +209,25 @@ def _model(
     return model, decouple(spec, tokenizer.vocabulary)
 
 
+def _hold_experts(settings: Settings, fomoe: FoMoEConfig, site: SiteConfig, spec: Any, outer: Any) -> Any:
+    """The model with the site's share of the experts, whose scopes are added to the outer loop's."""
+    copies, key = fomoe.sites_per_expert, "fomoe.sites_per_expert"
+    if copies == 0:
+        return spec
+    if not 1 <= copies <= site.count:
+        raise settings.error(key, f"must be from 1 to the {site.count} sites of the run, or 0", copies)
+    if outer.method == "none":
+        raise settings.error(
+            key, 'must be 0 with semi_sync.method = "none": experts of other sites would be lost', copies
+        )
+    try:
+        spec = hold(spec, copies, site.index, site.count)
+    except InvalidValue as error:
+        raise settings.error(key, error.problem, copies) from None
+    outer.scopes = expert_scopes(settings, fomoe, spec.model, outer.scopes)
+    return spec
+
+
 def dump_root(settings: Settings) -> str:
     """The run's ``dump_folder``, which holds a folder for each site."""
     stem = os.path.splitext(os.path.basename(settings.file))[0]
@@ -228,10 +253,14 @@ def _base_config(settings: Settings) -> Trainer.Config:
     if found is None:
         return Trainer.Config()
     if not isinstance(found, Trainer.Config):
-        # A spec of torchtitan's own: its trainer's sections are ours too, but for the metrics.
-        shared = {each.name: getattr(found, each.name) for each in dataclasses.fields(found)}
-        shared["metrics"] = _as(found.metrics, type(Trainer.Config().metrics))
-        found = Trainer.Config(**{key: value for key, value in shared.items() if key in field_types(Trainer.Config)})
+        # A spec of torchtitan's own: its trainer's sections are ours too, but for those that we derive from.
+        plain = Trainer.Config()
+        shared = {name: getattr(found, name) for name in field_types(Trainer.Config) if hasattr(found, name)}
+        for name, section in shared.items():
+            own = type(getattr(plain, name))
+            if own is not type(section) and issubclass(own, type(section)):
+                shared[name] = _as(section, own)
+        found = Trainer.Config(**shared)
     return found
 
 

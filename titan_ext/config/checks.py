@@ -61,17 +61,29 @@ def check_numbers(settings: Settings, config: Any) -> None:
         _check_data(settings, "validator.dataloader", config.validator.dataloader)
 
 
-def check_experts(settings: Settings, config: Any) -> None:
-    """Refuse expert parallelism of a model without experts.
+def check_experts(settings: Settings, config: Any, layout: Any) -> None:
+    """Refuse expert parallelism of a model without experts, or that does not divide the experts or the ranks.
 
     Raises:
         UserError: naming the key.
     """
     from torchtitan.models.common.moe import MoE
 
-    degree = config.parallelism.expert_parallel_degree
-    if degree > 1 and not any(config.model_spec.model.traverse(MoE.Config)):
-        raise settings.error("parallelism.expert_parallel_degree", "must be 1: the model has no experts", degree)
+    key, degree = "parallelism.expert_parallel_degree", config.parallelism.expert_parallel_degree
+    mixtures = [moe for _, moe, _, _ in config.model_spec.model.traverse(MoE.Config)]
+    if degree == 1:
+        return
+    if degree < 1:
+        raise settings.error(key, "must be at least 1", degree)
+    if not mixtures:
+        raise settings.error(key, "must be 1: the model has no experts", degree)
+    ranks = layout.shard * layout.context * layout.tensor
+    if ranks % degree:
+        problem = f"must divide the {ranks} ranks of data_parallel_shard x context_parallel x tensor_parallel"
+        raise settings.error(key, problem, degree)
+    for moe in mixtures:
+        if moe.num_experts % degree:
+            raise settings.error(key, f"must divide the {moe.num_experts} experts of a layer", degree)
 
 
 def check_vocabulary(settings: Settings, config: Any, model: ModelChoice, tokenizer: TokenizerChoice) -> list[str]:
@@ -272,6 +284,7 @@ def _differences(first: Any, other: Any) -> list[tuple[str, Any, Any]]:
     found += _fields("semi_sync", first, other, _SITES_OWN)
     found += _fields("optimizer_switch", first, other, set())
     found += _fields("dept", first, other, set())
+    found += _fields("fomoe", first, other, set())
     return [(what, ours, theirs) for what, ours, theirs in found if ours != theirs]
 
 

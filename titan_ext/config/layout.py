@@ -9,6 +9,7 @@ from titan_ext.config.binder import Binder
 from titan_ext.config.headers import SitePlan
 from titan_ext.config.settings import Settings, hint
 from titan_ext.errors import UserError
+from titan_ext.models.capabilities import capabilities
 
 _DEGREES = {
     "replicate": "data_parallel_replicate_degree",
@@ -164,12 +165,12 @@ def pipeline_stages(settings: Settings, config: Any) -> list[list[str]]:
         names = [name for name in vars(schedules) if name.startswith("Schedule")]
         problem = f"unknown schedule; {hint(schedule, [name.removeprefix('Schedule') for name in names])}"
         raise settings.error("parallelism.pipeline_parallel_schedule", problem, schedule) from None
-    if hasattr(model, "pipeline_stages") and not model.enable_weight_tying:
-        # A model whose parts cannot be cut apart anywhere says where.
-        return model.pipeline_stages(parallelism, _PipelineOnly(parallelism.pipeline_parallel_degree))
+    answers = capabilities(model)
+    if answers.cut is not None and not answers.ties:
+        return answers.cut(parallelism, _PipelineOnly(parallelism.pipeline_parallel_degree))
     if parallelism.module_fqns_per_model_part is not None:
         return parallelism.module_fqns_per_model_part
-    if getattr(model, "enable_weight_tying", False):
+    if answers.ties:
         problem = "the model ties its embedding to its output, which cannot be cut into a pipeline"
         raise settings.error("parallelism.pipeline_parallel_degree", problem, parallelism.pipeline_parallel_degree)
     dims = _PipelineOnly(parallelism.pipeline_parallel_degree)

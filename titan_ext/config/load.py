@@ -229,7 +229,7 @@ def _check_whole(
     for check in (
         lambda: check_layout(settings, config, layout),
         lambda: checks.check_max_length(settings, config),
-        lambda: checks.check_experts(settings, config),
+        lambda: checks.check_experts(settings, config, layout),
         lambda: checks.check_export(settings, config),
         *model_checks(settings, config),
     ):

@@ -19,6 +19,7 @@ from titan_ext.models.llama3.huggingface import differing
 
 # Keys that the shapes of the weights tell of.
 _SHAPED = ("dim", "n_layers", "ffn_dim", "vocab_size", "enable_weight_tying")
+_OF_EXPERTS = ("top_k", "load_balance_coeff")
 
 
 def check_resumed(site: Any) -> None:
@@ -91,7 +92,14 @@ def changes(record: Mapping[str, Any], config: Any) -> list[tuple[str, Any, Any]
     """
     now = known_sizes(config)
     then = record.get("resolved", {}).get("model") or _sizes_before(record)
-    return [(key, then[key], now[key]) for key in differing(then, now) if key not in _SHAPED]
+    return [(key, then[key], now[key]) for key in _differing(then, now) if key not in _SHAPED]
+
+
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        *differing(then, now),
+        *(key for key in _OF_EXPERTS if key in then and key in now and then[key] != now[key]),
+    ]
 
 
 def _sizes_before(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from titan_ext.config.cost.cost import SiteCost
 from titan_ext.config.dept import describe_dept
+from titan_ext.config.fomoe import describe_fomoe
 from titan_ext.config.resolved import dump_resolved, origin_of
 from titan_ext.config.settings import Origin
 from titan_ext.config.toml_text import toml_value
@@ -61,7 +62,7 @@ def render_cost(sites: list, cost: SiteCost) -> str:
         f"  parameters       {cost.parameters:,}",
         f"  memory of a rank {_bytes(cost.memory_bytes)} without activations ({_parts(held)})",
     ]
-    lines += describe_dept(site)
+    lines += describe_dept(site) + describe_fomoe(site)
     if cost.host_bytes:
         lines.append(f"  host memory      {_bytes(cost.host_bytes)} a rank ({_parts(between)})")
     if site.config.semi_sync.method == "none":

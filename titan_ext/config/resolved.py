@@ -71,15 +71,10 @@ def site_tokenizer(config: Any) -> BaseTokenizer:
 
 
 def known_sizes(model: Any) -> dict[str, Any]:
-    """What a model's config comes to, in keys of ``[model]``, whatever its flavor means in this version.
+    """What a model's config comes to, in keys of ``[model]``, whatever its flavor means in this version."""
+    from titan_ext.models.capabilities import capabilities
 
-    Empty for a model that is no Llama.
-    """
-    from torchtitan.models.llama3.model import Llama3Model
-
-    from titan_ext.models.llama3.huggingface import sizes_of
-
-    return sizes_of(model) if isinstance(model, Llama3Model.Config) else {}
+    return dict(capabilities(model).sizes())
 
 
 def save_resolved(site: Any) -> Path:

@@ -37,6 +37,14 @@ class DeptConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class FoMoEConfig:
+    """Experts shared out over the sites: FoMoE (arXiv 2606.19025)."""
+
+    sites_per_expert: int = 0
+    """Sites that hold each expert; a site skips those that it does not hold. 0: all sites hold all experts."""
+
+
+@dataclass(kw_only=True, slots=True)
 class SiteHeader:
     """Keys of a ``[[site]]`` table that are not sections."""
 

@@ -37,8 +37,7 @@ def initialised(config: Decoder.Config, seed: int, device: str) -> Decoder:
         seed: of the parameters.
         device: where it lies in the end; it is drawn on the CPU, to the same values everywhere.
     """
-    use_packed_attention(config)
-    model = config.build()
+    model = use_packed_attention(config).build()
     torch.manual_seed(seed)
     with torch.no_grad():
         model.init_weights()

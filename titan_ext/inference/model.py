@@ -12,7 +12,8 @@ from torchtitan.tools.utils import device_type, set_default_dtype
 from titan_ext.config.load import Site
 from titan_ext.errors import UserError
 from titan_ext.inference.checkpoint import Checkpoint, Weights, load_weights
-from titan_ext.models.abbie.model import AbbieModel, Masks
+from titan_ext.models.abbie.model import Masks
+from titan_ext.models.capabilities import capabilities
 
 
 def load_model(site: Site, checkpoint: Checkpoint, *, weights: Weights = "site", length: int | None = None) -> Decoder:
@@ -67,8 +68,7 @@ def check_iterations(site: Site, flag: str, value: object, counts: list[int]) ->
 
 def default_iterations(site: Site) -> int | None:
     """Iterations of the site's model at evaluation where the user names no number; None: it does not iterate."""
-    config = site.config.model_spec.model
-    return config.iterations.evaluate if isinstance(config, AbbieModel.Config) else None
+    return capabilities(site.config.model_spec.model).iterations
 
 
 def logits_of(

@@ -98,7 +98,7 @@ def site_jobs(
             Job(
                 name=part.name,
                 command=command,
-                environment=assigned[part.name] | every_rank | environment,
+                environment={**assigned[part.name], **every_rank, **environment},
                 log=part.log,
             )
         )

@@ -55,6 +55,8 @@ class SiteOptions:
     allow_rollback: bool = False
     """Go on from a checkpoint older than the site's last commit even if a site that took part in it is missing."""
     token_rows: TokenRowMap | None = None
+    scope_rows: Mapping[str, TokenRowMap] = field(default_factory=dict)
+    """By scope, where its rows stand for something else than the others'."""
     """Which rows of the run's tables it holds, for scopes with ``shared = "sparse_rows"``."""
     heartbeat_timeout_seconds: float = 0.0
     """After which the lighthouse takes a site for dead. A round that breaks is tried again after about as long; until
@@ -187,7 +189,8 @@ def bind_states(
         names = _names_of(rule, home, view, plan)
         own = outer_optimizers[rule.fragment] if outer_optimizers and not rule.scope else None
         tensors = BoundTensors(view, rule.state, names, device)
-        states.append(bind(rule, tensors, BindOptions(own_outer=own, token_rows=site.token_rows or TokenRowMap.all(0))))
+        rows = site.scope_rows.get(rule.scope) or site.token_rows or TokenRowMap.all(0)
+        states.append(bind(rule, tensors, BindOptions(own_outer=own, token_rows=rows)))
     _check_covered(states, view)
     for state in states:
         if isinstance(state, SparseTable):
@@ -200,12 +203,17 @@ def bind_states(
     return states
 
 
+def shared_buffers(names: Iterable[str], plan: SyncPlan) -> list[str]:
+    """Those of the buffers that travel: no scope keeps them, or the rows beside them, at their site."""
+    sparse = {each.scope for each in plan.rules if isinstance(each.apply, SparseRows)}
+    apart = [scope.parameters for scope in plan.scopes if not scope.shared or scope.name in sparse]
+    return [name for name in names if not any(matches(name, patterns) for patterns in apart)]
+
+
 def _names_of(rule: SyncRule, home: Mapping[str, tuple[str, int]], view: ModelView, plan: SyncPlan) -> list[str]:
     """What of this rank's tensors a rule covers."""
     if isinstance(rule.apply, AverageBuffers):
-        sparse = {each.scope for each in plan.rules if isinstance(each.apply, SparseRows)}
-        apart = [scope.parameters for scope in plan.scopes if not scope.shared or scope.name in sparse]
-        return [name for name in view.buffers() if not any(matches(name, patterns) for patterns in apart)]
+        return shared_buffers(view.buffers(), plan)
     return [
         name
         for name, parameter in view.parameters.items()
@@ -217,7 +225,7 @@ def _check_covered(states: Sequence[SyncedState], view: ModelView) -> None:
     """Refuse an optimizer of whose states a method would average only some: the rest would drift apart unseen."""
     covered: dict[str, set[str | None]] = {}
     for state in states:
-        for name in state.names:
+        for name in (each for each in state.names if each in view.parameters):  # buffers have no states
             covered.setdefault(name, set()).update({view.key(state.rule.state, name)} if state.averages_state else ())
     if not any(covered.values()):
         return

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,8 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         self._started = time.perf_counter()
         self._first_loss: float | None = None
         self._last: dict[str, Any] = {}
+        self.routing: Callable[[], dict[str, float]] = dict
+        """What is known of the routers at the step that is logged; the trainer's to set."""
 
     def log(
         self,
@@ -61,8 +64,9 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
             "tokens_per_second": self.ntokens_since_last_log * ranks / seconds,
             "lr": float(rates[0]) if rates else None,
             "grad_norm": grad_norm,
+            **self.routing(),
         }
-        super().log(step, global_avg_loss, global_max_loss, grad_norm, extra_metrics)
+        super().log(step, global_avg_loss, global_max_loss, grad_norm, {**(extra_metrics or {}), **self.routing()})
         self.journal.add("step", self._last)
 
     def log_validation(self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None) -> None:

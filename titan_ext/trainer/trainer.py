@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,13 +11,16 @@ import torch
 from torchtitan import trainer as torchtitan_trainer
 from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.config import TORCH_DTYPE_MAP
+from torchtitan.models.common.moe import MoE
 from torchtitan.tools.logging import logger
 
+from titan_ext.config.fomoe import expert_rows
 from titan_ext.config.resolved import known_sizes
-from titan_ext.config.sections import DeptConfig, SiteConfig
+from titan_ext.config.sections import DeptConfig, FoMoEConfig, SiteConfig
 from titan_ext.data.tokenizers.traits import fingerprint, row_count
 from titan_ext.errors import RunError, UserError
 from titan_ext.export.llama import is_llama, llama_config
+from titan_ext.models.capabilities import tell_step
 from titan_ext.optim.switch import Switch, SwitchConfig
 from titan_ext.replica import ReplicaConfig
 from titan_ext.replica.shutdown.graceful_shutdown import GracefulShutdown
@@ -30,6 +33,7 @@ from titan_ext.trainer.checkpoints import CheckpointManager
 from titan_ext.trainer.cpu import finish
 from titan_ext.trainer.metrics import MetricsProcessor
 from titan_ext.trainer.optimizers import OptimizersContainer
+from titan_ext.trainer.routing import RoutingStatistics
 
 # On top of the lighthouse's patience: what a heartbeat may take to arrive.
 _HEARTBEAT_MARGIN_SECONDS = 1.0
@@ -51,6 +55,9 @@ class Trainer(torchtitan_trainer.Trainer):
 
         dept: DeptConfig = field(default_factory=DeptConfig)
         """Embeddings apart from the body."""
+
+        fomoe: FoMoEConfig = field(default_factory=FoMoEConfig)
+        """Experts shared out over the sites."""
 
         replica: ReplicaConfig = field(default_factory=ReplicaConfig)
         """How the site finds the others, and how long it waits for them."""
@@ -76,7 +83,9 @@ class Trainer(torchtitan_trainer.Trainer):
         described = config.checkpoint.enable and config.checkpoint.last_save_in_hf and is_llama(config.model_spec)
         # torchtitan cuts the model's positions down to the run's sequences.
         longest = config.model_spec.model.max_seq_len if described else 0
-        super().__init__(config)
+        routing = RoutingStatistics(lambda: self.metrics_processor.should_log(self.step))
+        super().__init__(_observed(config, routing))
+        self.metrics_processor.routing = routing.metrics
         self.checkpointer.model_config = self.model_config
         if described:
             self.checkpointer.description = self._description(longest)
@@ -108,9 +117,7 @@ class Trainer(torchtitan_trainer.Trainer):
         """One inner step, then whatever the outer loop has due."""
         # torchtitan has counted the step that is about to be taken.
         self._switch.before_step(self.step - 1)
-        for part in self.model_parts:
-            if hasattr(part, "set_step"):
-                part.set_step(self.step)
+        tell_step(self.model_parts, self.step)
         taken = not (self.outer is not None and self.outer.sits_out) and self._inner_step(data_iterator)
         if self.outer is None:
             return
@@ -253,6 +260,7 @@ class Trainer(torchtitan_trainer.Trainer):
                 commit_log=CommitLog(Path(config.dump_folder) / "commits.jsonl"),
                 allow_rollback=config.replica.allow_rollback,
                 token_rows=self._token_rows(),
+                scope_rows=expert_rows(config.fomoe, config.site, config.model_spec.model, config.semi_sync.scopes),
                 heartbeat_timeout_seconds=config.replica.heartbeat_timeout_seconds,
             ),
             on_round=self.metrics_processor.log_round,
@@ -349,6 +357,16 @@ class Trainer(torchtitan_trainer.Trainer):
         """Ranks of the site that count tokens of their own."""
         mesh = self.parallel_dims.get_optional_mesh("loss") if self.parallel_dims.dp_cp_enabled else None
         return 1 if mesh is None else mesh.size()
+
+
+def _observed(config: Trainer.Config, routing: RoutingStatistics) -> Trainer.Config:
+    """The config with a model whose routers are observed, if it has experts."""
+    spec = config.model_spec
+    if not any(spec.model.traverse(MoE.Config)):
+        return config
+    observing = routing.observing(spec.post_optimizer_build_fn)
+    whole: Any = config
+    return replace(whole, model_spec=replace(spec, post_optimizer_build_fn=observing))
 
 
 def _quiet_torchft() -> None:

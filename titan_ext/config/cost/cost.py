@@ -13,7 +13,7 @@ import torch
 from titan_ext.config.cost.inner_states import InnerStates
 from titan_ext.config.cost.outer_cost import outer_costs
 from titan_ext.config.layout import Layout, pipeline_stages
-from titan_ext.config.model import parameter_shapes
+from titan_ext.config.model import buffer_shapes, parameter_shapes
 from titan_ext.config.pipeline import is_v_shaped, within
 from titan_ext.config.run_checks import BF16_STATES
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
@@ -62,7 +62,9 @@ def site_cost(site: Any) -> SiteCost:
     held = sum(local[name] for name in fullest)
     width = 2 if config.training.dtype == "bfloat16" else _FP32
     stage_shapes = [{name: _local_shape(shapes[name], layout) for name in names} for names in stages]
-    outer = outer_costs(site, shapes, on_site, stage_shapes, stages.index(fullest))
+    buffers = buffer_shapes(config)
+    stage_buffers = [{name: buffers[name] for name in names} for names in _pipeline_ranks(site, list(buffers))]
+    outer = outer_costs(site, shapes, on_site, stage_shapes, stage_buffers, stages.index(fullest))
     inner = {
         "parameter_bytes": held * width,
         "gradient_bytes": held * width,

@@ -8,15 +8,19 @@ from typing import Any
 import torch
 
 from titan_ext.config.cost.inner_states import InnerStates
+from titan_ext.config.fomoe import expert_rows, holders
 from titan_ext.config.outer_loop import plan_of
-from titan_ext.semi_sync.build import bind, build_reductions
+from titan_ext.semi_sync.build import bind, build_reductions, shared_buffers
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncRule
 from titan_ext.semi_sync.plan.scopes import assign
 from titan_ext.semi_sync.site.shards import batches_of
-from titan_ext.semi_sync.state.synced_state import SyncedState
+from titan_ext.semi_sync.state.sparse_tables import SparseTable, reduce_by_row
+from titan_ext.semi_sync.state.synced_state import BindOptions, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors
+from titan_ext.semi_sync.state.untrained import AverageBuffers, with_buffers
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction
+from titan_ext.semi_sync.wire.sparse_reductions import SparseReduction
 
 _FP32 = 4
 _NOTHING = dict.fromkeys(
@@ -53,6 +57,7 @@ def outer_costs(
     shapes: Mapping[str, torch.Size],
     on_site: Mapping[str, int],
     held: Sequence[Mapping[str, torch.Size]],
+    buffers: Sequence[Mapping[str, torch.Size]],
     fullest: int,
 ) -> dict[str, int]:
     """The fields of ``SiteCost`` that the outer loop accounts for.
@@ -61,12 +66,13 @@ def outer_costs(
         site: the site.
         shapes: of the whole parameters, by name.
         on_site: elements of each parameter on all ranks of the site, copies included.
-        held: for each rank of the pipeline the shapes of what it holds.
+        held: for each rank of the pipeline the shapes of the parameters that it holds.
+        buffers: likewise of the buffers, which all ranks of a stage hold whole.
         fullest: the one among them whose memory counts.
     """
     if site.config.semi_sync.method == "none":
         return dict(_NOTHING)
-    rounds = _Rounds(site, shapes, on_site, held, fullest)
+    rounds = _Rounds(site, shapes, on_site, held, buffers, fullest)
     states = rounds.states
     groups = rules_by_launch(rounds.plan.rules, site.config.training.steps)
     sent = {launched: sum(map(rounds.rule_bytes, launched)) for launched in groups}
@@ -90,15 +96,24 @@ class _Rounds:
         shapes: Mapping[str, torch.Size],
         on_site: Mapping[str, int],
         held: Sequence[Mapping[str, torch.Size]],
+        buffers: Sequence[Mapping[str, torch.Size]],
         fullest: int,
     ) -> None:
+        plan = plan_of(site.config)
+        names = shared_buffers([name for stage in buffers for name in stage], plan)
+        shared = {name: stage[name] for stage in buffers for name in stage if name in names}
+        copies = site.layout.ranks // len(held)
         self._site = site
-        self._shapes = shapes
-        self._on_site = on_site
-        self.plan = plan_of(site.config)
+        self._shapes = {**shapes, **shared}
+        self._on_site = {**on_site, **{name: copies * shape.numel() for name, shape in shared.items()}}
+        self._buffers = frozenset(shared)
+        self.plan = with_buffers(plan, shared)
         self._home = assign({name: shape.numel() for name, shape in shapes.items()}, self.plan)
         self._inner = InnerStates(site.config.optimizer)
-        self._stages = [[self._bound(rule, names) for rule in self.plan.rules] for names in held]
+        config = site.config
+        self._rows = expert_rows(config.fomoe, config.site, config.model_spec.model, config.semi_sync.scopes)
+        stages = [{**own, **beside} for own, beside in zip(held, buffers, strict=True)]
+        self._stages = [[self._bound(rule, names) for rule in self.plan.rules] for names in stages]
         self._reductions = [build_reductions(stage) for stage in self._stages]
         self._fullest = fullest
         self.states = self._stages[fullest]
@@ -130,10 +145,22 @@ class _Rounds:
         return _FP32 * (sum(self.states[index].numel for index in launched) + scratch)
 
     def _bound(self, rule: SyncRule, held: Mapping[str, torch.Size]) -> SyncedState:
+        """The rule on a rank; experts that are known to be at some sites travel by row."""
+        rows = self._rows.get(rule.scope)
+        state = self._bound_with(rule, held, BindOptions(token_rows=rows))
+        if rows is not None and isinstance(state, SparseTable):
+            names = [name for name, place in self._home.items() if place[0] == rule.scope]
+            reduce_by_row(state, names, {name: self._shapes[name].numel() for name in names})
+            among = holders(self._site.config.fomoe, self._site.count, self._site.config.model_spec.model)
+            assert isinstance(state.reduction, SparseReduction)
+            state.reduction = _Shared(state.reduction, among, self._site.index)
+        return state
+
+    def _bound_with(self, rule: SyncRule, held: Mapping[str, torch.Size], options: BindOptions) -> SyncedState:
         view: Any = _Shapes(
             lambda state, name: self._shape(state, name, held[name]), lambda name: self._inner.optimizer(name)[1]
         )
-        return bind(rule, BoundTensors(view, rule.state, list(self._covered(rule, held))))
+        return bind(rule, BoundTensors(view, rule.state, list(self._covered(rule, held))), options)
 
     def _shape(self, state: str, name: str, held: torch.Size) -> torch.Size | None:
         """Of a state (one of several keys with ``|`` between them) of a parameter of which a rank holds ``held``."""
@@ -144,12 +171,26 @@ class _Rounds:
 
     def _covered(self, rule: SyncRule, held: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
         """Shapes of what the rule covers on a rank that holds ``held``."""
+        averages_buffers = isinstance(rule.apply, AverageBuffers)
         found = {
             name: self._shape(rule.state, name, shape)
             for name, shape in held.items()
-            if self._home.get(name) == (rule.scope, rule.fragment)
+            if (name in self._buffers if averages_buffers else self._home.get(name) == (rule.scope, rule.fragment))
         }
         return {name: shape for name, shape in found.items() if shape is not None}
+
+
+class _Shared(SparseReduction):
+    """A reduction by row of which it is known which site holds what."""
+
+    def __init__(self, reduction: SparseReduction, holders: torch.Tensor, site: int) -> None:
+        self._reduction, self._among, self._site = reduction, holders, site
+
+    def wire_bytes(self, numel: int, sites: int) -> int:
+        return self._reduction.wire_bytes_among(numel, self._among, self._site)
+
+    def scratch_elements(self, numel: int, sites: int) -> int:
+        return self._reduction.scratch_elements(numel, sites)
 
 
 def _outer_states(rule: SyncRule) -> int:

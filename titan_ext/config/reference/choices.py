@@ -34,17 +34,19 @@ def _aggregations() -> Iterable[str]:
 
 
 def _models() -> Iterable[str]:
-    from titan_ext.config.model import model_names
+    from titan_ext.models import own_names
+    from titan_ext.models.upstream import upstream_names
 
-    return [*model_names(), "or a dotted path, such as torchtitan.models.qwen3"]
+    theirs = (name for name in upstream_names() if name not in own_names())
+    return [*own_names(), *theirs, "or a dotted path, such as torchtitan.models.llama3"]
 
 
 def _flavors() -> Iterable[str]:
     from importlib import import_module
 
-    from titan_ext.config.model import model_names
+    from titan_ext.models import own_names
 
-    return [f"{model}: {' '.join(import_module(f'titan_ext.models.{model}').flavors)}" for model in model_names()]
+    return [f"{model}: {' '.join(import_module(f'titan_ext.models.{model}').flavors)}" for model in own_names()]
 
 
 def _schedules() -> Iterable[str]:

@@ -18,13 +18,16 @@ from titan_ext.config.binder import describe, field_types
 from titan_ext.config.build import section_names
 from titan_ext.config.choices import LossSection, activation_modes
 from titan_ext.config.converters import TORCHTITANS as CONVERTERS
-from titan_ext.config.model import VOCABULARY, model_names
+from titan_ext.config.model import VOCABULARY
 from titan_ext.config.optimizer import hyper_parameters, optimizer_names
 from titan_ext.config.outer_loop import own_tables
 from titan_ext.config.reference.torchtitan_keys import OPTIMIZER_TEXTS, TEXTS
 from titan_ext.config.sections import SiteHeader
 from titan_ext.config.toml_text import toml_value
 from titan_ext.data import TextDataLoader
+from titan_ext.models import own_names
+from titan_ext.models.sizes import Sizes
+from titan_ext.models.upstream import upstream_names
 from titan_ext.semi_sync.methods.registry import METHODS
 from titan_ext.trainer.trainer import Trainer
 
@@ -121,13 +124,15 @@ def _model_keys() -> Iterator[Key]:
     text = "A size of the model by name; every key of it can be overridden beside it."
     yield Key("model.flavor", "a string", toml_value(defaults.FLAVOR), text, "titan_ext/config/model.py")
     takers: dict[str, list[tuple[str, type]]] = {}
-    for model in model_names():
+    for model in own_names():
         owner = type(next(iter(importlib.import_module(f"titan_ext.models.{model}").flavors.values())))
         for name in field_types(owner):
             takers.setdefault(name, []).append((model, owner))
+    for name in field_types(Sizes):
+        takers.setdefault(name, []).append(("torchtitan's own", Sizes))
     for name, taken in takers.items():
         key = _key(f"model.{name}", taken[0][1], name, dataclasses.MISSING)
-        only = "" if len(taken) == len(model_names()) else f" ({', '.join(model for model, _ in taken)})"
+        only = "" if len(taken) > len(own_names()) else f" ({', '.join(model for model, _ in taken)})"
         yield dataclasses.replace(key, default=_BY_TOKENIZER if name == VOCABULARY else _BY_MODEL, text=key.text + only)
     yield Key("model.converters", "a list of tables", "[]", _CONVERTERS, "titan_ext/config/converters.py")
     text = 'torchtitan\'s name of the attention: "flex", "flex_flash" or "varlen".'
@@ -141,7 +146,8 @@ _CONVERTERS = (
 
 
 def _model_text() -> str:
-    return f"{', '.join(model_names())}, or the dotted path of a module with model_registry(flavor, …)."
+    theirs = ", ".join(name for name in upstream_names() if name not in own_names())
+    return f"{', '.join(own_names())}; torchtitan's {theirs}; or the dotted path of a module with model_registry(flavor, …)."
 
 
 def _optimizer_keys(base: Any) -> Iterator[Key]:

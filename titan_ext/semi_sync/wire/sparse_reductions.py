@@ -46,6 +46,23 @@ class SparseReduction(Reduction):
         row = sum(_message_bytes(codec, width) for codec, width in tables)
         return round(2 * (sites - 1) / sites * self._rows.held.numel() * row) + (sites - 1) * self._bitmap_bytes()
 
+    def wire_bytes_among(self, numel: int, holders: torch.Tensor, site: int) -> int:
+        """Bytes that a site sends where it is known who holds what.
+
+        Args:
+            numel: elements of the message.
+            holders: which site holds which row, bool ``[sites, total]``; all of them contribute.
+            site: its place among the sites.
+        """
+        sites, total = holders.shape
+        if sites == 1 or not numel:
+            return 0
+        owned = torch.arange(total) % sites == site
+        to_owners = int((holders[site] & ~owned).sum())
+        to_holders = int(holders[:, owned].sum()) - int(holders[site, owned].sum())
+        row = sum(_message_bytes(codec, width) for codec, width in self._codecs(numel))
+        return round((to_owners + to_holders) * row) + (sites - 1) * self._bitmap_bytes()
+
     def reduce(
         self,
         manager: ReplicaManager,
