@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from titan_ext.commands import lighthouse
 from titan_ext.commands.command import Command
 from titan_ext.errors import RunError, UserError
+from titan_ext.instruments.places import EVENTS
+from titan_ext.instruments.serving import ServedSite, serving
 from titan_ext.launcher.display import Display, LineDisplay, TableDisplay
 from titan_ext.launcher.placement import assign_resources, available_cores, free_port, torchrun_command, visible_gpus
 from titan_ext.launcher.processes import adopt_orphans, kill_descendants
@@ -80,14 +82,16 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(site.data))
         for note in site.notes:
             print(f"{site.name}: note: {note}")
-    return run_jobs(
-        jobs,
-        [Watched(site.name, Path(site.config.dump_folder), site.config.training.steps) for site in sites],
-        max_restarts=args.max_restarts,
-        plain=args.plain,
-        grace_seconds=args.grace_seconds,
-        complete=len(sites) == sites[0].count,
-    )
+    with serving(_served(sites)) as lines:
+        print("\n".join(lines), end="\n" if lines else "")
+        return run_jobs(
+            jobs,
+            [Watched(site.name, Path(site.config.dump_folder), site.config.training.steps) for site in sites],
+            max_restarts=args.max_restarts,
+            plain=args.plain,
+            grace_seconds=args.grace_seconds,
+            complete=len(sites) == sites[0].count,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,8 @@ def run_jobs(
     followers = {site.name: JsonLinesFollower(site.folder / "metrics.jsonl") for site in sites}
     adopt_orphans()
     with StopRequests() as stops:
-        monitor = RunMonitor(_display(sites, plain), followers, max_restarts=max_restarts, stops=stops)
+        events = {site.name: site.folder / EVENTS for site in sites}
+        monitor = RunMonitor(_display(sites, plain), followers, events=events, max_restarts=max_restarts, stops=stops)
         supervisor = Supervisor(
             jobs,
             max_restarts=max_restarts,
@@ -155,6 +160,24 @@ def _display(sites: Sequence[Watched], plain: bool) -> Display:
     totals = {site.name: site.steps for site in sites}
     live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not plain
     return TableDisplay(totals, sys.stdout) if live else LineDisplay(totals, sys.stdout)
+
+
+def _served(sites: Sequence["Site"]) -> list[ServedSite]:
+    """Those whose metrics other machines are to see, at the address under which the other sites reach them."""
+    from titan_ext.replica.address import interface_address
+
+    return [
+        ServedSite(
+            name=site.name,
+            folder=Path(site.config.dump_folder),
+            host=interface_address(replica.interface) if replica.interface is not None else replica.hostname or "",
+            port=site.config.metrics.serve_port,
+            secret_file=replica.secret_file,
+        )
+        for site in sites
+        for replica in [site.config.replica]
+        if site.config.metrics.serve_port
+    ]
 
 
 def _load_sites(file: str, only: Sequence[str] | None, overrides: Sequence[str]) -> list["Site"]:

@@ -23,7 +23,9 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
 
     @dataclass(kw_only=True, slots=True)
     class Config(torchtitan_metrics.MetricsProcessor.Config):
-        pass
+        serve_port: int = 0
+        """Port from which the launcher of this site serves its metrics, read-only, for `titan-ext watch`; 0: none. Sites
+        of one machine with the same port share it. With ``replica.secret_file`` only holders of the secret are served."""
 
     def __init__(
         self, config: Config, *, dump_folder: str = "./outputs", pp_schedule: str = "1F1B", **options: Any

@@ -91,6 +91,7 @@ class Trainer(torchtitan_trainer.Trainer):
         """torchtitan asks before each step; the first time, after any checkpoint is loaded, the site joins."""
         if not self._begun:
             self._begun = True
+            self.metrics_processor.journal.add("start", {"step": self.step})
             self._apply_settings()
             if self.outer is not None:
                 self._join()
