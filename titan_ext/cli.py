@@ -6,7 +6,20 @@ import sys
 from collections.abc import Sequence
 
 from titan_ext import __version__
-from titan_ext.commands import bench, check, data, dept, evaluate, export, generate, launch, lighthouse, migrate, watch
+from titan_ext.commands import (
+    bench,
+    check,
+    data,
+    dept,
+    evaluate,
+    export,
+    generate,
+    launch,
+    lighthouse,
+    migrate,
+    report,
+    watch,
+)
 from titan_ext.commands import help as help_command
 from titan_ext.commands.command import Command
 from titan_ext.errors import RunError, UserError
@@ -29,6 +42,7 @@ COMMANDS: tuple[Command, ...] = (
     launch.COMMAND,
     lighthouse.COMMAND,
     watch.COMMAND,
+    report.COMMAND,
     check.COMMAND,
     help_command.COMMAND,
     migrate.COMMAND,

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from titan_ext.errors import UserError
 if TYPE_CHECKING:
     from titan_ext.instruments.alerts import AlertRule
     from titan_ext.instruments.reader import RunReader
+    from titan_ext.instruments.server import RunServer
 
 _DESCRIPTION = """\
 Show the sites of a run: what each does, who took part in which round and why another did not, losses,
@@ -142,46 +145,50 @@ def _live(args: argparse.Namespace, reader: "RunReader", rules: "Sequence[AlertR
     return 0
 
 
-def _serve(args: argparse.Namespace, reader: "RunReader", rules: "Sequence[AlertRule]") -> int:
+def page_server(reader: "RunReader", rules: "Sequence[AlertRule]", host: str, port: int) -> "RunServer":
+    """A server of the page with what the reader reads; stop it in the end.
+
+    Raises:
+        OSError: it cannot listen there.
+    """
     from titan_ext.instruments.openmetrics import openmetrics
     from titan_ext.instruments.server import RunServer, Served
 
-    host, port = _address(args.web)
     served = Served(
         lambda: reader.files,
         snapshots=lambda: _shot(reader, rules),
         version=lambda: reader.version,
         openmetrics=lambda: openmetrics(_shot(reader, rules, points=2)),
     )
+    return RunServer(host, port, served)
+
+
+def _serve(args: argparse.Namespace, reader: "RunReader", rules: "Sequence[AlertRule]") -> int:
+    host, port = _address(args.web)
+    stop = _stop_signals()
     reader.refresh()
     try:
-        server = RunServer(host, port, served)
+        server = page_server(reader, rules, host, port)
     except OSError as error:
         raise UserError(f"--web {args.web}: cannot listen there: {error.strerror or error}") from error
     reader.start(args.refresh_seconds)
-    shown = f"[{host}]" if ":" in host else host or "127.0.0.1"
-    print(
-        f"page:         http://{shown}:{server.port}/\nOpenMetrics:  http://{shown}:{server.port}/metrics", flush=True
-    )
+    shown = f"http://{f'[{host}]' if ':' in host else host or '127.0.0.1'}:{server.port}"
+    print(f"page:         {shown}/\nOpenMetrics:  {shown}/metrics", flush=True)
     _warn_of_others(host)
     try:
-        _wait()
+        stop.wait()
     finally:
         reader.stop()
         server.stop()
     return 0
 
 
-def _wait() -> None:
-    """Until Ctrl-C or SIGTERM."""
-    import signal
-    import threading
-
+def _stop_signals() -> threading.Event:
+    """Set by Ctrl-C and SIGTERM."""
     stop = threading.Event()
-    set_stop: Callable[..., None] = lambda *_: stop.set()  # noqa: E731
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, set_stop)
-    stop.wait()
+        signal.signal(each, lambda number, frame: stop.set())
+    return stop
 
 
 def _warn_of_others(host: str) -> None:

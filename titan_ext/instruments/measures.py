@@ -65,7 +65,9 @@ def standing(site: SiteHistory, now: float) -> Standing:
 
 def _by_age(site: SiteHistory, now: float) -> Standing:
     begun = max((each.time for each in site.events if each.kind in ("start", "running")), default=None)
-    heard = max(each for each in (site.last_time, begun) if each is not None)
+    heard = max((each for each in (site.last_time, begun) if each is not None), default=None)
+    if heard is None:
+        return Standing(State.NO_DATA, "has written commits and nothing else")
     age, usual = now - heard, site.step_seconds or 1.0
     starting = begun is not None and begun >= (site.last_time or 0.0)
     pauses = max((seconds for each in site.rounds.values() if (seconds := round_seconds(each))), default=0.0)

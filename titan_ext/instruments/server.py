@@ -112,6 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: RunServer
     protocol_version = "HTTP/1.1"
     timeout = _SECONDS
+    disable_nagle_algorithm = True
 
     def setup(self) -> None:
         super().setup()

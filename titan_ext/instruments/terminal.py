@@ -43,6 +43,21 @@ _MARKS = {
     "u": ("?", "dim"),
 }
 _LEGEND = (("c", "contributed"), ("r", "after a failed try"), ("j", "joined"), ("l", "left out"), ("a", "absent"))
+_TITLES = (
+    "step",
+    "loss",
+    "took part",
+    "stall",
+    "last line",
+    "tokens/s",
+    "round",
+    "sent",
+    "loss so far",
+    "restarts",
+    "disk",
+)
+_COLUMNS = ((128, 11, 116), (100, 8, 86), (0, 5, 60))
+"""From which width on how many of the titles are shown, and what they take with the site's name."""
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -56,9 +71,9 @@ def draw(shot: Mapping[str, Any], console: Console, axis: str = "step") -> Rende
     """
     width, height = console.size
     colors = {site["name"]: COLORS[place % len(COLORS)] for place, site in enumerate(shot["sites"])}
-    parts: list[RenderableType] = [_headline(shot), _sites(shot, colors, wide=width >= 118)]
+    parts: list[RenderableType] = [_headline(shot), _sites(shot, colors, width)]
     if shot["alerts"]:
-        parts.append(_alerts(shot["alerts"]))
+        parts.append(_alerts(shot["alerts"], most=max(2, height // 6)))
     if shot["timeline"]["rounds"]:
         parts.append(_timeline(shot["timeline"], width, wanted=6))
     used = sum(len(console.render_lines(part)) for part in parts)
@@ -77,19 +92,19 @@ def _headline(shot: Mapping[str, Any]) -> RenderableType:
     return Group(line, Text(f"{shot['name']}   {verdict['state']}   {clock}", style="dim", no_wrap=True))
 
 
-def _sites(shot: Mapping[str, Any], colors: Mapping[str, str], wide: bool) -> Table:
+def _sites(shot: Mapping[str, Any], colors: Mapping[str, str], width: int) -> Table:
+    _, count, taken = next(each for each in _COLUMNS if width >= each[0])
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("site", no_wrap=True, min_width=max((len(name) for name in colors), default=4))
-    table.add_column("state", max_width=40, overflow="ellipsis", no_wrap=True)
-    titles = ["step", "loss", "", "tokens/s", "round", "took part", "stall", "sent", "last line"]
-    for title in [*titles, "restarts", "disk free"] if wide else titles:
+    table.add_column("state", max_width=max(12, width - taken), overflow="ellipsis", no_wrap=True)
+    for title in _TITLES[:count]:
         table.add_column(title, justify="right", no_wrap=True)
     for site in shot["sites"]:
         cells = _cells(site, shot["time"])
         table.add_row(
             Text(site["name"], style=f"bold {colors[site['name']]}"),
             Text(f"{site['state']}{': ' if site['text'] else ''}{site['text']}", _STATES.get(site["state"], "dim")),
-            *(cells if wide else cells[:-2]),
+            *cells[:count],
         )
     return table
 
@@ -103,27 +118,27 @@ def _cells(site: Mapping[str, Any], now: float) -> list[Text]:
     return [
         Text("-" if site["step"] is None else f"{site['step']}{total}"),
         Text(loss, "bold red" if not site["is_finite"] else ""),
-        Text(sparkline(site["curve"]["loss"]), "dim"),
-        Text(number_text(site["tokens_per_second"], ",.0f")),
-        Text(number_text(site["round"], "d")),
         Text(_percent(part), "red" if part is not None and part < 0.8 else ""),
         Text(_percent(stall), "yellow" if stall is not None and stall > 0.2 else ""),
+        Text("-" if age is None else f"{duration(age)} ago", "red" if measures["silent"] else ""),
+        Text(number_text(site["tokens_per_second"], ",.0f")),
+        Text(number_text(site["round"], "d")),
         Text(bytes_text(site["bytes_sent"])),
-        Text("-" if age is None else f"{duration(age)} ago", "yellow" if (measures["silent"] or 0) else ""),
+        Text(sparkline(site["curve"]["loss"]), "dim"),
         Text(number_text(site["restarts"], "d")),
         Text(_percent(free), "red" if free is not None and free < 0.05 else ""),
     ]
 
 
-def _alerts(alerts: Sequence[Mapping[str, Any]]) -> Panel:
+def _alerts(alerts: Sequence[Mapping[str, Any]], most: int) -> Panel:
     table = Table.grid(padding=(0, 1))
-    for alert in alerts[:8]:
+    for alert in alerts[:most]:
         sign, _ = _LEVELS[alert["severity"]]
         color = "bold red" if alert["severity"] == "critical" else "yellow"
         table.add_row(
             Text(sign, color), Text(alert["site"], "bold"), Text.assemble(alert["text"], "\n", (alert["advice"], "dim"))
         )
-    more = len(alerts) - 8
+    more = len(alerts) - most
     title = f"alerts ({len(alerts)}{f', {more} not shown' if more > 0 else ''})"
     return Panel(table, title=title, title_align="left", box=box.SQUARE, border_style="red")
 
