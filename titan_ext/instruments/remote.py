@@ -1,17 +1,16 @@
 """Sites behind a server, read over one connection that is kept."""
 
-import http.client
 import json
 import threading
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from titan_ext.instruments.lines import Chunk
 from titan_ext.instruments.places import SiteFiles, host_and_port
-from titan_ext.instruments.server import IDENTITY, PURPOSE, START
+from titan_ext.instruments.server import IDENTITY, OF, START
+from titan_ext.replica.authenticated_http import AuthenticatedConnection
 from titan_ext.replica.membership.shared_secret import Secret
-from titan_ext.replica.state_transfer.handshake import ClientHandshake
 
 _SECONDS = 10.0
 
@@ -28,17 +27,15 @@ class RemoteSites:
     """
 
     def __init__(self, url: str, secret: Secret | None) -> None:
-        self._url, self._secret = url, secret
-        self._address = host_and_port(url)
-        self._connection: http.client.HTTPConnection | None = None
+        self._url = url
+        self._connection = AuthenticatedConnection(*host_and_port(url), secret, of=OF, seconds=_SECONDS)
         self._lock = threading.Lock()
         self._disks: dict[str, Any] = {}
 
     def sites(self) -> Mapping[str, SiteFiles]:
         """As ``Place.sites``."""
-        _, body = self.get("/sites")
         try:
-            found = json.loads(body)
+            found = json.loads(self.get("/sites")[1])
             self._disks = {name: each["disk"] for name, each in found.items()}
         except (ValueError, AttributeError, TypeError, KeyError) as error:
             raise OSError(f"{self._url}: no titan_ext site or `titan-ext watch --web` answers there") from error
@@ -56,56 +53,9 @@ class RemoteSites:
         """
         with self._lock:
             try:
-                return self._get(path)
-            except (http.client.HTTPException, OSError) as error:
-                self._close()
-                if isinstance(error, Refused):
-                    raise
-                reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-                raise OSError(f"{self._url}: {reason or type(error).__name__}") from error
-
-    def _get(self, path: str) -> tuple[Mapping[str, str], bytes]:
-        if self._connection is None:
-            self._connect()
-        answer, body = self._ask(path, {})
-        if answer.status == 404:
-            return {}, b""
-        if answer.status != 200:
-            raise Refused(f"{self._url}: {body.decode(errors='replace').strip() or answer.reason}")
-        return _headers(answer), body
-
-    def _connect(self) -> None:
-        self._connection = http.client.HTTPConnection(*self._address, timeout=_SECONDS)
-        if self._secret is None:
-            answer, _ = self._ask("/sites", {})
-            if answer.status in (401, 403):
-                raise Refused(f"{self._url}: asks for the run's secret: --secret-file FILE (replica.secret_file)")
-            return
-        handshake = ClientHandshake(self._secret, PURPOSE)
-        answer, _ = self._ask("/sites", handshake.first_request())
-        if answer.status == 200:
-            raise Refused(f"{self._url}: proves to hold no secret, as --secret-file demands of it")
-        answer, _ = self._ask("/sites", handshake.second_request(_headers(answer)))
-        if answer.status != 200 or handshake.key(_headers(answer)) is None:
-            raise Refused(f"{self._url}: does not hold the secret of --secret-file, or another one")
-
-    def _ask(self, path: str, headers: Mapping[str, str]) -> tuple[http.client.HTTPResponse, bytes]:
-        self._connection.request("GET", path, headers=dict(headers))
-        answer = self._connection.getresponse()
-        return answer, answer.read()
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-
-def _headers(answer: http.client.HTTPResponse) -> Mapping[str, str]:
-    return cast("Mapping[str, str]", answer.headers)  # whose names are found in any case
-
-
-class Refused(OSError):
-    """The server answers, and not with what was asked for."""
+                return self._connection.get(path) or ({}, b"")
+            except OSError as error:
+                raise OSError(f"{self._url}: {error}") from error
 
 
 class _RemoteSite:
