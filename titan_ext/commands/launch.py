@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from titan_ext.commands import lighthouse
 from titan_ext.commands.command import Command
+from titan_ext.commands.doctor import brief_lines
 from titan_ext.errors import RunError, UserError
 from titan_ext.instruments.places import EVENTS
 from titan_ext.instruments.serving import ServedSite, serving
@@ -82,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(site.data))
         for note in site.notes:
             print(f"{site.name}: note: {note}")
+    for line in brief_lines(sites):
+        print(line)
     with serving(_served(sites)) as lines:
         print("\n".join(lines), end="\n" if lines else "")
         return run_jobs(
