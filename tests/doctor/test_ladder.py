@@ -56,6 +56,7 @@ def test_an_exchange_beside_inner_steps_costs_only_what_is_left_of_it() -> None:
 
 @pytest.mark.parametrize("config", [{"heartbeat_interval_seconds": 2.0}, {"quorum_timeout_seconds": 4.0}])
 def test_what_mends_it_does(config: dict[str, float]) -> None:
-    (_, mend), *_ = found(config, {}).values()
+    unknown = {"step_seconds": None}
+    ((_, mend),) = found(config, unknown).values()
     key, value = mend.removeprefix("[replica] ").split(" = ")
-    assert found(config | {key: float(value)}, {}) == {"timeouts": (Level.OK, "")}
+    assert found(config | {key: float(value)}, unknown) == {"timeouts": (Level.OK, "")}

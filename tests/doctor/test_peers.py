@@ -71,6 +71,7 @@ def test_a_site_of_another_secret_and_one_that_is_not_there() -> None:
         for name, links in found.items():
             ((check, what),) = serious(links)
             assert check == f"to {'west' if name == 'east' else 'east'}" and "secret" in what
+    with lighthouse(2) as url:
         alone = together(url, {"east": plan}, {}, ["east", "west"])["east"]
     (missing,) = [each for each in alone.findings if each.check == "to west"]
     assert missing.level is Level.NOTE and "--site west" in missing.mend

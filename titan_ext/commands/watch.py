@@ -134,6 +134,9 @@ def _once(reader: "RunReader", rules: "Sequence[AlertRule]") -> int:
 def _live(args: argparse.Namespace, reader: "RunReader", rules: "Sequence[AlertRule]") -> int:
     from titan_ext.instruments.live import show
 
+    # SIGTERM must leave the terminal as it was, too; and where a shell ignores Ctrl-C for what it starts, so does Python.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)
     reader.refresh()
     reader.start(args.refresh_seconds)
     try:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from titan_ext.doctor.finding import Finding, Level, ok
 from titan_ext.doctor.machine import versions
 from titan_ext.doctor.probe import Link, Meeting, Peer, Probe, dial, measure, say_done
+from titan_ext.replica.authenticated_http import Refused
 from titan_ext.replica.membership.lighthouse_page import LighthousePage, Member
 from titan_ext.replica.membership.shared_secret import Secret
 
@@ -95,10 +96,10 @@ def meet(
         try:
             meeting.begin(host, probe.port)
             peers = meeting.wait_for(others, seconds)
-            links, findings = _measured(peers, site.name, secret)
+            links, findings, strangers = _measured(peers, site.name, secret)
             for peer in peers.values():
                 say_done(peer, site.name, secret)
-            _wait_for_farewells(probe, set(peers))
+            _wait_for_farewells(probe, peers.keys() - strangers)
         finally:
             probe.stop()
     findings += [_absent(name) for name in sorted(others - peers.keys())]
@@ -111,14 +112,20 @@ def meet(
     return Links(findings, min(rates, default=None), max(trips, default=None))
 
 
-def _measured(peers: Mapping[str, Peer], own: str, secret: Secret | None) -> tuple[dict[str, Link], list[Finding]]:
-    links, findings = {}, []
+def _measured(
+    peers: Mapping[str, Peer], own: str, secret: Secret | None
+) -> tuple[dict[str, Link], list[Finding], set[str]]:
+    """The links, what was found of those that could not be measured, and who does not hold the secret."""
+    links: dict[str, Link] = {}
+    findings: list[Finding] = []
+    strangers: set[str] = set()
     for name, peer in sorted(peers.items()):
         try:
             links[name] = measure(peer, own, secret)
         except (OSError, ValueError, KeyError) as error:
             findings.append(_unreachable(name, "doctor", f"{peer.host}:{peer.port}: {error}"))
-    return links, findings
+            strangers |= {name} if isinstance(error, Refused) else set()
+    return links, findings, strangers
 
 
 def _of_link(name: str, link: Link, about: Mapping[str, Any]) -> list[Finding]:

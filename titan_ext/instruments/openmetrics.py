@@ -1,5 +1,6 @@
 """A run's numbers as OpenMetrics text, for Prometheus and its like."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -49,12 +50,14 @@ def openmetrics(shot: Mapping[str, Any]) -> str:
 
 def _rounds(sites: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Every number of each site's latest round, whatever its line holds."""
-    last = {name: site["last_round"] or {} for name, site in sites.items()}
-    for key in dict.fromkeys(key for record in last.values() for key in record):
-        values = {name: record.get(key) for name, record in last.items()}
-        numbers = {name: each for name, each in values.items() if type(each) in (int, float)}
-        if numbers and key not in ("round", "step", "time"):
-            yield from _family(f"round_{key}", "gauge", f"{key} of the latest committed round.", numbers)
+    latest = {
+        name: {key: values[-1] for key, values in site["ledger"]["series"].items() if values}
+        for name, site in sites.items()
+    }
+    for key in dict.fromkeys(key for record in latest.values() for key in record if key != "step"):
+        values = {name: record.get(key) for name, record in latest.items()}
+        name = re.sub(r"[^a-zA-Z0-9_]", "_", key)
+        yield from _family(f"round_{name}", "gauge", f"{key} of the latest committed round.", values)
 
 
 def _family(key: str, kind: str, text: str, values: Mapping[str, float | None]) -> list[str]:

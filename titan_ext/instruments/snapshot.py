@@ -105,15 +105,26 @@ def _site(run: Run, site: SiteHistory, now: float, points: int, shown: Sequence[
 
 def _ledger(site: SiteHistory, shown: Sequence[int]) -> dict[str, Any]:
     """Every number of the site's rounds, whatever its line holds, as a series over the rounds."""
-    records = [site.rounds[each] for each in shown]
-    keys = dict.fromkeys(key for record in records for key, value in record.items() if number(value) is not None)
-    series = {key: [number(record.get(key)) for record in records] for key in keys if key not in ("round", "time")}
+    records = [_numbers(site.rounds[each]) for each in shown]
+    keys = dict.fromkeys(key for record in records for key in record if key not in ("round", "time"))
+    # Not every round is measured.
+    layers = next((found for each in reversed(shown) if (found := site.rounds[each].get("norms_by_layer"))), None)
     return {
         "round": list(shown),
-        "time": [number(record.get("time")) for record in records],
+        "time": [record.get("time") for record in records],
         "stalled": [stall_of(site, record) for record in records],
-        "series": series,
+        "series": {key: [_rounded(record.get(key)) for record in records] for key in keys},
+        "layers": layers,
     }
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a round's line, those of one level of tables among them too, by dotted key."""
+    found: dict[str, float] = {}
+    for key, value in record.items():
+        inner = {f"{key}.{name}": each for name, each in value.items()} if isinstance(value, Mapping) else {key: value}
+        found |= {name: each for name, each in inner.items() if number(each) is not None}
+    return found
 
 
 def _timeline(run: Run, shown: Sequence[int]) -> dict[str, Any]:

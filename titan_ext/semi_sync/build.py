@@ -60,6 +60,8 @@ class SiteOptions:
     heartbeat_timeout_seconds: float = 0.0
     """After which the lighthouse takes a site for dead. A round that breaks is tried again after about as long; until
     then a quorum would be waited for, and the inner loop goes on instead."""
+    norms_every: int = 0
+    """Inner steps from one round whose norms are measured to the next, at least; 0: none is."""
     pairing: Literal["rank", "leader"] = "rank"
     """Who exchanges with the other sites: each rank, or rank 0 for all."""
     outer_state_device: Literal["same", "cpu"] = "same"

@@ -19,6 +19,7 @@ from titan_ext.semi_sync.plan.resolve import resolve
 from titan_ext.semi_sync.plan.schedule import StepTimer
 from titan_ext.semi_sync.round.agreement import Verdict
 from titan_ext.semi_sync.round.commit import Committer
+from titan_ext.semi_sync.round.outer_norms import OuterNorms
 from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.site.ranks import tensors_sha256
 from titan_ext.semi_sync.state.checksum import model_checksum
@@ -111,6 +112,7 @@ class SemiSync:
             end_of_data=engine.end_of_data,
             view=engine.view,
             ledger=engine.ledger,
+            norms=OuterNorms(engine.states, ranks, site.norms_every),
             reset_inner_optimizer=self.plan.reset_inner_optimizer,
             keep_local_work=keep_local_work,
             on_round=on_round,
@@ -157,10 +159,12 @@ class SemiSync:
         self._in_flight.start(lambda: self._exchange.run(launch, contribution), self.inner_step + delay)
 
     def _apply_in_flight(self) -> None:
+        started = time.perf_counter()
         result = self._in_flight.wait()
+        waited = time.perf_counter() - started
         # The inner loop was running when a peer's state came in; only now may it be taken in.
         _, healed = self._take_in(result.launch, result.verdict)
-        self._settle(replace(result, healed=healed))
+        self._settle(replace(result, healed=healed, seconds_waited=waited))
 
     def _settle(self, result: RoundResult) -> bool:
         """Vote, and apply the round if the vote is a yes; otherwise it is tried again."""

@@ -244,6 +244,7 @@ class Trainer(torchtitan_trainer.Trainer):
                 allow_rollback=config.replica.allow_rollback,
                 token_rows=self._token_rows(),
                 heartbeat_timeout_seconds=config.replica.heartbeat_timeout_seconds,
+                norms_every=config.metrics.outer_norms_every,
             ),
             on_round=self.metrics_processor.log_round,
             # All take the same steps: a site with fewer would leave the others waiting for it at their end.

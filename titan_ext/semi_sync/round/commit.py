@@ -12,7 +12,9 @@ from titan_ext.semi_sync.plan.sampling import SiteSampler
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
 from titan_ext.semi_sync.round.end_of_data import EndOfData
 from titan_ext.semi_sync.round.exchange import Exchange, record_fields
+from titan_ext.semi_sync.round.outer_norms import OuterNorms
 from titan_ext.semi_sync.round.round import RoundResult, Sum
+from titan_ext.semi_sync.round.site_status import SiteStatus
 from titan_ext.semi_sync.state.checksum import SharedChecksum
 from titan_ext.semi_sync.state.synced_state import AppliedRound
 from titan_ext.semi_sync.state.views import ModelView
@@ -37,6 +39,7 @@ class Committer:
     end_of_data: EndOfData
     view: ModelView
     ledger: Ledger
+    norms: OuterNorms
     reset_inner_optimizer: bool
     keep_local_work: bool
     """After a round that was not committed, keep what was done since the last one."""
@@ -44,6 +47,8 @@ class Committer:
     """Called with the record of every round."""
     _broken_rounds: int = field(default=0, init=False)
     """Rounds one after the other in which no site's work was finite."""
+    _known: set[str] = field(default_factory=set, init=False)
+    """Names of the sites that have been in a quorum with this one."""
 
     def commit(self, result: RoundResult) -> bool:
         """Whether all ranks of the site were without error and the round counts.
@@ -77,8 +82,10 @@ class Committer:
         states, step = self.exchange.states, result.verdict.step
         total = summed.contributions.total_weight
         of = AppliedRound(step=step, weight=summed.weight, total_weight=total, ages=summed.ages)
+        self.norms.before_apply(summed.parts(states), total, step)
         for index, part in summed.parts(states):
             states[index].apply(part, of)
+        self.norms.after_apply(summed.rules, summed.contributions)
         self.exchange.error_feedback.settle(summed)
         if self.reset_inner_optimizer:
             self.view.reset_optimizers()
@@ -120,12 +127,18 @@ class Committer:
 
     def _record(self, result: RoundResult, committed: bool, failure: object | None, seconds: float) -> None:
         sent = self.exchange.bytes_sent(result)
+        exchanged = result.seconds_quorum + (result.sum.seconds if result.sum is not None else 0.0)
+        waited = exchanged if result.seconds_waited is None else result.seconds_waited
         record = RoundRecord(
             round=self.exchange.lineage.position.round,
             step=self.progress.step,
             bytes_sent=sent,
             bytes_received=sent,
             seconds_apply=seconds,
+            missing=self._missing(result) if committed else {},
+            seconds_stalled=waited + seconds,
+            seconds_hidden=max(0.0, exchanged - waited),
+            **self.norms.take(),
             **record_fields(result, committed, failure, self.exchange.states),
         )
         self.ledger.add(record)
@@ -133,3 +146,21 @@ class Committer:
             logger.warning("round after inner step %d was not committed: %s", record.step, record.error)
         if self.on_round is not None:
             self.on_round(record)
+
+    def _missing(self, result: RoundResult) -> dict[str, str]:
+        """Sites that did not contribute, and why."""
+        table = result.verdict.table
+        names = [result.verdict.name(rank) for rank in range(len(table))]
+        missing = dict.fromkeys(sorted(self._known - set(names)), "not in the quorum")
+        self._known |= {site.name for site in table if site.name}
+        contributors = set(result.contributors)
+        for rank, site in enumerate(table):
+            if result.sum is not None and rank not in contributors:
+                missing[names[rank]] = _why_without_weight(site)
+        return missing
+
+
+def _why_without_weight(site: SiteStatus) -> str:
+    if site.rules is None:
+        return "joining"
+    return "its data has ended" if site.done else "not sampled, not finite, or an outlier"
