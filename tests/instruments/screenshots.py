@@ -10,7 +10,9 @@ import random
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.instruments.lines import append, commit, round_, step
 from titan_ext import cli
@@ -22,58 +24,56 @@ SITES = ("amsterdam", "dallas", "helsinki", "mumbai", "oregon", "osaka", "paris"
 ROUNDS, STEPS, STEP_SECONDS = 150, 20, 1.5
 AWAY = {"mumbai": range(40, 58), "sydney": range(139, 200), "paris": range(100, 101)}
 """Rounds without the site; it joins again in the one after."""
+DEATHS = {
+    "mumbai": "rank 3: RuntimeError: CUDA error: uncorrectable ECC error; restart 1 of 3",
+    "sydney": "rank 0 was ended by SIGKILL, maybe for want of memory; restart 3 of 3",
+}
 
 
 def make_up(folder: Path) -> None:
     """Write the lines of the run, as if it were going on now."""
-    chance = random.Random(0)
-    begin = time.time() - ROUNDS * (STEPS * STEP_SECONDS + 4) - 8
+    lines = list(made_up())
+    shift = time.time() - lines[-1][2]["time"] - 2
+    for name, file, record in lines:
+        append(folder / name / file, record | {"time": record["time"] + shift})
     for name in SITES:
-        site = folder / name
-        append(site / "events.jsonl", {"kind": "phase", "phase": "running", "text": "starting", "time": begin})
         config = {
             "training": {"steps": 4000},
             "semi_sync": {"method": "diloco", "sync_every": STEPS},
             "site": [{"name": name}],
         }
-        (site / "config.json").write_text(json.dumps(config))
-    now = begin
+        (folder / name / "config.json").write_text(json.dumps(config))
+
+
+def made_up() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Site, file and line, in the order of time."""
+    chance, now = random.Random(0), 0.0
+    for name in SITES:
+        yield name, "events.jsonl", {"kind": "phase", "phase": "running", "text": "starting", "time": now}
     for number in range(1, ROUNDS + 1):
         there = [name for name in SITES if number not in AWAY.get(name, ())]
         joined = [name for name in there if number - 1 in AWAY.get(name, ())]
         contributors = [name for name in there if name not in joined]
         late = 9.0 if any(number == away.start for away in AWAY.values()) else chance.uniform(0.2, 1.5)
         for name in contributors:
-            lines = []
             for each in range(STEPS):
                 taken = (number - 1) * STEPS + each + 1
                 spike = 2.2 if name == "dallas" and number > ROUNDS - 2 else 0.0
                 loss = 2.4 + 8 * math.exp(-taken / 400) + spike + chance.gauss(0, 0.06) + 0.1 * SITES.index(name) / 8
-                at = now + (each + 1) * STEP_SECONDS
                 rate = chance.gauss(21000, 400) * (0.8 if name == "osaka" else 1)
-                lines.append(step(taken, at, loss=loss, tokens=32768 * taken, tokens_per_second=rate, lr=3e-4))
-            append(folder / name / "metrics.jsonl", *lines)
+                line = step(taken, now + (each + 1) * STEP_SECONDS, loss=loss, tokens=32768 * taken, lr=3e-4)
+                yield name, "metrics.jsonl", line | {"tokens_per_second": rate}
         now += STEPS * STEP_SECONDS + late + 2
         for name in there:
-            norms = {"pseudo_gradient": 3 * math.exp(-number / 60) + chance.random() / 5, "model": 210 + number / 10}
-            record = round_(number, now, contributors, step=number * STEPS, healed=name in joined, seconds_quorum=late)
-            record |= {"bytes_sent": 52_000_000 * len(there) // 8, "norms": norms, "cosine": 0.3 + chance.random() / 10}
             layers = {f"layers.{each}": chance.random() * 2 for each in range(12)}
-            append(
-                folder / name / "metrics.jsonl",
-                record | {"norms_by_layer": {"pseudo_gradient": layers, "model": layers}},
-            )
-            append(folder / name / "commits.jsonl", commit(number, now, contributors, there))
-        if number + 1 == AWAY["mumbai"].start:
-            text = "rank 3: RuntimeError: CUDA error: uncorrectable ECC error; restart 1 of 3"
-            append(
-                folder / "mumbai" / "events.jsonl", {"kind": "phase", "phase": "waiting", "text": text, "time": now + 1}
-            )
-        if number + 1 == AWAY["sydney"].start:
-            text = "rank 0 was ended by SIGKILL, maybe for want of memory; restart 3 of 3"
-            append(
-                folder / "sydney" / "events.jsonl", {"kind": "phase", "phase": "waiting", "text": text, "time": now + 1}
-            )
+            record = round_(number, now, contributors, step=number * STEPS, healed=name in joined, seconds_quorum=late)
+            record |= {"bytes_sent": 52_000_000 * len(there) // 8, "cosine": 0.3 + chance.random() / 10}
+            record |= {"norms": {"pseudo_gradient": 3 * math.exp(-number / 60), "model": 210 + number / 10}}
+            yield name, "metrics.jsonl", record | {"norms_by_layer": {"pseudo_gradient": layers, "model": layers}}
+            yield name, "commits.jsonl", commit(number, now, contributors, there)
+        for name, text in DEATHS.items():
+            if number + 1 == AWAY[name].start:
+                yield name, "events.jsonl", {"kind": "phase", "phase": "waiting", "text": text, "time": now + 1}
 
 
 def terminal(run: str, out: Path) -> None:

@@ -11,7 +11,7 @@ from titan_ext.instruments.run import Run
 from titan_ext.instruments.site import SiteHistory, number, round_seconds
 
 LATEST_ROUNDS = 20
-_LOSS_BEFORE, _LOSS_NOW = 40, 5
+_LOSS_BEFORE, _LOSS_NOW = 200, 5
 _PATIENT_STEPS = 3.0
 _SILENT_STEPS = 10.0
 _SILENT_SECONDS = 30.0
@@ -155,7 +155,7 @@ def _disk_free(run: Run, site: SiteHistory, now: float) -> float | None:
 
 
 MEASURES: Mapping[str, tuple[Measure, str]] = {
-    "loss_jump": (_loss_jump, "median loss of the last 5 steps by that of the 40 before"),
+    "loss_jump": (_loss_jump, "median loss of the last 5 steps by that of the 200 before, or as many as there are"),
     "not_finite_steps": (_not_finite, "latest steps one after the other whose loss was a NaN or an infinity"),
     "rounds_missed": (_rounds_missed, "latest rounds one after the other without the site's contribution"),
     "failed_rounds": (

@@ -21,6 +21,8 @@ LETTERS = {
 }
 """Of the marks in a timeline's row."""
 
+_MOST_APART = 3
+"""Sites with one alert and different texts, from which on one text stands for all."""
 _SERIES = ("step", "time", "loss", "tokens", "bytes_sent", "tokens_per_second")
 
 
@@ -50,6 +52,7 @@ def snapshot(
         "time": now,
         "verdict": _verdict(run, alerts, now, problems),
         "alerts": [asdict(each) for each in alerts],
+        "told": _told(alerts),
         "problems": list(problems),
         "sites": [_site(run, run.sites[name], now, points, shown) for name in run.names],
         "timeline": _timeline(run, shown),
@@ -73,6 +76,21 @@ def _verdict(run: Run, alerts: Sequence[Alert], now: float, problems: Sequence[s
     rest = len({each.site for each in alerts} - {worst.site})
     more = f" (and {rest} other site{'' if rest == 1 else 's'})" if rest else ""
     return {"level": worst.severity, "text": f"{worst.site}: {worst.text}{more}", "state": state}
+
+
+def _told(alerts: Sequence[Alert]) -> list[dict[str, str]]:
+    """The alerts for people: where several sites have the same one, once."""
+    by_rule: dict[str, list[Alert]] = {}
+    for each in alerts:
+        by_rule.setdefault(each.rule, []).append(each)
+    told = []
+    for same in by_rule.values():
+        texts = {each.text for each in same}
+        apart = [[each] for each in same] if len(same) < _MOST_APART and len(texts) > 1 else [same]
+        for group in apart:
+            who = ", ".join(each.site for each in group)
+            told.append(asdict(group[0]) | {"site": who})
+    return told
 
 
 def _site(run: Run, site: SiteHistory, now: float, points: int, shown: Sequence[int]) -> dict[str, Any]:

@@ -56,8 +56,8 @@ _TITLES = (
     "restarts",
     "disk",
 )
-_COLUMNS = ((128, 11, 116), (100, 8, 86), (0, 5, 60))
-"""From which width on how many of the titles are shown, and what they take with the site's name."""
+_COLUMNS = ((128, 11, 113), (100, 8, 82), (0, 5, 56))
+"""From which width on how many of the titles are shown, and what they take."""
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -73,7 +73,7 @@ def draw(shot: Mapping[str, Any], console: Console, axis: str = "step") -> Rende
     colors = {site["name"]: COLORS[place % len(COLORS)] for place, site in enumerate(shot["sites"])}
     parts: list[RenderableType] = [_headline(shot), _sites(shot, colors, width)]
     if shot["alerts"]:
-        parts.append(_alerts(shot["alerts"], most=max(2, height // 6)))
+        parts.append(_alerts(shot["told"], most=max(2, height // 6)))
     if shot["timeline"]["rounds"]:
         parts.append(_timeline(shot["timeline"], width, wanted=6))
     used = sum(len(console.render_lines(part)) for part in parts)
@@ -96,7 +96,9 @@ def _sites(shot: Mapping[str, Any], colors: Mapping[str, str], width: int) -> Ta
     _, count, taken = next(each for each in _COLUMNS if width >= each[0])
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("site", no_wrap=True, min_width=max((len(name) for name in colors), default=4))
-    table.add_column("state", max_width=max(12, width - taken), overflow="ellipsis", no_wrap=True)
+    table.add_column(
+        "state", max_width=max(12, width - taken - max(map(len, colors), default=0)), overflow="ellipsis", no_wrap=True
+    )
     for title in _TITLES[:count]:
         table.add_column(title, justify="right", no_wrap=True)
     for site in shot["sites"]:
@@ -136,7 +138,8 @@ def _alerts(alerts: Sequence[Mapping[str, Any]], most: int) -> Panel:
         sign, _ = _LEVELS[alert["severity"]]
         color = "bold red" if alert["severity"] == "critical" else "yellow"
         table.add_row(
-            Text(sign, color), Text(alert["site"], "bold"), Text.assemble(alert["text"], "\n", (alert["advice"], "dim"))
+            Text(sign, color),
+            Text.assemble((f"{alert['site']}: ", "bold"), alert["text"], "\n", (alert["advice"], "dim")),
         )
     more = len(alerts) - most
     title = f"alerts ({len(alerts)}{f', {more} not shown' if more > 0 else ''})"
