@@ -64,6 +64,28 @@ def test_silence_is_told_while_a_run_goes_on_and_not_after_it(tmp_path: Path) ->
     assert found == {("silent", "east")}
 
 
+def test_a_site_that_is_started_again_is_told_with_the_reason(tmp_path: Path) -> None:
+    for name in BOTH:
+        trained(tmp_path, name, (1, 2, 3), BOTH)
+    text = "rank 0 was ended by SIGKILL; restart 1 of 3"
+    for phase, time in (("waiting", 31.0), ("running", 32.0)):
+        line = {"kind": "phase", "phase": phase, "text": text if phase == "waiting" else "starting", "time": time}
+        append(tmp_path / "east" / "events.jsonl", line)
+        (alert,) = [each for each in raised(read(tmp_path), load_rules(), time + 1) if each.rule == "coming back"]
+        assert alert.site == "east" and text in alert.text
+    append(tmp_path / "east" / "metrics.jsonl", step(31, 40.0))
+    assert "coming back" not in {rule for rule, _ in names(tmp_path, 41.0)}
+
+
+def test_a_site_that_waits_for_long_is_told_of(tmp_path: Path) -> None:
+    for name in BOTH:
+        trained(tmp_path, name, (1, 2, 3), BOTH)
+        (tmp_path / name / "config.json").write_text('{"semi_sync": {"sync_every": 10}}')
+    append(tmp_path / "west" / "metrics.jsonl", step(31, 31.0))
+    found = names(tmp_path, 100.0)
+    assert ("waits", "east") in found and ("waits", "west") not in found and ("silent", "west") in found
+
+
 def test_a_file_changes_drops_and_adds_rules(tmp_path: Path) -> None:
     for name in BOTH:
         trained(tmp_path / "run", name, (1, 2, 3), BOTH)

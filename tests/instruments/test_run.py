@@ -177,7 +177,8 @@ def test_sites_and_files_may_come_later_and_go(tmp_path: Path) -> None:
 STATES = [
     ([], None, 11.0, State.TRAINING),
     ([], None, 16.0, State.WAITING),
-    ([], None, 100.0, State.SILENT),
+    ([], None, 1000.0, State.WAITING),
+    ([step(11, 11.0)], None, 100.0, State.SILENT),
     ([{"kind": "left", "step": 10, "saved": False, "time": 11.0}], None, 100.0, State.LEFT),
     ([{"kind": "start", "step": 10, "time": 12.0}], None, 20.0, State.STARTING),
     ([], "waiting", 12.0, State.RESTARTING),

@@ -70,14 +70,15 @@ def _by_age(site: SiteHistory, now: float) -> Standing:
         return Standing(State.NO_DATA, "has written commits and nothing else")
     age, usual = now - heard, site.step_seconds or 1.0
     starting = begun is not None and begun >= (site.last_time or 0.0)
+    every, last = site.setting("semi_sync", "sync_every"), site.last
+    if not starting and every and last is not None and last.step % every == 0 and age > _PATIENT_STEPS * usual:
+        return Standing(State.WAITING, f"in the round after step {last.step} for {duration(age)}")
     pauses = max((seconds for each in site.rounds.values() if (seconds := round_seconds(each))), default=0.0)
     if age > max(_SILENT_SECONDS, _SILENT_STEPS * usual + 2 * pauses) * (4 if starting else 1):
         return Standing(State.SILENT, f"has written nothing for {duration(age)}")
     if starting:
-        return Standing(State.STARTING)
-    every, last = site.setting("semi_sync", "sync_every"), site.last
-    if every and last is not None and last.step % every == 0 and age > _PATIENT_STEPS * usual:
-        return Standing(State.WAITING, f"in the round after step {last.step} for {duration(age)}")
+        ended = next((each.text for each in reversed(site.events) if each.kind == "waiting"), "")
+        return Standing(State.STARTING, f"again: {ended}" if ended else "")
     return Standing(State.TRAINING)
 
 
@@ -136,6 +137,18 @@ def _silent(run: Run, site: SiteHistory, now: float) -> float | None:
     return float(standing(site, now).state is State.SILENT) if site.has_data else None
 
 
+def _waiting(run: Run, site: SiteHistory, now: float) -> float | None:
+    if site.last_time is None:
+        return None
+    return now - site.last_time if standing(site, now).state is State.WAITING else 0.0
+
+
+def _coming_back(run: Run, site: SiteHistory, now: float) -> float | None:
+    stands = standing(site, now)
+    again = stands.state is State.RESTARTING or (stands.state is State.STARTING and bool(stands.text))
+    return float(again) if site.phase is not None else None
+
+
 def _failed(run: Run, site: SiteHistory, now: float) -> float | None:
     return float(standing(site, now).state is State.FAILED) if site.has_data else None
 
@@ -166,6 +179,8 @@ MEASURES: Mapping[str, tuple[Measure, str]] = {
     "stall": (_stall, f"share of the time of the latest {LATEST_ROUNDS} rounds that inner steps stood still"),
     "silence_seconds": (_silence, "age of the site's last line; not where it has ended"),
     "silent": (_silent, "1 where a training site has written nothing for 10 of its steps, and 30 seconds at least"),
+    "waiting_seconds": (_waiting, "how long the site has been in a round; 0 while it takes inner steps"),
+    "coming_back": (_coming_back, "1 where the site's processes have ended and it does not train again yet"),
     "restarts": (
         lambda run, site, now: float(site.restarts) if site.phase is not None else None,
         "restarts of the site by its launcher",
