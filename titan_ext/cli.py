@@ -6,7 +6,22 @@ import sys
 from collections.abc import Sequence
 
 from titan_ext import __version__
-from titan_ext.commands import bench, check, data, deploy, dept, evaluate, export, generate, launch, lighthouse, migrate
+from titan_ext.commands import (
+    bench,
+    check,
+    data,
+    deploy,
+    dept,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    launch,
+    lighthouse,
+    migrate,
+    report,
+    watch,
+)
 from titan_ext.commands import help as help_command
 from titan_ext.commands.command import Command
 from titan_ext.error_text import path_problem
@@ -30,7 +45,10 @@ COMMANDS: tuple[Command, ...] = (
     launch.COMMAND,
     lighthouse.COMMAND,
     deploy.COMMAND,
+    watch.COMMAND,
+    report.COMMAND,
     check.COMMAND,
+    doctor.COMMAND,
     help_command.COMMAND,
     migrate.COMMAND,
     data.COMMAND,

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 
 from titan_ext.commands import lighthouse
 from titan_ext.commands.command import Command
+from titan_ext.commands.doctor import brief_lines
 from titan_ext.errors import RunError, UserError
+from titan_ext.instruments.places import EVENTS
+from titan_ext.instruments.serving import ServedSite, serving
 from titan_ext.launcher.display import Display, LineDisplay, TableDisplay
 from titan_ext.launcher.jobs import NodeOfSite, all_nodes_here, site_jobs
 from titan_ext.launcher.node import find_node
@@ -108,14 +111,18 @@ def run(args: argparse.Namespace) -> int:
             where = f"node {part.node.rank} of {part.node.count}, which meet at {part.node.host}:{part.node.port}"
             print(f"{part.site.name}: {where}; log: {part.log}")
     followed = [part.site for part in parts if part.is_followed]
-    return run_jobs(
-        jobs,
-        [LaunchedSite(site.name, Path(site.config.dump_folder), site.config.training.steps) for site in followed],
-        max_restarts=args.max_restarts,
-        plain=args.plain,
-        grace_seconds=args.grace_seconds,
-        complete=len(sites) == sites[0].count,
-    )
+    for line in brief_lines(sites):
+        print(line)
+    with serving(_served(sites)) as lines:
+        print("\n".join(lines), end="\n" if lines else "")
+        return run_jobs(
+            jobs,
+            [LaunchedSite(site.name, Path(site.config.dump_folder), site.config.training.steps) for site in followed],
+            max_restarts=args.max_restarts,
+            plain=args.plain,
+            grace_seconds=args.grace_seconds,
+            complete=len(sites) == sites[0].count,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +160,8 @@ def run_jobs(
     followers = {site.name: JsonLinesFollower(site.folder / "metrics.jsonl") for site in sites}
     adopt_orphans()
     with StopRequests() as stops:
-        monitor = RunMonitor(_display(sites, plain), followers, max_restarts=max_restarts, stops=stops)
+        events = {site.name: site.folder / EVENTS for site in sites}
+        monitor = RunMonitor(_display(sites, plain), followers, events=events, max_restarts=max_restarts, stops=stops)
         supervisor = Supervisor(
             jobs,
             max_restarts=max_restarts,
@@ -192,6 +200,24 @@ def _display(sites: Sequence[LaunchedSite], plain: bool) -> Display:
     totals = {site.name: site.steps for site in sites}
     live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not plain
     return TableDisplay(totals, sys.stdout) if live else LineDisplay(totals, sys.stdout)
+
+
+def _served(sites: Sequence["Site"]) -> list[ServedSite]:
+    """Those whose metrics other machines are to see, at the address under which the other sites reach them."""
+    from titan_ext.replica.address import interface_address
+
+    return [
+        ServedSite(
+            name=site.name,
+            folder=Path(site.config.dump_folder),
+            host=interface_address(replica.interface) if replica.interface is not None else replica.hostname or "",
+            port=site.config.metrics.serve_port,
+            secret_file=replica.secret_file,
+        )
+        for site in sites
+        for replica in [site.config.replica]
+        if site.config.metrics.serve_port
+    ]
 
 
 def _load_sites(file: str, only: Sequence[str] | None, overrides: Sequence[str]) -> list["Site"]:

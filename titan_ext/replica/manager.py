@@ -71,7 +71,7 @@ class Replica(OpenManager):
         self._site_rank, self._site_ranks = rank, world_size
         self._last_group: int | None = None
         self.lighthouse = lighthouse_url(config.lighthouse)
-        hostname = _advertised(config, self.lighthouse)
+        hostname = advertised_address(config, self.lighthouse)
         _check_ports(config, rank, world_size)
         secret = load_secret(config.secret_file)
         # The other sites connect to this site's store, so rank 0 gives the address under which they reach it.
@@ -205,7 +205,12 @@ class Replica(OpenManager):
         )
 
 
-def _advertised(config: ReplicaConfig, lighthouse: str) -> str:
+def advertised_address(config: ReplicaConfig, lighthouse: str) -> str:
+    """The name or address under which the other sites are to reach this one.
+
+    Raises:
+        UserError: it is not this machine's, or there is no way to the lighthouse.
+    """
     if config.interface is not None:
         return interface_address(config.interface)
     return own_address(config.hostname) if config.hostname is not None else reachable_address(lighthouse)

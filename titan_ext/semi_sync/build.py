@@ -21,6 +21,7 @@ from titan_ext.semi_sync.round.differences import InCommon
 from titan_ext.semi_sync.round.exchange import Exchange
 from titan_ext.semi_sync.round.healing import Healing
 from titan_ext.semi_sync.round.lineage import Lineage
+from titan_ext.semi_sync.round.outer_norms import OuterNorms
 from titan_ext.semi_sync.round.participation import Participation
 from titan_ext.semi_sync.site.by_leader import ByLeader
 from titan_ext.semi_sync.site.by_rank import ByRank
@@ -61,6 +62,8 @@ class SiteOptions:
     heartbeat_timeout_seconds: float = 0.0
     """After which the lighthouse takes a site for dead. A round that breaks is tried again after about as long; until
     then a quorum would be waited for, and the inner loop goes on instead."""
+    norms_every: int = 0
+    """Inner steps from one round whose norms are measured to the next, at least; 0: none is."""
     pairing: Literal["rank", "leader"] = "rank"
     """Who exchanges with the other sites: each rank, or rank 0 for all."""
     outer_state_device: Literal["same", "cpu"] = "same"
@@ -155,6 +158,7 @@ def build(
         checksum=checksum,
         participation=Participation(states, plan.sampling, site.name),
         view=view,
+        norms=OuterNorms(states, ranks, site.norms_every),
         reset_inner_optimizer=plan.reset_inner_optimizer,
         keep_local_work=keep_local_work,
         on_round=on_round,

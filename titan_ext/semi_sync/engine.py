@@ -144,10 +144,12 @@ class SemiSync:
         self._in_flight.start(lambda: self._exchange.run(launch, contribution), self.inner_step + delay)
 
     def _apply_in_flight(self) -> None:
+        started = time.perf_counter()
         result = self._in_flight.wait()
+        waited = time.perf_counter() - started
         # The inner loop was running when a peer's state came in; only now may it be taken in.
         _, healed = self._exchange.healing.take_in(result.launch, result.verdict)
-        self._settle(replace(result, healed=healed))
+        self._settle(replace(result, healed=healed, seconds_waited=waited))
 
     def _settle(self, result: RoundResult) -> bool:
         """Vote, and apply the round if the vote is a yes; otherwise it is tried again."""

@@ -24,7 +24,14 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
 
     @dataclass(kw_only=True, slots=True)
     class Config(torchtitan_metrics.MetricsProcessor.Config):
-        pass
+        serve_port: int = 0
+        """Port from which the launcher of this site serves its metrics, read-only, for `titan-ext watch`; 0: none. Sites
+        of one machine with the same port share it. With ``replica.secret_file`` only holders of the secret are served."""
+
+        outer_norms_every: int = 10
+        """Inner steps from one round whose norms are measured to the next, at least: those of the mean pseudo-gradient, of
+        the outer optimizer's state and of the model, in all and by layer, the cosine between the sites' updates and
+        their noise scale. 0: none is."""
 
     def __init__(
         self, config: Config, *, dump_folder: str = "./outputs", pp_schedule: str = "1F1B", **options: Any
@@ -96,6 +103,7 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
             return
         values = record.as_dict()
         self.journal.add("round", values)
+        values |= {f"norm/{what}": value for what, value in (record.norms or {}).items()}
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and key != "step"}
         self.logger.log({f"semi_sync/{key}": value for key, value in numbers.items()}, record.step)
         torchtitan_metrics.logger.info(

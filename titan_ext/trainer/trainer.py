@@ -105,6 +105,7 @@ class Trainer(torchtitan_trainer.Trainer):
         """torchtitan asks before each step; the first time, after any checkpoint is loaded, the site joins."""
         if not self._begun:
             self._begun = True
+            self.metrics_processor.journal.add("start", {"step": self.step})
             self._apply_settings()
             if self.outer is not None:
                 self._join()
@@ -262,6 +263,7 @@ class Trainer(torchtitan_trainer.Trainer):
                 token_rows=self._token_rows(),
                 scope_rows=expert_rows(config.fomoe, config.site, config.model_spec.model, config.semi_sync.scopes),
                 heartbeat_timeout_seconds=config.replica.heartbeat_timeout_seconds,
+                norms_every=config.metrics.outer_norms_every,
             ),
             on_round=self.metrics_processor.log_round,
             # All take the same steps: a site with fewer would leave the others waiting for it at their end.

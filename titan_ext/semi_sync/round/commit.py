@@ -9,8 +9,10 @@ from torch.profiler import record_function
 
 from titan_ext.errors import RunError
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
+from titan_ext.semi_sync.round.agreement import SiteStatus
 from titan_ext.semi_sync.round.contributions import Sum
 from titan_ext.semi_sync.round.exchange import Exchange
+from titan_ext.semi_sync.round.outer_norms import OuterNorms
 from titan_ext.semi_sync.round.participation import Participation
 from titan_ext.semi_sync.round.round import RoundResult
 from titan_ext.semi_sync.state.checksum import SharedChecksum
@@ -36,6 +38,7 @@ class Committer:
     checksum: SharedChecksum
     participation: Participation
     view: ModelView
+    norms: OuterNorms
     reset_inner_optimizer: bool
     keep_local_work: bool
     """After a round that was not committed, keep what was done since the last one."""
@@ -44,6 +47,8 @@ class Committer:
     ledger: Ledger = field(default_factory=Ledger)
     _broken_rounds: int = field(default=0, init=False)
     """Rounds one after the other in which no site's work was finite."""
+    _known: set[str] = field(default_factory=set, init=False)
+    """Names of the sites that have been in a quorum with this one."""
 
     def commit(self, result: RoundResult) -> bool:
         """Vote; whether all ranks of the site were without error, and the round is applied. Otherwise it is tried again.
@@ -88,8 +93,10 @@ class Committer:
         states, step = self.exchange.states, result.verdict.step
         total = summed.contributions.total_weight
         of = AppliedRound(step=step, weight=summed.weight, total_weight=total, ages=summed.ages)
+        self.norms.before_apply(summed.parts.items(), total, step)
         for index, part in summed.parts.items():
             states[index].apply(part, of)
+        self.norms.after_apply(list(summed.parts), summed.contributions)
         self.exchange.error_feedback.settle(summed)
         if self.reset_inner_optimizer:
             self.view.reset_optimizers()
@@ -131,6 +138,8 @@ class Committer:
     ) -> None:
         sent, on_wire, healing = self.exchange.take_bytes_sent()
         contributors = result.contributors if committed else []
+        exchanged = result.seconds_quorum + (result.sum.seconds if result.sum is not None else 0.0)
+        waited = exchanged if result.seconds_waited is None else result.seconds_waited
         record = RoundRecord(
             round=self.exchange.lineage.position.round,
             step=self.progress.step,
@@ -148,9 +157,31 @@ class Committer:
             committed=committed,
             healed=result.healed,
             error=None if committed else str(result.verdict.problem or failure or _OTHERS_ERROR),
+            missing=self._missing(result) if committed else {},
+            seconds_stalled=waited + seconds,
+            seconds_hidden=max(0.0, exchanged - waited),
+            **self.norms.take(),
         )
         self.ledger.add(record)
         if not committed:
             logger.warning("round after inner step %d was not committed: %s", record.step, record.error)
         if self.on_round is not None:
             self.on_round(record)
+
+    def _missing(self, result: RoundResult) -> dict[str, str]:
+        """Sites that did not contribute, and why."""
+        table = result.verdict.table
+        names = [result.verdict.name(rank) for rank in range(len(table))]
+        missing = dict.fromkeys(sorted(self._known - set(names)), "not in the quorum")
+        self._known |= {site.name for site in table if site.name}
+        contributors = set(result.contributors)
+        for rank, site in enumerate(table):
+            if result.sum is not None and rank not in contributors:
+                missing[names[rank]] = _why_without_weight(site)
+        return missing
+
+
+def _why_without_weight(site: SiteStatus) -> str:
+    if site.rules is None:
+        return "joining"
+    return "its data has ended" if site.done else "not sampled, not finite, or an outlier"

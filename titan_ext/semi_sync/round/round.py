@@ -67,6 +67,8 @@ class RoundResult:
     retry_after_steps: int = 0
     """Inner steps of the slowest member until a site that has fallen silent counts as dead."""
     seconds_quorum: float = 0.0
+    seconds_waited: float | None = None
+    """Of quorum and reduction, for which the inner steps stood still; None: for all of it."""
 
     @property
     def rules(self) -> tuple[int, ...]:

@@ -42,6 +42,21 @@ class RoundRecord:
     """Whether this site took another's shared state in the round."""
     error: str | None = None
     """Why it was not committed."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Sites that have been in a quorum before and did not contribute, and why, as far as a site can tell of another."""
+    seconds_stalled: float | None = None
+    """For which this site's inner steps stood still."""
+    seconds_hidden: float | None = None
+    """Of the exchange, beside which they went on."""
+    norms: dict[str, float] | None = None
+    """Of the mean pseudo-gradient, the outer optimizer's states and the global parameters. None, as what follows,
+    where the round was not measured (``SiteOptions.norms_every``)."""
+    norms_by_layer: dict[str, dict[str, float]] | None = None
+    """The same by layer."""
+    cosine: float | None = None
+    """Between the updates of two sites, over all pairs; see ``outer_norms.mean_cosine``."""
+    noise_scale: float | None = None
+    """How many sites' updates make a mean half of which is noise; see ``outer_norms.noise_and_signal``."""
 
     def as_dict(self) -> dict[str, Any]:
         """The record as plain values, ready for JSON."""
