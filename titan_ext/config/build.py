@@ -18,6 +18,7 @@ from titan_ext.config.choices import bind_activation_checkpoint, bind_loss
 from titan_ext.config.converters import KEY as CONVERTERS
 from titan_ext.config.converters import convert_model
 from titan_ext.config.initial import Source, check_source, initial_source, open_source, tokenizer_notes
+from titan_ext.config.losses import loss_tables
 from titan_ext.config.model import ModelChoice, choose_model, chosen_flavor, flavor_config, model_module
 from titan_ext.config.optimizer import bind_optimizer
 from titan_ext.config.outer_loop import bind_semi_sync, own_tables
@@ -66,6 +67,7 @@ def keys_by_name() -> dict[str, list[str]]:
     homes: dict[str, list[str]] = {}
     owners = {name: type(getattr(plain, name)) for name in section_names()}
     owners |= {"loss": LossSection, "data": TextDataLoader.Config, "validator.dataloader": TextDataLoader.Config}
+    owners |= {f"loss.{name}": type(config) for name, config in loss_tables().items()}
     owners |= {f"semi_sync.{name}": owner for name, (_, owner) in own_tables().items()}
     for section, owner in owners.items():
         for name in field_types(owner) if dataclasses.is_dataclass(owner) else ():

@@ -117,6 +117,8 @@ class SemiSync:
         )
         self._timer = StepTimer()
         self._site_weight = site.weight
+        self.weight_factor = 1.0
+        """What the site's weight in the rounds to come is multiplied by; the training loop's to set."""
         self._launch: Launch | None = None
         """Of the round under way on this thread or the other one, until the vote."""
         self._restored = False
@@ -386,8 +388,8 @@ class SemiSync:
 
     def _weight(self) -> float:
         if self.plan.weighting == "site":
-            return self._site_weight
-        return float(self._progress.tokens) if self.plan.weighting == "tokens" else 1.0
+            return self._site_weight * self.weight_factor
+        return (float(self._progress.tokens) if self.plan.weighting == "tokens" else 1.0) * self.weight_factor
 
     def _unsettled(self) -> list[int]:
         """Rules whose exchange is under way or still to be tried."""
