@@ -77,7 +77,9 @@ def test_bm25_vector() -> None:
     standard = (scores - scores.mean()) / scores.std(correction=0)
     torch.testing.assert_close(standard, torch.tensor([-0.6050, -0.8045, 1.4095]), atol=1e-4, rtol=0)
     torch.testing.assert_close(gate(standard, 1.0), torch.tensor([0.3532, 0.3091, 0.8037]), atol=1e-4, rtol=0)
-    together = bm25.scores(torch.tensor(sum(documents, [])), torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2]))
+    together = bm25.scores(
+        torch.tensor([token for each in documents for token in each]), torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
+    )
     torch.testing.assert_close(together[:3], scores)
     assert not together[3:].any()
 

@@ -36,6 +36,8 @@ class TokenLoss(ChunkedLossWrapper):
     def __init__(self, config: Config, *, compile_config: CompileConfig | None = None) -> None:
         super().__init__(config, compile_config=compile_config)
         self.loss_fn = WeightedCrossEntropy(config.loss_fn, compile_config=compile_config)
+        self.active = True
+        """Whether calls are those of a step; others are plain and leave no trace."""
 
     def weights(self, hidden: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """How much each token counts: fp32 ``[B, L]``. Called without gradients.
@@ -105,6 +107,8 @@ class TokenLoss(ChunkedLossWrapper):
         if labels.dim() == 2:
             return super().__call__(pred, labels, global_valid_tokens, **inputs)
         tokens = Tokens.unpack(labels)
+        if not self.active:
+            return super().__call__(pred, tokens.labels, global_valid_tokens, **inputs)
         with torch.no_grad():
             weights = self.weights(whole(pred), tokens)
         loss, metrics = super().__call__(pred, tokens.labels, global_valid_tokens, weights=weights)

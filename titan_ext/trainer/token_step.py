@@ -16,6 +16,22 @@ _Batch = dict[str, torch.Tensor]
 _Prepared = tuple[torch.Tensor, torch.Tensor, dict[str, Any]]
 
 
+def _leave_out_rehearsals(schedule: Any, loss: TokenLoss) -> None:
+    """A pipeline that changes between training and evaluation finds out shapes by calling the loss on empty tensors;
+    only what goes through ``_compute_loss`` is a batch."""
+    compute = schedule._compute_loss
+    loss.active = False
+
+    def of_a_batch(*arguments: Any) -> torch.Tensor:
+        loss.active = True
+        try:
+            return compute(*arguments)
+        finally:
+            loss.active = False
+
+    schedule._compute_loss = of_a_batch
+
+
 class TokenStepTrainer(torchtitan_trainer.Trainer):
     """torchtitan's trainer; a ``TokenLoss`` gets packed ``Tokens`` in the place of the labels, and its hooks are called.
 
@@ -29,6 +45,8 @@ class TokenStepTrainer(torchtitan_trainer.Trainer):
         self._loss_so_far: torch.Tensor | float = 0.0
         if self.token_loss is not None:
             self.dataloader.identify_tokens()
+            if self.parallel_dims.pp_enabled:
+                _leave_out_rehearsals(self.pp_schedule, self.token_loss)
             self.token_loss.attach(self._inner_step_of_loss())
 
     def train_step(self, data_iterator: Iterator[tuple[_Batch, torch.Tensor]]) -> None:
