@@ -19,6 +19,7 @@ from titan_ext.config.converters import KEY as CONVERTERS
 from titan_ext.config.converters import convert_model
 from titan_ext.config.fomoe import expert_scopes
 from titan_ext.config.initial import Source, check_source, initial_source, open_source, tokenizer_notes
+from titan_ext.config.losses import loss_tables
 from titan_ext.config.model import ModelChoice, choose_model, chosen_flavor, flavor_config, model_module
 from titan_ext.config.nodes import NODE_KEYS
 from titan_ext.config.optimizer import bind_optimizer
@@ -69,6 +70,7 @@ def keys_by_name() -> dict[str, list[str]]:
     homes: dict[str, list[str]] = {}
     owners = {name: type(getattr(plain, name)) for name in section_names()}
     owners |= {"loss": LossSection, "data": TextDataLoader.Config, "validator.dataloader": TextDataLoader.Config}
+    owners |= {f"loss.{name}": type(config) for name, config in loss_tables().items()}
     owners |= {f"semi_sync.{name}": owner for name, (_, owner) in own_tables().items()}
     for section, owner in owners.items():
         for name in field_types(owner) if dataclasses.is_dataclass(owner) else ():

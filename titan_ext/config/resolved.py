@@ -12,12 +12,22 @@ from typing import Any
 from torchtitan.components.tokenizer import BaseTokenizer
 
 from titan_ext.config.choices import activation_modes
+from titan_ext.config.losses import name_in_file, name_of, own_fields
 from titan_ext.config.settings import Origin
 from titan_ext.data.tokenizers.traits import identity
 
 FILE_NAME = "config.json"
 # Keys whose default is ours because torchtitan has no such key.
-_OURS = {"dump_folder", "tokenizer", "vocabulary", "model.name", "model.flavor", "loss.chunked", "loss.num_chunks"}
+_OURS = {
+    "dump_folder",
+    "tokenizer",
+    "vocabulary",
+    "model.name",
+    "model.flavor",
+    "loss.name",
+    "loss.chunked",
+    "loss.num_chunks",
+}
 
 
 def dump_resolved(site: Any) -> dict[str, Any]:
@@ -143,6 +153,15 @@ def _spelling(site: Any, key: str) -> str | None:
 def _loss(loss: Any) -> dict[str, Any]:
     from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 
+    name = name_of(loss)
+    if name is not None:
+        own = {key: plain(getattr(loss, key)) for key in own_fields(type(loss))}
+        return {
+            "name": name_in_file(loss, name),
+            "chunked": True,
+            "num_chunks": loss.num_chunks,
+            **({name: own} if own else {}),
+        }
     if isinstance(loss, ChunkedLossWrapper.Config) and type(loss.loss_fn) is CrossEntropyLoss.Config:
         return {"chunked": True, "num_chunks": loss.num_chunks}
     return {"chunked": False} if type(loss) is CrossEntropyLoss.Config else plain(loss)

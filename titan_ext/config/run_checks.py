@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from titan_ext.config.layout import Layout, pipeline_stages
+from titan_ext.config.losses import check_loss
 from titan_ext.config.pipeline import check_schedule, trained_parameters, within
 from titan_ext.config.settings import Settings, hint
 from titan_ext.trainer.resuming import STATES
@@ -23,6 +24,7 @@ def run_checks(settings: Settings, config: Any, layout: Layout) -> list[Callable
     return [
         lambda: check_checkpoints(settings, config, layout),
         lambda: check_profiler(settings, config),
+        lambda: check_loss(settings, config, layout),
         lambda: check_rates(settings, config),
         lambda: check_compile(settings, config),
         lambda: check_optimizers(settings, config),
@@ -51,7 +53,8 @@ def check_checkpoints(settings: Settings, config: Any, layout: Layout) -> None:
     if checkpoint.create_seed_checkpoint and layout.ranks > 1:
         problem = f"must be false with {layout.ranks} ranks: one rank makes it (nproc = 1, parallel degrees 1)"
         raise settings.error("checkpoint.create_seed_checkpoint", problem, True)
-    known = [name for name in STATES if name != "semi_sync" or config.semi_sync.method != "none"]
+    absent = {"semi_sync": config.semi_sync.method == "none", "loss": not hasattr(config.loss, "corpora")}
+    known = [name for name in STATES if not absent.get(name, False)]
     for name in checkpoint.exclude_from_loading:
         if name not in known:
             raise settings.error(

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Mapping
+from email.message import Message
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -45,7 +46,7 @@ class RemoteSites:
         """Of a site, as its server said last."""
         return self._disks.get(name)
 
-    def get(self, path: str) -> tuple[Mapping[str, str], bytes]:
+    def get(self, path: str) -> tuple[Message, bytes]:
         """Headers and body of an answer; empty for what is not there.
 
         Raises:
@@ -53,7 +54,7 @@ class RemoteSites:
         """
         with self._lock:
             try:
-                return self._connection.get(path) or ({}, b"")
+                return self._connection.get(path) or (Message(), b"")
             except OSError as error:
                 raise OSError(f"{self._url}: {error}") from error
 

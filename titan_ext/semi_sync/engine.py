@@ -108,6 +108,8 @@ class SemiSync:
         self._in_flight = InFlightRound()
         self._timer = StepTimer()
         self._site_weight = site.weight
+        self.weight_factor = 1.0
+        """What the site's weight in the rounds to come is multiplied by; the training loop's to set."""
         self._restored = False
         if register:
             self._manager.register_state_dict_fn("titan_ext", self.receive_shared_state, self.shared_state)
@@ -173,8 +175,8 @@ class SemiSync:
 
     def _weight(self) -> float:
         if self.plan.weighting == "site":
-            return self._site_weight
-        return float(self._progress.tokens) if self.plan.weighting == "tokens" else 1.0
+            return self._site_weight * self.weight_factor
+        return (float(self._progress.tokens) if self.plan.weighting == "tokens" else 1.0) * self.weight_factor
 
     def _count(self, tokens: int) -> None:
         self._progress.step += 1

@@ -81,6 +81,12 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         super().log_validation(loss, step, extra_metrics)
         self.journal.add("validation", {"step": step, "loss": loss})
 
+    def log_loss(self, step: int, values: dict[str, float]) -> None:
+        """Log what a loss reports of its own."""
+        if self.is_logging_rank:
+            self.logger.log({f"loss/{name}": value for name, value in values.items()}, step)
+            self.journal.add("loss", {"step": step, **values})
+
     def log_not_finite(self, step: int) -> None:
         """Log a step whose loss is a NaN or an infinity, of which torchtitan reports nothing else."""
         if self.is_logging_rank:

@@ -31,6 +31,7 @@ STATES = {
     "dataloader": "the place in the data",
     "train_state": "the count of steps and tokens",
     "semi_sync": "the outer loop",
+    "loss": "the loss's state",
 }
 """What a run keeps in checkpoints beside its model, by name, in words."""
 

@@ -28,18 +28,20 @@ from titan_ext.replica.shutdown.process import GracefulExit
 from titan_ext.replica.shutdown.replica import StoppableReplica
 from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, TokenRowMap
 from titan_ext.semi_sync.plan.resolve import shares_sparse_rows
+from titan_ext.semi_sync.wire.ledger import RoundRecord
 from titan_ext.semi_sync.wire.link import bytes_per_second, number_of_streams
 from titan_ext.trainer.checkpoints import CheckpointManager
 from titan_ext.trainer.cpu import finish
 from titan_ext.trainer.metrics import MetricsProcessor
 from titan_ext.trainer.optimizers import OptimizersContainer
 from titan_ext.trainer.routing import RoutingStatistics
+from titan_ext.trainer.token_step import TokenStepTrainer
 
 # On top of the lighthouse's patience: what a heartbeat may take to arrive.
 _HEARTBEAT_MARGIN_SECONDS = 1.0
 
 
-class Trainer(torchtitan_trainer.Trainer):
+class Trainer(TokenStepTrainer):
     """torchtitan's trainer for one site of several.
 
     Each inner step is torchtitan's own; after it the outer loop may exchange with the other sites.
@@ -96,6 +98,8 @@ class Trainer(torchtitan_trainer.Trainer):
             self._switch = Switch(config.optimizer_switch, self.optimizers.optimizers, self.lr_schedulers.schedulers)
         except ValueError as error:
             raise UserError(f"optimizer_switch.{error}") from error
+        if config.checkpoint.enable:
+            self.checkpointer.states |= self.state_of_loss()
         if config.semi_sync.method != "none" and not config.checkpoint.create_seed_checkpoint:
             self._build_outer_loop(config)
 
@@ -181,6 +185,8 @@ class Trainer(torchtitan_trainer.Trainer):
         self._end_early()
 
     def _outer_step(self, *_: object) -> None:
+        if self.token_loss is not None and (factor := self.token_loss.outer_weight) is not None:
+            self.outer.weight_factor = factor
         self.outer.step(tokens=self.ntokens_seen - self._tokens_reported)
         self._tokens_reported = self.ntokens_seen
 
@@ -265,7 +271,7 @@ class Trainer(torchtitan_trainer.Trainer):
                 heartbeat_timeout_seconds=config.replica.heartbeat_timeout_seconds,
                 norms_every=config.metrics.outer_norms_every,
             ),
-            on_round=self.metrics_processor.log_round,
+            on_round=self._on_round,
             # All take the same steps: a site with fewer would leave the others waiting for it at their end.
             must_agree={"training.steps": config.training.steps},
             described=self._described(config),
@@ -285,6 +291,11 @@ class Trainer(torchtitan_trainer.Trainer):
             **{f"model.{key}": value for key, value in sizes.items()},
             **{f"parallelism.{key}": value for key, value in degrees.items()},
         }
+
+    def _on_round(self, record: RoundRecord) -> None:
+        self.metrics_processor.log_round(record)
+        if self.token_loss is not None and (record.committed or record.healed):
+            self.token_loss.after_sync()
 
     def _description(self, longest: int) -> dict[str, Any]:
         """The ``config.json`` beside the last checkpoint's weights, for positions up to ``longest``."""

@@ -33,6 +33,13 @@ def _aggregations() -> Iterable[str]:
     return AGGREGATIONS
 
 
+def _losses() -> Iterable[str]:
+    from titan_ext.losses import LOSSES
+    from titan_ext.losses.registry import PLAIN
+
+    return [PLAIN, *LOSSES]
+
+
 def _models() -> Iterable[str]:
     from titan_ext.models import own_names
     from titan_ext.models.upstream import upstream_names
@@ -56,6 +63,7 @@ def _schedules() -> Iterable[str]:
 
 
 _LISTS: dict[str, Callable[[], Iterable[str]]] = {
+    "loss.name": _losses,
     "model.flavor": _flavors,
     "model.name": _models,
     "parallelism.pipeline_parallel_schedule": _schedules,

@@ -18,6 +18,7 @@ from titan_ext.config.binder import describe, field_types
 from titan_ext.config.build import section_names
 from titan_ext.config.choices import LossSection, activation_modes
 from titan_ext.config.converters import TORCHTITANS as CONVERTERS
+from titan_ext.config.losses import loss_tables, own_fields
 from titan_ext.config.model import VOCABULARY
 from titan_ext.config.optimizer import hyper_parameters, optimizer_names
 from titan_ext.config.outer_loop import own_tables
@@ -77,6 +78,7 @@ def sections() -> dict[str, str]:
     names = [SITE, "model", "data", *(name for name in section_names())]
     found = {name: _purpose(name, getattr(plain, name, None)) for name in names}
     found |= {"validator.dataloader": "Data of the validation; keys as in [data]."} | _LISTED
+    found |= {f"loss.{name}": f'Settings of name = "{name}".' for name in loss_tables()}
     return found | {f"semi_sync.{name}": f'Settings of {key} = "{name}".' for name, (key, _) in own_tables().items()}
 
 
@@ -97,6 +99,8 @@ def all_keys() -> tuple[Key, ...]:
         elif "." not in section and section != SITE:
             keys += _section_keys(section, _owner(section, plain))
     keys += _section_keys("validator.dataloader", TextDataLoader.Config(infinite=False))
+    for name, config in loss_tables().items():
+        keys += [_key(f"loss.{name}.{field}", type(config), field, _DEFAULT) for field in own_fields(type(config))]
     for name, (_, owner) in own_tables().items():
         keys += [_key(f"semi_sync.{name}.{field}", owner, field, _DEFAULT) for field in field_types(owner)]
     return tuple(key for key in keys if key.name not in _HIDDEN)

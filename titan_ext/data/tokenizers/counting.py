@@ -44,7 +44,7 @@ def _texts(documents: Iterable[str] | Feed) -> Iterator[str]:
         texts = iter(documents)
     else:
         documents.check(1)
-        texts = (text for _, text in documents.read(0, None, 0, 1))
+        texts = (document.text for document in documents.read(0, None, 0, 1))
     # As the loader: empty documents are left out, marks and all, and large ones cut.
     return (piece for text in texts if text for piece in pieces(text))
 
