@@ -15,9 +15,10 @@ from titan_ext.config.build import Built, build_config, dump_root, keys_by_name,
 from titan_ext.config.dept import find_vocabulary
 from titan_ext.config.findings import TO_BUILD, TO_START, TO_TRAIN, Findings, Missing, Need
 from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select
-from titan_ext.config.layout import Layout, check_batch, check_layout, resolve_layout, resolve_pairing
+from titan_ext.config.layout import Layout, check_batch, check_layout, resolve_layout
 from titan_ext.config.model import ModelChoice
 from titan_ext.config.nodes import Nodes, notes_on, spread
+from titan_ext.config.pairing import resolve_pairing
 from titan_ext.config.run_checks import model_checks, run_checks
 from titan_ext.config.settings import Origin, Settings, one_line, show
 from titan_ext.semi_sync.plan.resolve import fill_defaults, shares_sparse_rows

@@ -110,6 +110,11 @@ class _MockManager(ScriptManager):
         """None."""
 
     @property
+    def wire_bytes_sent(self) -> tuple[int, int]:
+        """None: there is no wire."""
+        return 0, 0
+
+    @property
     def commits(self) -> int:
         step = self._manager.current_step()
         return step if isinstance(step, int) else 0
