@@ -80,7 +80,7 @@ def test_rows_are_summed_over_the_sites_that_contribute_them(codec, bound, bucke
         tables = torch.randn(2, ids.rows, WIDTH, generator=torch.Generator().manual_seed(rank)) * weights[rank]
         flat = torch.cat([tables.flatten(), (ids.ids >= 0) * weights[rank]])
         own_values, lost = flat.clone(), torch.empty_like(flat)
-        assert reduction.reduce(adapt_manager(own), flat, RoundFacts(0, weights), lost)
+        reduction.reduce(adapt_manager(own), flat, RoundFacts(0, weights), lost)
         own.should_commit()
         return rank, own_values, flat, lost, reduction.take_sent()
 
