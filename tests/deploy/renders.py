@@ -7,7 +7,9 @@ from typing import Any
 import yaml
 
 from titan_ext import cli
+from titan_ext.launcher.placement import free_port
 
+ROOT = Path(__file__).parents[2]
 FLAGS = {
     "slurm": ["--lighthouse", "http://login1:29510"],
     "kubernetes": ["--image", "images/titan-ext:1", "--claim", "data:/data"],
@@ -45,6 +47,30 @@ def run_file(folder: Path, text: str = RUN) -> Path:
     path = folder / "my_run.toml"
     path.write_text(text)
     return path
+
+
+def small_run(dump_folder: Path, **nodes: int) -> str:
+    """A file whose sites, with so many nodes each, train on any machine."""
+    sites = "".join(
+        f'[[site]]\nname = "{name}"\nnodes = {count}\nrendezvous_port = {free_port()}\ndata = "builtin:code"\n'
+        for name, count in nodes.items()
+    )
+    return f"""\
+dump_folder = "{dump_folder}"
+[model]
+flavor = "tiny"
+[training]
+seq_len = 64
+local_batch_size = 4
+steps = 4
+[parallelism]
+data_parallel_shard_degree = 2
+[semi_sync]
+method = "diloco"
+sync_every = 2
+[replica]
+min_sites = 2
+{sites}"""
 
 
 def deploy(file: Path, to: str, out: Path, *flags: str) -> dict[str, str]:

@@ -2,14 +2,12 @@
 
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from tests.deploy.renders import FLAGS, RUN, deploy, documents, run_file, srun_words
+from tests.deploy.renders import FLAGS, ROOT, RUN, deploy, documents, run_file, srun_words
 from titan_ext import cli
 
-ROOT = Path(__file__).parents[2]
 PEERS = """\
 # site key endpoint address
 east-0    - 192.0.2.1:51820 10.88.0.1
@@ -96,6 +94,13 @@ def test_only_pods_of_the_run_come_in(tmp_path):
             policy["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items() for pod in pods
         )
         assert len(pods) == 1
+
+
+def test_a_site_that_writes_into_its_pod_alone_is_told(tmp_path, capsys):
+    deploy(run_file(tmp_path), "kubernetes", tmp_path / "out", "--dump_folder", "/tmp/run")
+    assert "note: site east writes to /tmp/run, which is on no claim" in capsys.readouterr().out
+    deploy(run_file(tmp_path), "kubernetes", tmp_path / "out")
+    assert "note:" not in capsys.readouterr().out
 
 
 def test_a_lighthouse_elsewhere_is_not_written(tmp_path):

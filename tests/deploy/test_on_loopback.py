@@ -1,20 +1,17 @@
 """What is written for Slurm and Kubernetes runs: one site as Slurm would start it, the other as Kubernetes would."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.deploy.renders import deploy, documents, run_file
+from tests.deploy.renders import ROOT, deploy, documents, run_file, small_run
 from titan_ext.launcher.placement import free_port
 from titan_ext.launcher.processes import end_descendants
 
-ROOT = Path(__file__).parents[2]
 SRUN = """\
 #!/usr/bin/env bash
 # As srun: the command once at each node, in the environment of its step.
@@ -23,25 +20,6 @@ export SLURM_LOCALID=0 SLURM_STEP_NUM_NODES=2 SLURM_STEP_NODELIST=127.0.0.1
 for node in 0 1; do SLURM_NODEID=$node "$@" & done
 wait -n && wait -n
 """
-
-
-@pytest.fixture
-def installed(tmp_path) -> dict[str, str]:
-    """The environment of a machine on which titan_ext is installed, by the scripts of launch/, and Slurm is."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    programs = {"titan-ext": f'#!/bin/sh\nexec "{sys.executable}" -m titan_ext "$@"\n', "srun": SRUN}
-    for name, text in programs.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    environment = os.environ | {
-        "TITAN_EXT_VENV": str(tmp_path),
-        "PYTHONPATH": str(ROOT),
-        "PATH": f"{folder}:{os.environ['PATH']}",
-    }
-    mark = 'source launch/setup.sh; wanted_stamp "" >"$venv/titan-ext.installed"'
-    subprocess.run(["bash", "-euc", mark], cwd=ROOT, env=environment, check=True)
-    return environment
 
 
 @contextmanager
@@ -57,29 +35,10 @@ def started(words: list[str], environment: dict[str, str], log: Path) -> Iterato
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_site_of_slurms_and_one_of_kubernetes_train_together(tmp_path, installed):
-    sites = "".join(
-        f'[[site]]\nname = "{name}"\nnodes = 2\nrendezvous_port = {free_port()}\ndata = "builtin:code"\n'
-        for name in ("east", "west")
-    )
-    file = run_file(
-        tmp_path,
-        f"""\
-dump_folder = "{tmp_path / "runs"}"
-[model]
-flavor = "tiny"
-[training]
-seq_len = 64
-local_batch_size = 4
-steps = 4
-[parallelism]
-data_parallel_shard_degree = 2
-[semi_sync]
-method = "diloco"
-sync_every = 2
-[replica]
-min_sites = 2
-{sites}""",
-    )
+    srun = tmp_path / "bin" / "srun"
+    srun.write_text(SRUN)
+    srun.chmod(0o755)
+    file = run_file(tmp_path, small_run(tmp_path / "runs", east=2, west=2))
     url = f"http://127.0.0.1:{free_port()}"
     deploy(file, "slurm", tmp_path / "slurm", "--cpu", f"--lighthouse={url}")
     manifests = deploy(file, "kubernetes", tmp_path / "kubernetes", "--cpu", f"--lighthouse={url}")

@@ -64,6 +64,7 @@ def test_nodes_with_disks_of_their_own_save_halves_and_resume_from_them(resumed_
         assert len(losses) == 2
 
 
+@pytest.mark.slow
 def test_half_of_a_checkpoint_is_damaged_in_one_line(tmp_path, text_corpus):
     config = write_config(tmp_path, ["a"], own_data(text_corpus, 1), {"data_parallel_shard_degree": 2})
     codes, _, log = run_on_two_disks(tmp_path, config, "--training.steps=2", "--checkpoint.last_save_model_only=false")

@@ -81,17 +81,21 @@ def run(args: argparse.Namespace) -> int:
         flags=flags,
         grace_seconds=args.grace_seconds,
     )
+    notes: list[str] = []
     match args.to:
         case "slurm":
             files, steps = slurm.render(found), slurm.next_steps(found, args.out)
         case "kubernetes":
             options = kubernetes.read_options(found, args)
             files, steps = kubernetes.render(found, options), kubernetes.next_steps(found, options, args.out)
+            notes = kubernetes.notes(found, options)
         case _:
             places = skypilot.read_places(found, args.place)
             files = skypilot.render(found, places, args.accelerator)
             steps = skypilot.next_steps(found, args.out)
     _write(Path(args.out), files)
+    for note in notes:
+        print(f"note: {note}")
     print(f"wrote {', '.join(sorted(files))} to {args.out}. Nothing runs yet; next:")
     print("\n".join(f"  {step}" for step in steps))
     return 0

@@ -87,29 +87,13 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: bad input, found before anything starts.
     """
-    if args.max_restarts < 0:
-        raise UserError(f"--max-restarts {args.max_restarts}: must be at least 0")
-    if not args.grace_seconds > 0:
-        raise UserError(f"--grace-seconds {args.grace_seconds:g}: must be above 0 seconds")
-    if not 0 <= (args.lighthouse_port or 0) < 65536:
-        raise UserError(f"--lighthouse-port {args.lighthouse_port}: must be a port below 65536, or 0 for a free one")
-    if args.local_nodes is not None and args.local_nodes < 1:
-        raise UserError(f"--local-nodes {args.local_nodes}: must be at least 1")
-    if not args.rendezvous_seconds > 0:
-        raise UserError(f"--rendezvous-seconds {args.rendezvous_seconds:g}: must be above 0 seconds")
+    _check_numbers(args)
     overrides = [*args.overrides, *(["--replica.lighthouse", args.lighthouse] if args.lighthouse else [])]
     overrides += ["--nodes", str(args.local_nodes)] if args.local_nodes is not None else []
     sites = _load_sites(args.file, args.only, overrides)
     parts = _parts(args, sites)
     jobs = _plan(args, sites, parts, overrides)
-    for site in sites:
-        print("\n".join(site.data))
-        for note in site.notes:
-            print(f"{site.name}: note: {note}")
-    for part in parts:
-        if part.node is not None:
-            where = f"node {part.node.rank} of {part.node.count}, which meet at {part.node.host}:{part.node.port}"
-            print(f"{part.site.name}: {where}; log: {part.log}")
+    _announce(sites, parts)
     followed = [part.site for part in parts if part.is_followed]
     for line in brief_lines(sites):
         print(line)
@@ -123,6 +107,29 @@ def run(args: argparse.Namespace) -> int:
             grace_seconds=args.grace_seconds,
             complete=len(sites) == sites[0].count,
         )
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    if args.max_restarts < 0:
+        raise UserError(f"--max-restarts {args.max_restarts}: must be at least 0")
+    for flag, seconds in (("--grace-seconds", args.grace_seconds), ("--rendezvous-seconds", args.rendezvous_seconds)):
+        if not seconds > 0:
+            raise UserError(f"{flag} {seconds:g}: must be above 0 seconds")
+    if not 0 <= (args.lighthouse_port or 0) < 65536:
+        raise UserError(f"--lighthouse-port {args.lighthouse_port}: must be a port below 65536, or 0 for a free one")
+    if args.local_nodes is not None and args.local_nodes < 1:
+        raise UserError(f"--local-nodes {args.local_nodes}: must be at least 1")
+
+
+def _announce(sites: Sequence["Site"], parts: Sequence[NodeOfSite]) -> None:
+    for site in sites:
+        print("\n".join(site.data))
+        for note in site.notes:
+            print(f"{site.name}: note: {note}")
+    for part in parts:
+        if part.node is not None:
+            where = f"node {part.node.rank} of {part.node.count}, which meet at {part.node.host}:{part.node.port}"
+            print(f"{part.site.name}: {where}; log: {part.log}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +243,8 @@ def _parts(args: argparse.Namespace, sites: Sequence["Site"]) -> list[NodeOfSite
                 raise UserError(
                     f"{flag} {value}: every site here is on this machine alone (nodes = 1, or --local-nodes)"
                 )
+        for site in sites if args.local_nodes is None else ():
+            check_port(f'site "{site.name}": rendezvous_port = {site.nodes.port}', site.nodes.port or 0)
         return all_nodes_here(sites)
     site = spread[0]
     if len(sites) > 1:

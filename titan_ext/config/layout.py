@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from titan_ext.config.findings import SettingError
 from titan_ext.config.settings import Settings, hint
 from titan_ext.errors import UserError
 from titan_ext.models.capabilities import capabilities
@@ -75,13 +76,21 @@ def resolve_layout(settings: Settings, config: Any, nproc: int | None, devices: 
     rest = math.prod(degree for axis, degree in degrees.items() if axis != "shard")
     if degrees["shard"] == -1:
         if nproc is not None and nproc % rest:
-            raise settings.error("nproc", f"must be a multiple of the other parallel degrees' product ({rest})", nproc)
+            raise _ranks_error(settings, nproc, f"must be a multiple of the other parallel degrees' product ({rest})")
         degrees["shard"] = (nproc or max(devices, rest)) // rest
     layout = Layout(**degrees)
     if nproc is not None and layout.ranks != nproc:
         product = " x ".join(f"{_DEGREES[axis]} {degree}" for axis, degree in degrees.items() if degree > 1) or "1"
-        raise settings.error("nproc", f"must be {layout.ranks}, the product of the parallel degrees ({product})", nproc)
+        raise _ranks_error(settings, nproc, f"must be {layout.ranks}, the product of the parallel degrees ({product})")
     return layout
+
+
+def _ranks_error(settings: Settings, nproc: int, problem: str) -> SettingError:
+    """A complaint about the number of ranks, under the key that the user has given for it."""
+    each = settings.get("nproc_per_node")
+    if each is None or settings.get("nproc") is not None:
+        return settings.error("nproc", problem, nproc)
+    return settings.error("nproc_per_node", f"makes {nproc} ranks, which {problem}", int(each))
 
 
 def degrees_in(table: Mapping[str, Any], nproc: int | None) -> dict[str, Any]:

@@ -61,6 +61,15 @@ def render(deployment: Deployment, options: Options) -> dict[str, str]:
     return files
 
 
+def notes(deployment: Deployment, options: Options) -> list[str]:
+    """What a user should know of what is written."""
+    return [
+        f"site {site.name} writes to {site.dump_folder}, which is on no claim: it is gone when a pod is (--claim)"
+        for site in deployment.sites
+        if not any(Path(site.dump_folder).is_relative_to(path) for _, path in _claims(options, site))
+    ]
+
+
 def next_steps(deployment: Deployment, options: Options, folder: str) -> list[str]:
     """What to do with the files."""
     inside, steps = f"--namespace {options.namespace}", []
@@ -187,7 +196,7 @@ def _pod(deployment: Deployment, options: Options, site: DeployedSite) -> dict[s
     if site.secrets:
         volumes.append({"name": "secrets", "secret": {"secretName": name, "defaultMode": 0o400}})
         mounts.append({"name": "secrets", "mountPath": _SECRETS, "readOnly": True})
-    for place, (_, claim, path) in enumerate(each for each in options.claims if each[0] in (None, site.name)):
+    for place, (claim, path) in enumerate(_claims(options, site)):
         volumes.append({"name": f"claim-{place}", "persistentVolumeClaim": {"claimName": claim}})
         mounts.append({"name": f"claim-{place}", "mountPath": path})
     container = {
@@ -254,6 +263,11 @@ def _policy(deployment: Deployment, options: Options, name: str, part: str) -> d
             "ingress": rules,
         },
     }
+
+
+def _claims(options: Options, site: DeployedSite) -> list[tuple[str, str]]:
+    """Names and paths of a site's."""
+    return [(claim, path) for name, claim, path in options.claims if name in (None, site.name)]
 
 
 def _claim(text: str, sites: Sequence[str]) -> tuple[str | None, str, str]:

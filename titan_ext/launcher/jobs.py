@@ -89,7 +89,7 @@ def site_jobs(
             grace_seconds,
             *arguments(site.name),
             node=part.node,
-            port=site.nodes.port,
+            port=site.nodes.port if part.node is None else None,
             patience_seconds=patience_seconds,
         )
         # torchtitan warns if the rank that knows the loss is not among these.
