@@ -8,6 +8,7 @@ from tests.instruments.lines import append, commit, round_, step, trained
 from tests.instruments.test_run import BOTH, read
 from titan_ext.errors import UserError
 from titan_ext.instruments.alerts import load_rules, raised
+from titan_ext.instruments.snapshot import snapshot
 
 NOW = 31.0
 
@@ -84,6 +85,21 @@ def test_a_site_that_waits_for_long_is_told_of(tmp_path: Path) -> None:
     append(tmp_path / "west" / "metrics.jsonl", step(31, 31.0))
     found = names(tmp_path, 100.0)
     assert ("waits", "east") in found and ("waits", "west") not in found and ("silent", "west") in found
+
+
+def test_what_several_sites_have_is_told_once_and_what_differs_apart(tmp_path: Path) -> None:
+    for name, loss in (("a", 8.0), ("b", 9.0), ("c", 4.0)):
+        trained(tmp_path, name, (1, 2, 3), ("a", "b", "c"))
+        append(tmp_path / name / "metrics.jsonl", *(step(each, float(each), loss=loss) for each in range(31, 37)))
+    told = snapshot(read(tmp_path), load_rules(), 37.0)["told"]
+    assert [(each["site"], each["text"]) for each in told if each["rule"] == "loss spike"] == [
+        ("a, b", "its loss has risen to 2.00 times what it was")
+    ]
+    for name in ("a", "b"):
+        line = {"kind": "phase", "phase": "failed", "text": f"no room at {name}", "time": 40.0}
+        append(tmp_path / name / "events.jsonl", line)
+    told = snapshot(read(tmp_path), load_rules(), 41.0)["told"]
+    assert [each["site"] for each in told if each["rule"] == "failed"] == ["a", "b"]
 
 
 def test_a_file_changes_drops_and_adds_rules(tmp_path: Path) -> None:

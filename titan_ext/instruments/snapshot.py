@@ -1,5 +1,6 @@
 """A run at one moment as plain values: what the terminal draws, the page is sent and a report keeps."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,8 +22,6 @@ LETTERS = {
 }
 """Of the marks in a timeline's row."""
 
-_MOST_APART = 3
-"""Sites with one alert and different texts, from which on one text stands for all."""
 _SERIES = ("step", "time", "loss", "tokens", "bytes_sent", "tokens_per_second")
 
 
@@ -79,18 +78,11 @@ def _verdict(run: Run, alerts: Sequence[Alert], now: float, problems: Sequence[s
 
 
 def _told(alerts: Sequence[Alert]) -> list[dict[str, str]]:
-    """The alerts for people: where several sites have the same one, once."""
-    by_rule: dict[str, list[Alert]] = {}
+    """The alerts for people: one that several sites have, and that differs in numbers alone, once."""
+    same: dict[tuple[str, str], list[Alert]] = {}
     for each in alerts:
-        by_rule.setdefault(each.rule, []).append(each)
-    told = []
-    for same in by_rule.values():
-        texts = {each.text for each in same}
-        apart = [[each] for each in same] if len(same) < _MOST_APART and len(texts) > 1 else [same]
-        for group in apart:
-            who = ", ".join(each.site for each in group)
-            told.append(asdict(group[0]) | {"site": who})
-    return told
+        same.setdefault((each.rule, re.sub(r"[\d.]+", "", each.text)), []).append(each)
+    return [asdict(group[0]) | {"site": ", ".join(each.site for each in group)} for group in same.values()]
 
 
 def _site(run: Run, site: SiteHistory, now: float, points: int, shown: Sequence[int]) -> dict[str, Any]:
