@@ -181,7 +181,8 @@ def bind_states(
         names = _names_of(rule, home, view, plan)
         own = outer_optimizers[rule.fragment] if outer_optimizers and not rule.scope else None
         tensors = BoundTensors(view, rule.state, names, device)
-        states.append(bind(rule, tensors, BindOptions(own_outer=own, token_rows=site.token_rows or TokenRowMap.all(0))))
+        rows = site.token_rows or TokenRowMap.all(0)
+        states.append(bind(rule, tensors, BindOptions(own_outer=own, token_rows=rows, site=site.ranks)))
     _check_covered(states, view)
     for state in states:
         if isinstance(state, SparseTable):

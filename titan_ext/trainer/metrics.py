@@ -98,6 +98,7 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
             return
         values = record.as_dict()
         self.journal.add("round", values)
+        values = values | values["measures"]
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and key != "step"}
         self.logger.log({f"semi_sync/{key}": value for key, value in numbers.items()}, record.step)
         torchtitan_metrics.logger.info(

@@ -23,7 +23,6 @@ from titan_ext.semi_sync.round.site_status import SiteStatus, all_gather_status
 from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.moment_ages import Ages
-from titan_ext.semi_sync.state.sparse_tables import SparseTable
 from titan_ext.semi_sync.state.synced_state import Adoptable, Guarded, SyncedState
 from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
@@ -273,13 +272,12 @@ class Exchange:
         return Contribution(rules, 0.0, buffer.zero_(), [0.0] * guarded)
 
     def _measured_bytes(self) -> int:
-        """Of tables shared by row, whose messages' sizes depend on who holds what. All ranks meet or none."""
-        bound = zip(self.states, self.reductions, strict=True)
-        tables = [(state, reduction) for state, reduction in bound if isinstance(state, SparseTable)]
-        if not tables:
+        """Of messages whose sizes depend on who holds what, and on values. All ranks meet or none."""
+        measured = [reduction for reduction in self.reductions if reduction.measured]
+        if not measured:
             return 0
-        own = sum(reduction.take_sent() for _, reduction in tables)
-        own += sum(state.adoption.take_sent() for state, _ in tables if isinstance(state, Adoptable))
+        own = sum(reduction.take_sent() for reduction in measured)
+        own += sum(state.adoption.take_sent() for state in self.states if isinstance(state, Adoptable))
         return sum(self.site.gather(own))
 
     def _computed_bytes(self, result: RoundResult) -> int:
@@ -289,7 +287,7 @@ class Exchange:
         travelled = [
             index
             for index in result.sum.rules
-            if index not in result.sum.without_partner and not isinstance(self.states[index], SparseTable)
+            if index not in result.sum.without_partner and not self.reductions[index].measured
         ]
         return sum(
             self.pairing.wire_bytes(self.reductions[run[0]], run, result.sites) for run in self._together(travelled)
@@ -322,6 +320,7 @@ def record_fields(
         "participants": len(result.contributors) if committed else 0,
         "contributors": [result.verdict.name(rank) for rank in result.contributors] if committed else [],
         "sites": result.sites,
+        "measures": {name: value for index in result.rules for name, value in states[index].measures.items()},
         "seconds_quorum": result.seconds_quorum,
         "seconds_reduce": result.sum.seconds if result.sum is not None else 0.0,
         "committed": committed,

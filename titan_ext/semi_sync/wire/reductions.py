@@ -41,6 +41,9 @@ class RoundFacts:
 class Reduction(ABC):
     """One way to sum tensors over sites; holds no state between rounds."""
 
+    measured = False
+    """Whether the bytes do not follow from sizes alone: ``take_sent`` tells them, and ``wire_bytes`` what is expected."""
+
     @abstractmethod
     def wire_bytes(self, numel: int, sites: int) -> int:
         """Bytes that a rank sends (and receives) to sum ``numel`` elements over ``sites``."""

@@ -30,6 +30,8 @@ class SparseReduction(Reduction):
         bucket_elements: about how many elements a site hands to the wire at once.
     """
 
+    measured = True
+
     def __init__(self, rows: TokenRowMap, width: int, codec: Codec, bucket_elements: int) -> None:
         self._rows = rows
         self._width = width
