@@ -52,6 +52,7 @@ class SparsyFedSettings:
 class SparseAverage(Apply):
     """The mean of pruned parameters."""
 
+    needs_fp32 = True
     sparsity: float
     parameters: tuple[str, ...]
     reset_moments: bool
