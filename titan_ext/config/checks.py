@@ -109,9 +109,13 @@ def check_vocabulary(settings: Settings, config: Any, model: ModelChoice, tokeni
 
 
 def check_export(settings: Settings, config: Any) -> None:
-    """Refuse a last checkpoint in Hugging Face's format with rows that stand for no token: there they would count."""
+    """Refuse Hugging Face's format for a model that has none, or with rows that stand for no token: there they would
+    count."""
     from titan_ext.models.dept.head import MaskedHead
 
+    for key in ("initial_load_in_hf", "last_save_in_hf") if config.model_spec.state_dict_adapter is None else ():
+        if getattr(config.checkpoint, key):
+            raise settings.error(f"checkpoint.{key}", "the model has no Hugging Face format", True)
     head = getattr(config.model_spec.model, "lm_head", None)
     if config.checkpoint.last_save_in_hf and isinstance(head, MaskedHead.Config) and head.used < head.out_features:
         problem = f"the last {head.out_features - head.used} rows stand for no token; titan-ext export leaves them out"
@@ -153,6 +157,9 @@ def check_outer_loop(settings: Settings, config: Any) -> list[str]:
     if plan.num_fragments > 1 or plan.fragments is not None or plan.scopes:
         binder.guard("semi_sync", type(outer), lambda: _assign(config, plan))
     _check_states(settings, config, plan)
+    if config.training.dtype != "float32" and any(rule.apply.needs_fp32 for rule in plan.rules):
+        problem = f'must be "float32" with semi_sync.method = "{outer.method}"'
+        raise settings.error("training.dtype", problem, config.training.dtype)
     first = min(rule.period for rule in plan.rules if not rule.final)
     if config.training.steps >= first:
         return []

@@ -194,7 +194,7 @@ def bind_states(
         own = outer_optimizers[rule.fragment] if outer_optimizers and not rule.scope else None
         tensors = BoundTensors(view, rule.state, names, device)
         rows = site.scope_rows.get(rule.scope) or site.token_rows or TokenRowMap.all(0)
-        states.append(bind(rule, tensors, BindOptions(own_outer=own, token_rows=rows)))
+        states.append(bind(rule, tensors, BindOptions(own_outer=own, token_rows=rows, site=site.ranks)))
     _check_covered(states, view)
     for state in states:
         if isinstance(state, SparseTable):

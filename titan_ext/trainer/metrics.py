@@ -110,6 +110,7 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         values = record.as_dict()
         self.journal.add("round", values)
         values |= {f"norm/{what}": value for what, value in (record.norms or {}).items()}
+        values |= record.measures
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and key != "step"}
         self.logger.log({f"semi_sync/{key}": value for key, value in numbers.items()}, record.step)
         torchtitan_metrics.logger.info(

@@ -17,7 +17,7 @@ from titan_ext.config import defaults
 from titan_ext.config.binder import describe, field_types
 from titan_ext.config.build import section_names
 from titan_ext.config.choices import LossSection, activation_modes
-from titan_ext.config.converters import TORCHTITANS as CONVERTERS
+from titan_ext.config.converters import KNOWN as CONVERTERS
 from titan_ext.config.losses import loss_tables, own_fields
 from titan_ext.config.model import VOCABULARY
 from titan_ext.config.optimizer import hyper_parameters, optimizer_names

@@ -147,6 +147,7 @@ class Committer:
             participants=len(contributors),
             contributors=[result.verdict.name(rank) for rank in contributors],
             sites=result.sites,
+            measures={name: value for index in rules for name, value in self.exchange.states[index].measures.items()},
             bytes_sent=sent,
             bytes_received=sent,
             wire_bytes_sent=on_wire,

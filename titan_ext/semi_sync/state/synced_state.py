@@ -6,7 +6,7 @@
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from titan_ext.optim.exact import divide_
 from titan_ext.optim.rounding import copy_randomly, seed_of, shard_of
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncRule
+from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.moment_ages import Ages
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState, copy_into
 from titan_ext.semi_sync.wire.reductions import Reduction
@@ -47,6 +48,8 @@ class BindOptions:
     """An optimizer over the model's parameters to use instead of the rule's, see ``outer_optimizers.work_on``."""
     token_rows: TokenRowMap | None = None
     """The global row of each row of the site's tables; None takes tables that are whole everywhere."""
+    site: SiteRanks = field(default_factory=lambda: SiteRanks(alone=True))
+    """The ranks of the site."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +101,8 @@ class SyncedState:
         """Whether it replaces an optimizer's state by its mean."""
         self.reduction: Reduction | None = None
         """How the state is summed where that is not the way of the rule's wire."""
+        self.measures: dict[str, float] = {}
+        """Figures of the last contribution, for the ledger, by name."""
 
     @property
     def numel(self) -> int:

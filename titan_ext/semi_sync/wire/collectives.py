@@ -30,6 +30,8 @@ class Messages:
         received: Sequence[torch.Tensor] = (),
     ) -> None:
         self._manager, self._works, self._sent, self._received = manager, list(works), sent, received
+        self.failed = manager.errored() is not None
+        """Whether zeros stand for what did not come."""
 
     def have_arrived(self) -> bool:
         """Whether waiting would take no time."""
@@ -42,6 +44,7 @@ class Messages:
                 work.wait()
         except RuntimeError as error:
             self._manager.report_error(error)
+            self.failed = True
             for each in self._received:
                 each.zero_()
         self._works, self._sent = [], ()

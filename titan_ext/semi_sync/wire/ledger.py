@@ -38,6 +38,8 @@ class RoundRecord:
     """Voting, the outer step and writing the parameters."""
     committed: bool
     """Whether the result was applied."""
+    measures: dict[str, float] = field(default_factory=dict)
+    """Figures of a method's own, by name: of ``sparsyfed`` the density of what arrived and was sent, and regrowth."""
     healed: bool = False
     """Whether this site took another's shared state in the round."""
     error: str | None = None
