@@ -11,7 +11,7 @@ from titan_ext.bench.workers import WorkerGroup
 from titan_ext.replica.streams.distance import round_trip_seconds
 from titan_ext.replica.streams.group import StreamGroup
 
-RTT_MS, LOSS, SIZE, PORT = 30.0, 0.02, 3_000_000, 29_811
+RTT_MS, LOSS, SIZE, PORT = 60.0, 0.02, 3_000_000, 29_811
 
 
 class End:
