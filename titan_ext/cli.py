@@ -6,7 +6,19 @@ import sys
 from collections.abc import Sequence
 
 from titan_ext import __version__
-from titan_ext.commands import bench, check, data, dept, evaluate, export, generate, launch, lighthouse, migrate
+from titan_ext.commands import (
+    bench,
+    check,
+    data,
+    dept,
+    evaluate,
+    export,
+    generate,
+    launch,
+    lighthouse,
+    migrate,
+    selftest,
+)
 from titan_ext.commands import help as help_command
 from titan_ext.commands.command import Command
 from titan_ext.errors import RunError, UserError
@@ -37,6 +49,7 @@ COMMANDS: tuple[Command, ...] = (
     export.COMMAND,
     dept.COMMAND,
     bench.COMMAND,
+    selftest.COMMAND,
 )
 
 
