@@ -70,7 +70,8 @@ def _pipelined(schedule: str, *flags: str) -> Trained:
         "--activation_checkpoint.mode=none",
         *flags,
     )
-    return Trained(feature=f"pipeline schedule {schedule}", flags=given, ranks=2)
+    slow = schedule not in ("Interleaved1F1B", "ZBVZeroBubble")
+    return Trained(feature=f"pipeline schedule {schedule}", flags=given, ranks=2, slow=slow)
 
 
 TRAINED = (

@@ -68,8 +68,13 @@ def of_two_ranks(tmp_path_factory, text_corpus) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def of_long(tmp_path_factory, text_corpus) -> Iterator[Path]:
+def long_of_one_rank(tmp_path_factory, text_corpus) -> Iterator[Path]:
     yield train(cells(1, slow=True), tmp_path_factory.mktemp("features3"), text_corpus)
+
+
+@pytest.fixture(scope="module")
+def long_of_two_ranks(tmp_path_factory, text_corpus) -> Iterator[Path]:
+    yield train(cells(2, slow=True), tmp_path_factory.mktemp("features4"), text_corpus)
 
 
 def check(cell: Trained, folder: Path) -> None:
@@ -97,8 +102,14 @@ def test_a_feature_of_two_ranks(cell, of_two_ranks):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", cells(1, slow=True), ids=lambda cell: cell.stem)
-def test_a_feature_that_takes_long(cell, of_long):
-    check(cell, of_long)
+def test_a_feature_of_one_rank_that_takes_long(cell, long_of_one_rank):
+    check(cell, long_of_one_rank)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", cells(2, slow=True), ids=lambda cell: cell.stem)
+def test_a_feature_of_two_ranks_that_takes_long(cell, long_of_two_ranks):
+    check(cell, long_of_two_ranks)
 
 
 @pytest.mark.parametrize("cell", REFUSED, ids=lambda cell: cell.feature)
