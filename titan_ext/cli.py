@@ -20,6 +20,7 @@ from titan_ext.commands import (
     lighthouse,
     migrate,
     report,
+    selftest,
     watch,
 )
 from titan_ext.commands import help as help_command
@@ -57,6 +58,7 @@ COMMANDS: tuple[Command, ...] = (
     export.COMMAND,
     dept.COMMAND,
     bench.COMMAND,
+    selftest.COMMAND,
 )
 
 

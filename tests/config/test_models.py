@@ -64,6 +64,13 @@ def test_torchtitans_models_have_sizes_and_costs(write: Callable, name, flavor, 
             ["fomoe.sites_per_expert = 1", "must be 0: the model has no"],
         ),
         (
+            model(
+                "gpt_oss",
+                keys="[parallelism]\ndata_parallel_shard_degree = 2\nexpert_parallel_degree = 2\n[fomoe]\nsites_per_expert = 1",
+            ),
+            ["parallelism.expert_parallel_degree = 2", "must be 1 with fomoe.sites_per_expert"],
+        ),
+        (
             model("gpt_oss", keys="[fomoe]\nsites_per_expert = 3"),
             ["fomoe.sites_per_expert = 3", "must be from 1 to the 1 sites of the run, or 0"],
         ),

@@ -5,11 +5,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
 
 from tests.end_to_end.file_runs import FileRun, train_files
-from tests.end_to_end.forked import SiteRun, lighthouse, start_ranks
+from tests.end_to_end.forked import SiteRun, lighthouse, start_ranks, start_site
 from titan_ext.config import load_site, site_cost
 from titan_ext.launcher.placement import free_port
+from titan_ext.models.held_experts import held_experts
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -129,24 +132,75 @@ def test_bytes_are_those_that_check_tells(model, trained):
     assert max(sent[1:]) == cost.round_bytes if model == "fomoe" else sum(sent) == cost.run_bytes
 
 
-@pytest.fixture(scope="module")
-def cut(tmp_path_factory, text_corpus) -> Iterator[Path]:
-    """Models with experts cut over two ranks, in one go and in two."""
-    folder = tmp_path_factory.mktemp("experts")
-    files: list[tuple[Path, list[str]]] = []
+@pytest.mark.parametrize("model", ["qwen3_moe", pytest.param("deepseek_v3", marks=pytest.mark.slow)])
+def test_experts_cut_over_ranks_are_resumed_bit_for_bit(model, tmp_path, text_corpus):
+    whole = write_file(tmp_path, model, text_corpus)
+    halves = whole.with_stem(f"{model}_halves")
+    halves.write_text(whole.read_text())
     saving = [*TWO_RANKS, "--checkpoint.enable", "--checkpoint.interval=3"]
-    for model in METHODS:
-        whole = write_file(folder, model, text_corpus)
-        halves = whole.with_stem(f"{model}_halves")
-        halves.write_text(whole.read_text())
-        files += [(whole, TWO_RANKS), (halves, [*saving, "--training.steps=3"]), (halves, saving)]
-    train(folder, files, 2)
-    yield folder
+    train(tmp_path, [(whole, TWO_RANKS), (halves, [*saving, "--training.steps=3"]), (halves, saving)], 2)
+    assert one_state(tmp_path, model) == one_state(tmp_path, f"{model}_halves")
+    for one, two in zip(sites_of(tmp_path, model), sites_of(tmp_path, f"{model}_halves")):
+        assert one.losses() == two.losses()
+        assert one.losses()[-1] < one.losses()[0] - 0.3
 
 
-@pytest.mark.parametrize("model", METHODS)
-def test_experts_cut_over_ranks_are_resumed_bit_for_bit(model, cut):
-    assert one_state(cut, model) == one_state(cut, f"{model}_halves")
-    for whole, halves in zip(sites_of(cut, model), sites_of(cut, f"{model}_halves")):
-        assert whole.losses() == halves.losses()
-        assert whole.losses()[-1] < whole.losses()[0] - 0.3
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["qwen3_moe", "fomoe"])
+def test_sites_that_cut_their_experts_differently_share_them(model, tmp_path, text_corpus):
+    """One site cuts its model over two ranks and the other has all on one: their leaders exchange whole experts."""
+    path = write_file(tmp_path, model, text_corpus)
+    tables = path.read_text().split("[[site]]")
+    experts = "" if model == "fomoe" else "expert_parallel_degree = 2\n"
+    cut = f"nproc = 2\n[site.parallelism]\ndata_parallel_shard_degree = 2\n{experts}"
+    path.write_text("[[site]]".join([tables[0], tables[1] + cut, tables[2]]))
+    with lighthouse(2) as url:
+        sites = [start_site(path, name, ranks, url) for name, ranks in zip(SITES, (2, 1))]
+        for site in sites:
+            assert site.wait(600) == [0] * len(site.ranks), site.log()[-3000:]
+    assert len({site.summary()["shared_state_sha256"] for site in sites}) == 1
+    for site in sites:
+        assert site.losses()[-1] < site.losses()[0] - 0.3
+        assert all(line["committed"] and line["participants"] == 2 for line in site.lines("round"))
+
+
+@pytest.mark.slow
+def test_three_sites_hold_two_copies_of_each_expert_and_are_resumed(tmp_path, text_corpus):
+    path = write_file(tmp_path, "fomoe", text_corpus)
+    third = f'[[site]]\nname = "c"\ndata = {{dataset = "{text_corpus}", seed = 3}}\n'
+    text = (
+        path.read_text()
+        .replace("sites_per_expert = 1", "sites_per_expert = 2")
+        .replace("min_sites = 2", "min_sites = 3")
+    )
+    path.write_text(text.replace("num_experts = 4", "num_experts = 6") + third)
+
+    def trained(folder, *flags):
+        with lighthouse(3) as url:
+            sites = [start_site(path, name, 1, url, f"--dump_folder={folder}", *flags) for name in "abc"]
+            for site in sites:
+                assert site.wait(600) == [0], site.log()[-3000:]
+        return [SiteRun(name, folder, []) for name in "abc"]
+
+    saving = ["--checkpoint.enable", "--checkpoint.interval=3"]
+    whole = trained(tmp_path / "whole", *saving)
+    trained(tmp_path / "halves", *saving, "--training.steps=3")
+    halves = trained(tmp_path / "halves", *saving)
+    assert len({site.summary()["shared_state_sha256"] for site in [*whole, *halves]}) == 1
+    experts: dict[int, list[torch.Tensor]] = {}
+    for place, (one, two) in enumerate(zip(whole, halves)):
+        assert one.losses() == two.losses()
+        assert one.lines("round")[-1]["bytes_sent"] == site_cost(load_site(path, one.name)).round_bytes
+        (mine, theirs) = (expert_rows_of(site) for site in (one, two))
+        assert torch.equal(mine, theirs)
+        for row, expert in enumerate(held_experts(6, 2, place, 3)):
+            experts.setdefault(expert, []).append(mine[row])
+    assert all(len(copies) == 2 and torch.equal(*copies) for copies in experts.values()), "both holders have one expert"
+
+
+def expert_rows_of(site: SiteRun) -> torch.Tensor:
+    """One matrix of the experts in a site's last checkpoint."""
+    name = "layers.0.moe.routed_experts.inner_experts.w1_EFD"
+    return _load_state_dict_from_keys({name}, checkpoint_id=site.folder / site.name / "checkpoint" / f"step-{STEPS}")[
+        name
+    ]

@@ -81,6 +81,8 @@ def check_experts(settings: Settings, config: Any, layout: Any) -> None:
         raise settings.error(key, "must be at least 1", degree)
     if not mixtures:
         raise settings.error(key, "must be 1: the model has no experts", degree)
+    if config.fomoe.sites_per_expert:
+        raise settings.error(key, "must be 1 with fomoe.sites_per_expert: a site's own experts are not cut", degree)
     ranks = layout.shard * layout.context * layout.tensor
     if ranks % degree:
         problem = f"must divide the {ranks} ranks of data_parallel_shard x context_parallel x tensor_parallel"
