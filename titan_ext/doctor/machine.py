@@ -1,6 +1,5 @@
 """Checks of this machine for one site."""
 
-import os
 import resource
 import shutil
 import socket
@@ -167,8 +166,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "?"
     return found
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0))

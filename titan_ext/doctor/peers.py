@@ -99,7 +99,7 @@ def meet(
             links, findings, strangers = _measured(peers, site.name, secret)
             for peer in peers.values():
                 say_done(peer, site.name, secret)
-            _wait_for_farewells(probe, peers.keys() - strangers)
+            _wait_for_farewells(probe, peers.keys() - strangers, strangers)
         finally:
             probe.stop()
     findings += [_absent(name) for name in sorted(others - peers.keys())]
@@ -198,10 +198,12 @@ def _unreachable(name: str, what: str, problem: str) -> Finding:
     return Finding(f"to {name}", Level.PROBLEM, f"{what} of {name} cannot be reached: {problem}", why, mend)
 
 
-def _wait_for_farewells(probe: Probe, names: set[str]) -> None:
-    """Until the others need this site's probe no more."""
+def _wait_for_farewells(probe: Probe, names: set[str], strangers: set[str]) -> None:
+    """Until the others need this site's probe no more; those of another secret have to find that out, too."""
     deadline = time.monotonic() + _FAREWELL_SECONDS
-    while not names <= probe.done and time.monotonic() < deadline:
+    while not names <= probe.done or probe.refused < len(strangers):
+        if time.monotonic() > deadline:
+            return
         time.sleep(0.1)
 
 

@@ -98,6 +98,7 @@ class Meeting:
     def __init__(self, lighthouse: str, name: str) -> None:
         self._lighthouse, self._name = lighthouse, name
         self._id = ""
+        self._seen: dict[str, Peer] = {}
         self._over = threading.Event()
 
     def begin(self, host: str, port: int) -> None:
@@ -121,13 +122,15 @@ class Meeting:
             time.sleep(_BEAT_SECONDS / 2)
 
     def others(self) -> dict[str, Peer]:
-        """Doctors of other sites that are heard of."""
+        """Doctors of other sites that have been heard of: a busy machine may be late with a heartbeat."""
         try:
             heartbeats = read_lighthouse_page(self._lighthouse).heartbeats
         except OSError:
-            return {}
-        peers = [_parse(each) for each, age in heartbeats.items() if age < _ALIVE_SECONDS]
-        return {peer.name: peer for peer in peers if peer is not None and peer.name != self._name}
+            return dict(self._seen)
+        for peer in [_parse(each) for each, age in heartbeats.items() if age < _ALIVE_SECONDS]:
+            if peer is not None and peer.name != self._name:
+                self._seen[peer.name] = peer
+        return dict(self._seen)
 
     def _beat(self) -> None:
         from datetime import timedelta

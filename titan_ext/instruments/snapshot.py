@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from titan_ext.instruments.alerts import Alert, AlertRule, raised
-from titan_ext.instruments.measures import OVER, State, measure_all, stall_of, standing
+from titan_ext.instruments.measures import OVER, measure_all, stall_of, standing
 from titan_ext.instruments.run import Mark, Run
 from titan_ext.instruments.site import SiteHistory, number
 
@@ -188,8 +188,3 @@ def _flattened(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def _rounded(value: Any) -> Any:
     """Fewer digits on the wire."""
     return float(f"{value:.6g}") if isinstance(value, float) and value < 1e8 else value
-
-
-def is_over(shot: Mapping[str, Any]) -> bool:
-    """Whether nothing will be added to the run."""
-    return bool(shot["sites"]) and all(each["state"] in (State.FINISHED, State.FAILED) for each in shot["sites"])

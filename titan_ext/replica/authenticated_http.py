@@ -45,6 +45,8 @@ class AuthenticatedServer(ThreadingHTTPServer):
         self, host: str, port: int, handler: type["AuthenticatedHandler"], *, of: str, secret: Secret | None
     ) -> None:
         self.of, self.secret = of, secret
+        self.refused = 0
+        """Requests of clients that did not prove to hold the secret."""
         self.stopping = threading.Event()
         self._open = OpenSockets()
         self.address_family = socket.AF_INET if _is_ipv4(host) else socket.AF_INET6
@@ -129,6 +131,7 @@ class AuthenticatedHandler(BaseHTTPRequestHandler):
         if status == 401:
             self.send(status, b"", "text/plain", handshake.response())
         elif status == 403:
+            self.server.refused += 1
             address, of = self.client_address[0], self.server.of
             logger.warning("%s server: %s is refused: it does not hold the run's secret", of, address)
             self.send(status, b"not the secret of this run (replica.secret_file)\n", "text/plain")
