@@ -167,6 +167,17 @@ def test_padding_counts_nowhere_and_short_samples_are_neutral(anchors: Path) -> 
     assert loss.rescale(torch.tensor(4)) == 4 / 2
 
 
+def test_a_step_that_comes_to_nothing_leaves_no_trace(anchors: Path) -> None:
+    loss = adapt(anchors, aggregation="zsum", standardize=True)
+    loss.before_step(1)
+    loss.weights(torch.full((2, 32, WIDTH), torch.inf), batch())
+    loss.forget()
+    weights = loss.weights(torch.randn(2, 32, WIDTH), batch())
+    assert torch.isfinite(weights).all() and math.isfinite(loss.rescale(torch.tensor(57)))
+    loss.after_step()
+    assert all(map(math.isfinite, loss.report().values())) and torch.isfinite(loss._moments.deviation)
+
+
 def test_standardized_scores_follow_those_of_earlier_steps(anchors: Path) -> None:
     loss = adapt(anchors, standardize=True, standardize_decay=0.5)
     loss.before_step(1)

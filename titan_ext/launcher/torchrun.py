@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from titan_ext.errors import RunError, UserError
 from titan_ext.launcher.log import ERROR_PREFIX
 from titan_ext.launcher.node import Node
-from titan_ext.launcher.site_nodes import SiteNodes
+from titan_ext.launcher.site_nodes import End, SiteNodes
 from titan_ext.replica.address import interface_with
 
 _GLOO, _NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
@@ -43,9 +43,17 @@ def _run_with_others(words: Sequence[str], options: Namespace) -> int:
         print(f"{ERROR_PREFIX} node {own}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     print(f"titan-ext: node {own} of {node.count} ({addresses[own]}) begins with {', '.join(addresses)}", flush=True)
-    nodes.watch(lambda: _end_agent(options.shutdown_timeout or 0))
-    end = nodes.finish(*_run_agent(words))
-    if end.reason and end.node != own:  # else it is in this node's log
+    limits: list[threading.Timer] = []
+    nodes.watch(lambda: limits.append(_end_agent(nodes, own, options.shutdown_timeout or 0)))
+    code, reason = _run_agent(words)
+    for limit in limits:
+        limit.cancel()
+    return _told(nodes.finish(code, reason), own)
+
+
+def _told(end: End, node: int) -> int:
+    """Say why the attempt has ended, unless it is in this node's log; returns the exit code."""
+    if end.reason and end.node != node:
         print(f"{ERROR_PREFIX} {end.reason}", file=sys.stderr, flush=True)
     return end.code
 
@@ -102,16 +110,18 @@ def _run_agent(words: Sequence[str]) -> tuple[int, str]:
     return 0, ""
 
 
-def _end_agent(grace_seconds: float) -> None:
-    """End the agent, which tells its ranks; at once where it does not come to that."""
+def _end_agent(nodes: SiteNodes, node: int, grace_seconds: float) -> threading.Timer:
+    """End the agent, which tells its ranks; returns what ends the process where it does not come to that."""
+    end = nodes.end
 
     def give_up() -> None:
-        os._exit(RunError.exit_code)  # the guard ends the ranks
+        os._exit(_told(end, node))  # the guard ends the ranks
 
     timer = threading.Timer(grace_seconds + _MARGIN_SECONDS, give_up)
     timer.daemon = True
     timer.start()
     os.kill(os.getpid(), signal.SIGTERM)
+    return timer
 
 
 if __name__ == "__main__":

@@ -70,8 +70,13 @@ class TokenLoss(ChunkedLossWrapper):
         self._plain.zero_()
         self.settle(total[1:])
 
+    def forget(self) -> None:
+        """Called where a step had no data, or its loss is not finite: drops what this rank has counted in it."""
+        self._plain.zero_()
+        self.counts().zero_()
+
     def counts(self) -> torch.Tensor:
-        """What this rank has counted in the step, fp64 ``[n]``, to be summed over the site."""
+        """What this rank has counted in the step, fp64 ``[n]``, to be summed over the site; the tensor itself."""
         return self._plain.new_empty(0)
 
     def settle(self, total: torch.Tensor) -> None:

@@ -104,7 +104,8 @@ class SemiSyncConfig:
     streams: int | Literal["auto"] = "auto"
     """TCP connections between each two sites (or, rank by rank, each two ranks), over which every message is spread: one
     connection fills a long link only slowly, and loses speed with every lost packet. "auto" measures the distance when
-    sites meet: 2 up to 20 ms, 5 at 80 ms, at most 16. Of two sites that ask for different numbers the larger counts."""
+    sites meet: of two sites 2 up to 30 ms, 5 at 80 ms, at most 16; of more sites fewer to each. Where two ask for different
+    numbers the larger counts."""
 
     max_rate: str | None = None
     """What this site sends to the others at most in rounds, all its ranks together, such as "400mbit"; None: as much as the

@@ -57,12 +57,14 @@ class TokenStepTrainer(torchtitan_trainer.Trainer):
             super().train_step(data_iterator)
             return
         self.token_loss.before_step(self.step)
+        self._passes, self._loss_so_far = 0, 0.0
         try:
             super().train_step(data_iterator)
-        finally:
-            # Also of a step that had no data or whose loss is not finite: what it has counted is not the next one's.
-            self._passes, self._loss_so_far = 0, 0.0
-            self.token_loss.after_step()
+        except Exception:
+            # No collective here: where this rank alone has failed, the others would never meet it.
+            self.token_loss.forget()
+            raise
+        self.token_loss.after_step()
         if self.metrics_processor.should_log(self.step):
             self.metrics_processor.log_loss(self.step, self.token_loss.report())
 

@@ -155,6 +155,11 @@ class Adapt(TokenLoss):
 
     # -- over the steps ------------------------------------------------------------------------------
 
+    def forget(self) -> None:
+        """Drop the step's statistics and the sum of its weights."""
+        super().forget()
+        self._normaliser.zero_()
+
     def counts(self) -> torch.Tensor:
         """The step's statistics."""
         return self._statistics.local

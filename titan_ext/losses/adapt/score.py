@@ -66,8 +66,9 @@ class Centroid:
         self.local[-1].add_((real & (place == 0)).sum())
 
     def end(self, total: torch.Tensor) -> None:
-        """Take the site's sum of ``local``."""
-        self.state["centroid"].copy_(total[:-1] / total[-1])
+        """Take the site's sum of ``local``; that of a model that has diverged is passed over."""
+        fresh = (total[:-1] / total[-1]).to(self.state["centroid"])
+        self.state["centroid"].copy_(torch.where(fresh.isfinite().all(), fresh, self.state["centroid"]))
 
 
 class MovingMoments:

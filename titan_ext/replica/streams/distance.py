@@ -15,9 +15,11 @@ _WINDOW_BYTES = 2 * 2**20
 _MOST_BY_DISTANCE = 16
 
 
-def streams_for(round_trip: float) -> int:
-    """Connections that keep a link of 1 Gbit/s full at a distance of ``round_trip`` seconds; at least two."""
-    return min(_MOST_BY_DISTANCE, max(2, math.ceil(round_trip * _ASSUMED_BYTES_PER_SECOND / _WINDOW_BYTES)))
+def streams_for(round_trip: float, peers: int = 1) -> int:
+    """Connections to each of some peers that keep a link of 1 Gbit/s full at a distance of ``round_trip`` seconds; at least
+    two."""
+    streams = math.ceil(round_trip * _ASSUMED_BYTES_PER_SECOND / _WINDOW_BYTES / peers)
+    return min(_MOST_BY_DISTANCE, max(2, streams))
 
 
 def round_trip_seconds(connection: socket.socket) -> float:

@@ -67,7 +67,7 @@ def connect_sites(
         store.set(f"streams/{rank}", own.to_json())
         accepting = _Acceptor(server, token, range(rank + 1, world_size), deadline)
         try:
-            connected = _connect_all(store, range(rank), rank, own, timeout, deadline)
+            connected = _connect_all(store, range(rank), rank, own, world_size - 1, timeout, deadline)
             return connected | accepting.result()
         except BaseException:
             accepting.cancel()
@@ -80,7 +80,7 @@ def _listen(hostname: str) -> socket.socket:
 
 
 def _connect_all(
-    store: Store, peers: range, rank: int, own: _Address, timeout: timedelta, deadline: float
+    store: Store, peers: range, rank: int, own: _Address, others: int, timeout: timedelta, deadline: float
 ) -> dict[int, list[socket.socket]]:
     if not peers:
         return {}
@@ -88,18 +88,18 @@ def _connect_all(
     store.wait(keys, timeout)
     addresses = [_Address.from_json(text) for text in store.multi_get(keys)]
     with ThreadPoolExecutor(len(addresses)) as pool:
-        connected = pool.map(lambda theirs: _connect(theirs, own, rank, deadline), addresses)
+        connected = pool.map(lambda theirs: _connect(theirs, own, rank, others, deadline), addresses)
         return dict(zip(peers, connected, strict=True))
 
 
-def _connect(theirs: _Address, own: _Address, rank: int, deadline: float) -> list[socket.socket]:
+def _connect(theirs: _Address, own: _Address, rank: int, others: int, deadline: float) -> list[socket.socket]:
     def connection(index: int, count: int) -> socket.socket:
         made = socket.create_connection((theirs.host, theirs.port), timeout=max(0.001, deadline - time.monotonic()))
         made.sendall(_HELLO.pack(theirs.token, rank, index, count) if count else b"")
         return made
 
     first = connection(0, 0)
-    count = max(own.streams, theirs.streams) or streams_for(round_trip_seconds(first))
+    count = max(own.streams, theirs.streams) or streams_for(round_trip_seconds(first), others)
     first.sendall(_HELLO.pack(theirs.token, rank, 0, count))
     with ThreadPoolExecutor(count) as pool:
         return [first, *pool.map(lambda index: connection(index, count), range(1, count))]
