@@ -267,7 +267,7 @@ def test_an_unwritable_dump_folder_is_refused(tmp_path: Path) -> None:
         ("profiler.save_traces_folder", ["--profiler.enable_profiling", "--profiler.profile_freq=10"]),
         ("profiler.save_memory_snapshot_folder", ["--profiler.enable_memory_snapshot"]),
         ("checkpoint.folder", ["--checkpoint.enable"]),
-        ("comm.save_traces_folder", []),
+        ("comm.save_traces_folder", ["--comm.trace_buf_size=10"]),
         ("debug.save_config_file", []),
     ],
 )
