@@ -100,6 +100,11 @@ class StrongestCoefficients(Codec):
         return sum(count * kept for count, _, kept in self._tiles)
 
     @property
+    def granularity(self) -> int:
+        """All of them: a message is of all tiles."""
+        return max(1, sum(count * size for count, size in self.shapes))
+
+    @property
     def _filling(self) -> int:
         return -self._sent % 8  # so that a message is of whole words
 
