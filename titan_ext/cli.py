@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from titan_ext import __version__
-from titan_ext.commands import bench, check, data, dept, evaluate, export, generate, launch, lighthouse, migrate
+from titan_ext.commands import bench, check, data, dept, evaluate, export, generate, launch, lighthouse, migrate, plan
 from titan_ext.commands import help as help_command
 from titan_ext.commands.command import Command
 from titan_ext.errors import RunError, UserError
@@ -29,6 +29,7 @@ COMMANDS: tuple[Command, ...] = (
     launch.COMMAND,
     lighthouse.COMMAND,
     check.COMMAND,
+    plan.COMMAND,
     help_command.COMMAND,
     migrate.COMMAND,
     data.COMMAND,

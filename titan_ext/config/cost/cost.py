@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from titan_ext.config.cost.outer_cost import outer_costs
+from titan_ext.config.cost.outer_cost import OuterRounds, outer_costs
 from titan_ext.config.cost.shapes import parameter_shapes
 from titan_ext.config.layout import Layout, pipeline_stages
 from titan_ext.config.optimizer import hyper_parameters
@@ -70,29 +70,38 @@ def site_cost(site: Any) -> SiteCost:
     config, layout = site.config, site.layout
     shapes = parameter_shapes(config)
     local = {name: _local_shape(shape, layout).numel() for name, shape in shapes.items()}
-    on_site = {name: _site_elements(shape, layout) for name, shape in shapes.items()}
-    stages = _pipeline_ranks(site, list(shapes))
-    fullest = max(stages, key=lambda names: sum(local[name] for name in names))
-    held = sum(local[name] for name in fullest)
+    stages, fullest = _pipeline_ranks(site, local)
     width = 2 if config.training.dtype == "bfloat16" else _FP32
-    stage_shapes = [{name: _local_shape(shapes[name], layout) for name in names} for names in stages]
-    outer = outer_costs(site, shapes, on_site, stage_shapes, stages.index(fullest))
+    held = sum(local[name] for name in stages[fullest])
+    outer = outer_costs(outer_rounds(site))
     inner = {
         "parameter_bytes": held * width,
         "gradient_bytes": held * width,
-        "optimizer_bytes": _optimizer_bytes(config, {name: local[name] for name in fullest}, width),
+        "optimizer_bytes": _optimizer_bytes(config, {name: local[name] for name in stages[fullest]}, width),
     }
     between = outer["global_copy_bytes"] + outer["outer_optimizer_bytes"] + outer["send_buffer_bytes"]
     on_host = config.semi_sync.outer_state_device == "cpu"
+    on_site = sum(_site_elements(shape, layout) for shape in shapes.values())
     return SiteCost(
         parameters=sum(shape.numel() for shape in shapes.values()),
         **inner,
         memory_bytes=sum(inner.values()) + (0 if on_host else between),
         host_bytes=between if on_host else 0,
-        every_step_bytes=ring_all_reduce_bytes(_FP32 * sum(on_site.values()), site.count),
+        every_step_bytes=ring_all_reduce_bytes(_FP32 * on_site, site.count),
         bytes_per_step=outer["run_bytes"] / config.training.steps,
         **outer,
     )
+
+
+def outer_rounds(site: Any) -> OuterRounds | None:
+    """The rounds of a ``Site``; None without an outer loop."""
+    if site.config.semi_sync.method == "none":
+        return None
+    shapes = parameter_shapes(site.config)
+    on_site = {name: _site_elements(shape, site.layout) for name, shape in shapes.items()}
+    local = {name: _local_shape(shape, site.layout) for name, shape in shapes.items()}
+    stages, fullest = _pipeline_ranks(site, {name: shape.numel() for name, shape in local.items()})
+    return OuterRounds(site, shapes, on_site, [{name: local[name] for name in names} for names in stages], fullest)
 
 
 def _local_shape(shape: torch.Size, layout: Layout) -> torch.Size:
@@ -113,16 +122,16 @@ def _site_elements(shape: torch.Size, layout: Layout) -> int:
     return shape.numel() * copies
 
 
-def _pipeline_ranks(site: Any, names: list[str]) -> list[list[str]]:
-    """Names of the parameters on each rank of the pipeline."""
+def _pipeline_ranks(site: Any, local: Mapping[str, int]) -> tuple[list[list[str]], int]:
+    """Names of the parameters on each rank of the pipeline, and the place of the rank with the most ``local`` elements."""
     stages = pipeline_stages(site.settings, site.config)
     ranks: list[list[str]] = [[] for _ in range(site.layout.pipeline)]
     from_both_ends = is_v_shaped(site.config.parallelism.pipeline_parallel_schedule)
-    for name in names:
+    for name in local:
         stage = next((place for place, modules in enumerate(stages) if _within(name, modules)), 0)
         turn, rank = divmod(stage, len(ranks))
         ranks[len(ranks) - 1 - rank if from_both_ends and turn % 2 else rank].append(name)
-    return ranks
+    return ranks, max(range(len(ranks)), key=lambda place: sum(local[name] for name in ranks[place]))
 
 
 def _within(name: str, modules: list[str]) -> bool:

@@ -1,6 +1,8 @@
 """What the outer loop of a configuration will cost: the plan's rules, bound to shapes instead of tensors."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,14 +44,59 @@ class _Shapes:
         return None, None
 
 
-def outer_costs(
-    site: Any,
-    shapes: Mapping[str, torch.Size],
-    on_site: Mapping[str, int],
-    held: Sequence[Mapping[str, torch.Size]],
-    fullest: int,
-) -> dict[str, int]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransferCost:
+    """Rules of a round that are reduced together, bucket after bucket."""
+
+    site_bytes: int
+    """What all ranks of the site send (and receive)."""
+    buckets: int
+    """Messages of a rank, one after the other."""
+    hops: int
+    """Between sites, one after the other, that a bucket takes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchCost:
+    """A kind of round: the rules that are launched together."""
+
+    rules: tuple[str, ...]
+    """Their keys."""
+    times: int
+    """Rounds of this kind in the run."""
+    delay: int
+    """Inner steps that overlap it."""
+    transfers: tuple[TransferCost, ...]
+
+    @property
+    def site_bytes(self) -> int:
+        """What the site sends (and receives) in one such round."""
+        return sum(each.site_bytes for each in self.transfers)
+
+
+def outer_costs(rounds: "OuterRounds | None") -> dict[str, int]:
     """The fields of ``SiteCost`` that the outer loop accounts for.
+
+    Args:
+        rounds: None without an outer loop.
+    """
+    if rounds is None:
+        return dict(_NOTHING)
+    launches = rounds.launches()
+    states = rounds.states
+    kept = sum(state.facts.copies * state.elements + (state.elements if state.feeds_back else 0) for state in states)
+    return {
+        "global_copy_bytes": _FP32 * kept,
+        "outer_optimizer_bytes": _FP32 * sum(_outer_states(state.rule) * state.elements for state in states),
+        "send_buffer_bytes": max(map(rounds.launch_memory, rounds.groups), default=0),
+        "round_bytes": max((each.site_bytes for each in launches), default=0),
+        "rounds": sum(each.times for each in launches),
+        "run_bytes": sum(each.site_bytes * each.times for each in launches),
+    }
+
+
+class OuterRounds:
+    """A site's rules and what an exchange of each takes.
 
     Args:
         site: the site.
@@ -58,25 +105,6 @@ def outer_costs(
         held: for each rank of the pipeline the shapes of what it holds.
         fullest: the one among them whose memory counts.
     """
-    if site.config.semi_sync.method == "none":
-        return dict(_NOTHING)
-    rounds = _Rounds(site, shapes, on_site, held, fullest)
-    states = rounds.states
-    groups = rules_by_launch(rounds.plan.rules, site.config.training.steps)
-    sent = {launched: sum(map(rounds.rule_bytes, launched)) for launched in groups}
-    kept = sum(state.facts.copies * state.elements + (state.elements if state.feeds_back else 0) for state in states)
-    return {
-        "global_copy_bytes": _FP32 * kept,
-        "outer_optimizer_bytes": _FP32 * sum(_outer_states(state.rule) * state.elements for state in states),
-        "send_buffer_bytes": max(map(rounds.launch_memory, groups), default=0),
-        "round_bytes": max(sent.values(), default=0),
-        "rounds": sum(groups.values()),
-        "run_bytes": sum(sent[launched] * times for launched, times in groups.items()),
-    }
-
-
-class _Rounds:
-    """A site's rules and what an exchange of each takes; arguments as those of ``outer_costs``."""
 
     def __init__(
         self,
@@ -97,6 +125,43 @@ class _Rounds:
         self._fullest = fullest
         self.states = self._stages[fullest]
         """The plan's rules, as the fullest rank holds them."""
+        self.groups = rules_by_launch(self.plan.rules, site.config.training.steps)
+        """Rules that travel together, by their places in the plan, and how often."""
+
+    def launches(self) -> list[LaunchCost]:
+        """All kinds of rounds of the run."""
+        return [
+            LaunchCost(
+                rules=tuple(self.states[index].rule.key for index in launched),
+                times=times,
+                delay=max(self.states[index].rule.delay for index in launched),
+                transfers=tuple(map(self._transfer, self._together(launched))),
+            )
+            for launched, times in self.groups.items()
+        ]
+
+    def _together(self, launched: Sequence[int]) -> list[list[int]]:
+        """Rules that are reduced alike; see ``Exchange``, which makes one stretch of neighbours."""
+        reductions = self._reductions[self._fullest]
+        runs: list[list[int]] = []
+        for index in launched:
+            if runs and reductions[runs[-1][0]] is reductions[index]:
+                runs[-1].append(index)
+            else:
+                runs.append([index])
+        return runs
+
+    def _transfer(self, run: Sequence[int]) -> TransferCost:
+        reduction = self._reductions[self._fullest][run[0]]
+        largest = max(sum(stage[index].numel for index in run) for stage in self._stages)
+        if self._site.config.semi_sync.pairing == "leader":
+            largest *= self._site.layout.ranks // len(self._stages)
+        bucket = self.states[run[0]].rule.wire.bucket_elements
+        return TransferCost(
+            site_bytes=sum(map(self.rule_bytes, run)),
+            buckets=max(1, math.ceil(largest / bucket)),
+            hops=reduction.hops(self._site.count),
+        )
 
     def rule_bytes(self, index: int) -> int:
         """What all ranks of the site send for a rule in one round."""

@@ -45,6 +45,10 @@ class Reduction(ABC):
     def wire_bytes(self, numel: int, sites: int) -> int:
         """Bytes that a rank sends (and receives) to sum ``numel`` elements over ``sites``."""
 
+    def hops(self, sites: int) -> int:
+        """Messages between sites, one after the other, that a bucket takes."""
+        return 1
+
     @abstractmethod
     def reduce(
         self,
@@ -87,6 +91,9 @@ class AllReduce(Reduction):
 
     def wire_bytes(self, numel: int, sites: int) -> int:
         return ring_all_reduce_bytes(4 * numel, sites)
+
+    def hops(self, sites: int) -> int:
+        return 2 * (sites - 1)
 
     def scratch_elements(self, numel: int, sites: int) -> int:
         # Gloo's ring keeps a copy of what it passes on.
@@ -131,6 +138,10 @@ class CodedReduction(Reduction):
         bucket = self._bucket(sites)
         sizes = [min(bucket, numel - start) for start in range(0, numel, bucket)]
         return sum(passes * (sites - 1) * self._codec.wire_bytes(self._shard(size, sites)) for size in sizes)
+
+    def hops(self, sites: int) -> int:
+        # Gloo's all-to-all is one message to each, its all-gather a ring.
+        return (0 if self._to_all else 1) + sites - 1
 
     def scratch_elements(self, numel: int, sites: int) -> int:
         message = self._codec.wire_bytes(self._shard(min(numel, self._bucket(sites)), sites)) // 4

@@ -1,0 +1,99 @@
+"""How long TCP takes for a message, from the link and from what the connections have learnt of it.
+
+A fluid model of each connection: it begins with ten segments and doubles what it has under way with each round trip
+(slow start, RFC 5681), up to what the link, the receiver's window or loss allows (CUBIC's average window, RFC 9438
+section 5.1). After a pause it begins anew (RFC 2861, Linux's default).
+"""
+
+import math
+from dataclasses import dataclass
+
+from titan_ext.links.link import Link
+
+_SEGMENT = 1448  # bytes of payload in a full Ethernet packet with TCP's timestamps
+_FRAME = 1514  # bytes of such a packet from the Ethernet header on
+_FIRST_WINDOW = 10 * _SEGMENT  # RFC 6928
+_SHORTEST_PAUSE = 0.2  # seconds; the least retransmission timeout of Linux
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transport:
+    """How messages travel between two ranks."""
+
+    streams: int = 1
+    """TCP connections that share a message."""
+    window_bytes: float = 3 * 2**20
+    """What one connection may have under way: half of Linux's largest receive buffer (net.ipv4.tcp_rmem, 6 MiB)."""
+    message_trips: float = 1.0
+    """Round trips until a message's first byte is there. Gloo's receiver first says that it is ready; half a trip
+    where it need not."""
+    quorum_trips: float = 1.5
+    """Round trips to the lighthouse and back in which a quorum comes about, with all sites there."""
+
+
+def connection_rate(link: Link, transport: Transport, connections: int = 1) -> float:
+    """Payload bytes a second between two sites, once the connections are up to speed.
+
+    Args:
+        link: between the sites.
+        transport: how messages travel.
+        connections: pairs of ranks that exchange at once, each with ``transport.streams``.
+    """
+    rate = link.rate / 8 * _SEGMENT / _FRAME
+    if link.rtt > 0:
+        window = min(transport.window_bytes, _lossy_window(link))
+        rate = min(rate, connections * transport.streams * window / link.rtt)
+    return rate
+
+
+def _lossy_window(link: Link) -> float:
+    """Bytes that CUBIC has under way on average, or Reno where that is more (RFC 9438, section 5.1 and 4.3)."""
+    if link.loss <= 0:
+        return math.inf
+    reno = math.sqrt(1.5 / link.loss)
+    cubic = (0.4 * (3 + 0.7) / (4 * (1 - 0.7))) ** 0.25 * (link.rtt / link.loss) ** 0.75
+    return _SEGMENT * max(1.0, reno, cubic)
+
+
+@dataclass(slots=True)
+class Connection:
+    """What lies between two sites for a message after the other: how fast it may send, and since when it is idle.
+
+    Args:
+        link: between the sites.
+        transport: how messages travel.
+        connections: pairs of ranks that exchange at once.
+    """
+
+    link: Link
+    transport: Transport
+    connections: int = 1
+    _window: float = 0.0
+    _idle_since: float = -math.inf
+
+    def seconds_to_send(self, payload: float, now: float) -> float:
+        """Seconds from the first byte's departure to the last one's; the window grows by what is sent.
+
+        Args:
+            payload: bytes.
+            now: seconds on any clock that does not go back.
+        """
+        rate = connection_rate(self.link, self.transport, self.connections)
+        rtt, first = self.link.rtt, float(_FIRST_WINDOW * self.transport.streams * self.connections)
+        if now - self._idle_since > max(_SHORTEST_PAUSE, 2 * rtt):
+            self._window = first
+        seconds, left = 0.0, float(payload)
+        # A window a round trip, until the windows fill the link.
+        while left > self._window and self._window < rate * rtt:
+            seconds += rtt
+            left -= self._window
+            self._window *= 2
+        seconds += left / rate
+        self._window = max(self._window, min(self._window + left, rate * rtt))
+        self._idle_since = now + seconds
+        return seconds
+
+
+def cold_seconds(payload: float, link: Link, transport: Transport, connections: int = 1) -> float:
+    """Seconds to send ``payload`` bytes over connections that have been idle."""
+    return Connection(link, transport, connections).seconds_to_send(payload, 0.0)

@@ -1,0 +1,78 @@
+"""A plan that learns from a run, and what it would have said of it."""
+
+from dataclasses import dataclass, replace
+
+from titan_ext.planner.ledger import Measured
+from titan_ext.planner.prediction import Prediction, Surroundings
+from titan_ext.planner.range import Range
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One number of a plan beside that of a run."""
+
+    what: str
+    unit: str
+    predicted: Range
+    measured: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the interval covers it."""
+        return self.measured in self.predicted
+
+    @property
+    def ratio(self) -> float:
+        """Measured to likely."""
+        return self.measured / self.predicted.likely if self.predicted.likely else float("inf")
+
+
+def calibrated(around: Surroundings, measured: Measured, prediction: Prediction) -> Surroundings:
+    """The surroundings as a run found them.
+
+    Args:
+        around: as given by the user.
+        measured: in the run, over the same links.
+        prediction: of ``around``, by whose rounds the run's are scaled.
+    """
+    steps = dict(around.step_seconds)
+    steps |= {site: each for site, each in measured.step_seconds.items() if site in steps}
+    wiring = replace(around.wiring, step_jitter=measured.step_jitter)
+    factors = [
+        each.sync_seconds.map(lambda seconds, likely=planned.sync_seconds.likely: seconds / likely)  # type: ignore[misc]
+        for each in measured.rounds
+        for planned in prediction.rounds
+        if planned.rules == each.rules and planned.sync_seconds.likely > 0
+    ]
+    if factors:
+        middle = sorted(factors, key=lambda each: each.likely)[len(factors) // 2]
+        wiring = replace(wiring, measured=middle)
+    return replace(around, step_seconds=steps, wiring=wiring)
+
+
+def compare(prediction: Prediction, measured: Measured) -> list[Comparison]:
+    """A plan beside the ledger of a run."""
+    slowest = max(each.likely for each in measured.step_seconds.values())
+    found = [Comparison(what="an inner step", unit="s", predicted=prediction.step_seconds, measured=slowest)]
+    for planned in prediction.rounds:
+        for each in measured.rounds:
+            if each.rules == planned.rules:
+                name = ", ".join(planned.rules)
+                found += [
+                    Comparison(
+                        what=f"bytes of a round ({name})",
+                        unit="B",
+                        predicted=Range.exactly(float(planned.site_bytes)),
+                        measured=each.site_bytes,
+                    ),
+                    Comparison(
+                        what=f"a sync ({name})",
+                        unit="s",
+                        predicted=planned.sync_seconds,
+                        measured=each.sync_seconds.likely,
+                    ),
+                ]
+    share = Comparison(
+        what="utilisation", unit="", predicted=prediction.utilisation, measured=round(measured.utilisation, 4)
+    )
+    return [*found, share]

@@ -1,0 +1,144 @@
+"""How long the sites take to exchange a round, by closed formulas over the links."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean
+
+from titan_ext.config.cost.outer_cost import LaunchCost, TransferCost
+from titan_ext.links.link import Link, Links
+from titan_ext.links.tcp import Transport, cold_seconds, connection_rate
+from titan_ext.planner.range import Range
+from titan_ext.semi_sync.wire.reductions import UNDER_WAY
+
+_CONTROL_COLLECTIVES = 2
+"""All-reduces of a few hundred bytes before each reduction: the table of statuses, and weights and norms."""
+
+LINK_SHARES = (1.05, 1.0, 0.75)
+"""Of a link's rate what is had at best, likely and at worst, where nothing was measured."""
+TRIP_SHARES = (0.9, 1.0, 1.3)
+"""Of the round trips what is taken at best, likely and at worst."""
+
+
+def ring_seconds(payload: float, sites: int, bytes_per_second: float, latency: float = 0.0) -> float:
+    """Seconds of a ring all-reduce: ``2 (sites - 1) / sites`` times the payload, and a latency.
+
+    Photon's RAR (arXiv 2411.02908, appendix) and, for each synced state, the cost model of DES-LOC (arXiv 2505.22549,
+    equations 31 to 37).
+
+    Args:
+        payload: bytes to be reduced.
+        sites: in the ring.
+        bytes_per_second: of the slowest link.
+        latency: seconds.
+    """
+    return 2 * payload * (sites - 1) / sites / bytes_per_second + (latency if sites > 1 else 0.0)
+
+
+def parameter_server_seconds(payload: float, sites: int, bytes_per_second: float) -> float:
+    """Seconds in which a server collects and returns the payload of every site (Photon's PS)."""
+    return 2 * sites * payload / bytes_per_second if sites > 1 else 0.0
+
+
+def all_to_all_seconds(payload: float, sites: int, bytes_per_second: float) -> float:
+    """Seconds in which every site sends its payload to every other one (Photon's AR)."""
+    return (sites - 1) * payload / bytes_per_second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """What lies between the sites, and how they use it."""
+
+    links: Links
+    transport: Transport = Transport()
+    connections: int = 1
+    """Pairs of ranks that exchange at once: the ranks of a site, or 1 where a leader exchanges for them."""
+    overhead_seconds: float = 0.0
+    """What a round takes beside the wire: coding, outer step."""
+    step_jitter: float = 0.02
+    """Standard deviation of an inner step's time, as a share of it."""
+    measured: Range | None = None
+    """How many times as long as by the formula a sync has taken in a run; None: no run was looked at."""
+
+    @property
+    def sites(self) -> int:
+        """How many there are."""
+        return len(self.links.sites)
+
+    @property
+    def lighthouse_rtt(self) -> float:
+        """Round-trip time between the lighthouse and the site that is furthest from it, if it is at the best place."""
+        return max((min(link.rtt for link in self.links.of(site)) for site in range(self.sites)), default=0.0)
+
+    def slowest(self, connections: int) -> Link:
+        """The link of the ring that carries least."""
+        return min(self.links.ring(), key=lambda link: connection_rate(link, self.transport, connections))
+
+
+def sync_seconds(launch: LaunchCost, wiring: Wiring, period: float, step_seconds: float) -> Range:
+    """Seconds from the launch of a round until all have its result.
+
+    Args:
+        launch: what travels.
+        wiring: over what.
+        period: inner steps since the sites last met.
+        step_seconds: of the slowest site.
+    """
+    if wiring.sites < 2:
+        return Range.exactly(0.0)
+    waiting = _waiting(wiring, period, step_seconds)
+    if wiring.measured is not None:
+        likely = _seconds(launch, wiring, 1.0, 1.0) + waiting
+        return wiring.measured.map(lambda factor: factor * likely)
+    best, usual, worst = (_seconds(launch, wiring, *shares) for shares in zip(LINK_SHARES, TRIP_SHARES, strict=True))
+    return Range(best, usual + waiting, worst + 2 * waiting)
+
+
+def _seconds(launch: LaunchCost, wiring: Wiring, rate_share: float, trip_share: float) -> float:
+    travelling = sum(_transfer_seconds(each, wiring, rate_share, trip_share) for each in launch.transfers)
+    return travelling + trip_share * _control_seconds(wiring) + wiring.overhead_seconds
+
+
+def _control_seconds(wiring: Wiring) -> float:
+    hops = _CONTROL_COLLECTIVES * 2 * (wiring.sites - 1)
+    return wiring.transport.quorum_trips * wiring.lighthouse_rtt + hops * _hop_seconds(wiring)
+
+
+def _hop_seconds(wiring: Wiring) -> float:
+    return wiring.transport.message_trips * fmean(link.rtt for link in wiring.links.ring())
+
+
+def _transfer_seconds(transfer: TransferCost, wiring: Wiring, rate_share: float, trip_share: float) -> float:
+    """Buckets follow each other ``UNDER_WAY`` at a time: the wire is busy, or waits for the trips of those."""
+    if not transfer.site_bytes:
+        return 0.0
+    slowest = wiring.slowest(wiring.connections)
+    rate = rate_share * connection_rate(slowest, wiring.transport, wiring.connections)
+    sending = transfer.site_bytes / transfer.buckets / rate
+    alone = sending + transfer.hops * trip_share * _hop_seconds(wiring)
+    starting = cold_seconds(transfer.site_bytes, slowest, wiring.transport, wiring.connections)
+    starting -= transfer.site_bytes / connection_rate(slowest, wiring.transport, wiring.connections)
+    return starting + alone + (transfer.buckets - 1) * max(sending, alone / UNDER_WAY)
+
+
+def _waiting(wiring: Wiring, period: float, step_seconds: float) -> float:
+    """How much later the last of the sites is expected than the mean one, if steps vary independently."""
+    latest = NormalDist().inv_cdf(wiring.sites / (wiring.sites + 1))
+    return wiring.step_jitter * math.sqrt(period) * step_seconds * latest
+
+
+def stall_seconds(sync: float, hidden: float) -> float:
+    """Of a sync's seconds those that no inner step hides."""
+    return max(0.0, sync - hidden)
+
+
+def utilisation(step_seconds: float, steps: float, stalls: Sequence[float]) -> float:
+    """Share of the time in which inner steps are taken.
+
+    Args:
+        step_seconds: of an inner step.
+        steps: how many.
+        stalls: seconds in which none is taken.
+    """
+    training = step_seconds * steps
+    return training / (training + sum(stalls))
