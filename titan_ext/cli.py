@@ -6,7 +6,20 @@ import sys
 from collections.abc import Sequence
 
 from titan_ext import __version__
-from titan_ext.commands import bench, check, data, dept, evaluate, export, generate, launch, lighthouse, migrate, plan
+from titan_ext.commands import (
+    bench,
+    check,
+    data,
+    dept,
+    evaluate,
+    export,
+    generate,
+    lab,
+    launch,
+    lighthouse,
+    migrate,
+    plan,
+)
 from titan_ext.commands import help as help_command
 from titan_ext.commands.command import Command
 from titan_ext.errors import RunError, UserError
@@ -30,6 +43,7 @@ COMMANDS: tuple[Command, ...] = (
     lighthouse.COMMAND,
     check.COMMAND,
     plan.COMMAND,
+    lab.COMMAND,
     help_command.COMMAND,
     migrate.COMMAND,
     data.COMMAND,

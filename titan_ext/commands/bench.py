@@ -6,7 +6,7 @@ import signal
 import sys
 from types import ModuleType
 
-from titan_ext.bench import bytes, optim, overhead, rejoin, sync, wan
+from titan_ext.bench import bytes, optim, overhead, plan, rejoin, sync, wan
 from titan_ext.bench.chaos import command as chaos
 from titan_ext.commands.command import Command
 from titan_ext.experiments.abbie import command as abbie
@@ -22,6 +22,7 @@ _BENCHMARKS = {
     "dept": dept,
     "optim": optim,
     "overhead": overhead,
+    "plan": plan,
     "rejoin": rejoin,
     "sync": sync,
     "wan": wan,

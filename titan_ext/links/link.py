@@ -66,6 +66,10 @@ class Links:
         """All links of a site."""
         return [self.between(site, other) for other in range(len(self.sites)) if other != site]
 
+    def lighthouse_rtt(self, site: int) -> float:
+        """Round-trip time between a site and the lighthouse, which is at the best connected place."""
+        return min((link.rtt for link in self.of(site)), default=0.0)
+
     def port_rate(self, site: int) -> float:
         """Bits a second that a site's interface can send in all: the rate of the fastest of its links."""
         return max((link.rate for link in self.of(site)), default=float("inf"))

@@ -8,7 +8,7 @@ section 5.1). After a pause it begins anew (RFC 2861, Linux's default).
 import math
 from dataclasses import dataclass
 
-from titan_ext.links.link import Link
+from titan_ext.links.link import Link, Links
 
 _SEGMENT = 1448  # bytes of payload in a full Ethernet packet with TCP's timestamps
 _FRAME = 1514  # bytes of such a packet from the Ethernet header on
@@ -29,6 +29,8 @@ class Transport:
     where it need not."""
     quorum_trips: float = 1.5
     """Round trips to the lighthouse and back in which a quorum comes about, with all sites there."""
+    regroup_trips: float = 10.0
+    """Round trips in which the sites of a new quorum connect to each other."""
 
 
 def connection_rate(link: Link, transport: Transport, connections: int = 1) -> float:
@@ -44,6 +46,11 @@ def connection_rate(link: Link, transport: Transport, connections: int = 1) -> f
         window = min(transport.window_bytes, _lossy_window(link))
         rate = min(rate, connections * transport.streams * window / link.rtt)
     return rate
+
+
+def port_bytes_per_second(links: Links, site: int) -> float:
+    """Payload bytes a second that a site's interface sends in all."""
+    return links.port_rate(site) / 8 * _SEGMENT / _FRAME
 
 
 def _lossy_window(link: Link) -> float:

@@ -1,6 +1,6 @@
 """From a file and the flags of ``titan-ext plan`` to a plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +32,6 @@ class Request:
     steps: Sequence[str] = ()
     """``--step`` flags."""
     flops: str | None = None
-    probed: Mapping[str, Range] | None = None
-    """Step times that were measured for the plan, by site."""
     run: str | None = None
     """Folder of a run to learn from."""
     mtbf: Sequence[str] = ()
@@ -52,15 +50,14 @@ def make_plan(sites: Sequence[Any], request: Request) -> Plan:
     names = [site.name for site in sites]
     _check(request, names)
     work = workload(sites, request.tokens)
-    steps, told = _steps(sites, request, names)
     faults = parse_faults(request.mtbf, request.recovery, names)
     around = Surroundings(
         wiring=Wiring(
             links=parse_links(request.links, names),
             transport=Transport(streams=request.streams),
-            connections=_connections(sites),
+            connections=site_connections(sites),
         ),
-        step_seconds=steps,
+        step_seconds=step_times(sites, request.steps, request.flops),
         faults=faults,
         prices=load_prices(request.prices, names) if request.prices is not None else None,
     )
@@ -82,7 +79,7 @@ def make_plan(sites: Sequence[Any], request: Request) -> Plan:
         advice=advise(outer, works, around, target if target is not None else DEFAULT_TARGET),
         needed=_needed(target, work, around) if target is not None else None,
         comparisons=comparisons,
-        assumptions=[*_assumptions(around, measured), *told],
+        assumptions=[*_assumptions(around, measured), *_told_of_steps(request, names)],
     )
 
 
@@ -99,29 +96,36 @@ def _check(request: Request, names: Sequence[str]) -> None:
         raise UserError(f"--target-utilisation {request.target:g}: must be between 0 and 1, such as 0.95")
 
 
-def _connections(sites: Sequence[Any]) -> int:
+def site_connections(sites: Sequence[Any]) -> int:
     """Pairs of ranks between two sites that exchange at once."""
     by_leader = sites[0].config.semi_sync.pairing == "leader"
     return 1 if by_leader else min(site.layout.ranks for site in sites)
 
 
-def _steps(sites: Sequence[Any], request: Request, names: Sequence[str]) -> tuple[dict[str, Range], list[str]]:
-    """Step times by site, and what had to be assumed for them."""
-    found = dict(request.probed or {}) | given_step_seconds(request.steps, names)
-    left = [site for site in sites if site.name not in found]
-    if not left:
-        return found, []
-    flops = parse_flops(request.flops) if request.flops is not None else ASSUMED_FLOPS
+def step_times(sites: Sequence[Any], steps: Sequence[str], flops: str | None) -> dict[str, Range]:
+    """Step times by site: those of ``--step`` flags, else from the operations a second of a rank.
+
+    Raises:
+        UserError: a flag cannot be read.
+    """
+    names = [site.name for site in sites]
+    found = given_step_seconds(steps, names)
+    rate = parse_flops(flops) if flops is not None else ASSUMED_FLOPS
     # What a user says of a machine is nearer than a guess at the machine.
-    bounds = (0.9, 1.15) if request.flops is not None else (0.5, 2.0)
-    found |= {site.name: Range.around(step_from_flops(site, flops), *bounds) for site in left}
-    ordered = {name: found[name] for name in names}
-    told = [f"every rank does {flops / 1e12:.3g} TFLOP/s, 6 operations for each parameter and token"]
-    if request.flops is None and request.run is None:
-        told[0] += (
-            ": 40 % of an H100's peak; say better by --step 350ms, --flops 300tflops, --probe or --from RUN_FOLDER"
-        )
-    return ordered, told
+    bounds = (0.9, 1.15) if flops is not None else (0.5, 2.0)
+    return {site.name: found.get(site.name) or Range.around(step_from_flops(site, rate), *bounds) for site in sites}
+
+
+def _told_of_steps(request: Request, names: Sequence[str]) -> list[str]:
+    """What had to be assumed of inner steps."""
+    given = given_step_seconds(request.steps, names)
+    if request.run is not None or all(name in given for name in names):
+        return []
+    flops = parse_flops(request.flops) if request.flops is not None else ASSUMED_FLOPS
+    text = f"every rank does {flops / 1e12:.3g} TFLOP/s, 6 operations for each parameter and token"
+    if request.flops is None:
+        text += ": 40 % of an H100's peak; say better by --step 350ms, --flops 300tflops or --from RUN_FOLDER"
+    return [text]
 
 
 def _needed(target: float, work: Workload, around: Surroundings) -> Needed | None:

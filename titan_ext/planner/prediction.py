@@ -11,8 +11,6 @@ from titan_ext.planner.range import Range
 from titan_ext.planner.sync_time import Wiring, stall_seconds, sync_seconds, utilisation
 
 _DAY = 86400.0
-_REGROUP_TRIPS = 10
-"""Round trips in which the sites of a new quorum connect to each other."""
 _MOST_RATE = 1e15
 """Bits a second above which a rate is not looked for."""
 
@@ -115,7 +113,7 @@ def predict(work: Workload, around: Surroundings) -> Prediction:
     count = sum(each.times for each in rounds)
     cadence = (step.likely * work.steps + stalls.likely) / max(1, count)
     sync = sum(each.times * each.sync_seconds.likely for each in rounds) / max(1, count)
-    regroup = _REGROUP_TRIPS * around.wiring.lighthouse_rtt
+    regroup = around.wiring.transport.regroup_trips * around.wiring.lighthouse_rtt
     slower = 1 + around.faults.stall_share(sync, cadence, regroup)
     participation = around.faults.participation(work.sites, cadence)
     share = share.map(lambda value: value / slower)

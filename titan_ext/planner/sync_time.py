@@ -14,7 +14,7 @@ from titan_ext.semi_sync.wire.reductions import UNDER_WAY
 _CONTROL_COLLECTIVES = 2
 """All-reduces of a few hundred bytes before each reduction: the table of statuses, and weights and norms."""
 
-LINK_SHARES = (1.05, 1.0, 0.75)
+LINK_SHARES = (1.05, 1.0, 0.65)
 """Of a link's rate what is had at best, likely and at worst, where nothing was measured."""
 TRIP_SHARES = (0.9, 1.0, 1.3)
 """Of the round trips what is taken at best, likely and at worst."""
@@ -67,8 +67,8 @@ class Wiring:
 
     @property
     def lighthouse_rtt(self) -> float:
-        """Round-trip time between the lighthouse and the site that is furthest from it, if it is at the best place."""
-        return max((min(link.rtt for link in self.links.of(site)) for site in range(self.sites)), default=0.0)
+        """Round-trip time between the lighthouse and the site that is furthest from it."""
+        return max(self.links.lighthouse_rtt(site) for site in range(self.sites))
 
     def slowest(self, connections: int) -> Link:
         """The link of the ring that carries least."""

@@ -19,7 +19,8 @@ def workload(sites: Sequence[Any], tokens: int | None = None) -> Workload:
         sites: all ``Site`` of a run.
         tokens: the budget; None: that of the file's steps.
     """
-    per_step = sum(map(tokens_per_step, sites))
+    trained = sites[0].config.semi_sync.sites_per_round or len(sites)
+    per_step = sum(map(tokens_per_step, sites)) * min(trained, len(sites)) // len(sites)
     steps = sites[0].config.training.steps
     return Workload(
         sites=[site.name for site in sites],

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan, SyncRule, Wire, 
 from titan_ext.semi_sync.plan.sampling import SiteSampler
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
 from titan_ext.semi_sync.plan.scopes import assign, matches
+from titan_ext.semi_sync.round.clock import Clock
 from titan_ext.semi_sync.round.commit_log import CommitLog
 from titan_ext.semi_sync.round.end_of_data import EndOfData
 from titan_ext.semi_sync.round.error_feedback import ErrorFeedback
@@ -64,6 +65,10 @@ class SiteOptions:
     """Who exchanges with the other sites: each rank, or rank 0 for all."""
     outer_state_device: Literal["same", "cpu"] = "same"
     """Where the global copy, the outer optimizer's state and the buffers lie."""
+    clock: Clock = field(default_factory=Clock)
+    """What it takes time from."""
+    make_in_flight: Callable[[], InFlightRound] = InFlightRound
+    """Makes what runs a round beside inner steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +150,9 @@ def build(
             guard=plan.outlier_guard,
             device=device,
             heartbeat_timeout_seconds=site.heartbeat_timeout_seconds,
+            clock=site.clock,
         ),
+        in_flight=site.make_in_flight(),
         schedule=Schedule(plan),
         sampler=sampler,
         end_of_data=EndOfData(states),

@@ -1,7 +1,6 @@
 """The outer loop: one engine that runs the sync plan of any method."""
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -115,7 +114,8 @@ class SemiSync:
             keep_local_work=keep_local_work,
             on_round=on_round,
         )
-        self._timer = StepTimer()
+        self._timer = StepTimer(site.clock.now)
+        self._sleep = site.clock.sleep
         self._site_weight = site.weight
         self._launch: Launch | None = None
         """Of the round under way on this thread or the other one, until the vote."""
@@ -204,7 +204,7 @@ class SemiSync:
             if problem != told:
                 logger.warning("not joining yet: %s", problem)
                 told = problem
-            time.sleep(_PAUSE_SECONDS)
+            self._sleep(_PAUSE_SECONDS)
 
     def _try_to_join(self) -> str | None:
         """One quorum of a site that abstains; why it has not joined, None if it has."""

@@ -1,7 +1,6 @@
 """The end of a round: the vote, and what follows from it."""
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -51,7 +50,7 @@ class Committer:
         Raises:
             RunError: no site's work was finite in several rounds one after the other.
         """
-        started = time.perf_counter()
+        started = self.exchange.clock.now()
         manager, lineage = self.exchange.manager, self.exchange.lineage
         failure = manager.errored()
         with record_function("titan_ext::vote"):
@@ -70,7 +69,7 @@ class Committer:
             self.exchange.healing.give_up(result)
         self.end_of_data.settle(result, committed)
         if result.rules:
-            self._record(result, committed, failure, time.perf_counter() - started)
+            self._record(result, committed, failure, self.exchange.clock.now() - started)
         return committed
 
     def _apply(self, result: RoundResult, summed: Sum) -> None:

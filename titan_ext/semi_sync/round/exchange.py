@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
@@ -14,6 +13,7 @@ from torch.profiler import record_function
 from titan_ext.semi_sync.plan.plan import PARAMETERS, OutlierGuard
 from titan_ext.semi_sync.round.age_table import AgeTable
 from titan_ext.semi_sync.round.agreement import Verdict, agree
+from titan_ext.semi_sync.round.clock import Clock
 from titan_ext.semi_sync.round.contributions import Contributions
 from titan_ext.semi_sync.round.error_feedback import ErrorFeedback
 from titan_ext.semi_sync.round.healing import Healing
@@ -60,6 +60,8 @@ class Exchange:
     """Where buffers live."""
     heartbeat_timeout_seconds: float = 0.0
     """After which a site that says nothing counts as dead."""
+    clock: Clock = field(default_factory=Clock)
+    """What rounds are timed by."""
     _retry_after_steps: int = field(default=0, init=False)
     """From the last table of statuses that came whole."""
 
@@ -74,7 +76,7 @@ class Exchange:
             take_in: takes in a peer's state if this site was behind. None where the inner loop goes on meanwhile: the
                 ranks of the site may not meet then, and a state is taken in when the round is applied.
         """
-        started = time.perf_counter()
+        started = self.clock.now()
         with record_function("titan_ext::quorum"):
             self.manager.start_quorum()
         # A peer's state comes with the quorum.
@@ -87,7 +89,7 @@ class Exchange:
             sites=self.manager.num_participants(),
             verdict=verdict,
             retry_after_steps=self._retry_after_steps,
-            seconds_quorum=time.perf_counter() - started,
+            seconds_quorum=self.clock.now() - started,
         )
         if take_in is not None:
             with record_function("titan_ext::heal"):
@@ -197,7 +199,7 @@ class Exchange:
     # -- the wire ----------------------------------------------------------------------------------
 
     def _reduce(self, contribution: Contribution, verdict: Verdict) -> Sum:
-        started = time.perf_counter()
+        started = self.clock.now()
         contribution, contributions, ages = self._weigh(contribution, verdict)
         of = RoundFacts(verdict.step, contributions.weights)
         parts = dict(parts_of(contribution.buffer, contribution.rules, self.states))
@@ -226,7 +228,7 @@ class Exchange:
             residuals=residuals,
             ages=ages,
             without_partner=frozenset(without_partner),
-            seconds=time.perf_counter() - started,
+            seconds=self.clock.now() - started,
         )
 
     def _weigh(self, contribution: Contribution, verdict: Verdict) -> tuple[Contribution, Contributions, Ages]:
