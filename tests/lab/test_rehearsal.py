@@ -72,7 +72,9 @@ def test_what_sites_come_to_is_what_they_come_to_without_a_network(settings: dic
 
 def without_network(sites: list, settings: dict) -> str:
     config = replace(with_settings(sites[:1], **settings)[0].config.semi_sync, pairing="rank")
-    shapes, _ = shrunk_shapes(sites[0].config, shrinking(sites[0].config))
+    shrunk = shrinking(replace(sites[0], count=4))
+    config.bucket_mib = shrunk.bucket_mib
+    shapes, _ = shrunk_shapes(sites[0].config, shrunk.factor)
     models = [StandIn(shapes) for _ in range(4)]
     optimizers = [sites[0].config.optimizer.build(model_parts=[model]) for model in models]
     noise = [torch.Generator().manual_seed(site) for site in range(4)]

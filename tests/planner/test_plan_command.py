@@ -145,6 +145,21 @@ def test_a_run_calibrates_the_plan_and_is_compared_with_it(sites: list, tmp_path
     assert by_name["utilisation"].measured == pytest.approx(0.5 * 29 / (0.5 * 29 + 5 * 3.0), abs=1e-3)
 
 
+def test_what_the_wire_does_not_explain_is_work_at_the_sites(sites: list, tmp_path: Path) -> None:
+    """It does not shrink with the bytes; a link that is slower than was said makes every byte slower."""
+    for name in ("alpha", "beta"):
+        journal(tmp_path, name, sync=3.0)
+    found = {}
+    for rate in ("100gbit", "30mbit"):
+        request = Request(file="demo.toml", links=[rate], run=str(tmp_path))
+        plan = make_plan(sites, request)
+        assert plan.prediction.rounds[0].sync_seconds.likely == pytest.approx(3.0, rel=1e-6)
+        small = predict(plan.works["diloco", "int8"], plan.around)
+        found[rate] = small.rounds[0].sync_seconds.likely
+    assert found["100gbit"] == pytest.approx(3.0, rel=0.01)
+    assert 0.7 < found["30mbit"] < 1.1
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

@@ -98,21 +98,22 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         require(variant in _VARIANTS, "variants", variant, f"one of {', '.join(_VARIANTS)}")
     figures: dict[str, Any] = {}
     every: list[Cell] = []
+    base = _load()
     for variant in variants:
-        cells = list(_cells(variant, options))
+        cells = list(_cells(variant, base, options))
         every += cells
         _print(variant, cells)
         figures[variant] = _figures(cells)
     return {**figures, **_figures(every), "within": all(cell.ratio <= _MOST_RATIO for cell in every)}
 
 
-def _cells(variant: str, options: argparse.Namespace) -> Iterator[Cell]:
+def _cells(variant: str, base: Any, options: argparse.Namespace) -> Iterator[Cell]:
     for period in _PERIODS:
         settings = _VARIANTS[variant]
         apart, left = divmod(period, settings.get("num_fragments", 1))
         if left or settings.get("fragment_sync_delay", 0) >= apart:
             continue  # no room for that many fragments, or for the flight of one
-        sites = _sites(options.sites, {**settings, "sync_every": period}, period * options.rounds)
+        sites = _sites(base, options.sites, {**settings, "sync_every": period}, period * options.rounds)
         for mbit in _MBIT:
             yield cell(variant, sites, period, mbit, options)
 
@@ -137,16 +138,24 @@ def cell(variant: str, sites: Sequence[Any], period: int, mbit: int, options: ar
     return Cell(variant, period, mbit, planned, Rehearsal(script).run().utilisation)
 
 
-def _sites(count: int, settings: dict[str, Any], steps: int) -> list[Any]:
+def _load() -> Any:
     from titan_ext.config.load import load_run
-    from titan_ext.planner.workload import with_settings
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "grid.toml")
         path.write_text(_FILE)
-        site = load_run(path, [f"--training.steps={steps}"], needs=()).sites[0]
-    named = [replace(site, name=f"site{place}", index=place, count=count) for place in range(count)]
-    return with_settings(named, **settings)
+        return load_run(path, needs=()).sites[0]
+
+
+def _sites(base: Any, count: int, settings: dict[str, Any], steps: int) -> list[Any]:
+    """``count`` sites like ``base`` with other settings of the outer loop."""
+    from titan_ext.planner.workload import with_settings
+
+    named = [replace(base, name=f"site{place}", index=place, count=count) for place in range(count)]
+    changed = with_settings(named, **settings)
+    for site in changed:
+        site.config.training = replace(site.config.training, steps=steps)
+    return changed
 
 
 def _print(variant: str, cells: Sequence[Cell]) -> None:

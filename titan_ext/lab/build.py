@@ -8,6 +8,7 @@ from typing import Any
 from titan_ext.errors import UserError
 from titan_ext.lab.faults import Fault, load_faults, parse_faults, random_kills
 from titan_ext.lab.rehearsal import Script
+from titan_ext.lab.stand_in import shrinking
 from titan_ext.links.link import parse_links, parse_seconds
 from titan_ext.links.tcp import Transport
 from titan_ext.planner.build import site_connections, step_times
@@ -48,10 +49,12 @@ def make_script(sites: Sequence[Any], request: Request) -> Script:
     _check(sites, request)
     until = float("inf") if request.until is None else parse_seconds(request.until, f"--until {request.until}")
     steps = step_times(sites, request.steps, request.flops)
+    shrunk = shrinking(sites[0])
     return Script(
-        sites=[_alone(site) for site in sites],
+        sites=[_alone(site, shrunk.bucket_mib) for site in sites],
         links=parse_links(request.links, names),
         step_seconds=[steps[name].likely for name in names],
+        shrinking=shrunk.factor,
         transport=Transport(streams=request.streams),
         connections=site_connections(sites),
         faults=_faults(names, request, min(until, _WHEN_UNKNOWN)),
@@ -69,10 +72,10 @@ def _copies(sites: Sequence[Any], count: int | None) -> list[Any]:
     return [replace(sites[0], name=f"site{place}", index=place, count=count) for place in range(count)]
 
 
-def _alone(site: Any) -> Any:
+def _alone(site: Any, bucket_mib: float) -> Any:
     """The site with one rank, which stands for all of them."""
     config = copy.copy(site.config)
-    config.semi_sync = replace(config.semi_sync, pairing="rank", outer_state_device="same")
+    config.semi_sync = replace(config.semi_sync, pairing="rank", outer_state_device="same", bucket_mib=bucket_mib)
     return replace(site, config=config)
 
 

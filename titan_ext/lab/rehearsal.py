@@ -16,7 +16,7 @@ from titan_ext.lab.lighthouse import Lighthouse, Member, Quorum
 from titan_ext.lab.manager import LabManager
 from titan_ext.lab.network import Network
 from titan_ext.lab.simulation import Process, Simulation
-from titan_ext.lab.stand_in import StandIn, shrinking, shrunk_shapes
+from titan_ext.lab.stand_in import StandIn, shrunk_shapes
 from titan_ext.links.link import Links
 from titan_ext.links.tcp import Transport
 from titan_ext.planner.step_time import tokens_per_step
@@ -39,6 +39,8 @@ class Script:
     links: Links
     step_seconds: Sequence[float]
     """Of an inner step, by site."""
+    shrinking: float
+    """How many times fewer elements the stand-ins have than the models."""
     transport: Transport = Transport()
     connections: int = 1
     """Pairs of ranks of two sites that exchange at once."""
@@ -141,8 +143,6 @@ class Rehearsal:
         self.managers: dict[Member, LabManager] = {}
         self.traces = [SiteTrace(name=site.name) for site in script.sites]
         self._lives: dict[int, _Life] = {}
-        self.shrinking = shrinking(script.sites[0].config)
-        """How many times fewer elements the stand-ins have than the models."""
 
     def run(self) -> Outcome:
         """Run to the end.
@@ -223,7 +223,7 @@ class _Life:
         """How many times as long as usual its steps take."""
         self._lab, self._trace, self._config = lab, lab.traces[site], script.sites[site].config
         self._trace.lives += 1
-        shapes, self.scale = shrunk_shapes(self._config, lab.shrinking)
+        shapes, self.scale = shrunk_shapes(self._config, script.shrinking)
         member = Member(site, self._trace.name)
         self.manager = lab.managers[member] = LabManager(
             lab.simulation,

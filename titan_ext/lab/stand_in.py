@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from torch import nn
 
 from titan_ext.config.cost.shapes import parameter_shapes
 from titan_ext.errors import UserError
+from titan_ext.semi_sync.wire.codecs import CODECS
 
 _SMALL = 2**19
 """Elements up to which a model is its own stand-in."""
-_ELEMENTS = 2**16
-"""About what the stand-in of a larger one has: many sites' models, optimizers and buffers fit into a few megabytes."""
+_FEWEST, _MOST = 2**16, 2**20
+"""Elements of the stand-in of a larger one: many sites' models, optimizers and buffers fit into a few megabytes."""
 
 
 class StandIn(nn.Module):
@@ -41,10 +43,27 @@ class StandIn(nn.Module):
             parameter.grad = parameter.detach() - target + noise
 
 
-def shrinking(config: Any) -> float:
-    """How many times fewer elements the stand-in of a ``Trainer.Config``'s model is to have."""
-    whole = sum(shape.numel() for shape in parameter_shapes(config).values())
-    return 1.0 if whole <= _SMALL else whole / _ELEMENTS
+@dataclass(frozen=True, slots=True)
+class Shrinking:
+    """How a stand-in is made of a model, so that a round takes as many messages as the model's."""
+
+    factor: float
+    """How many times fewer elements it has."""
+    bucket_mib: float
+    """``semi_sync.bucket_mib`` of its outer loop."""
+
+
+def shrinking(site: Any) -> Shrinking:
+    """How the model of a ``Site`` shrinks, whose ranks become one."""
+    outer = site.config.semi_sync
+    whole = sum(shape.numel() for shape in parameter_shapes(site.config).values())
+    at_once = 1 if outer.pairing == "leader" else site.layout.ranks
+    buckets = math.ceil(4 * whole / at_once / (outer.bucket_mib * 2**20))
+    codec = CODECS.get(outer.codec)
+    # A bucket has at least one block for each message that it is cut into.
+    least = buckets * codec.granularity * (1 if codec.sparse else site.count)
+    elements = whole if whole <= _SMALL else min(max(_FEWEST, least), _MOST)
+    return Shrinking(whole / elements, 4 * elements / buckets / 2**20)
 
 
 def shrunk_shapes(config: Any, factor: float) -> tuple[dict[str, torch.Size], float]:

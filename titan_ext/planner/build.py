@@ -66,7 +66,7 @@ def make_plan(sites: Sequence[Any], request: Request) -> Plan:
         measured = read_run(request.run, names)
         before = predict(work, around)
         comparisons = compare(before, measured)
-        around = calibrated(around, measured, before)
+        around = calibrated(around, measured, work)
     works = variants(sites, request.tokens)
     outer, target = sites[0].config.semi_sync, request.target
     return Plan(
@@ -161,6 +161,8 @@ def _assumptions(around: Surroundings, measured: Measured | None) -> list[str]:
         ]
         if wiring.measured is not None:
             lines[0] += f"; a sync took {wiring.measured.likely:.2f} times as long as by the formula"
+        if wiring.overhead_seconds:
+            lines[0] += f", after {wiring.overhead_seconds:.3g} s of work at the sites"
     if around.faults.between:
         lines.append(f"a site that fails is back after {around.faults.recovery_seconds:g} s, by --recovery")
     return lines

@@ -3,8 +3,11 @@
 from dataclasses import dataclass, replace
 
 from titan_ext.planner.ledger import Measured
-from titan_ext.planner.prediction import Prediction, Surroundings
+from titan_ext.planner.prediction import Prediction, Surroundings, Workload, predict
 from titan_ext.planner.range import Range
+
+_FAR = 2.0
+"""Times the formula's seconds beyond which it is not the links that are slow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,26 +30,32 @@ class Comparison:
         return self.measured / self.predicted.likely if self.predicted.likely else float("inf")
 
 
-def calibrated(around: Surroundings, measured: Measured, prediction: Prediction) -> Surroundings:
+def calibrated(around: Surroundings, measured: Measured, work: Workload) -> Surroundings:
     """The surroundings as a run found them.
+
+    Where rounds took far longer than the wire explains, the rest is taken for work at the sites, which does not grow with
+    the bytes; else the links are taken for slower, or faster, than was said.
 
     Args:
         around: as given by the user.
         measured: in the run, over the same links.
-        prediction: of ``around``, by whose rounds the run's are scaled.
+        work: what the run did.
     """
     steps = dict(around.step_seconds)
     steps |= {site: each for site, each in measured.step_seconds.items() if site in steps}
-    wiring = replace(around.wiring, step_jitter=measured.step_jitter)
-    factors = [
-        each.sync_seconds.map(lambda seconds, likely=planned.sync_seconds.likely: seconds / likely)  # type: ignore[misc]
+    formula = predict(work, replace(around, wiring=replace(around.wiring, step_jitter=0.0)))
+    pairs = [
+        (each.sync_seconds, planned.sync_seconds.likely)
         for each in measured.rounds
-        for planned in prediction.rounds
+        for planned in formula.rounds
         if planned.rules == each.rules and planned.sync_seconds.likely > 0
     ]
-    if factors:
-        middle = sorted(factors, key=lambda each: each.likely)[len(factors) // 2]
-        wiring = replace(wiring, measured=middle)
+    wiring = replace(around.wiring, step_jitter=measured.step_jitter)
+    if pairs:
+        taken, by_formula = sorted(pairs, key=lambda pair: pair[0].likely / pair[1])[len(pairs) // 2]
+        beside = taken.likely - by_formula if taken.likely > _FAR * by_formula else 0.0
+        factor = taken.map(lambda seconds: seconds / (by_formula + beside))
+        wiring = replace(wiring, measured=factor, overhead_seconds=wiring.overhead_seconds + beside)
     return replace(around, step_seconds=steps, wiring=wiring)
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles, stdev
+from statistics import fmean, median, quantiles
 from typing import Any
 
 from titan_ext.errors import UserError
@@ -76,7 +76,7 @@ def read_run(folder: str, sites: Sequence[str]) -> Measured:
     return Measured(
         folder=folder,
         step_seconds={site: _spread(each) for site, each in samples.items()},
-        step_jitter=max(stdev(each) / median(each) for each in samples.values()),
+        step_jitter=max(map(_jitter, samples.values())),
         rounds=tuple(_rounds([line for each in lines.values() for line in each], len(lines))),
         seconds=steps[-1]["time"] - steps[0]["time"],
         steps=steps[-1]["step"] - steps[0]["step"],
@@ -128,9 +128,16 @@ def _rounds(lines: Sequence[dict[str, Any]], sites: int) -> Iterator[MeasuredRou
         )
 
 
+def _jitter(samples: Sequence[float]) -> float:
+    """Half of the distance between which two of three lie, as a share of the median; the far ones do not count."""
+    cuts = quantiles(samples, n=6, method="inclusive")
+    return (cuts[-1] - cuts[0]) / 2 / median(samples)
+
+
 def _spread(samples: Sequence[float]) -> Range:
-    """Median, and the bounds between which nine of ten lie."""
+    """Mean, of which totals are made, and the bounds between which nine of ten lie."""
     if len(samples) < 2:
         return Range.around(samples[0], 0.8, 1.25)
     cuts = quantiles(samples, n=20, method="inclusive")
-    return Range(cuts[0], median(samples), cuts[-1])
+    mean = fmean(samples)
+    return Range(min(cuts[0], mean), mean, max(cuts[-1], mean))

@@ -176,13 +176,15 @@ def _needed(needed: Needed) -> str:
 
 
 def _comparisons(comparisons: Sequence[Comparison]) -> str:
-    lines = ["predicted, and the run's ledger"]
+    lines = [f"{'against the ledger':<36}{'predicted':<38}measured"]
     for each in comparisons:
-        bounds = f"{each.predicted.likely:,.6g} ({each.predicted.low:,.6g} to {each.predicted.high:,.6g})"
+        low, likely, high = (
+            f"{value:,.4g}" for value in (each.predicted.low, each.predicted.likely, each.predicted.high)
+        )
+        bounds = likely if low == high else f"{likely} ({low} to {high})"
         verdict = "within" if each.within else "outside"
         lines.append(
-            f"  {each.what:<34}{bounds:<36}{each.measured:,.6g} {each.unit}".rstrip()
-            + f"   {each.ratio:.2f} times, {verdict} the interval"
+            f"  {each.what:<34}{bounds:<36}  {f'{each.measured:,.4g} {each.unit}':<14}{each.ratio:.3g} times, {verdict}"
         )
     return "\n".join(lines)
 
@@ -204,5 +206,6 @@ def _percent(value: Range) -> str:
 
 
 def _days(value: Range) -> str:
-    unit, size = ("days", 1.0) if value.likely >= 2 else ("hours", 24.0)
+    units = (("days", 1.0), ("hours", 24.0), ("minutes", 1440.0), ("seconds", 86400.0))
+    unit, size = next((each for each in units if value.likely * each[1] >= 2), units[-1])
     return f"{value.likely * size:.3g} {unit} ({value.low * size:.3g} to {value.high * size:.3g})"

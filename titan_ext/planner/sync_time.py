@@ -58,7 +58,8 @@ class Wiring:
     step_jitter: float = 0.02
     """Standard deviation of an inner step's time, as a share of it."""
     measured: Range | None = None
-    """How many times as long as by the formula a sync has taken in a run; None: no run was looked at."""
+    """How many times as long as by the formula a sync has taken in a run, waiting for the last site included; None: no
+    run was looked at."""
 
     @property
     def sites(self) -> int:
@@ -88,7 +89,7 @@ def sync_seconds(launch: LaunchCost, wiring: Wiring, period: float, step_seconds
         return Range.exactly(0.0)
     waiting = _waiting(wiring, period, step_seconds)
     if wiring.measured is not None:
-        likely = _seconds(launch, wiring, 1.0, 1.0) + waiting
+        likely = _seconds(launch, wiring, 1.0, 1.0)
         return wiring.measured.map(lambda factor: factor * likely)
     best, usual, worst = (_seconds(launch, wiring, *shares) for shares in zip(LINK_SHARES, TRIP_SHARES, strict=True))
     return Range(best, usual + waiting, worst + 2 * waiting)
