@@ -13,9 +13,10 @@ from titan_ext.config.load import load_run
 from titan_ext.errors import UserError
 from titan_ext.lab.build import Request, make_script
 from titan_ext.lab.faults import Fault
-from titan_ext.lab.rehearsal import Outcome, Rehearsal
+from titan_ext.lab.rehearsal import Rehearsal
 from titan_ext.lab.report import write_journals
 from titan_ext.lab.stand_in import StandIn, shrinking, shrunk_shapes
+from titan_ext.lab.trace import Outcome
 from titan_ext.planner.build import Request as PlanRequest
 from titan_ext.planner.build import make_plan
 from titan_ext.planner.workload import with_settings
@@ -99,6 +100,12 @@ def test_a_killed_site_is_missed_returns_and_is_healed(sites: list) -> None:
     contributors = [record.contributors for _, record in witness.rounds if record.committed]
     assert any("site2" not in each for each in contributors) and "site2" in contributors[-1]
     assert 0.8 < outcome.participation < 1
+
+
+def test_a_thin_link_makes_a_run_long_and_fails_no_round(sites: list) -> None:
+    outcome = rehearse(sites, links=["10mbit,100ms,0.1%"])
+    assert outcome.finished and outcome.utilisation < 0.5
+    assert all(record.committed for site in outcome.sites for _, record in site.rounds)
 
 
 def test_two_sites_that_need_each_other_wait(sites: list) -> None:

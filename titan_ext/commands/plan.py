@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import threading
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from titan_ext.commands.command import Command
+from titan_ext.errors import UserError
 
 _DESCRIPTION = """\
 Predict what the run of a file will take over the links between its sites: memory, bytes, time of a sync, stall,
@@ -19,6 +21,8 @@ examples:
   titan-ext plan run.toml --link 200mbit,40ms,0.1% --flops 300tflops --mtbf 24h --price prices.toml
   titan-ext plan run.toml --link 1gbit,80ms --target-utilisation 0.95       which links that needs
   titan-ext plan run.toml --link 1gbit,80ms --from runs/demo                calibrated by a run, and compared with it
+  titan-ext plan run.toml --probe east --probe-link east-west=host:29600    measured here, at site east; before, at west:
+  titan-ext plan --answer 29600
 
 prices.toml:
   currency = "EUR"
@@ -31,7 +35,7 @@ prices.toml:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The links, and what is known of the sites."""
-    parser.add_argument("file", metavar="FILE.toml")
+    parser.add_argument("file", metavar="FILE.toml", nargs="?")
     parser.add_argument(
         "--link",
         action="append",
@@ -55,6 +59,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target-utilisation", type=float, metavar="SHARE", help="also say which links this utilisation needs"
     )
+    parser.add_argument(
+        "--probe",
+        action="append",
+        default=[],
+        metavar="SITE",
+        help="train some steps of this site here, and measure them",
+    )
+    parser.add_argument(
+        "--probe-link",
+        action="append",
+        default=[],
+        metavar="A-B=HOST:PORT",
+        help="measure the link between two sites: from here to where --answer runs",
+    )
+    parser.add_argument(
+        "--answer", type=int, metavar="PORT", help="answer --probe-link of another site; no file needed"
+    )
     parser.add_argument("--from", dest="run_folder", metavar="RUN_FOLDER", help="learn from this run's metrics.jsonl")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -65,17 +86,26 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0; mistakes raise ``UserError``.
     """
+    if args.answer is not None:
+        return _answer(args.answer)
+    if args.file is None:
+        raise UserError("plan: no FILE.toml given")
     from titan_ext.config.load import load_run
     from titan_ext.planner.build import Request, make_plan
+    from titan_ext.planner.probe import probe_links, probe_steps
     from titan_ext.planner.report import render
 
-    sites = load_run(args.file, list(getattr(args, "overrides", []) or []), needs=()).sites
+    overrides = list(getattr(args, "overrides", []) or [])
+    sites = load_run(args.file, overrides, needs=()).sites
+    names = [site.name for site in sites]
     request = Request(
         file=args.file,
         links=args.link,
         streams=args.streams,
         steps=args.step,
         flops=args.flops,
+        probed_steps=probe_steps(args.file, args.probe, names, overrides),
+        probed_links=probe_links(args.probe_link, names),
         run=args.run_folder,
         mtbf=args.mtbf,
         recovery=args.recovery,
@@ -85,6 +115,16 @@ def run(args: argparse.Namespace) -> int:
     )
     plan = make_plan(sites, request)
     print(json.dumps(_plain(plan), indent=2, ensure_ascii=False) if args.json else render(plan))
+    return 0
+
+
+def _answer(port: int) -> int:
+    """Answer probes until Ctrl-C."""
+    from titan_ext.links.probe import answering
+
+    with answering(port) as own:
+        print(f"answers --probe-link A-B=HOST:{own} of another site; Ctrl-C ends it", flush=True)
+        threading.Event().wait()
     return 0
 
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -17,6 +17,7 @@ from titan_ext.lab.manager import LabManager
 from titan_ext.lab.network import Network
 from titan_ext.lab.simulation import Process, Simulation
 from titan_ext.lab.stand_in import StandIn, shrunk_shapes
+from titan_ext.lab.trace import Outcome, SiteTrace
 from titan_ext.links.link import Links
 from titan_ext.links.tcp import Transport
 from titan_ext.planner.step_time import tokens_per_step
@@ -25,7 +26,6 @@ from titan_ext.semi_sync.engine import SemiSync
 from titan_ext.semi_sync.round.clock import Clock
 from titan_ext.semi_sync.round.in_flight import InFlightRound
 from titan_ext.semi_sync.site.ranks import SiteRanks
-from titan_ext.semi_sync.wire.ledger import RoundRecord
 
 _SHORTEST_STEP = 0.5  # of the usual one, whatever the jitter
 
@@ -52,65 +52,6 @@ class Script:
     """Standard deviation of a message's time on the way, as a share of the round trip."""
     until: float = float("inf")
     """Seconds after which the rehearsal ends, wherever it is."""
-
-
-@dataclass(slots=True, kw_only=True)
-class SiteTrace:
-    """What happened at a site, over all its lives."""
-
-    name: str
-    started: float = 0.0
-    """Seconds at which it had joined for the first time."""
-    ended: float = 0.0
-    """Seconds at which it took its last step or was over."""
-    training_seconds: float = 0.0
-    """In which it took inner steps, or sat out while others did."""
-    steps: int = 0
-    """Inner steps of the run that it has come to."""
-    lives: int = 0
-    rounds: list[tuple[float, RoundRecord]] = field(default_factory=list)
-    """With the time at which each was over."""
-    marks: list[tuple[float, int]] = field(default_factory=list)
-    """Time and inner step before each round."""
-    sent_bytes: float = 0.0
-    error: str | None = None
-    """Why it ended early."""
-
-    @property
-    def utilisation(self) -> float:
-        """Share of its time in which it took inner steps."""
-        return self.training_seconds / (self.ended - self.started) if self.ended > self.started else 0.0
-
-    @property
-    def committed(self) -> int:
-        """Rounds that it has seen committed."""
-        return sum(record.committed for _, record in self.rounds)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What came of a rehearsal."""
-
-    sites: Sequence[SiteTrace]
-    seconds: float
-    """Of virtual time until the last site was over."""
-    finished: bool
-    """Whether some site took the last inner step."""
-    state_sha256: str
-    """Of the shared state at the end."""
-
-    @property
-    def utilisation(self) -> float:
-        """Mean over the sites."""
-        return sum(site.utilisation for site in self.sites) / len(self.sites)
-
-    @property
-    def participation(self) -> float:
-        """Contributors of the committed rounds, as a share of all sites."""
-        rounds = {
-            record.round: record.participants for site in self.sites for _, record in site.rounds if record.committed
-        }
-        return sum(rounds.values()) / (len(rounds) * len(self.sites)) if rounds else 0.0
 
 
 class Rehearsal:

@@ -8,7 +8,7 @@ from typing import Any
 
 from titan_ext.config.render import bytes_text
 from titan_ext.lab.faults import Fault
-from titan_ext.lab.rehearsal import Outcome, SiteTrace
+from titan_ext.lab.trace import Outcome, SiteTrace
 
 
 def render(file: str, outcome: Outcome, faults: Sequence[Fault]) -> str:

@@ -90,13 +90,15 @@ class Links:
         return "; ".join(f"{', '.join(pairs)}: {link}" for link, pairs in found.items())
 
 
-def parse_links(texts: Sequence[str], sites: Sequence[str]) -> Links:
-    """The links that ``--link`` flags give.
+def parse_links(
+    texts: Sequence[str], sites: Sequence[str], measured: Mapping[frozenset[str], Link] | None = None
+) -> Links:
+    """The links that ``--link`` flags give, and those that were measured.
 
     Raises:
         UserError: a flag cannot be read, names no pair of ``sites``, or a pair has no link.
     """
-    pairs: dict[frozenset[str], Link] = {}
+    pairs = dict(measured or {})
     default = None
     for text in texts:
         names, equals, link = text.rpartition("=")
@@ -105,7 +107,7 @@ def parse_links(texts: Sequence[str], sites: Sequence[str]) -> Links:
                 raise UserError(f"--link {text}: there is one for all pairs already")
             default = parse_link(link)
             continue
-        pair = _pair(names, sites)
+        pair = parse_pair(names, sites)
         if pair in pairs:
             raise UserError(f"--link {text}: {names} has one already")
         pairs[pair] = parse_link(link, of=f"{names}=")
@@ -167,8 +169,12 @@ def _number(text: str, units: Mapping[str, float], where: str, form: str) -> flo
     return float(match[1]) * units[unit]
 
 
-def _pair(names: str, sites: Sequence[str]) -> frozenset[str]:
-    """The two sites of ``east-west``; their names may have hyphens themselves."""
+def parse_pair(names: str, sites: Sequence[str]) -> frozenset[str]:
+    """The two sites of ``east-west``, whose names may have hyphens themselves.
+
+    Raises:
+        UserError: they are not two of ``sites``.
+    """
     cuts = [place for place, letter in enumerate(names) if letter == "-"]
     found = {
         frozenset((names[:cut], names[cut + 1 :]))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from titan_ext.links.link import Link, Links
 
 _SEGMENT = 1448  # bytes of payload in a full Ethernet packet with TCP's timestamps
-_FRAME = 1514  # bytes of such a packet from the Ethernet header on
+PAYLOAD_SHARE = _SEGMENT / 1514
+"""Of the bytes of such a packet, from the Ethernet header on."""
 _FIRST_WINDOW = 10 * _SEGMENT  # RFC 6928
 _SHORTEST_PAUSE = 0.2  # seconds; the least retransmission timeout of Linux
 
@@ -41,7 +42,7 @@ def connection_rate(link: Link, transport: Transport, connections: int = 1) -> f
         transport: how messages travel.
         connections: pairs of ranks that exchange at once, each with ``transport.streams``.
     """
-    rate = link.rate / 8 * _SEGMENT / _FRAME
+    rate = link.rate / 8 * PAYLOAD_SHARE
     if link.rtt > 0:
         window = min(transport.window_bytes, _lossy_window(link))
         rate = min(rate, connections * transport.streams * window / link.rtt)
@@ -50,7 +51,7 @@ def connection_rate(link: Link, transport: Transport, connections: int = 1) -> f
 
 def port_bytes_per_second(links: Links, site: int) -> float:
     """Payload bytes a second that a site's interface sends in all."""
-    return links.port_rate(site) / 8 * _SEGMENT / _FRAME
+    return links.port_rate(site) / 8 * PAYLOAD_SHARE
 
 
 def _lossy_window(link: Link) -> float:

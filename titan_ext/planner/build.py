@@ -1,12 +1,12 @@
 """From a file and the flags of ``titan-ext plan`` to a plan."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from titan_ext.config.cost.cost import site_cost
 from titan_ext.errors import UserError
-from titan_ext.links.link import parse_links
+from titan_ext.links.link import Link, parse_links
 from titan_ext.links.tcp import Transport
 from titan_ext.planner.advice import DEFAULT_TARGET, advise, variants
 from titan_ext.planner.calibration import calibrated, compare
@@ -32,6 +32,10 @@ class Request:
     steps: Sequence[str] = ()
     """``--step`` flags."""
     flops: str | None = None
+    probed_steps: Mapping[str, Range] = field(default_factory=dict)
+    """Step times that were measured for the plan, by site."""
+    probed_links: Mapping[frozenset[str], Link] = field(default_factory=dict)
+    """Links that were."""
     run: str | None = None
     """Folder of a run to learn from."""
     mtbf: Sequence[str] = ()
@@ -53,11 +57,11 @@ def make_plan(sites: Sequence[Any], request: Request) -> Plan:
     faults = parse_faults(request.mtbf, request.recovery, names)
     around = Surroundings(
         wiring=Wiring(
-            links=parse_links(request.links, names),
+            links=parse_links(request.links, names, request.probed_links),
             transport=Transport(streams=request.streams),
             connections=site_connections(sites),
         ),
-        step_seconds=step_times(sites, request.steps, request.flops),
+        step_seconds=step_times(sites, request.steps, request.flops) | dict(request.probed_steps),
         faults=faults,
         prices=load_prices(request.prices, names) if request.prices is not None else None,
     )
@@ -84,7 +88,7 @@ def make_plan(sites: Sequence[Any], request: Request) -> Plan:
 
 
 def _check(request: Request, names: Sequence[str]) -> None:
-    if len(names) > 1 and not request.links:
+    if len(names) > 1 and not request.links and not request.probed_links:
         raise UserError(
             f"--link: none given; add --link 1gbit,80ms, or one for each pair: --link {names[0]}-{names[1]}=…"
         )
@@ -118,13 +122,15 @@ def step_times(sites: Sequence[Any], steps: Sequence[str], flops: str | None) ->
 
 def _told_of_steps(request: Request, names: Sequence[str]) -> list[str]:
     """What had to be assumed of inner steps."""
-    given = given_step_seconds(request.steps, names)
+    given = {**given_step_seconds(request.steps, names), **request.probed_steps}
     if request.run is not None or all(name in given for name in names):
         return []
     flops = parse_flops(request.flops) if request.flops is not None else ASSUMED_FLOPS
     text = f"every rank does {flops / 1e12:.3g} TFLOP/s, 6 operations for each parameter and token"
     if request.flops is None:
-        text += ": 40 % of an H100's peak; say better by --step 350ms, --flops 300tflops or --from RUN_FOLDER"
+        text += (
+            ": 40 % of an H100's peak; say better by --step 350ms, --flops 300tflops, --probe SITE or --from RUN_FOLDER"
+        )
     return [text]
 
 

@@ -84,6 +84,18 @@ def read_run(folder: str, sites: Sequence[str]) -> Measured:
     )
 
 
+def measured_step(path: Path) -> Range:
+    """Seconds of an inner step by a site's ``metrics.jsonl``.
+
+    Raises:
+        UserError: there are too few lines.
+    """
+    samples = _step_samples(list(_lines(path)))
+    if len(samples) < _FEWEST:
+        raise UserError(f"{path} tells {len(samples)} step times; at least {_FEWEST} are needed")
+    return _spread(samples)
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, encoding="utf-8") as file:
         for number, text in enumerate(file, 1):

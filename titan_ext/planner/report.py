@@ -198,7 +198,10 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _seconds(value: Range) -> str:
-    return f"{value.likely:.3g} s ({value.low:.3g} to {value.high:.3g})"
+    low, likely, high = (
+        f"{each:,.0f}" if each >= 100 else f"{each:.3g}" for each in (value.low, value.likely, value.high)
+    )
+    return f"{likely} s ({low} to {high})"
 
 
 def _percent(value: Range) -> str:

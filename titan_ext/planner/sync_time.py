@@ -14,9 +14,9 @@ from titan_ext.semi_sync.wire.reductions import UNDER_WAY
 _CONTROL_COLLECTIVES = 2
 """All-reduces of a few hundred bytes before each reduction: the table of statuses, and weights and norms."""
 
-LINK_SHARES = (1.05, 1.0, 0.65)
+LINK_SHARES = (1.05, 1.0, 0.6)
 """Of a link's rate what is had at best, likely and at worst, where nothing was measured."""
-TRIP_SHARES = (0.9, 1.0, 1.3)
+TRIP_SHARES = (0.85, 1.0, 1.3)
 """Of the round trips what is taken at best, likely and at worst."""
 
 
