@@ -163,6 +163,8 @@ class _Life:
         self.factor = 1.0
         """How many times as long as usual its steps take."""
         self._lab, self._trace, self._config = lab, lab.traces[site], script.sites[site].config
+        if self._trace.lives:
+            self._trace.away_seconds += lab.simulation.now - self._trace.ended
         self._trace.lives += 1
         shapes, self.scale = shrunk_shapes(self._config, script.shrinking)
         member = Member(site, self._trace.name)

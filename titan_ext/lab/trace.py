@@ -17,6 +17,8 @@ class SiteTrace:
     """Seconds at which it took its last step or was over."""
     training_seconds: float = 0.0
     """In which it took inner steps, or sat out while others did."""
+    away_seconds: float = 0.0
+    """Between a kill and the next start."""
     steps: int = 0
     """Inner steps of the run that it has come to."""
     lives: int = 0
@@ -30,8 +32,9 @@ class SiteTrace:
 
     @property
     def utilisation(self) -> float:
-        """Share of its time in which it took inner steps."""
-        return self.training_seconds / (self.ended - self.started) if self.ended > self.started else 0.0
+        """Share of the time that it was there in which it took inner steps."""
+        there = self.ended - self.started - self.away_seconds
+        return self.training_seconds / there if there > 0 else 0.0
 
     @property
     def committed(self) -> int:
