@@ -45,10 +45,22 @@ wanted_stamp() {
 
 # install_titan_ext EXTRAS: "" or "[test]". The environment with extras also serves whoever needs none.
 install_titan_ext() {
+    is_installed "$1" && return
+    mkdir -p "$(dirname "$venv")"
+    # Nodes that share a file system may all come here at once.
+    (
+        if command -v flock >/dev/null; then flock 9; fi
+        is_installed "$1" || install_anew "$1"
+    ) 9>"$venv.lock"
+}
+
+is_installed() {
+    local stamp="$venv/titan-ext.installed"
+    [[ -f "$stamp" ]] && { grep -qxF "$(wanted_stamp "[test]")" "$stamp" || grep -qxF "$(wanted_stamp "$1")" "$stamp"; }
+}
+
+install_anew() {
     local extras="$1" stamp="$venv/titan-ext.installed" python quiet=()
-    if [[ -f "$stamp" ]] && { grep -qxF "$(wanted_stamp "[test]")" "$stamp" || grep -qxF "$(wanted_stamp "$extras")" "$stamp"; }; then
-        return
-    fi
     if ! is_new_enough "$venv/bin/python" || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         # What is there will be deleted.
         if [[ -n "$(ls -A "$venv" 2>/dev/null)" && ! -f "$venv/pyvenv.cfg" && "$venv" != "$repository/.venv" ]]; then

@@ -15,6 +15,7 @@ from titan_ext import __version__, cli
 from titan_ext.commands import launch as command
 from titan_ext.commands.command import Command
 from titan_ext.errors import RunError, UserError
+from titan_ext.launcher.jobs import all_nodes_here
 from titan_ext.launcher.placement import free_port
 
 
@@ -168,10 +169,60 @@ def test_sites_that_are_started_together_begin_together(tmp_path: Path, override
     sites = "".join(f'[[site]]\nname = "{name}"\ndata = "builtin:docs"\n' for name in ("east", "west"))
     file.write_text(f'dump_folder = "{tmp_path}/out"\n[semi_sync]\nmethod = "diloco"\n{sites}')
     arguments = argparse.Namespace(
-        file=str(file), only=None, lighthouse=None, lighthouse_port=0, grace_seconds=30.0, overrides=overrides
+        file=str(file),
+        only=None,
+        lighthouse=None,
+        lighthouse_port=0,
+        local_nodes=None,
+        rendezvous_seconds=30.0,
+        grace_seconds=30.0,
     )
-    jobs = command._plan(arguments, command._load_sites(str(file), None, overrides), overrides)
+    sites = command._load_sites(str(file), None, overrides)
+    jobs = command._plan(arguments, sites, all_nodes_here(sites), overrides)
     assert [job.name for job in jobs] == ["lighthouse", "east", "west"]
     for job in jobs[1:]:
         flags = [job.command[place + 1] for place, each in enumerate(job.command) if each == "--replica.expected_sites"]
         assert flags == [expected]
+
+
+@pytest.mark.parametrize("name", ["a/file/below", "a"])
+def test_a_path_that_cannot_be_had_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Whatever a command was about to do with it."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_text("")
+    path = tmp_path / name
+    monkeypatch.setattr(cli, "run", lambda arguments: path.write_text("x"))
+    assert cli.main(["check"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"titan-ext: error: {path}: cannot be read or written: ") and line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], ['site "east" has 2 nodes', "--only east", "--local-nodes 2"]),
+        (["--only", "east", "--lighthouse", "h:1"], ["--node-rank K and --rendezvous HOST"]),
+        (["--only", "east", "--node-rank", "2", "--rendezvous", "127.0.0.1"], ["--node-rank 2", "0 to 1"]),
+        (["--only", "east", "--node-rank", "1", "--rendezvous", "127.0.0.1"], ["several nodes", "--lighthouse"]),
+        (["--only", "west", "--node-rank", "1"], ["--node-rank 1", "nodes = 1"]),
+        (["--local-nodes", "2", "--rendezvous", "h"], ["--rendezvous h", "--local-nodes"]),
+        (["--local-nodes", "0"], ["--local-nodes 0", "at least 1"]),
+        (["--local-nodes", "3"], ["nodes = 3", "must divide", "2 rank(s)"]),
+        (["--rendezvous-seconds", "0"], ["--rendezvous-seconds 0"]),
+    ],
+)
+def test_nodes_that_are_not_told_apart_are_refused_before_anything_starts(flags, words, tmp_path, monkeypatch, capsys):
+    for name in ("SLURM_NODEID", "JOB_COMPLETION_INDEX", "SKYPILOT_NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "run.toml"
+    sites = '[[site]]\nname = "east"\nnodes = 2\n[[site]]\nname = "west"\n'
+    parallelism = "[parallelism]\ndata_parallel_shard_degree = 2\n"
+    file.write_text(
+        f'dump_folder = "{tmp_path}/out"\ndata = "builtin:docs"\n{parallelism}[semi_sync]\nmethod = "diloco"\n{sites}'
+    )
+    assert cli.main(["launch", str(file), *flags]) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in words), said
+    assert said.startswith("titan-ext: error:") and said.count("\n") == 1

@@ -14,6 +14,7 @@ import pytest
 from titan_ext import __version__
 
 ROOT = Path(__file__).parents[1]
+DATA = {"titan_ext/py.typed", "titan_ext/instruments/page.html", "titan_ext/instruments/alerts.toml"}
 _PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 
@@ -54,7 +55,7 @@ def test_everything_is_in_the_wheel_and_nothing_else(wheel: Path) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "titan_ext").rglob("*.py")}
     names = set(ZipFile(wheel).namelist())
     info = f"titan_ext-{__version__}.dist-info/"
-    assert {name for name in names if not name.startswith(info)} == modules | {"titan_ext/py.typed"}
+    assert {name for name in names if not name.startswith(info)} == modules | DATA
     assert f"{info}licenses/LICENSE" in names
 
 

@@ -123,12 +123,25 @@ def _member() -> Iterator[str]:
             server.shutdown()
 
 
+def _load(trip: Trip) -> None:
+    from titan_ext.config import load_run
+
+    here = os.getcwd()
+    os.chdir(tempfile.mkdtemp())
+    with trip.under_way():
+        load_run(str(ROOT / "train_configs" / "demo.toml"), [])
+    os.chdir(here)
+    print(trip.row("loading train_configs/demo.toml"), flush=True)
+
+
 def main() -> None:
     """Make the trips and print a table."""
     trip = Trip()
     print(f"{'trip':<40}{'files':>8}{'moves':>8}")
+    trip.install()
+    # First: the replica's threads would be noted too.
+    _load(trip)
     with _member() as lighthouse:
-        trip.install()
         model, outer = _outer_loop("newcomer", lighthouse)
         with trip.under_way():
             outer.join()
@@ -137,12 +150,6 @@ def main() -> None:
         with trip.under_way():
             _train(model, outer, 1)
         print(trip.row("outer.step() with a round of two sites"), flush=True)
-    from titan_ext.config import load_run
-
-    os.chdir(tempfile.mkdtemp())
-    with trip.under_way():
-        load_run(str(ROOT / "train_configs" / "demo.toml"), [])
-    print(trip.row("loading train_configs/demo.toml"), flush=True)
     # torchft's threads would be waited for.
     os._exit(0)
 

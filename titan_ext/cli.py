@@ -10,7 +10,9 @@ from titan_ext.commands import (
     bench,
     check,
     data,
+    deploy,
     dept,
+    doctor,
     evaluate,
     export,
     generate,
@@ -19,9 +21,13 @@ from titan_ext.commands import (
     lighthouse,
     migrate,
     plan,
+    report,
+    selftest,
+    watch,
 )
 from titan_ext.commands import help as help_command
 from titan_ext.commands.command import Command
+from titan_ext.error_text import path_problem
 from titan_ext.errors import RunError, UserError
 
 _DESCRIPTION = "Train one language model at several sites: torchtitan inside a site, an outer loop between them."
@@ -41,9 +47,13 @@ examples:
 COMMANDS: tuple[Command, ...] = (
     launch.COMMAND,
     lighthouse.COMMAND,
+    deploy.COMMAND,
+    watch.COMMAND,
+    report.COMMAND,
     check.COMMAND,
     plan.COMMAND,
     lab.COMMAND,
+    doctor.COMMAND,
     help_command.COMMAND,
     migrate.COMMAND,
     data.COMMAND,
@@ -52,6 +62,7 @@ COMMANDS: tuple[Command, ...] = (
     export.COMMAND,
     dept.COMMAND,
     bench.COMMAND,
+    selftest.COMMAND,
 )
 
 
@@ -73,6 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has left; without this, Python complains once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        problem = path_problem(error)
+        if problem is None:
+            raise
+        print(f"titan-ext: error: {problem}", file=sys.stderr)
+        return UserError.exit_code
 
 
 def run(arguments: Sequence[str]) -> int:

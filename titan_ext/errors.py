@@ -81,14 +81,14 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
         InvalidValue: it is not, unless ``gather_invalid`` notes it.
     """
     if not holds:
-        _refuse(InvalidValue(key, value, f"must be {allowed}"))
+        refuse(InvalidValue(key, value, f"must be {allowed}"))
 
 
 def require_one_of(key: str, value: object, allowed: Iterable[object]) -> None:
     """Refuse a value that is none of those allowed, with the nearest of them; raises as ``require``."""
     names = [str(each) for each in allowed]
     if str(value) not in names:
-        _refuse(InvalidValue(key, value, one_of(value, names)))
+        refuse(InvalidValue(key, value, one_of(value, names)))
 
 
 def one_of(value: object, allowed: Iterable[object]) -> str:
@@ -112,7 +112,8 @@ def _numbers(text: str) -> list[str]:
     return re.findall(r"\d+", text)
 
 
-def _refuse(invalid: InvalidValue) -> None:
+def refuse(invalid: InvalidValue) -> None:
+    """Raise it, unless ``gather_invalid`` notes it."""
     found = _gathered.get()
     if found is None:
         raise invalid

@@ -41,7 +41,7 @@ def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
     from torchtitan.observability import structured_logger
     from torchtitan.tools.logging import init_logger
 
-    from titan_ext.config import check_dump_folder, check_world_size, load_to_start, save_resolved
+    from titan_ext.config import check_outputs, check_world_size, load_to_start, save_resolved
     from titan_ext.config.recorded import check_resumed
     from titan_ext.launcher.attempt import begin_attempt
 
@@ -50,7 +50,7 @@ def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
     (site,) = load_to_start(path, [site_name], overrides)
     _check_launch(site)
     check_world_size(site.config, int(os.environ["WORLD_SIZE"]))
-    check_dump_folder(site.config.dump_folder)
+    check_outputs(site.config)
     if os.environ["RANK"] == "0":
         check_resumed(site)
         save_resolved(site)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from titan_ext.config import load_run
-from titan_ext.config.disk import check_dump_folder
+from titan_ext.config.disk import check_dump_folder, check_outputs
 from titan_ext.errors import UserError
 
 from .conftest import GOOD
@@ -36,6 +36,8 @@ CASES = {
         f"steps = 3\n{GOOD}",
         ["steps: unknown key", "did you mean training.steps or validator.steps?"],
     ),
+    "seed too large": (f"[debug]\nseed = {2**63}\n{GOOD}", [f"debug.seed = {2**63}", "below 2**63"]),
+    "negative seed": (f"[debug]\nseed = -1\n{GOOD}", ["debug.seed = -1", "from 0"]),
     "wrong type": (with_("seq_len = 64", 'seq_len = "long"'), ['training.seq_len = "long"', "must be an integer"]),
     "float for int": (with_("steps = 20", "steps = 2.5"), ["training.steps = 2.5", "must be an integer, got a float"]),
     "value for section": (f"metrics = 3\n{GOOD}", ["metrics = 3", "must be a table"]),
@@ -256,6 +258,30 @@ def test_an_unwritable_dump_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="dump_folder .*file/runs: cannot be written: Not a directory"):
         check_dump_folder(tmp_path / "file" / "runs")
+
+
+@pytest.mark.parametrize(
+    ("key", "flags"),
+    [
+        ("metrics.save_tb_folder", ["--metrics.enable_tensorboard"]),
+        ("profiler.save_traces_folder", ["--profiler.enable_profiling", "--profiler.profile_freq=10"]),
+        ("profiler.save_memory_snapshot_folder", ["--profiler.enable_memory_snapshot"]),
+        ("checkpoint.folder", ["--checkpoint.enable"]),
+        ("comm.save_traces_folder", []),
+        ("debug.save_config_file", []),
+    ],
+)
+@pytest.mark.parametrize("place", ["{file}/below", "log.txt/below"])
+def test_every_folder_that_cannot_be_written_is_refused_by_its_key(
+    key: str, flags: list[str], place: str, write: Callable, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "runs" / "alpha").mkdir(parents=True)
+    (tmp_path / "runs" / "alpha" / "log.txt").write_text("")
+    folder = place.format(file=tmp_path / "file") + ("/config.json" if key.endswith("file") else "")
+    site = load_run(write(), [*flags, f"--{key}={folder}", f"--dump_folder={tmp_path / 'runs'}"]).sites[0]
+    with pytest.raises(UserError, match=f"^{key} .*/below: cannot be written: Not a directory$"):
+        check_outputs(site.config)
 
 
 def test_a_full_disk_is_refused(tmp_path: Path) -> None:

@@ -70,6 +70,60 @@ def test_no_mistake_hides_another(first: str, second: str, write: Callable) -> N
     assert MISTAKES[first][1] in str(caught.value) and MISTAKES[second][1] in str(caught.value)
 
 
+# A name or size without which much of the file could not be judged.
+UNKNOWN = {
+    "semi_sync.method": ('method = "diloco"', 'method = "dilocoo"'),
+    'semi_sync.method = "no.such"': ('method = "diloco"', 'method = "no.such"'),
+    "semi_sync.codec": ('method = "diloco"', 'codec = "int5"'),
+    "semi_sync.aggregation": ('method = "diloco"', 'aggregation = "men"'),
+    "semi_sync.outer_optimizer": ('method = "diloco"', 'outer_optimizer = "sdg"'),
+    "model.name": ('name = "llama3"', 'name = "llama4"'),
+    "model.flavor": ('flavor = "debugmodel"', 'flavor = "debugmdl"'),
+    "model.n_heads": ("n_layers = 2", "n_heads = 7"),
+    "optimizer.name": ("[optimizer]", '[optimizer]\nname = "AdamX"'),
+    "activation_checkpoint.mode": ("[optimizer]", '[activation_checkpoint]\nmode = "sel"\n[optimizer]'),
+}
+
+
+@pytest.mark.parametrize("key", UNKNOWN)
+def test_an_unknown_name_hides_no_mistake(key: str, write: Callable) -> None:
+    text = GOOD.replace("sync_every = 5", "sync_every = 0\nbucket_mib = -1\noutlier_threshold = 0.5")
+    text = text.replace("local_batch_size = 2", "local_batch_size = 2\nglobal_batch_size = 3")
+    text = (
+        "[optimizer]\nlr = -1.0\nbetas = [0.9, 2.0]\n[lr_scheduler]\ndecay_ratio = 2.0\n[checkpoint]\nload_step = 3\n"
+        + text
+    )
+    others = ["sync_every", "bucket_mib", "outlier_threshold", "training.global_batch_size", "optimizer.lr"]
+    others += ["optimizer.betas", "decay_ratio", "load_step"]
+    with pytest.raises(UserError) as caught:
+        load_run(write(text.replace(*UNKNOWN[key], 1)))
+    head, *lines = str(caught.value).splitlines()
+    assert head == "demo.toml: 9 mistakes"
+    for each in [key, *others]:
+        assert any(each in line for line in lines), each
+
+
+def test_each_value_of_a_section_is_judged(write: Callable) -> None:
+    """Also where its dataclass stops at the first that it refuses, and where a table of a list holds it."""
+    checkpoint = "[checkpoint]\nenable = true\nkeep_latest_k = 1\ninterval = 0\n"
+    scopes = "".join(
+        f"[[semi_sync.scopes]]\nname = {name!r}\nparameters = ['norm.*']\n{key} = {value}\n"
+        for name, key, value in (("a", "codec", "'int5'"), ("b", "sync_every", "-3"), ("c", "outer_lr", "-1.0"))
+    )
+    text = checkpoint + GOOD.replace("sync_every = 5", "outer_lr = -1.0\nouter_momentum = 3.0\n" + scopes)
+    with pytest.raises(UserError) as caught:
+        load_run(write(text))
+    found = {line.removeprefix("  demo.toml: ").partition(":")[0] for line in str(caught.value).splitlines()[1:]}
+    assert found >= {
+        "semi_sync.outer_lr = -1.0",
+        "semi_sync.outer_momentum = 3.0",
+        'semi_sync.scopes[0].codec = "int5"',
+        "semi_sync.scopes[1].sync_every = -3",
+        "semi_sync.scopes[2].outer_lr = -1.0",
+        "checkpoint.keep_latest_k = 1",
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "to", "told"),
     [

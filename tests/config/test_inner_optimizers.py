@@ -14,7 +14,7 @@ from torch.distributed import checkpoint
 
 from titan_ext.config import dump_resolved, load_site, site_cost
 from titan_ext.config.binder import Binder
-from titan_ext.config.cost.shapes import parameter_shapes
+from titan_ext.config.model import parameter_shapes
 from titan_ext.config.optimizer import bind_optimizer
 from titan_ext.config.outer_loop import plan_of
 from titan_ext.config.settings import Origin, Settings

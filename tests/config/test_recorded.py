@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from titan_ext.config import dump_resolved, load_site
+from titan_ext.config import dump_resolved, load_site, save_resolved
 from titan_ext.config.recorded import changes, check_resumed
+from titan_ext.data.tokenizers.bpe import train_tokenizer
 from titan_ext.errors import UserError
 from titan_ext.models import get_model_spec
 
@@ -55,3 +56,28 @@ def test_a_run_without_checkpoints_begins_anew(write):
     ):
         check_resumed(site)
     check_resumed(load_site("demo.toml", "alpha", ["--checkpoint.enable=false"]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        ([], True),
+        (["--data.on_changed_data=continue"], False),
+        (["--checkpoint.exclude_from_loading=['dataloader']"], False),
+    ],
+)
+def test_a_run_goes_on_with_its_tokenizer(flags, refused, write, tmp_path):
+    """Also where its last checkpoint is the model alone."""
+    site = load_site(write(), "alpha", ["--checkpoint.enable"])
+    step = Path(site.config.dump_folder) / "checkpoint" / "step-3"
+    step.mkdir(parents=True)
+    (step / ".metadata").touch()
+    record = save_resolved(site).read_text()
+    check_resumed(site)
+    train_tokenizer(["a b"], 259, tmp_path)
+    other = load_site("demo.toml", "alpha", ["--checkpoint.enable", f"--tokenizer={tmp_path}", *flags])
+    if not refused:
+        return check_resumed(other)
+    with pytest.raises(UserError, match="tokenizer = .*was byte.*, is .*data.on_changed_data = 'continue'"):
+        check_resumed(other)
+    assert (step.parents[1] / "config.json").read_text() == record

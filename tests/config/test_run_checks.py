@@ -9,6 +9,8 @@ import torch
 from titan_ext.config import load_run, load_to_start
 from titan_ext.errors import UserError
 
+from .conftest import GOOD
+
 V_SHAPED, SPLIT = ("ZBVZeroBubble", "DualPipeV"), ("InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV")
 
 
@@ -63,6 +65,20 @@ CASES = [
         ],
         ["checkpoint.exclude_from_loading", "'semi_sync'", "dataloader"],
     ),
+    *(
+        (
+            ["--parallelism.pipeline_parallel_degree=2", f"--parallelism.pipeline_parallel_{key}"],
+            [key.replace("=", " = ")],
+        )
+        for key in ("layers_per_stage=0", "first_stage_less_layers=-1", "last_stage_less_layers=-2")
+    ),
+    (["--compile.enable", '--compile.components=["mdel"]'], ["compile.components", "did you mean model?"]),
+    (["--compile.enable", "--compile.backend=inductr"], ["compile.backend", "did you mean inductor?"]),
+    (
+        ["--compile.enable", "--activation_checkpoint.mode=memory_budget", "--activation_checkpoint.memory_budget=1.5"],
+        ["activation_checkpoint.memory_budget = 1.5", "from 0 to 1"],
+    ),
+    *(([f"--optimizer.{key}=inf"], [f"optimizer.{key} = ", "finite"]) for key in ("lr", "weight_decay", "eps")),
     (["--optimizer.name=DistMuon"], ["optimizer.name", "configuration file", "Muon"]),
     (
         ["--optimizer.name=SGD", "--optimizer.implementation=fused_opt_states_bf16"],
@@ -82,6 +98,59 @@ CASES = [
     ),
     (["--profiler.enable_profiling", "--profiler.profile_freq=3"], ["profiler.profile_freq = 3", "at least 4"]),
 ]
+
+
+def group(pattern: str) -> str:
+    return f"[[optimizer.param_groups]]\npattern = '{pattern}'\noptimizer_name = 'AdamW'\noptimizer_kwargs = {{lr = 0.1}}\n"
+
+
+def parts(*each: list[str]) -> list[str]:
+    cut = f"--parallelism.module_fqns_per_model_part={[*each]}".replace("'", '"')
+    return ["--parallelism.pipeline_parallel_degree=2", cut]
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "words"),
+    [
+        (group("(norm") + group(".*"), [], ["optimizer.param_groups[0].pattern", "no regular expression"]),
+        (group("nosuch") + group(".*"), [], ["optimizer.param_groups[0].pattern", "matches no parameter of the model"]),
+        (group(".*") + group("norm"), [], ["optimizer.param_groups[1].pattern", "that none before it does"]),
+        (group("norm"), [], ["optimizer.param_groups", "no pattern matches tok_embeddings.weight"]),
+        (
+            group("tok_embeddings") + group(".*"),
+            pipelined("1F1B"),
+            ["optimizer.param_groups[0].pattern", "no parameter of pipeline stage 1"],
+        ),
+        ("", parts(["tok_embeddings"], ["layers.0"]), ["module_fqns_per_model_part", "layers.1", "in no part"]),
+        (
+            "",
+            parts(["tok_embeddings", "layers.0", "layers.1"], ["layers.1", "norm", "lm_head"]),
+            ["module_fqns_per_model_part", "layers.1", "stand in parts [0, 1]"],
+        ),
+        (
+            "",
+            parts(["layers.0", "layers.1", "norm", "lm_head"], ["tok_embeddings"]),
+            ["module_fqns_per_model_part", "tok_embeddings belong in the first"],
+        ),
+        (
+            "",
+            parts(["tok_embeddings", "layers.0", "layers.1", "norm", "lm_head"]),
+            ["module_fqns_per_model_part", "2 ranks"],
+        ),
+        (
+            "",
+            [*pipelined("1F1B"), "--parallelism.pipeline_parallel_schedule_csv=no/such.csv"],
+            ["pipeline_parallel_schedule_csv", "no such file"],
+        ),
+    ],
+)
+def test_groups_and_parts_that_do_not_make_up_the_model_are_refused(
+    text: str, flags: list[str], words: list[str], write: Callable
+) -> None:
+    with pytest.raises(UserError) as refusal:
+        load_run(write(GOOD.replace("[[site]]", f"{text}[[site]]", 1)), flags)
+    for word in words:
+        assert word in str(refusal.value)
 
 
 @pytest.mark.parametrize(("flags", "words"), CASES, ids=lambda value: " ".join(value)[:60])
@@ -135,6 +204,7 @@ def test_a_model_whose_registry_wants_what_is_not_installed_is_one_line(
         ["--lr_scheduler.total_steps=20", "--lr_scheduler.decay_ratio=1.0", "--lr_scheduler.min_lr_factor=0.1"],
         ["--optimizer.name=SGD", "--optimizer.momentum=0.9"],
         ["--profiler.enable_profiling", "--profiler.profile_freq=4"],
+        parts(["tok_embeddings", "layers.0"], ["layers.1", "norm", "lm_head"]),
     ],
     ids=lambda flags: " ".join(flags)[:60],
 )

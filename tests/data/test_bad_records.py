@@ -76,7 +76,7 @@ def test_it_ends_the_run_in_one_line_that_names_the_file_and_the_cure(tmp_path: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_left_out_and_counted(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     feed = open_feed(TextDataLoader.Config(dataset=str(write(tmp_path, kind)), on_bad_record="skip"))
-    read = {text for _, text in feed.read(0, None, 0, 1) if text}
+    read = {each.text for each in feed.read(0, None, 0, 1) if each.text}
     assert len(read) == 30 and (kind == "parquet" or read == set(GOOD))
     assert feed.bad_records.count == 1 and "left out (data.on_bad_record), 1 so far" in caplog.text
 
@@ -85,7 +85,7 @@ def test_the_count_is_said_ever_less_often(tmp_path: Path, caplog: pytest.LogCap
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps({"text" if n % 4 == 0 else "body": "x"}) + "\n" for n in range(400)))
     feed = open_feed(TextDataLoader.Config(dataset=str(path), on_bad_record="skip"))
-    assert sum(bool(text) for _, text in feed.read(0, None, 0, 1)) == 100
+    assert sum(bool(each.text) for each in feed.read(0, None, 0, 1)) == 100
     said = [record.message.rsplit(", ", 1)[1] for record in caplog.records if "left out" in record.message]
     assert said == [f"{2**n} so far" for n in range(9)] and feed.bad_records.count == 300
 
@@ -110,7 +110,7 @@ def test_a_file_of_nothing_but_bad_records_is_refused_all_the_same(tmp_path: Pat
         open_feed(TextDataLoader.Config(dataset=str(tmp_path), on_bad_record="skip"))
     (tmp_path / "b.jsonl").write_text('{"body": "x"}\n' * 5 + '{"text": "good"}\n')
     feed = open_feed(TextDataLoader.Config(dataset=str(tmp_path), on_bad_record="skip"))
-    assert sum(bool(text) for _, text in feed.read(0, None, 0, 1)) == 31
+    assert sum(bool(each.text) for each in feed.read(0, None, 0, 1)) == 31
 
 
 def test_a_damaged_group_of_rows_is_left_out_whole(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_damaged_group_of_rows_is_left_out_whole(tmp_path: Path) -> None:
     end, whole = column.data_page_offset + column.total_compressed_size, path.read_bytes()
     path.write_bytes(whole[: end - 50] + b"\xff" * 50 + whole[end:])
     feed = open_feed(TextDataLoader.Config(dataset=str(path), on_bad_record="skip"))
-    assert {text for _, text in feed.read(0, None, 0, 1) if text} == {*texts[:20], *texts[30:]}
+    assert {each.text for each in feed.read(0, None, 0, 1) if each.text} == {*texts[:20], *texts[30:]}
     assert feed.bad_records.count == 10
 
 
@@ -132,7 +132,7 @@ def test_a_streams_record_is_left_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds a int, not text; data.on_bad_record"):
         build_loader(f"hf:{tmp_path}", seq_len=4, batch=1)
     feed = open_feed(TextDataLoader.Config(dataset=f"hf:{tmp_path}", on_bad_record="skip"))
-    assert not any(text for _, text in feed.read(0, None, 0, 1)) and feed.bad_records.count == 2
+    assert not any(each.text for each in feed.read(0, None, 0, 1)) and feed.bad_records.count == 2
 
 
 def call(*arguments: str) -> int:

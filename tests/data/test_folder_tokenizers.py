@@ -133,6 +133,16 @@ def test_marks_of_the_tokenizers_own_configuration_win(folder: Path) -> None:
     assert (tokenizer.bos_id, tokenizer.eos_id) == (None, 2) and not tokenizer_notes(str(folder))
 
 
+@pytest.mark.parametrize("named", ["<|endoftext|>", {"content": "<|endoftext|>", "special": True}])
+def test_a_mark_that_is_no_token_yet_is_said(folder: Path, named: Any) -> None:
+    only(folder, bos_token=BOS, eos_token=named)
+    tokenizer = build_tokenizer(str(folder))
+    assert tokenizer.eos_id == 300
+    assert [note for note in tokenizer.notes if "'<|endoftext|>', is no token of it yet and becomes one" in note]
+    only(folder, bos_token=BOS, eos_token=EOS)
+    assert not build_tokenizer(str(folder)).notes
+
+
 def test_no_mark_of_the_end_is_said(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     only(folder, eos_token=None)
     assert "marks no text's end" in tokenizer_notes(str(folder))[-1]
@@ -405,7 +415,10 @@ def test_what_cannot_be_read_says_how_it_can_be(
     ("model", "note"),
     [
         (word_model("WordLevel", vocab={"a": 0}, unk_token="<unk>"), "no token for unknown words"),
-        (word_model("Unigram", vocab=[["a", -1.0]], unk_id=None, byte_fallback=False), ""),
+        (
+            word_model("Unigram", vocab=[["a", -1.0]], unk_id=None, byte_fallback=False),
+            "no token for unknown characters",
+        ),
     ],
 )
 def test_a_text_that_cannot_be_split_is_one_line(tmp_path: Path, model: dict[str, Any], note: str) -> None:
@@ -452,3 +465,9 @@ def test_a_tokenizer_is_read_again_when_any_of_its_files_changes(folder: Path) -
     assert "<|padding|>" in tokenizer_notes(str(folder))[1]
     (folder / "special_tokens_map.json").write_text(json.dumps(MARKS))
     assert EOS in tokenizer_notes(str(folder))[1]
+
+
+def test_the_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\nhello\n")
+    with pytest.raises(UserError, match="cannot read its vocab.txt: "):
+        build_tokenizer(str(tmp_path))

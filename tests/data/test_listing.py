@@ -7,6 +7,8 @@ import pytest
 
 from tests.data.corpora.sources import PACKERS, build_loader, documents_in
 from titan_ext.data import TextDataLoader
+from titan_ext.data.corpora.corpus import list_corpus
+from titan_ext.data.order import Split
 from titan_ext.errors import UserError
 
 
@@ -99,3 +101,24 @@ def test_empty_files_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         (tmp_path / name).write_text("")
     build_loader(tmp_path, seq_len=4, batch=1)
     assert "files without a document: 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "word"),
+    [
+        ("test.jsonl", "auto", "test"),
+        ("dev-00000-of-00001.jsonl", "train", "validation"),
+        ("eval/a.jsonl", "auto", "test"),
+        ("test.jsonl", "all", None),
+        ("train.jsonl", "auto", None),
+        ("latest.jsonl", "auto", None),
+        ("test_binder.py", "auto", None),
+    ],
+)
+def test_a_folder_of_nothing_but_test_data_is_told(tmp_path: Path, name: str, split: Split, word: str | None) -> None:
+    file = tmp_path / "corpus" / name
+    file.parent.mkdir(parents=True)
+    file.write_text('{"text": "a"}\n')
+    told = str(list_corpus(str(tmp_path / "corpus"), "text", split))
+    assert (f"all of it is called {word} data" in told) if word else ("is called" not in told)
+    assert "is called" not in str(list_corpus(str(file), "text", split))  # who names one file means it

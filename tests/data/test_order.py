@@ -22,6 +22,11 @@ class Numbers:
     def read(self, index: int) -> str:
         return str(index)
 
+    sources = ("numbers",)
+
+    def source(self, index: int) -> int:
+        return 0
+
     def units(self) -> np.ndarray | None:
         return None if self.unit is None else np.arange(self.count) // self.unit
 
@@ -34,7 +39,7 @@ def selection(**changes: object) -> Selection:
 
 
 def read(feed: CorpusFeed, epoch: int, shard: int, shards: int) -> list[int]:
-    return [int(text) for _, text in feed.read(epoch, None, shard, shards)]
+    return [int(document.text) for document in feed.read(epoch, None, shard, shards)]
 
 
 @pytest.mark.parametrize("count", [1, 7, 24, 101])

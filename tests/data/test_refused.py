@@ -46,7 +46,7 @@ def refusal(dataset: str, **settings: object) -> str:
         ("öl".encode("utf-16-le"), ["NUL", "iconv -f UTF-16LE"]),
         (b"text\0text", ["byte 4 is NUL"]),
         (b"plain " * 1000 + b"\0", ["NUL"]),
-        (gzip.compress(b"text"), ["looks like gzip data"]),
+        (gzip.compress(b"text", mtime=0), ["looks like gzip data"]),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ["looks like a picture"]),
         (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", ["looks like PDF"]),
         (b"PAR1\x15\x04\x15\xff", ["looks like Parquet"]),
@@ -113,7 +113,7 @@ def test_pointers_are_found_among_very_many_files(tmp_path: Path) -> None:
         ({"dataset_info.json": "{}", "state.json": "{}"}, ["dataset_info.json (metadata)"]),
         ({"part-00000": "text"}, ["no file of a known format"]),
         (
-            {"a.jsonl": LINE, "a.jsonl.gz": gzip.compress(LINE.encode())},
+            {"a.jsonl": LINE, "a.jsonl.gz": gzip.compress(LINE.encode(), mtime=0)},
             ["a.jsonl", "a.jsonl.gz", "packed and unpacked", "twice"],
         ),
         ({"b/a.txt": "x", "b/a.txt.xz": b"x", "c.txt": "y"}, ["a.txt.xz", "packed and unpacked"]),

@@ -41,6 +41,7 @@ CASES = {
     "noloco": {"sync_every": 2},
     "sparta": {"sync_every": 4, "settings": {"sparta": {"sparta_fraction": 0.1}}},
     "demo": {"inner": "DeMo"},
+    "sparsyfed": {"sync_every": 2, "settings": {"sparsyfed": {"sparsity": 0.9}}},
     **{
         f"{codec} codec": {"method": "diloco", "sync_every": 2, "codec": codec}
         for codec in ("bf16", "int8", "int4", "topk")

@@ -16,7 +16,7 @@ RESUMED = ("plain", "fsdp2", "pp2")
 _plain: dict[str, dict] = {}
 
 
-@pytest.mark.parametrize("layout", ["plain", "fsdp2", "tp2", "pp2", "fsdp2_tp2"])
+@pytest.mark.parametrize("layout", ["plain", "fsdp2", pytest.param("tp2", marks=pytest.mark.slow), "pp2", "fsdp2_tp2"])
 def test_every_method_and_codec(layout, tmp_path, text_corpus):
     ranks, parallelism = LAYOUTS[layout]
     config = write_config(tmp_path, ["a", "b"], [f'"{text_corpus}"'] * 2, parallelism)
@@ -36,8 +36,9 @@ def test_every_method_and_codec(layout, tmp_path, text_corpus):
     assert first["int8 codec"]["bytes"] <= 0.28 * first["diloco"]["bytes"]
     assert first["int4 codec"]["bytes"] <= 0.15 * first["diloco"]["bytes"]
     for name, settings in CASES.items():
-        # What a rank holds, and so its messages and their padding, is predicted from even cuts.
-        exact = layout == "plain"
+        # What a rank holds, and so its messages and their padding, is predicted from even cuts, and so is how many
+        # values of each block are not zero.
+        exact = layout == "plain" and name != "sparsyfed"
         assert first[name]["bytes"] == pytest.approx(_predicted(config, name, settings), rel=0 if exact else 0.1), name
     if layout == "plain":
         _plain.update(first)

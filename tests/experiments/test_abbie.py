@@ -195,35 +195,8 @@ def test_results_on_other_tokens_are_refused():
         outcomes(["c", "standard"], (1,), 1e-3, 1, done)
 
 
-def test_without_matplotlib_a_plot_is_refused_before_anything_is_trained(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("titan_ext.experiments.plots.find_spec", lambda name: None)
-    monkeypatch.setattr(RunPool, "train", lambda self, runs: pytest.fail("trained"))
-    assert cli.main([*COMMAND, "--plot", str(tmp_path / "curves")]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("titan-ext: error: --plot: needs matplotlib")
-
-
 def test_the_plot_is_written_twice(tmp_path):
     pytest.importorskip("matplotlib")
     files = draw(rows([outcome("c", (1.0, 1.2), (1.1, None))]), tmp_path / "curves")
     assert [file.name for file in files] == ["curves.png", "curves.svg"]
     assert all(file.stat().st_size > 1000 for file in files)
-
-
-@pytest.mark.parametrize(
-    "flags, problem",
-    [
-        (["--variants", "c,d"], "--variants d: must be of standard"),
-        (["--iterations", "0,2"], "--iterations 0,2: must be numbers of at least 1"),
-        (["--iterations", "two"], "--iterations two: must be numbers of at least 1"),
-        (["--lr", "0"], "--lr 0: must be a number above 0"),
-        (["--seeds", "0"], "--seeds 0: must be at least 1"),
-        (["--speed-turns", "-1"], "--speed-turns -1: must be at least 0"),
-        (["--device", "abacus"], "--device abacus: must be of cpu"),
-        (["--corpus", "/nowhere"], "data = '/nowhere': no such file or folder"),
-    ],
-)
-def test_wrong_options_are_named(flags, problem, capsys):
-    assert cli.main([*COMMAND, *flags]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"titan-ext: error: {problem}")

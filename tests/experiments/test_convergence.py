@@ -224,35 +224,8 @@ def test_results_on_other_tokens_are_refused():
         tuned_outcomes(Outcome, ["ddp", "fedavg"], 1, done)
 
 
-def test_without_matplotlib_a_plot_is_refused_before_anything_is_measured(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("titan_ext.experiments.plots.find_spec", lambda name: None)
-    monkeypatch.setattr(RunPool, "train", lambda self, runs: pytest.fail("measured"))
-    assert cli.main([*COMMAND, "--plot", str(tmp_path / "curves")]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("titan-ext: error: --plot: needs matplotlib")
-
-
 def test_the_plot_is_written_twice(tmp_path):
     pytest.importorskip("matplotlib")
     files = draw([outcome("ddp", 1.0), outcome("local_adam", 1.2, 1.3)], tmp_path / "curves")
     assert [file.name for file in files] == ["curves.png", "curves.svg"]
     assert all(file.stat().st_size > 1000 for file in files)
-
-
-@pytest.mark.parametrize(
-    "flags, problem",
-    [
-        (["--methods", "ddp,adam"], "--methods adam: must be of ddp"),
-        (["--steps", "13"], "--steps 13: must be a multiple of --sync-every (2)"),
-        (["--sites", "1"], "--sites 1: must be at least 2"),
-        (["--dim", "40"], "--dim 40: must be a multiple of 32"),
-        (["--learning-rates", "1e-3,fast"], "--learning-rates 1e-3,fast: must be numbers above 0"),
-        (["--omega", "1.5"], "--omega 1.5: must be from 0 to 1"),
-        (["--device", "abacus"], "--device abacus: must be of cpu"),
-        (["--corpus", "/nowhere"], "data = '/nowhere': no such file or folder"),
-    ],
-)
-def test_wrong_options_are_named(flags, problem, capsys):
-    assert cli.main([*COMMAND, *flags]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"titan-ext: error: {problem}")

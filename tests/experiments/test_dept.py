@@ -2,11 +2,11 @@
 
 import json
 import math
-import random
 
 import pytest
 import torch
 
+from tests.experiments.conftest import LANGUAGES, SIZES, UNSEEN
 from titan_ext import cli
 from titan_ext.errors import RunError
 from titan_ext.experiments.dept import command as dept
@@ -18,46 +18,6 @@ from titan_ext.experiments.dept.text import Texts, make_tokenizers
 from titan_ext.experiments.report import steps_to, tuned_outcomes
 from titan_ext.experiments.runs import RunPool
 from titan_ext.experiments.tuning import Run
-
-LANGUAGES, UNSEEN = ("latin", "greek"), "cyrillic"
-_LETTERS = {"latin": "abcdefgh", "greek": "αβγδεζηθ", "cyrillic": "абвгдежз"}
-SIZES = {
-    "dim": 32,
-    "layers": 1,
-    "vocab_size": 600,
-    "joint_vocab_size": 700,
-    "steps": 4,
-    "sync_every": 2,
-    "batch": 2,
-    "length": 16,
-    "continued_steps": 2,
-    "adapt_steps": 2,
-}
-FLAGS = [flag for key, value in SIZES.items() for flag in (f"--{key.replace('_', '-')}", str(value))]
-
-
-def _write_language(folder, letters: str) -> None:
-    words = random.Random(letters)
-    vocabulary = ["".join(words.choices(letters, k=words.randint(2, 6))) for _ in range(400)]
-    folder.mkdir()
-    for name, documents in (("train", 12), ("valid", 4)):
-        texts = [" ".join(words.choices(vocabulary, k=120)) for _ in range(documents)]
-        lines = [json.dumps({"text": text}) for text in texts]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    for language, letters in _LETTERS.items():
-        _write_language(folder / language, letters)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def command(corpus) -> list[str]:
-    chosen = ["--corpus", str(corpus), "--languages", ",".join(LANGUAGES), "--unseen", UNSEEN]
-    return ["bench", "dept", *chosen, *FLAGS, "--seeds", "1", "--learning-rates", "1e-2", "--workers", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -236,38 +196,9 @@ def test_results_on_other_tokens_are_refused():
         tuned_outcomes(Outcome, ["std", "glob"], 1, done)
 
 
-def test_without_matplotlib_a_plot_is_refused_before_anything_is_trained(command, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("titan_ext.experiments.plots.find_spec", lambda name: None)
-    monkeypatch.setattr(dept, "_train_missing", lambda *_: pytest.fail("trained"))
-    assert cli.main([*command, "--plot", str(tmp_path / "curves")]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("titan-ext: error: --plot: needs matplotlib")
-
-
 def test_the_plot_is_written_twice(tmp_path):
     pytest.importorskip("matplotlib")
     figures = row(outcome("glob", result(1.0, 3.0, 2.0)), Costs(4, 20, 120, 120, 400.0, 400.0), ["latin"], 1.0)
     files = draw([figures], UNSEEN, tmp_path / "curves")
     assert [file.name for file in files] == ["curves.png", "curves.svg"]
     assert all(file.stat().st_size > 1000 for file in files)
-
-
-@pytest.mark.parametrize(
-    "flags, problem",
-    [
-        (["--arms", "std,act"], "--arms act: must be of std"),
-        (["--languages", "latin,coptic"], "--languages coptic: must be of --corpus: cyrillic, greek, latin"),
-        (["--languages", "latin"], "--languages latin: must be at least two"),
-        (["--unseen", "greek"], "--unseen greek: must be none of --languages (latin,greek)"),
-        (["--corpus", "/nowhere"], "--corpus /nowhere: must be a folder with a folder for each language"),
-        (["--steps", "5"], "--steps 5: must be a multiple of --sync-every (2)"),
-        (["--vocab-size", "100"], "--vocab-size 100: must be at least 259"),
-        (["--adapt-lr", "0"], "--adapt-lr 0: must be a number above 0"),
-        (["--learning-rates", "1e-3,fast"], "--learning-rates 1e-3,fast: must be numbers above 0"),
-        (["--device", "abacus"], "--device abacus: must be of cpu"),
-    ],
-)
-def test_wrong_options_are_named(flags, problem, command, capsys):
-    assert cli.main([*command, *flags]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"titan-ext: error: {problem}")

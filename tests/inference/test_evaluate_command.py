@@ -10,6 +10,7 @@ import pytest
 
 from tests.inference.conftest import STEPS
 from titan_ext.cli import main
+from titan_ext.data.tokenizers.bpe import train_tokenizer
 
 TOKENS = "--tokens=1280"
 
@@ -82,6 +83,18 @@ def test_a_model_that_does_not_iterate_has_one_row(evaluate, config_file, tmp_pa
 )
 def test_bad_input_is_one_line(refused, arguments, words):
     assert words in refused("eval", *arguments)
+
+
+@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize("command", [["eval"], ["generate", "--prompt=a"], ["export", "--out=OUT"]])
+def test_another_tokenizer_than_in_training_is_refused(refused, saved_run, tmp_path, command, step):
+    """Whether the checkpoint has its name beside the place in the text, or the record of its run alone."""
+    train_tokenizer(["a b"], 259, tmp_path)
+    name, *arguments = command
+    chosen = f"--step={step}" if name == "export" else f"--checkpoint={saved_run.folder}/a/checkpoint/step-{step}"
+    arguments = [each.replace("OUT", str(tmp_path / "out")) for each in arguments]
+    line = refused(name, chosen, f"--tokenizer={tmp_path}", *arguments)
+    assert "was trained with another tokenizer (" in line and "tokenizer (its file) was byte…, is " in line
 
 
 def test_tasks_without_the_harness_are_refused(refused, monkeypatch):

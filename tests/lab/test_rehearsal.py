@@ -140,7 +140,6 @@ def test_a_plan_learns_from_a_rehearsal(sites: list, tmp_path: Path) -> None:
     [
         ({"links": []}, "--link"),
         ({"sites": 0}, "--sites 0"),
-        ({"streams": 0}, "--streams 0"),
         ({"jitter": 0.5}, "--jitter"),
         ({"mtbf": "0s"}, "--mtbf"),
         ({"until": "soon"}, "'soon'"),

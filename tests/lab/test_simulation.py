@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from titan_ext.lab.collectives import AllGather, AllReduce, AllToAll, Group
+from titan_ext.lab.messages import Group
 from titan_ext.lab.network import Network
 from titan_ext.lab.simulation import Signal, Simulation
 from titan_ext.links.link import Link, Links
@@ -61,47 +61,67 @@ def test_signals_results_failures_and_ends() -> None:
 
 
 def network(simulation: Simulation, sites: int, link: Link) -> Network:
-    transport = Transport(window_bytes=2**40, message_trips=0.5)
+    transport = Transport(window_bytes=2**40)
     return Network(simulation, Links.alike([f"s{place}" for place in range(sites)], link), transport)
 
 
-def finish_times(kind: type, offers: list, link: Link) -> tuple[list[float], list]:
-    simulation = Simulation()
-    group = Group(simulation, network(simulation, len(offers), link), range(len(offers)), 1000.0, 1e9)
-    times, results = [0.0] * len(offers), [None] * len(offers)
+def group_of(simulation: Simulation, sites: int, link: Link, scale: float = 1.0) -> Group:
+    return Group(simulation, network(simulation, sites, link), list(range(sites)), scale, 1e9)
+
+
+def arrivals(contents: list[torch.Tensor], link: Link) -> dict[tuple[int, int], float]:
+    """When each site has what each other one sends it; all send at once."""
+    simulation, times = Simulation(), {}
+    count = len(contents)
+    group = group_of(simulation, count, link, scale=1000.0)
 
     def member(rank: int) -> None:
-        collective = group.join(0, rank, kind, offers[rank])
-        collective.wait(rank)
-        times[rank] = simulation.now
-        results[rank] = collective.result() if kind is AllReduce else collective.offers()
+        others = [site for site in range(count) if site != rank]
+        for site in others:
+            group.send(1, rank, site, 0, contents[rank])
+        for site in others:
+            message = group.receive(1, rank, site, 0)
+            message.wait()
+            assert torch.equal(message.content, contents[site])
+            times[site, rank] = simulation.now
 
-    for rank in range(len(offers)):
+    for rank in range(count):
         simulation.spawn(lambda rank=rank: member(rank))
     simulation.run()
-    return times, results
+    return times
 
 
-def test_a_ring_takes_its_hops_and_sums() -> None:
-    offers = [torch.full((300,), float(rank + 1)) for rank in range(3)]
-    times, results = finish_times(AllReduce, offers, Link(8e6, 0.0))
-    # Four hops of a third of 1200 bytes, each standing for 1000.
-    assert times == pytest.approx([4 * 400_000 / RATE] * 3)
-    assert all(torch.equal(result, torch.full((300,), 6.0)) for result in results)
+def test_messages_are_scaled_and_share_a_port() -> None:
+    times = arrivals([torch.full((300,), float(rank)) for rank in range(3)], Link(8e6))
+    # 1200 bytes to each of two, each standing for 1000: the second ones leave when the first have left.
+    assert max(times.values()) == pytest.approx(2 * 1_200_000 / RATE)
+    assert min(times.values()) == pytest.approx(1_200_000 / RATE)
 
 
-def test_tables_are_not_scaled_and_trips_count() -> None:
-    offers = [torch.full((3,), rank + 1, dtype=torch.int64) for rank in range(3)]
-    times, _ = finish_times(AllReduce, offers, Link(8e6, 0.1))
-    assert times == pytest.approx([4 * (0.05 + 8 / RATE)] * 3)
+def test_tables_are_not_scaled_and_a_message_takes_half_a_round_trip() -> None:
+    times = arrivals([torch.full((3,), rank, dtype=torch.int64) for rank in range(2)], Link(8e6, 0.1))
+    assert times == pytest.approx({(0, 1): 0.05 + 24 / RATE, (1, 0): 0.05 + 24 / RATE})
 
 
-def test_messages_to_all_share_a_port() -> None:
-    message = torch.zeros(100, dtype=torch.uint8)
-    times, _ = finish_times(AllGather, [message] * 3, Link(8e6, 0.0))
-    assert times == pytest.approx([2 * 100_000 / RATE] * 3)
-    times, _ = finish_times(AllToAll, [[message] * 3] * 3, Link(8e6, 0.0))
-    assert times == pytest.approx([2 * 100_000 / RATE] * 3)
+def test_a_message_goes_before_its_receiver_asks_and_keeps_what_was_sent() -> None:
+    simulation, told = Simulation(), []
+    group = group_of(simulation, 2, Link(8e6))
+
+    def sends() -> None:
+        content = torch.ones(250)
+        group.send(1, 0, 1, 7, content)
+        content.zero_()
+
+    def receives() -> None:
+        simulation.sleep(1.0)
+        message = group.receive(1, 1, 0, 7)
+        message.wait()
+        told.append((simulation.now, message.content.sum().item()))
+
+    simulation.spawn(sends)
+    simulation.spawn(receives)
+    simulation.run()
+    assert told == [(1.0, 250.0)]
 
 
 def test_a_partition_delays_a_message_until_tcp_tries_again() -> None:
@@ -117,12 +137,13 @@ def test_a_partition_delays_a_message_until_tcp_tries_again() -> None:
 
 def test_a_group_that_breaks_fails_what_is_under_way_and_what_follows() -> None:
     simulation, told = Simulation(), []
-    group = Group(simulation, network(simulation, 2, Link(8e6, 0.1)), [0, 1], 1.0, 1e9)
+    group = group_of(simulation, 2, Link(8e6, 0.1))
 
     def member(rank: int) -> None:
         for index in range(2):
             try:
-                group.join(index, rank, AllReduce, torch.zeros(2)).wait(rank)
+                group.send(index, rank, 1 - rank, 0, torch.zeros(2))
+                group.receive(index, rank, 1 - rank, 0).wait()
             except RuntimeError as error:
                 told.append((index, rank, str(error), simulation.now))
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from tests.launcher.sites import GRACE_SECONDS, PATIENCE_SECONDS, job
 from titan_ext import cli
 from titan_ext.commands import launch as command
-from titan_ext.commands.launch import Watched, run_jobs
+from titan_ext.commands.launch import LaunchedSite, run_jobs
 
 
 def launch(folder: Path, sites: dict[str, str]) -> int:
     return run_jobs(
         [job(folder, name, behaviour) for name, behaviour in sites.items()],
-        [Watched(name, folder / name, 3) for name in sites],
+        [LaunchedSite(name, folder / name, 3) for name in sites],
         max_restarts=1,
         plain=True,
         complete=True,

@@ -14,7 +14,7 @@ from torch.distributed.distributed_c10d import AllreduceOptions
 
 from titan_ext.bench.namespaces import Wan, address_of, missing
 from titan_ext.bench.workers import WorkerGroup
-from titan_ext.replica.torchft_internals import SiteProcessGroup
+from titan_ext.replica.streams.group import StreamGroup
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "mesh.sh"
 KEY = "A" * 43 + "="
@@ -140,7 +140,7 @@ class Reducer:
 
     def __init__(self, rank: int, port: int) -> None:
         self._store = TCPStore(INSIDE[0], port, is_master=rank == 0, wait_for_workers=False)
-        self._group = SiteProcessGroup(INSIDE[rank], timedelta(seconds=30))
+        self._group = StreamGroup(INSIDE[rank], timedelta(seconds=30))
         self._rank, self._address = rank, f"{INSIDE[0]}:{port}/mesh"
 
     def reduce(self, numel: int) -> float:

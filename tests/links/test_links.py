@@ -1,5 +1,7 @@
 """Links as users write them, and what TCP makes of them."""
 
+from dataclasses import replace
+
 import pytest
 
 from titan_ext.errors import UserError
@@ -47,7 +49,7 @@ def test_pairs_of_sites_whose_names_have_hyphens() -> None:
     assert links.between(0, 1) == links.between(1, 0) == Link(1e9)
     assert links.between(0, 2) == links.between(1, 2) == Link(1e8, 0.05)
     assert links.port_rate(2) == 1e8 and links.port_rate(0) == 1e9
-    assert links.ring() == [Link(1e9), Link(1e8, 0.05), Link(1e8, 0.05)]
+    assert links.all() == [Link(1e9), Link(1e8, 0.05), Link(1e8, 0.05)]
 
 
 @pytest.mark.parametrize(
@@ -66,17 +68,21 @@ def test_flags_that_do_not_give_every_pair_one_link(flags: list[str], told: str)
 
 
 def test_a_connection_carries_what_link_window_and_loss_allow() -> None:
-    one = Transport(window_bytes=2**20)
+    one = Transport(window_bytes=2**20, streams=1)
     assert connection_rate(Link(8e6), one) == pytest.approx(1e6 * PAYLOAD)
     assert connection_rate(Link(8e9, 0.1), one) == pytest.approx(2**20 / 0.1)
     assert connection_rate(Link(8e9, 0.1), Transport(window_bytes=2**20, streams=4)) == pytest.approx(4 * 2**20 / 0.1)
     assert connection_rate(Link(8e9, 0.1), one, connections=3) == pytest.approx(3 * 2**20 / 0.1)
+    assert connection_rate(Link(8e9, 0.1), replace(one, max_rate=1e6)) == 1e6
+    # By distance, as the sites' connections: one for each 2 MiB under way at 1 Gbit/s, shared among the peers.
+    by_distance = [connection_rate(Link(8e9, 0.08), replace(one, streams=0, peers=peers)) for peers in (1, 2)]
+    assert by_distance == pytest.approx([5 * 2**20 / 0.08, 3 * 2**20 / 0.08])
     # Reno's sqrt(3 / 2p) segments a round trip, where that is more than CUBIC's.
     assert connection_rate(Link(8e9, 0.01, 0.01), one) == pytest.approx(1448 * (1.5 / 0.01) ** 0.5 / 0.01)
 
 
 def test_slow_start_doubles_a_window_each_round_trip_and_is_over_while_the_connection_is_used() -> None:
-    link, ten = Link(8e8, 0.1), Transport(window_bytes=2**30)
+    link, ten = Link(8e8, 0.1), Transport(window_bytes=2**30, streams=1)
     connection = Connection(link, ten)
     # 10, 20, 40 segments in three round trips, the last 10 at the link's rate.
     assert connection.seconds_to_send(80 * 1448, 0.0) == pytest.approx(0.3 + 10 * 1448 / (1e8 * PAYLOAD))

@@ -21,7 +21,7 @@ def build(name: str = "abbie", flavor: str = "tiny", seed: int = 0, **overrides)
 
 
 def initialised(config, seed: int = 0) -> nn.Module:
-    use_packed_attention(config)
+    config = use_packed_attention(config)
     with torch.device("meta"):
         model = config.build()
     model.to_empty(device="cpu")

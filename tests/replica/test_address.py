@@ -74,6 +74,7 @@ def test_a_rank_that_cannot_listen_says_so_before_it_looks_for_the_lighthouse(ke
 
 
 def test_ports_of_the_ranks_and_of_the_manager_lie_apart():
-    config = ReplicaConfig(lighthouse="127.0.0.1:1", hostname="127.0.0.1", state_port=40_000, manager_port=40_001)
-    with pytest.raises(UserError, match="^replica.manager_port = 40001: lies among the 2 ports of the ranks"):
+    ports = {"state_port": 20_000, "manager_port": 20_001}  # below those that systems hand out by themselves
+    config = ReplicaConfig(lighthouse="127.0.0.1:1", hostname="127.0.0.1", **ports)
+    with pytest.raises(UserError, match="^replica.manager_port = 20001: lies among the 2 ports of the ranks"):
         Replica(config, site="east", rank=0, world_size=2)

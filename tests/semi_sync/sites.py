@@ -81,6 +81,7 @@ def run_sites(
     *,
     min_sites: int | None = None,
     before: Callable[[int], None] = lambda index: None,
+    heartbeat_timeout_ms: int = 5000,
 ) -> list[Any]:
     """Call ``body(index, manager)`` at every site at once and return what each returned.
 
@@ -88,7 +89,7 @@ def run_sites(
     site that raises ends the run with what it raised; the others' managers are shut down.
     """
     minimum = min_sites or num_sites
-    with lighthouse(minimum) as address, ExitStack() as managers:
+    with lighthouse(minimum, heartbeat_timeout_ms) as address, ExitStack() as managers:
 
         def site(index: int) -> Any:
             before(index)

@@ -169,7 +169,7 @@ def test_sites_of_one_and_of_two_threads_hold_the_same_bits_and_all_contribute(n
             optimizer.step()
             loop.step(tokens=1000 + 77 * site)
         contributed = [record.participants for record in records]
-        return torch.get_num_threads(), contributed, loop.shared_state_sha256(), loop._engine.lineage.checksum
+        return torch.get_num_threads(), contributed, loop.shared_state_sha256(), loop._exchange.lineage.checksum
 
     threads, contributed, digests, checksums = zip(*run_sites(sites, body))
     assert set(threads) == {1, 2}

@@ -17,7 +17,7 @@ from tests.lighthouse_page import members, wait_for_heartbeats, wait_until
 from tests.semi_sync.sites import lighthouse, outer_loop
 from titan_ext.bench.namespaces import HUB, Wan, address_of, enter_network, missing
 from titan_ext.replica.state_transfer.transport import StateTransport
-from titan_ext.replica.torchft_internals import SiteProcessGroup
+from titan_ext.replica.streams.group import StreamGroup
 
 _context = forking("tests.semi_sync.test_failures")
 
@@ -33,20 +33,26 @@ class Treacherous(Manager):
     """A manager that does something at a given point of a round."""
 
     where, fault = None, staticmethod(lambda: None)
-    rounds = reductions = 0
+    rounds = messages = 0
+
+    def __init__(self, *, pg, **options) -> None:
+        super().__init__(pg=pg, **options)
+        send = pg.send
+
+        def sending(tensors, *to):
+            # To two sites: the agreement, the weights, then the buckets.
+            self.messages += 1
+            if self.messages == 8:
+                self._at("between buckets")
+            return send(tensors, *to)
+
+        pg.send = sending
 
     def start_quorum(self, **options) -> None:
         self.rounds += 1
-        self.reductions = 0
+        self.messages = 0
         super().start_quorum(**options)
         self._at("after quorum")
-
-    def allreduce(self, tensor, **options):
-        self.reductions += 1
-        # The agreement, the trailer, then the buckets.
-        if self.reductions == 4:
-            self._at("between buckets")
-        return super().allreduce(tensor, **options)
 
     def should_commit(self, timeout=None) -> bool:
         self._at("before vote")
@@ -65,7 +71,7 @@ def site(index: int, address: str, where: str, fault: str, options: dict, settin
     seconds = options["seconds"]
     store = TCPStore(hostname, 0, is_master=True, wait_for_workers=False)
     own = Treacherous(
-        pg=SiteProcessGroup(hostname, timedelta(seconds=seconds)),
+        pg=StreamGroup(hostname, timedelta(seconds=seconds)),
         load_state_dict=None,
         state_dict=None,
         min_replica_size=2,

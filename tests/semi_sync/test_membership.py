@@ -6,6 +6,7 @@ import torch
 from tests.lighthouse_page import wait_for_requests
 from tests.semi_sync.sites import Meeting, outer_loop, run_sites
 from titan_ext.errors import UserError
+from titan_ext.semi_sync.plan.scopes import ScopeConfig
 
 
 def one_weight(value: float) -> torch.nn.Module:
@@ -105,20 +106,32 @@ def test_site_whose_vote_alone_failed_rejoins_at_the_others_point():
 @pytest.mark.parametrize(
     "theirs, named",
     [
-        (dict(sync_every=4), "rule params/0.period: theirs"),
-        (dict(sync_every=2, outer_lr=0.5), "rule params/0.apply.optimizer.lr: theirs"),
+        (dict(sync_every=4), "semi_sync.sync_every is 2 at site0, 4 at site1"),
+        (dict(outer_lr=0.5), "semi_sync.outer_lr is 0.7 at site0, 0.5 at site1"),
+        (dict(method="local_sgd"), 'semi_sync.method is "diloco" at site0, "local_sgd" at site1'),
+        (
+            dict(codec="topk", settings={"topk": {"density": 0.5}}),
+            "semi_sync.topk.density is not set at site0, 0.5 at site1",
+        ),
+        (
+            dict(scopes=[ScopeConfig(name="own", parameters=["bias"], sync_every=6)]),
+            "semi_sync.scopes[0].sync_every is",
+        ),
+        (dict(must_agree={"training.steps": 9}), "training.steps is not set at site0, 9 at site1"),
     ],
 )
-def test_sites_that_differ_refuse_to_train_together(theirs, named):
+def test_sites_that_differ_are_told_by_key_in_what_at_every_site(theirs, named):
+    """And nothing beside, such as what only follows from it."""
+
     def body(index, own):
-        settings = dict(sync_every=2) if index == 0 else theirs
-        outer = outer_loop(one_weight(0.0), [], own, method="diloco", **settings)
+        settings = dict(method="diloco", sync_every=2) | (theirs if index else {})
+        outer = outer_loop(torch.nn.Linear(2, 3), [], own, name=f"site{index}", **settings)
         with pytest.raises(UserError) as caught:
             outer.join()
         return str(caught.value)
 
-    messages = run_sites(2, body)
-    assert any(named in message for message in messages)
+    for message in run_sites(2, body):
+        assert named in message and "rule" not in message
 
 
 def test_models_of_other_shape_are_refused():

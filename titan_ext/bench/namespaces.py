@@ -1,15 +1,17 @@
-"""A wide-area network on one machine: network namespaces behind links of a limited rate (Linux, root).
+"""A wide-area network on one machine: network namespaces behind links of a limited rate, as long as one wants (Linux, root).
 
 No namespace has a name. Each lives as long as the process that holds it, which ends with this one, and
 the kernel takes the links along: nothing is left behind, however a benchmark ends.
 """
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from titan_ext.errors import RunError
@@ -17,8 +19,10 @@ from titan_ext.launcher.processes import die_with_parent
 
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 _TOOLS = ("ip", "tc", "unshare", "nsenter")
-_LINK = "wan0"
-HUB = "10.77.0.254"
+LINK = "wan0"
+SUBNET = "10.77.0"
+_HUB_HOST = 254
+HUB = f"{SUBNET}.{_HUB_HOST}"
 
 
 def missing() -> str | None:
@@ -40,7 +44,12 @@ class Wan:
 
     Args:
         sites: how many.
-        rate_mbit: each site's rate of sending, in 10**6 bits a second, counted from the Ethernet header on.
+        rate_mbit: each site's rate of sending, in 10**6 bits a second, counted from the Ethernet header on (from the
+            Internet header on where there is distance or loss).
+        rtt_ms: round-trip time between two sites, and between a site and the hub.
+        loss: share of the segments that never arrive.
+        down_mbit: each site's rate of receiving; 0: no limit.
+        rates_mbit: rates of sending that differ from ``rate_mbit``, by site.
 
     Raises:
         RunError: the system refuses a part of it.
@@ -49,14 +58,27 @@ class Wan:
     hub_address = HUB
     """Numeric address of the hub, for a lighthouse."""
 
-    def __init__(self, sites: int, rate_mbit: float) -> None:
+    def __init__(
+        self,
+        sites: int,
+        rate_mbit: float,
+        *,
+        rtt_ms: float = 0.0,
+        loss: float = 0.0,
+        down_mbit: float = 0.0,
+        rates_mbit: Mapping[int, float] | None = None,
+    ) -> None:
         self._holders: list[subprocess.Popen] = []
+        self._router: subprocess.Popen | None = None
         try:
             self.hub = self._hold()
-            self._inside(self.hub, "ip", "link", "add", "bridge0", "type", "bridge")
-            self._inside(self.hub, "ip", "address", "add", f"{HUB}/24", "dev", "bridge0")
-            self._inside(self.hub, "ip", "link", "set", "bridge0", "up")
-            self.sites = [self._connect(index, rate_mbit) for index in range(sites)]
+            self.sites = [self._hold() for _ in range(sites)]
+            if rtt_ms or loss or down_mbit:
+                self._route(rtt_ms, loss, down_mbit)
+            else:
+                self._bridge()
+            for index, site in enumerate(self.sites):
+                self._limit(site, (rates_mbit or {}).get(index, rate_mbit))
         except BaseException:
             self.close()
             raise
@@ -68,28 +90,59 @@ class Wan:
         self.close()
 
     def bytes_sent(self) -> list[int]:
-        """What each site's interface has sent so far, in bytes, headers included."""
-        return [_bytes_sent(pid) for pid in self.sites]
+        """What each site has put on its link so far, in bytes of frames, headers included."""
+        if self._router is None:
+            return [_bytes_sent(pid) for pid in self.sites]
+        self._router.stdin.write("\n")
+        self._router.stdin.flush()
+        sent = json.loads(self._router.stdout.readline())
+        return [sent[str(index + 1)] for index in range(len(self.sites))]
 
     def close(self) -> None:
         """Take it down."""
-        for holder in self._holders:
-            holder.kill()
-        for holder in self._holders:
-            holder.wait()
-        self._holders = []
+        started = [*self._holders, *([self._router] if self._router is not None else [])]
+        for process in started:
+            process.kill()
+        for process in started:
+            process.wait()
+        self._holders, self._router = [], None
 
-    def _connect(self, index: int, rate_mbit: float) -> int:
-        site = self._hold()
-        port = f"site{index}"
-        self._inside(self.hub, "ip", "link", "add", port, "type", "veth", "peer", "name", _LINK, "netns", str(site))
-        self._inside(self.hub, "ip", "link", "set", port, "master", "bridge0", "up")
-        self._inside(site, "ip", "address", "add", f"{address_of(index)}/24", "dev", _LINK)
-        self._inside(site, "ip", "link", "set", _LINK, "up")
+    def _bridge(self) -> None:
+        """Join the sites in the kernel: no distance."""
+        self._inside(self.hub, "ip", "link", "add", "bridge0", "type", "bridge")
+        self._inside(self.hub, "ip", "address", "add", f"{HUB}/24", "dev", "bridge0")
+        self._inside(self.hub, "ip", "link", "set", "bridge0", "up")
+        for index, site in enumerate(self.sites):
+            port = f"site{index}"
+            self._inside(self.hub, "ip", "link", "add", port, "type", "veth", "peer", "name", LINK, "netns", str(site))
+            self._inside(self.hub, "ip", "link", "set", port, "master", "bridge0", "up")
+            self._bring_up(site, address_of(index))
+
+    def _route(self, rtt_ms: float, loss: float, down_mbit: float) -> None:
+        """Join them by a process that holds packets back and loses some: the kernel need not have netem."""
+        hosts = [(_HUB_HOST, self.hub, 0.0), *((index + 1, site, down_mbit) for index, site in enumerate(self.sites))]
+        ports = [{"host": host, "process": pid, "delay_ms": rtt_ms / 4, "down_mbit": down} for host, pid, down in hosts]
+        self._router = subprocess.Popen(
+            [sys.executable, "-m", "titan_ext.bench.router", json.dumps({"ports": ports, "loss": loss})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        if self._router.stdout.readline() != "ready\n":
+            raise RunError("no router: the system refuses TUN devices (/dev/net/tun)")
+        for host, pid, _ in hosts:
+            self._bring_up(pid, f"{SUBNET}.{host}")
+
+    def _bring_up(self, pid: int, address: str) -> None:
+        self._inside(pid, "ip", "address", "add", f"{address}/24", "dev", LINK)
+        # The router may have to wait for a processor: what the device cannot hold meanwhile would be lost.
+        self._inside(pid, "ip", "link", "set", LINK, "txqueuelen", "20000", "up")
+
+    def _limit(self, site: int, rate_mbit: float) -> None:
         # The burst has room for the largest packet that segmentation offload hands over (64 KiB).
         limit = ["rate", f"{rate_mbit}mbit", "burst", "128kb", "latency", "100ms"]
-        self._inside(site, "tc", "qdisc", "add", "dev", _LINK, "root", "tbf", *limit)
-        return site
+        self._inside(site, "tc", "qdisc", "add", "dev", LINK, "root", "tbf", *limit)
 
     def _hold(self) -> int:
         """Process id of a process in a fresh network namespace that has nothing but loopback."""
@@ -115,7 +168,7 @@ class Wan:
 
 def address_of(site: int) -> str:
     """Address of a site's interface."""
-    return f"10.77.0.{site + 1}"
+    return f"{SUBNET}.{site + 1}"
 
 
 def enter_network(pid: int) -> None:
@@ -132,9 +185,9 @@ def enter_network(pid: int) -> None:
 def _bytes_sent(pid: int) -> int:
     for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines():
         name, _, numbers = line.partition(":")
-        if name.strip() == _LINK:
+        if name.strip() == LINK:
             return int(numbers.split()[8])
-    raise RunError(f"process {pid} has no interface {_LINK}")
+    raise RunError(f"process {pid} has no interface {LINK}")
 
 
 def _run(command: Sequence[str]) -> None:

@@ -117,7 +117,7 @@ def _measure(
     import torch
 
     group = {"params": [*parameters.values()], "param_names": [*parameters]}
-    common = {"lr": 1e-5, "weight_decay": 0.01}
+    common: dict[str, Any] = {"lr": 1e-5, "weight_decay": 0.01}
     reference = _Turns(torch.optim.AdamW([dict(group)], foreach=True, **common), device)
     reference.steps = max(1, math.ceil(_TURN / reference.take()))
     count = sum(each.numel() for each in parameters.values())

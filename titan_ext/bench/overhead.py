@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, float]:
     """Measure, print a table, and return tokens per second of both and their ratio."""
-    _single_rank_environment()
+    single_rank_environment()
     import torch
     from torchft.coordination import LighthouseServer
 
@@ -102,7 +102,8 @@ def _build_trainers(options: argparse.Namespace, folder: str, lighthouse: str):
     return PlainTrainer.Config(**shared).build(), configs[1].build()
 
 
-def _single_rank_environment() -> None:
+def single_rank_environment() -> None:
+    """Make this process the one rank of a site, as torchrun would."""
     from torch.distributed import TCPStore
 
     global _store  # the manager's rendezvous; it must outlive this function

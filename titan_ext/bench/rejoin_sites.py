@@ -149,20 +149,29 @@ class _Mortal:
 
     def start_quorum(self, **options: Any) -> None:
         self.quorums += 1
-        super().start_quorum(**options)
+        super().start_quorum(**options)  # type: ignore[misc]  # both managers have it
 
-    def allreduce(self, tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+    def die_in_a_reduction(self, tensor: torch.Tensor) -> None:
         if self.dies and tensor.numel() > _FEW_VALUES:
             _die()
-        return super().allreduce(tensor, *arguments, **options)
 
 
 class _MortalManager(_Mortal, Manager):
-    pass
+    def allreduce(self, tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        self.die_in_a_reduction(tensor)
+        return super().allreduce(tensor, *arguments, **options)
 
 
 class _MortalReplica(_Mortal, Replica):
-    pass
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        group, send = self.process_group, self.process_group.send
+
+        def sending(tensors: list[torch.Tensor], *to: int) -> Any:
+            self.die_in_a_reduction(tensors[0])
+            return send(tensors, *to)
+
+        group.send = sending  # type: ignore[method-assign,assignment]
 
 
 class _TorchftSync:

@@ -13,6 +13,7 @@ from torchft.local_sgd import DiLoCo
 from torchft.manager import Manager
 from torchft.process_group import ProcessGroupGloo
 
+from titan_ext.bench.namespaces import LINK
 from titan_ext.memory import memory_stats, reset_peak
 from titan_ext.replica import Replica, ReplicaConfig
 from titan_ext.semi_sync import SemiSync
@@ -60,9 +61,19 @@ class SyncSite:
         lighthouse: URL of the lighthouse.
         parameters: size of the model.
         threads: threads that torch may compute with.
+        host: address at which the other sites reach this one.
     """
 
-    def __init__(self, name: str, site: int, sites: int, lighthouse: str, parameters: float, threads: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        site: int,
+        sites: int,
+        lighthouse: str,
+        parameters: float,
+        threads: int,
+        host: str = "127.0.0.1",
+    ) -> None:
         logging.disable(logging.WARNING)
         torch.set_num_threads(threads)
         reset_peak()
@@ -70,9 +81,9 @@ class SyncSite:
         self._site = site
         self._model = SyntheticModel(parameters)
         self._inner = torch.optim.SGD(self._model.parameters(), lr=1.0)  # without gradients it changes nothing
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
         build = _TorchftSync if name.startswith(TORCHFT) else _TitanExtSync
-        self._outer = build(name, f"site{site}", sites, lighthouse, self._store.port, self._model, self._inner)
+        self._outer = build(name, f"site{site}", sites, lighthouse, (host, self._store.port), self._model, self._inner)
 
     @torch.no_grad()
     def round(self) -> dict[str, float]:
@@ -98,7 +109,9 @@ class SyncSite:
 class _TorchftSync:
     """torchft's DiLoCo; it runs on the optimizer's hooks."""
 
-    def __init__(self, name, site, sites, lighthouse, port, model, inner) -> None:
+    def __init__(self, name, site, sites, lighthouse, store, model, inner) -> None:
+        if store[0] != "127.0.0.1":
+            os.environ["GLOO_SOCKET_IFNAME"] = LINK  # Gloo would listen at whatever the host's name resolves to
         self._manager = _CountingManager(
             pg=ProcessGroupGloo(timeout=_TIMEOUT),
             load_state_dict=None,
@@ -110,11 +123,11 @@ class _TorchftSync:
             quorum_timeout=_TIMEOUT,
             rank=0,
             world_size=1,
-            store_addr="127.0.0.1",
-            store_port=port,
+            store_addr=store[0],
+            store_port=store[1],
             lighthouse_addr=lighthouse,
             replica_id=site,
-            hostname="127.0.0.1",
+            hostname=store[0],
         )
         outer = torch.optim.SGD(model.parameters(), lr=0.7, momentum=0.9, nesterov=True)
         buckets = name == TORCHFT_BUCKETS
@@ -147,8 +160,8 @@ class _CountingManager(Manager):
 class _TitanExtSync:
     """Our engine under a codec."""
 
-    def __init__(self, name, site, sites, lighthouse, port, model, inner) -> None:
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    def __init__(self, name, site, sites, lighthouse, store, model, inner) -> None:
+        os.environ |= {"MASTER_ADDR": store[0], "MASTER_PORT": str(store[1])}
         replica = Replica(ReplicaConfig(lighthouse=lighthouse, min_sites=sites), site=site, rank=0, world_size=1)
         self._outer = SemiSync.Config(method="diloco", sync_every=1, codec=name).build(
             model_parts=[model], optimizers=inner, manager=replica
@@ -158,7 +171,7 @@ class _TitanExtSync:
     def after_step(self) -> None:
         if not self._joined:
             # Sites that start together agree on the first one's parameters; the round comes on top.
-            self._outer.join()
+            self._outer.join(loaded=False)
             self._joined = True
         self._outer.step()
         assert self._outer.ledger.last.committed, f"round not committed: {self._outer.ledger.last.error}"
@@ -167,9 +180,14 @@ class _TitanExtSync:
         return self._outer.ledger.last.bytes_sent
 
     def parts(self) -> dict[str, float]:
-        """Seconds of quorum, reduction and apply."""
+        """Seconds of quorum, reduction and apply; bytes of frames."""
         last = self._outer.ledger.last
-        return {"quorum": last.seconds_quorum, "reduce": last.seconds_reduce, "apply": last.seconds_apply}
+        return {
+            "quorum": last.seconds_quorum,
+            "reduce": last.seconds_reduce,
+            "apply": last.seconds_apply,
+            "frames": last.wire_bytes_sent,
+        }
 
 
 class Lighthouse:

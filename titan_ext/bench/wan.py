@@ -1,23 +1,22 @@
-"""How near the outer loop comes to the limit of a slow link, and how well it hides behind compute.
+"""Rounds over a long link: ours, torchft's and plain TCP's seconds for the same bytes, and what hides behind compute.
 
-Needs Linux and root: every site gets a network namespace whose sending is held to a rate (tc tbf), behind a
-bridge with a real lighthouse. Elsewhere it says what is missing and ends well. It measures
+Needs Linux and root: every site gets a network namespace whose sending is held to a rate (tc tbf); with ``--rtt`` or
+``--loss`` a router of our own stands between them (TUN devices). A real lighthouse is as far from every site as they are
+from each other. Elsewhere it says what is missing and ends well. It measures, in turns, so that all see the same machine:
 
-  limit    fp32 DiLoCo on synthetic parameters: the seconds that plain TCP sockets take for its bytes, in turns
-           with the rounds, as a share of the seconds of a round;
-  overlap  Streaming DiLoCo with delay under titan_ext's trainer: tokens per second as a share of those of
-           the same trainer without any communication. Both live in the same processes and take turns;
-  ledger   bytes in the ledger against those that the interfaces have sent.
+  transfer  DiLoCo on synthetic parameters, by torchft and by ours under each codec, and plain TCP sockets that send
+            as many bytes as fp32 does, over one connection and over several;
+  control   a round of so few parameters that its bytes take no time, in round trips;
+  overlap   Streaming DiLoCo with delay under titan_ext's trainer: tokens per second as a share of those of
+            the same trainer without any communication. Both live in the same processes and take turns;
+  ledger    bytes in the ledger against those that the links have carried.
 
 Every namespace, link and process is gone at the end, also after Ctrl-C.
 """
 
 import argparse
 import os
-import socket
 import tempfile
-import threading
-import time
 from contextlib import ExitStack
 from statistics import median
 from typing import Any
@@ -25,79 +24,109 @@ from typing import Any
 from titan_ext.bench.flags import require
 from titan_ext.errors import UserError
 
-_PLAIN_PORT = 5099
+HELP = "rounds over a long or slow link, against torchft and plain TCP (root, Linux)"
 
-HELP = "share of a slow link's limit, and of the speed without communication (root, Linux)"
+_FEW_PARAMETERS = 8e3
+_PLAIN = "plain TCP, {} stream(s)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The network, and size and length of the measurement."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--rate-mbit", type=float, default=100.0, help="a site's rate of sending (default: 100)")
+    parser.add_argument("--rtt", type=float, default=0.0, help="milliseconds there and back (default: 0)")
+    parser.add_argument("--loss", type=float, default=0.0, help="per cent of the segments lost (default: 0)")
+    parser.add_argument("--down-mbit", type=float, default=0.0, help="a site's rate of receiving (default: no limit)")
+    parser.add_argument("--slow-mbit", type=float, default=0.0, help="rate of the last site, if it is another")
     parser.add_argument("--sites", type=int, default=2, help="number of sites (default: 2)")
-    parser.add_argument("--parameters", type=float, default=10e6, help="limit: size of the model (default: 10e6)")
-    parser.add_argument("--rounds", type=int, default=3, help="limit: timed rounds (default: 3)")
+    parser.add_argument("--parameters", type=float, default=10e6, help="transfer: size of the model (default: 10e6)")
+    parser.add_argument("--rounds", type=int, default=3, help="transfer: timed rounds of each (default: 3)")
+    parser.add_argument(
+        "--codecs", default="fp32", help="transfer: codecs of ours, comma-separated; the first is fp32 (default: fp32)"
+    )
+    parser.add_argument("--streams", default="1,8", help="transfer: connections of plain TCP (default: 1,8)")
     parser.add_argument("--flavor", default="debugmodel", help="overlap: flavor of the llama3 model")
     parser.add_argument("--seq-len", type=int, default=256, help="overlap: tokens a sequence (default: 256)")
     parser.add_argument("--batch", type=int, default=4, help="overlap: sequences a step (default: 4)")
     parser.add_argument("--sync-every", type=int, default=20, help="overlap: steps between syncs (default: 20)")
     parser.add_argument("--fragments", type=int, default=2, help="overlap: parts of the model (default: 2)")
     parser.add_argument("--delay", type=int, default=8, help="overlap: steps that hide an exchange (default: 8)")
-    parser.add_argument("--blocks", type=int, default=3, help="overlap: turns of sync_every steps (default: 3)")
+    parser.add_argument(
+        "--blocks", type=int, default=3, help="overlap: turns of sync_every steps; 0 leaves it out (default: 3)"
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print a table, and return the figures; where it cannot be, only ``skipped`` with the reason.
+    """Measure, print tables, and return the figures; where it cannot be, only ``skipped`` with the reason.
 
     Raises:
         UserError: an option is out of range.
-        RunError: a site failed.
+        RunError: a site failed, or sites disagree after a round.
     """
-    _check(options)
+    codecs, streams = _checked(options)
     from titan_ext.bench.namespaces import missing
 
     reason = missing()
     if reason is not None:
         print(f"skipped: {reason}")
         return {"skipped": reason}
-    figures: dict[str, Any] = {"rate_mbit": options.rate_mbit, "sites": options.sites}
-    print(f"{options.sites} sites, each sending {options.rate_mbit:g} Mbit/s at most")
-    figures["limit"] = _report_limit(_limit(options))
-    figures["overlap"] = _report_overlap(_overlap(options))
+    link = {key: getattr(options, key) for key in ("rate_mbit", "rtt", "loss", "down_mbit", "slow_mbit", "sites")}
+    print(
+        f"{options.sites} sites, each sending {options.rate_mbit:g} Mbit/s at most, {options.rtt:g} ms there and back, "
+        f"{options.loss:g}% lost"
+    )
+    figures: dict[str, Any] = dict(link)
+    figures["transfer"] = _report_transfer(_transfer(options, codecs, streams), options)
+    if options.blocks:
+        figures["overlap"] = _report_overlap(_overlap(options))
     return figures
 
 
-def _limit(options: argparse.Namespace) -> list[dict[str, float]]:
-    """One entry a round: its seconds (``round``), the ``nominal`` ones of its bytes at the link's rate, those that a plain TCP
-    socket takes for them (``wire``), the ledger's ``bytes`` and what was ``sent``."""
+def _transfer(options: argparse.Namespace, codecs: list[str], streams: list[int]) -> dict[str, list[dict[str, float]]]:
+    """The rounds of each way by its name: ``seconds``, ``bytes`` of the ledger, and what was ``sent``."""
     from titan_ext.bench.namespaces import address_of
-    from titan_ext.bench.sync_sites import SyncSite
+    from titan_ext.bench.plain_tcp import PlainSockets
+    from titan_ext.bench.sync_sites import TORCHFT_BUCKETS as TORCHFT
 
+    addresses = [address_of(site) for site in range(options.sites)]
     with ExitStack() as stack:
-        wan, url = _network(stack, options)
-        common = (options.sites, url, options.parameters, _threads(options))
-        workers = _start_sites(stack, wan, SyncSite, [("fp32", site, *common) for site in range(options.sites)])
-        addresses = [address_of(site) for site in range(options.sites)]
-        sockets = _start_sites(stack, wan, PlainSocket, [(site, addresses) for site in range(options.sites)])
-        sockets.call("connect")
-        workers.call("round")  # connects the sites
-        rounds = []
-        for _ in range(options.rounds):
-            before = wan.bytes_sent()
-            results = workers.call("round")
-            sent = [after - start for after, start in zip(wan.bytes_sent(), before)]
-            payload = results[0]["bytes"]
-            rounds.append(
-                {
-                    "round": max(result["seconds"] for result in results),
-                    "nominal": payload * 8 / (options.rate_mbit * 1e6),
-                    "wire": max(sockets.call("exchange", payload)),
-                    "bytes": payload,
-                    "sent": max(sent),
-                    **{key: max(result[key] for result in results) for key in ("quorum", "reduce", "apply")},
-                }
-            )
+        wan = stack.enter_context(_wan(options))
+        plain = {}
+        for index, count in enumerate(streams):
+            arguments = [(site, addresses, count, index) for site in range(options.sites)]
+            plain[_PLAIN.format(count)] = _start_sites(stack, wan, PlainSockets, arguments)
+            plain[_PLAIN.format(count)].call("connect")
+        ways = [
+            (TORCHFT, TORCHFT, options.parameters),
+            *((f"ours, {each}", each, options.parameters) for each in codecs),
+        ]
+        ways += [(f"{TORCHFT}, empty", TORCHFT, _FEW_PARAMETERS), ("ours, empty", codecs[0], _FEW_PARAMETERS)]
+        sites = {name: _start_sync(stack, wan, options, method, size) for name, method, size in ways}
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in (*plain, *sites)}
+        payload = 0.0
+        for turn in range(options.rounds + 1):
+            for name, group in sites.items():
+                figures = _round(name, wan, group)
+                payload = figures["bytes"] if name == f"ours, {codecs[0]}" else payload
+                if turn:  # the first one connects the sites
+                    rounds[name].append(figures)
+            for name, group in plain.items():
+                seconds = max(group.call("exchange", payload))
+                if turn:
+                    rounds[name].append({"seconds": seconds, "bytes": payload})
     return rounds
+
+
+def _round(name: str, wan: Any, group: Any) -> dict[str, float]:
+    """One round; it is over when the slowest site is."""
+    from titan_ext.errors import RunError
+
+    before = wan.bytes_sent()
+    results = group.call("round")
+    sent = max(after - start for after, start in zip(wan.bytes_sent(), before))
+    if len({result.pop("checksum") for result in results}) != 1:
+        raise RunError(f"{name}: the sites' parameters differ after a round")
+    return {**{key: max(result[key] for result in results) for key in results[0]}, "sent": sent}
 
 
 def _overlap(options: argparse.Namespace) -> list[dict[str, float]]:
@@ -105,7 +134,8 @@ def _overlap(options: argparse.Namespace) -> list[dict[str, float]]:
     from titan_ext.bench.wan_trainers import Trainers
 
     with ExitStack() as stack:
-        wan, url = _network(stack, options)
+        wan = stack.enter_context(_wan(options))
+        url = _start_lighthouse(stack, wan, options)
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         arguments = [(site, url, folder, options, _threads(options)) for site in range(options.sites)]
         workers = _start_sites(stack, wan, Trainers, arguments)
@@ -127,17 +157,40 @@ def _overlap(options: argparse.Namespace) -> list[dict[str, float]]:
     return [{**entry, "tokens": tokens, "delay": options.delay, "steps": options.sync_every} for entry in blocks]
 
 
-def _network(stack: ExitStack, options: argparse.Namespace):
+def _wan(options: argparse.Namespace) -> Any:
     from titan_ext.bench.namespaces import Wan
+
+    slow = {options.sites - 1: options.slow_mbit} if options.slow_mbit else {}
+    return Wan(
+        options.sites,
+        options.rate_mbit,
+        rtt_ms=options.rtt,
+        loss=options.loss / 100,
+        down_mbit=options.down_mbit,
+        rates_mbit=slow,
+    )
+
+
+def _start_lighthouse(stack: ExitStack, wan: Any, options: argparse.Namespace) -> str:
     from titan_ext.bench.sync_sites import Lighthouse
     from titan_ext.bench.workers import WorkerGroup
 
-    wan = stack.enter_context(Wan(options.sites, options.rate_mbit))
     lighthouse = stack.enter_context(WorkerGroup(Lighthouse, [(options.sites,)], [wan.hub]))
-    return wan, f"http://{wan.hub_address}:{lighthouse.call('port')[0]}"
+    return f"http://{wan.hub_address}:{lighthouse.call('port')[0]}"
 
 
-def _start_sites(stack: ExitStack, wan, build, arguments: list[tuple]):
+def _start_sync(stack: ExitStack, wan: Any, options: argparse.Namespace, method: str, parameters: float) -> Any:
+    from titan_ext.bench.namespaces import address_of
+    from titan_ext.bench.sync_sites import SyncSite
+
+    url = _start_lighthouse(stack, wan, options)
+    common = (options.sites, url, parameters, _threads(options))
+    return _start_sites(
+        stack, wan, SyncSite, [(method, site, *common, address_of(site)) for site in range(options.sites)]
+    )
+
+
+def _start_sites(stack: ExitStack, wan: Any, build: Any, arguments: list[tuple]) -> Any:
     from titan_ext.bench.workers import WorkerGroup
 
     return stack.enter_context(WorkerGroup(build, arguments, wan.sites))
@@ -147,27 +200,37 @@ def _threads(options: argparse.Namespace) -> int:
     return max(1, len(os.sched_getaffinity(0)) // options.sites)
 
 
-def _report_limit(rounds: list[dict[str, float]]) -> dict[str, float]:
-    difference = median(each["sent"] / each["bytes"] - 1 for each in rounds)
-    parts = {
-        key: median(each[key] for each in rounds) for key in ("round", "wire", "nominal", "quorum", "reduce", "apply")
-    }
-    shares = {key: median(each[key] / each["round"] for each in rounds) for key in ("wire", "nominal")}
-    print(
-        f"limit:   {rounds[0]['bytes'] / 1e6:.2f} MB a round in {parts['round']:.3f} s (quorum {parts['quorum']:.3f}, reduction "
-        f"{parts['reduce']:.3f}, vote and apply {parts['apply']:.3f})"
-    )
-    print(
-        f"         plain TCP sockets need {parts['wire']:.3f} s for them: {shares['wire']:.1%} of that limit; "
-        f"the nominal rate {parts['nominal']:.3f} s: {shares['nominal']:.1%}"
-    )
-    print(f"ledger:  the interface sent {difference:+.2%} of the ledger's bytes in a round")
-    return {
-        **{f"{key}_seconds": round(value, 4) for key, value in parts.items()},
-        "share_of_plain_tcp": round(shares["wire"], 4),
-        "share_of_nominal": round(shares["nominal"], 4),
-        "ledger_difference": round(difference, 4),
-    }
+def _report_transfer(rounds: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> dict[str, Any]:
+    def seconds(name: str) -> float:
+        return median(each["seconds"] for each in rounds[name])
+
+    fp32 = next(name for name in rounds if name.startswith("ours"))
+    plain = min((name for name in rounds if name.startswith("plain")), key=seconds)
+    torchft = next(name for name in rounds if name.startswith("torchft"))
+    references = {"plain TCP": plain, "torchft": torchft, "ours, fp32": fp32}
+    print(f"{'a round':<26}{'seconds':>9}{'MB':>8}" + "".join(f"{f'x {name}':>14}" for name in references))
+    rows = []
+    for name in (each for each in rounds if "empty" not in each):
+        ratios = {key: round(seconds(name) / seconds(other), 3) for key, other in references.items()}
+        megabytes = median(each["bytes"] for each in rounds[name]) / 1e6
+        print(
+            f"{name:<26}{seconds(name):>9.3f}{megabytes:>8.1f}" + "".join(f"{each:>14.2f}" for each in ratios.values())
+        )
+        rows.append({"name": name, "seconds": round(seconds(name), 4), "megabytes": round(megabytes, 2), **ratios})
+    for name in rounds:
+        if name.startswith("ours"):
+            parts = {key: median(each[key] for each in rounds[name]) for key in ("quorum", "reduce", "apply")}
+            print(
+                f"  {name}: quorum {parts['quorum']:.3f}, reduction {parts['reduce']:.3f}, apply {parts['apply']:.3f} s"
+            )
+    print("  x plain TCP: that of its connections that was fastest")
+    for name in (each for each in rounds if "empty" in each):
+        trips = f", {seconds(name) * 1000 / options.rtt:.1f} round trips" if options.rtt else ""
+        print(f"control:  {name}: {seconds(name):.3f} s{trips}")
+        rows.append({"name": name, "seconds": round(seconds(name), 4)})
+    difference = median(each["sent"] / each["frames"] - 1 for each in rounds[fp32])
+    print(f"ledger:   the link carried {difference:+.2%} of the ledger's bytes of frames in a round of {fp32}")
+    return {"rows": rows, "ledger_difference": round(difference, 4)}
 
 
 def _report_overlap(blocks: list[dict[str, float]]) -> dict[str, Any]:
@@ -192,46 +255,27 @@ def _report_overlap(blocks: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def _check(options: argparse.Namespace) -> None:
-    for key, least in (("sites", 2), ("rounds", 1), ("blocks", 1), ("batch", 1), ("seq_len", 1), ("parameters", 1e4)):
+def _checked(options: argparse.Namespace) -> tuple[list[str], list[int]]:
+    from titan_ext.semi_sync.wire.codecs import CODECS
+
+    for key, least in (("sites", 2), ("rounds", 1), ("blocks", 0), ("batch", 1), ("seq_len", 1), ("parameters", 1e4)):
         require(getattr(options, key) >= least, key, getattr(options, key), f"at least {least:g}")
+    for key in ("rtt", "down_mbit", "slow_mbit"):
+        require(getattr(options, key) >= 0, key, getattr(options, key), "at least 0")
     require(options.rate_mbit > 0, "rate_mbit", options.rate_mbit, "above 0")
+    require(0 <= options.loss < 100, "loss", options.loss, "at least 0 and below 100")
     if options.fragments < 1 or options.sync_every % options.fragments:
         raise UserError(f"--fragments {options.fragments}: must divide --sync-every ({options.sync_every})")
     if not 0 < options.delay < options.sync_every // options.fragments:
         raise UserError(f"--delay {options.delay}: must be above 0 and below --sync-every / --fragments")
+    codecs = options.codecs.split(",")
+    for codec in codecs:
+        require(codec in CODECS, "codecs", codec, f"of {', '.join(CODECS)}")
+    require(codecs[0] == "fp32", "codecs", options.codecs, "fp32 first, with which the others are compared")
+    return codecs, _numbers(options.streams)
 
 
-class PlainSocket:
-    """A plain TCP socket: a site that sends to the next one of a ring while it receives from the one before.
-
-    Args:
-        site: index of this site.
-        addresses: of all sites.
-    """
-
-    def __init__(self, site: int, addresses: list[str]) -> None:
-        self._server = socket.create_server((addresses[site], _PLAIN_PORT))
-        self._next = (addresses[(site + 1) % len(addresses)], _PLAIN_PORT)
-        self._out: socket.socket | None = None
-        self._in: socket.socket | None = None
-
-    def connect(self) -> None:
-        """Once all sites listen."""
-        self._out = socket.create_connection(self._next)
-        self._in, _ = self._server.accept()
-
-    def exchange(self, num_bytes: int) -> float:
-        """Seconds to send, and to receive, ``num_bytes``."""
-        started = time.perf_counter()
-        sending = threading.Thread(target=self._out.sendall, args=(bytes(num_bytes),))
-        sending.start()
-        space = bytearray(2**20)
-        missing = num_bytes
-        while missing > 0:
-            count = self._in.recv_into(space, min(missing, len(space)))
-            if not count:
-                raise ConnectionError("the site before closed its connection")
-            missing -= count
-        sending.join()
-        return time.perf_counter() - started
+def _numbers(text: str) -> list[int]:
+    numbers = [int(each) if each.strip().isdecimal() else 0 for each in text.split(",")]
+    require(all(0 < number <= 256 for number in numbers), "streams", text, "numbers from 1 to 256, such as 1,8")
+    return numbers

@@ -6,12 +6,13 @@ import signal
 import sys
 from types import ModuleType
 
-from titan_ext.bench import bytes, optim, overhead, plan, rejoin, sync, wan
+from titan_ext.bench import bytes, metrics, optim, overhead, plan, rejoin, sync, wan
 from titan_ext.bench.chaos import command as chaos
 from titan_ext.commands.command import Command
 from titan_ext.experiments.abbie import command as abbie
 from titan_ext.experiments.convergence import command as convergence
 from titan_ext.experiments.dept import command as dept
+from titan_ext.experiments.fomoe import command as fomoe
 
 # Each with HELP, add_arguments(parser) and run(options) -> figures; its docstring describes it.
 _BENCHMARKS = {
@@ -20,6 +21,8 @@ _BENCHMARKS = {
     "chaos": chaos,
     "convergence": convergence,
     "dept": dept,
+    "fomoe": fomoe,
+    "metrics": metrics,
     "optim": optim,
     "overhead": overhead,
     "plan": plan,

@@ -83,8 +83,9 @@ def _missing(file: str, costs: Mapping[str, tuple[Any, Any]]) -> list[Any]:
 def _alike(costs: Mapping[str, tuple[Any, Any]]) -> list[tuple[list, Any]]:
     """Sites of equal cost, and what it is."""
     from titan_ext.config.dept import describe_dept
+    from titan_ext.config.fomoe import describe_fomoe
 
-    found = [(site, (cost, tuple(describe_dept(site)))) for site, cost in costs.values()]
+    found = [(site, (cost, (*describe_dept(site), *describe_fomoe(site)))) for site, cost in costs.values()]
     return [([site for site, own in found if own == each], each[0]) for each in dict.fromkeys(own for _, own in found)]
 
 

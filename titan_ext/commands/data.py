@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from titan_ext.commands import data_vocab
 from titan_ext.commands.command import Command
-from titan_ext.data.corpora.reading import told
+from titan_ext.data.corpora.reading import with_progress
 from titan_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,12 +57,12 @@ def _feed(args: argparse.Namespace, bad_records: "BadRecords | None" = None, **s
 def _texts(feed: "Feed", limit_mib: float) -> Iterator[str]:
     """Documents with text, in the order of the seed, until the limit is reached."""
     left = limit_mib * _MIB
-    for _, text in feed.read(0, None, 0, 1):
+    for document in feed.read(0, None, 0, 1):
         if left <= 0:
             return
-        left -= len(text.encode())
-        if text:
-            yield text
+        left -= len(document.text.encode())
+        if document.text:
+            yield document.text
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -116,8 +116,8 @@ def _scan(args: argparse.Namespace) -> None:
     bad = BadRecords("skip", note)
     feed = _feed(args, bad, shuffle=False, on_bad_record="skip")
     unnumbered = bad.count
-    texts = (text for _, text in feed.read(0, None, 0, 1))
-    documents = unnumbered + sum(1 for _ in told(texts, partial(print, file=sys.stderr)))
+    texts = (document.text for document in feed.read(0, None, 0, 1))
+    documents = unnumbered + sum(1 for _ in with_progress(texts, partial(print, file=sys.stderr)))
     if bad.count:
         raise UserError(
             f"data = {args.corpus!r}: {bad.count:,} of {documents:,} documents cannot be used; mend them, or leave them "
@@ -146,7 +146,7 @@ def _counted(texts: Iterator[str]) -> Iterator[str]:
     first = next(texts, None)
     if first is None:
         raise UserError("--corpus: no document holds any text")
-    yield from told(chain([first], texts), partial(print, file=sys.stderr))
+    yield from with_progress(chain([first], texts), partial(print, file=sys.stderr))
     print("merging", file=sys.stderr)
 
 

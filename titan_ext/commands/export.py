@@ -67,9 +67,10 @@ def run(options: argparse.Namespace) -> int:
         RunError: the checkpoint cannot be read, or the folder not written.
     """
     from titan_ext.config.load import load_site
+    from titan_ext.config.resolved import site_tokenizer
     from titan_ext.export.folder import prepare_folder, write_folder
     from titan_ext.export.llama import check_layout
-    from titan_ext.export.trained import export_dtype, site_tokenizer, trained_model
+    from titan_ext.export.trained import export_dtype, trained_model
 
     site = load_site(options.file, options.site, options.overrides)
     spec = site.config.model_spec
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
         options.out,
         model,
         spec,
-        tokenizer=site_tokenizer(site),
+        tokenizer=site_tokenizer(site.config),
         assets=site.config.hf_assets_path,
         dtype=export_dtype(site),
     )

@@ -33,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--virtual-time", action="store_true", help="simulate the time that passes")
     parser.add_argument("--sites", type=int, help="so many copies of the file's first site (default: the file's sites)")
     parser.add_argument("--link", action="append", default=[], metavar="[A-B=]RATE,RTT[,LOSS]", help="as in plan")
-    parser.add_argument("--streams", type=int, default=1, help="TCP connections of a pair of ranks (default: 1)")
     parser.add_argument(
         "--step", action="append", default=[], metavar="[SITE=]TIME", help="an inner step's time: 350ms"
     )
@@ -68,7 +67,6 @@ def run(args: argparse.Namespace) -> int:
     request = Request(
         sites=args.sites,
         links=args.link,
-        streams=args.streams,
         steps=args.step,
         flops=args.flops,
         faults=args.fault,

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +11,19 @@ from typing import TYPE_CHECKING
 
 from titan_ext.commands import lighthouse
 from titan_ext.commands.command import Command
+from titan_ext.commands.doctor import brief_lines
 from titan_ext.errors import RunError, UserError
+from titan_ext.instruments.places import EVENTS
+from titan_ext.instruments.serving import ServedSite, serving
 from titan_ext.launcher.display import Display, LineDisplay, TableDisplay
-from titan_ext.launcher.placement import assign_resources, available_cores, free_port, torchrun_command, visible_gpus
+from titan_ext.launcher.jobs import NodeOfSite, all_nodes_here, site_jobs
+from titan_ext.launcher.node import find_node
+from titan_ext.launcher.placement import free_port
 from titan_ext.launcher.processes import adopt_orphans, kill_descendants
 from titan_ext.launcher.results import JsonLinesFollower, SummaryFile, compare_shared_state, results_table
 from titan_ext.launcher.run_monitor import RunMonitor
 from titan_ext.launcher.supervisor import INTERRUPTED, Job, StopRequests, Supervisor
+from titan_ext.replica.address import check_port
 
 if TYPE_CHECKING:
     from titan_ext.config.load import Site
@@ -33,6 +40,9 @@ Give the file before them.
 _EPILOG = """\
 One site here, the others elsewhere: run `titan-ext lighthouse` on a machine that all sites reach, and at
 each site, with the same file, `titan-ext launch FILE.toml --only SITE --lighthouse http://host:29510`.
+
+A site of several nodes (nodes = 4 in its table): the same command on each of them. Slurm, Kubernetes and
+SkyPilot tell which node that is and where the first one is; elsewhere --node-rank K --rendezvous HOST does.
 
 Exit codes: 0 trained and all shared state equal, 1 a site failed or the state differs, 2 bad input, 130 stopped.
 """
@@ -58,6 +68,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="what a site that is stopped may take to save and leave (default %(default)s)",
     )
+    parser.add_argument("--node-rank", type=int, metavar="K", help="which of the site's nodes this is, from 0")
+    parser.add_argument("--rendezvous", metavar="HOST[:PORT]", help="node 0 of the site, as its other nodes reach it")
+    parser.add_argument(
+        "--rendezvous-seconds",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="how long the nodes of a site wait for each other (default %(default)s)",
+    )
+    parser.add_argument("--local-nodes", type=int, metavar="N", help="rehearse: N nodes of every site on this machine")
     parser.add_argument("--plain", action="store_true", help="lines instead of a live table in a terminal")
 
 
@@ -67,31 +87,53 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: bad input, found before anything starts.
     """
+    _check_numbers(args)
+    overrides = [*args.overrides, *(["--replica.lighthouse", args.lighthouse] if args.lighthouse else [])]
+    overrides += ["--nodes", str(args.local_nodes)] if args.local_nodes is not None else []
+    sites = _load_sites(args.file, args.only, overrides)
+    parts = _parts(args, sites)
+    jobs = _plan(args, sites, parts, overrides)
+    _announce(sites, parts)
+    followed = [part.site for part in parts if part.is_followed]
+    for line in brief_lines(sites):
+        print(line)
+    with serving(_served(sites)) as lines:
+        print("\n".join(lines), end="\n" if lines else "")
+        return run_jobs(
+            jobs,
+            [LaunchedSite(site.name, Path(site.config.dump_folder), site.config.training.steps) for site in followed],
+            max_restarts=args.max_restarts,
+            plain=args.plain,
+            grace_seconds=args.grace_seconds,
+            complete=len(sites) == sites[0].count,
+        )
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
     if args.max_restarts < 0:
         raise UserError(f"--max-restarts {args.max_restarts}: must be at least 0")
-    if not args.grace_seconds > 0:
-        raise UserError(f"--grace-seconds {args.grace_seconds:g}: must be above 0 seconds")
+    for flag, seconds in (("--grace-seconds", args.grace_seconds), ("--rendezvous-seconds", args.rendezvous_seconds)):
+        if not seconds > 0:
+            raise UserError(f"{flag} {seconds:g}: must be above 0 seconds")
     if not 0 <= (args.lighthouse_port or 0) < 65536:
         raise UserError(f"--lighthouse-port {args.lighthouse_port}: must be a port below 65536, or 0 for a free one")
-    overrides = [*args.overrides, *(["--replica.lighthouse", args.lighthouse] if args.lighthouse else [])]
-    sites = _load_sites(args.file, args.only, overrides)
-    jobs = _plan(args, sites, overrides)
+    if args.local_nodes is not None and args.local_nodes < 1:
+        raise UserError(f"--local-nodes {args.local_nodes}: must be at least 1")
+
+
+def _announce(sites: Sequence["Site"], parts: Sequence[NodeOfSite]) -> None:
     for site in sites:
         print("\n".join(site.data))
         for note in site.notes:
             print(f"{site.name}: note: {note}")
-    return run_jobs(
-        jobs,
-        [Watched(site.name, Path(site.config.dump_folder), site.config.training.steps) for site in sites],
-        max_restarts=args.max_restarts,
-        plain=args.plain,
-        grace_seconds=args.grace_seconds,
-        complete=len(sites) == sites[0].count,
-    )
+    for part in parts:
+        if part.node is not None:
+            where = f"node {part.node.rank} of {part.node.count}, which meet at {part.node.host}:{part.node.port}"
+            print(f"{part.site.name}: {where}; log: {part.log}")
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class LaunchedSite:
     """A site as the launcher sees it from outside."""
 
     name: str
@@ -100,7 +142,13 @@ class Watched:
 
 
 def run_jobs(
-    jobs: Sequence[Job], sites: Sequence[Watched], *, max_restarts: int, plain: bool, complete: bool, **timing: float
+    jobs: Sequence[Job],
+    sites: Sequence[LaunchedSite],
+    *,
+    max_restarts: int,
+    plain: bool,
+    complete: bool,
+    **timing: float,
 ) -> int:
     """Run jobs to their end, showing what the sites write, and report.
 
@@ -119,7 +167,8 @@ def run_jobs(
     followers = {site.name: JsonLinesFollower(site.folder / "metrics.jsonl") for site in sites}
     adopt_orphans()
     with StopRequests() as stops:
-        monitor = RunMonitor(_display(sites, plain), followers, max_restarts=max_restarts, stops=stops)
+        events = {site.name: site.folder / EVENTS for site in sites}
+        monitor = RunMonitor(_display(sites, plain), followers, events=events, max_restarts=max_restarts, stops=stops)
         supervisor = Supervisor(
             jobs,
             max_restarts=max_restarts,
@@ -133,7 +182,7 @@ def run_jobs(
         finally:
             kill_descendants(os.getpid())
         monitor.show_metrics()
-    for failure in monitor.failures:
+    for failure in dict.fromkeys(monitor.failures):  # the nodes of a site say the same
         print(failure, file=sys.stderr)
     if code:
         print("stopped" if code == INTERRUPTED else "the run failed", file=sys.stderr)
@@ -142,6 +191,9 @@ def run_jobs(
 
 
 def _report(summaries: dict[str, SummaryFile], complete: bool) -> int:
+    if not summaries:
+        print("this node has ended well; the site's losses and its summary are at another")
+        return 0
     found = {name: summary.read() for name, summary in summaries.items()}
     print("\n" + "\n".join(results_table(found)))
     sound, sentence = compare_shared_state(found, complete=complete)
@@ -151,10 +203,28 @@ def _report(summaries: dict[str, SummaryFile], complete: bool) -> int:
     return 0
 
 
-def _display(sites: Sequence[Watched], plain: bool) -> Display:
+def _display(sites: Sequence[LaunchedSite], plain: bool) -> Display:
     totals = {site.name: site.steps for site in sites}
     live = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not plain
     return TableDisplay(totals, sys.stdout) if live else LineDisplay(totals, sys.stdout)
+
+
+def _served(sites: Sequence["Site"]) -> list[ServedSite]:
+    """Those whose metrics other machines are to see, at the address under which the other sites reach them."""
+    from titan_ext.replica.address import interface_address
+
+    return [
+        ServedSite(
+            name=site.name,
+            folder=Path(site.config.dump_folder),
+            host=interface_address(replica.interface) if replica.interface is not None else replica.hostname or "",
+            port=site.config.metrics.serve_port,
+            secret_file=replica.secret_file,
+        )
+        for site in sites
+        for replica in [site.config.replica]
+        if site.config.metrics.serve_port
+    ]
 
 
 def _load_sites(file: str, only: Sequence[str] | None, overrides: Sequence[str]) -> list["Site"]:
@@ -164,32 +234,60 @@ def _load_sites(file: str, only: Sequence[str] | None, overrides: Sequence[str])
     return load_to_start(file, None if only is None else list(dict.fromkeys(only)), overrides)
 
 
-def _plan(args: argparse.Namespace, sites: Sequence["Site"], overrides: Sequence[str]) -> list[Job]:
-    from titan_ext.config import check_dump_folder
+def _parts(args: argparse.Namespace, sites: Sequence["Site"]) -> list[NodeOfSite]:
+    """What this machine runs of the sites: all their nodes, or one node of one site."""
+    spread = [site for site in sites if site.nodes.count > 1]
+    if args.local_nodes is not None or not spread:
+        for flag, value in (("--node-rank", args.node_rank), ("--rendezvous", args.rendezvous)):
+            if value is not None:
+                raise UserError(
+                    f"{flag} {value}: every site here is on this machine alone (nodes = 1, or --local-nodes)"
+                )
+        for site in sites if args.local_nodes is None else ():
+            check_port(f'site "{site.name}": rendezvous_port = {site.nodes.port}', site.nodes.port or 0)
+        return all_nodes_here(sites)
+    site = spread[0]
+    if len(sites) > 1:
+        raise UserError(
+            f'site "{site.name}" has {site.nodes.count} nodes: start it with --only {site.name} on each of them, or '
+            f"rehearse all sites on this machine with --local-nodes {site.nodes.count}"
+        )
+    node = find_node(
+        site.name,
+        site.nodes.count,
+        site.nodes.port,
+        rank=args.node_rank,
+        rendezvous=args.rendezvous,
+        environment=os.environ,
+        own_name=socket.getfqdn,
+    )
+    if node.rank == 0:
+        check_port(f'site "{site.name}": rendezvous_port = {node.port}', node.port)
+    return [NodeOfSite(site, node)]
+
+
+def _plan(
+    args: argparse.Namespace, sites: Sequence["Site"], parts: Sequence[NodeOfSite], overrides: Sequence[str]
+) -> list[Job]:
+    from titan_ext.config import check_outputs
 
     for site in sites:
-        check_dump_folder(site.config.dump_folder)
-    assigned = assign_resources(
-        {site.name: site.nproc for site in sites},
-        cores=available_cores(),
-        gpus=visible_gpus(os.environ),
-        environment=os.environ,
-    )
-    jobs = []
+        check_outputs(site.config)
+    services, environment = [], {}
     if _needs_lighthouse(args, sites):
         port = args.lighthouse_port or free_port()
-        jobs.append(_lighthouse_job(sites, port))
-        for environment in assigned.values():
-            environment["TORCHFT_LIGHTHOUSE"] = f"http://127.0.0.1:{port}"
+        services.append(_lighthouse_job(sites, port))
+        environment["TORCHFT_LIGHTHOUSE"] = f"http://127.0.0.1:{port}"
         print(f"lighthouse at http://127.0.0.1:{port}")
     together = len(sites) if all(site.config.replica.expected_sites == 0 for site in sites) else 0
     expected = ("--replica.expected_sites", str(together)) if together > 1 else ()
-    for site in sites:
-        arguments = ("--config", args.file, "--site", site.name, *expected, *overrides)
-        command = torchrun_command(site.nproc, args.grace_seconds, *arguments)
-        log = Path(site.config.dump_folder) / "log.txt"
-        jobs.append(Job(name=site.name, command=command, environment=assigned[site.name], log=log))
-    return jobs
+    return services + site_jobs(
+        parts,
+        lambda name: ("--config", args.file, "--site", name, *expected, *overrides),
+        grace_seconds=args.grace_seconds,
+        patience_seconds=args.rendezvous_seconds,
+        environment=environment,
+    )
 
 
 def _needs_lighthouse(args: argparse.Namespace, sites: Sequence["Site"]) -> bool:
@@ -198,6 +296,11 @@ def _needs_lighthouse(args: argparse.Namespace, sites: Sequence["Site"]) -> bool
     missing = [site for site in meeting if site.config.replica.lighthouse is None]
     if not missing:
         return False
+    if args.local_nodes is None and any(site.nodes.count > 1 for site in missing):
+        raise UserError(
+            f'site "{missing[0].name}" has several nodes: say where all of them find the other sites with --lighthouse '
+            "http://host:port (`titan-ext lighthouse` runs one)"
+        )
     needed = max(site.config.replica.min_sites for site in missing)
     if args.only and needed > len(missing):
         raise UserError(

@@ -43,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[A-B=]RATE,RTT[,LOSS]",
         help="link between two sites, or of all pairs that are not named: 1gbit,80ms,0.1%%",
     )
-    parser.add_argument("--streams", type=int, default=1, help="TCP connections of a pair of ranks (default: 1)")
     parser.add_argument(
         "--step", action="append", default=[], metavar="[SITE=]TIME", help="an inner step's time, such as 350ms"
     )
@@ -101,7 +100,6 @@ def run(args: argparse.Namespace) -> int:
     request = Request(
         file=args.file,
         links=args.link,
-        streams=args.streams,
         steps=args.step,
         flops=args.flops,
         probed_steps=probe_steps(args.file, args.probe, names, overrides),

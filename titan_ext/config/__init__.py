@@ -13,7 +13,7 @@ _HOMES = {
     "load_run": "load",
     "load_site": "load",
     "load_to_start": "load",
-    "check_dump_folder": "disk",
+    "check_outputs": "disk",
     "check_world_size": "layout",
     "dump_resolved": "resolved",
     "save_resolved": "resolved",

@@ -11,6 +11,7 @@ from enum import Enum
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from titan_ext.config.findings import SettingError
 from titan_ext.config.flags import FlagText
 from titan_ext.config.renamed import renamed_value
 from titan_ext.config.settings import UNSET, Settings, hint, one_line
@@ -55,15 +56,24 @@ class Binder:
                 if name not in hints:
                     raise unknown_key(self._settings, key, name, hints, self._elsewhere, given)
                 values[name] = self.value(hints[name], given, f"{key}.{name}", getattr(base, name, UNSET))
-        missing = [] if base is not owner else [name for name in _required(owner) if name not in table]
-        for name in missing:
+        required = _required(owner) if base is owner else []
+        for name in [name for name in required if name not in table]:
             self._settings.refuse(self._settings.error(f"{key}.{name}", "is missing"))
 
         def build(names: Iterable[str]) -> Any:
             chosen = {name: values[name] for name in names}
             return owner(**chosen) if base is owner else dataclasses.replace(base, **chosen)
 
-        return self.guard(key, owner, lambda: build(values), lambda: _culprit(build, values))
+        while True:
+            try:
+                return self.guard(key, owner, lambda: build(values), lambda: _culprit(build, values))
+            except SettingError as error:
+                blamed = error.key.removeprefix(f"{key}.")
+                if self._settings.findings is None or blamed not in values or blamed in required:
+                    raise
+                # Its dataclass stops at the first: without it, the next one shows.
+                self._settings.refuse(error)
+                del values[blamed]
 
     def guard(
         self, key: str, owner: Any, build: Callable[[], Any], culprit: Callable[[], str | None] = lambda: None
@@ -85,13 +95,14 @@ class Binder:
             return built
         for place, each in enumerate(invalid):
             # What is said next of values that the user did not set follows from the first.
-            if place == 0 or self._settings.get(_dotted(key, each), UNSET) is not UNSET:
+            if place == 0 or "[" in each.key or self._settings.get(_dotted(key, each), UNSET) is not UNSET:
                 self._settings.refuse(self._invalid(key, each))
         raise self._invalid(key, invalid[0])
 
     def _invalid(self, section: str, invalid: InvalidValue) -> UserError:
         dotted = _dotted(section, invalid)
-        return self._settings.error(dotted, invalid.problem, self._settings.get(dotted, UNSET))
+        given = self._settings.get(dotted, invalid.value if "[" in dotted else UNSET)
+        return self._settings.error(dotted, invalid.problem, given)
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
@@ -148,7 +159,7 @@ class Binder:
             return float(given)
         if not isinstance(given, expected) or (expected is int and isinstance(given, bool)):
             raise self._wrong(expected, given, key)
-        if expected is float and math.isnan(given):
+        if isinstance(given, float) and math.isnan(given):
             raise self._settings.error(key, "must be a number, got nan")
         return given
 
@@ -187,7 +198,7 @@ class Binder:
             raise self._settings.error(key, "cannot be set from a configuration file")
         raise self._wrong(expected, given, key)
 
-    def _sequence(self, expected: Any, kind: Any, arguments: tuple, given: list, key: str) -> Any:
+    def _sequence(self, expected: Any, kind: Any, arguments: tuple, given: list | tuple, key: str) -> Any:
         if kind is tuple and arguments and arguments[-1] is not Ellipsis:
             if len(arguments) != len(given):
                 raise self._wrong(expected, given, key)
@@ -220,9 +231,7 @@ class Binder:
         return self._settings.error(key, f"must be {describe(expected)}, got {kind}", given)
 
 
-@cache
-def field_types(owner: type) -> dict[str, Any]:
-    """Types of a dataclass's public fields by name, in order."""
+def _field_types(owner: type) -> dict[str, Any]:
     try:
         hints = typing.get_type_hints(owner, include_extras=True)
     except NameError:  # a name that exists only for type checkers
@@ -232,6 +241,10 @@ def field_types(owner: type) -> dict[str, Any]:
         for each in dataclasses.fields(owner)
         if each.init and not each.name.startswith("_")
     }
+
+
+field_types: Callable[[Any], dict[str, Any]] = cache(_field_types)
+"""Types of a dataclass's public fields by name, in order; takes the class."""
 
 
 def describe(expected: Any) -> str:
@@ -252,7 +265,9 @@ def describe(expected: Any) -> str:
 
 
 def _dotted(section: str, invalid: InvalidValue) -> str:
-    return f"{section}.{invalid.key.rpartition('.')[2]}"
+    # A place in a list of tables belongs to the key; the name of a section may be another one's of its kind.
+    key = invalid.key if "[" in invalid.key else invalid.key.rpartition(".")[2]
+    return f"{section}.{key}"
 
 
 def _plural(kind: str) -> str:

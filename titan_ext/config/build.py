@@ -17,21 +17,25 @@ from titan_ext.config.binder import Binder, field_types
 from titan_ext.config.choices import bind_activation_checkpoint, bind_loss
 from titan_ext.config.converters import KEY as CONVERTERS
 from titan_ext.config.converters import convert_model
+from titan_ext.config.fomoe import expert_scopes
 from titan_ext.config.initial import Source, check_source, initial_source, open_source, tokenizer_notes
+from titan_ext.config.losses import loss_tables
 from titan_ext.config.model import ModelChoice, choose_model, chosen_flavor, flavor_config, model_module
+from titan_ext.config.nodes import NODE_KEYS
 from titan_ext.config.optimizer import bind_optimizer
 from titan_ext.config.outer_loop import bind_semi_sync, own_tables
 from titan_ext.config.resolved import FILE_NAME as RECORD
-from titan_ext.config.sections import DeptConfig, SiteConfig, SiteHeader
+from titan_ext.config.sections import DeptConfig, FoMoEConfig, SiteConfig, SiteHeader
 from titan_ext.config.settings import Origin, Settings
 from titan_ext.config.tokenizer import TokenizerChoice, choose_tokenizer
 from titan_ext.data import TextDataLoader
-from titan_ext.errors import UserError
+from titan_ext.errors import InvalidValue, UserError
+from titan_ext.models.held_experts import hold
 from titan_ext.trainer.trainer import Trainer
 
 # Fields of the trainer's config that are not sections: other keys of ours decide them.
 _DECIDED = {"model_spec", "hf_assets_path", "dump_folder", "tokenizer", "dataloader", "site"}
-_CHOSEN = {"loss", "activation_checkpoint", "optimizer", "semi_sync", "dept"}
+_CHOSEN = {"loss", "activation_checkpoint", "optimizer", "semi_sync", "dept", "fomoe"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ def keys_by_name() -> dict[str, list[str]]:
     homes: dict[str, list[str]] = {}
     owners = {name: type(getattr(plain, name)) for name in section_names()}
     owners |= {"loss": LossSection, "data": TextDataLoader.Config, "validator.dataloader": TextDataLoader.Config}
+    owners |= {f"loss.{name}": type(config) for name, config in loss_tables().items()}
     owners |= {f"semi_sync.{name}": owner for name, (_, owner) in own_tables().items()}
     for section, owner in owners.items():
         for name in field_types(owner) if dataclasses.is_dataclass(owner) else ():
@@ -74,7 +79,7 @@ def keys_by_name() -> dict[str, list[str]]:
         homes.setdefault(name, []).append(f"optimizer.{name}")
     for name in ("flavor", "vocab_size"):
         homes.setdefault(name, []).append(f"model.{name}")
-    for name in ("dump_folder", "hf_assets_path", "nproc", "tokenizer", "vocabulary"):
+    for name in ("dump_folder", "hf_assets_path", "tokenizer", "vocabulary", *NODE_KEYS):
         homes.setdefault(name, []).append(name)
     return homes
 
@@ -93,9 +98,11 @@ def build_config(settings: Settings, site: SiteConfig, header: SiteHeader, weigh
     """
     findings = settings.findings
     binder = Binder(settings, keys_by_name())
-    dept = DeptConfig()
+    dept, fomoe = DeptConfig(), FoMoEConfig()
     with findings.catch():
         dept = binder.section("dept", dept)
+    with findings.catch():
+        fomoe = binder.section("fomoe", fomoe)
     folder = os.path.join(dump_root(settings), site.name)
     chosen, vocabulary = _tokenizer(settings, dept, header, folder)
     base, derived = _defaults(settings, site)
@@ -116,10 +123,12 @@ def build_config(settings: Settings, site: SiteConfig, header: SiteHeader, weigh
         if converters := settings.get(f"model.{CONVERTERS}"):
             spec = convert_model(settings, spec, changes["compile"])
             model = dataclasses.replace(model, overrides={**model.overrides, CONVERTERS: converters})
+        spec = _hold_experts(settings, fomoe, site, spec, changes["semi_sync"])
     changes |= {
         "model_spec": spec,
         "site": site,
         "dept": dept,
+        "fomoe": fomoe,
         "tokenizer": chosen.config if chosen else base.tokenizer,
         "dump_folder": folder,
         "hf_assets_path": assets or _export_folder(folder, changes["checkpoint"]),
@@ -170,12 +179,13 @@ def _tokenizer(
 def _sections(settings: Settings, binder: Binder, base: Trainer.Config) -> dict[str, Any]:
     """Every section as the user set it; one that cannot be bound at all as it was."""
     found: dict[str, Any] = {name: getattr(base, name) for name in section_names()}
-    bindings = {name: partial(binder.section, name, found[name]) for name in found if name not in _CHOSEN}
+    # Its method first: what another section says of one that is unknown is no news.
+    bindings = {"semi_sync": partial(bind_semi_sync, settings, binder, base.semi_sync)}
+    bindings |= {name: partial(binder.section, name, found[name]) for name in found if name not in _CHOSEN}
     bindings |= {
         "dataloader": partial(_dataloader, settings, binder, base),
         "optimizer": partial(bind_optimizer, settings, binder, base.optimizer),
         "activation_checkpoint": partial(bind_activation_checkpoint, settings, binder, base.activation_checkpoint),
-        "semi_sync": partial(bind_semi_sync, settings, binder, base.semi_sync),
     }
     found["dataloader"] = TextDataLoader.Config()
     for name, bind in bindings.items():
@@ -199,6 +209,25 @@ def _model(
     if tokenizer.vocabulary > spec.model.vocab_size:
         return model, spec  # refused with the other checks of the vocabulary
     return model, decouple(spec, tokenizer.vocabulary)
+
+
+def _hold_experts(settings: Settings, fomoe: FoMoEConfig, site: SiteConfig, spec: Any, outer: Any) -> Any:
+    """The model with the site's share of the experts, whose scopes are added to the outer loop's."""
+    copies, key = fomoe.sites_per_expert, "fomoe.sites_per_expert"
+    if copies == 0:
+        return spec
+    if not 1 <= copies <= site.count:
+        raise settings.error(key, f"must be from 1 to the {site.count} sites of the run, or 0", copies)
+    if outer.method == "none":
+        raise settings.error(
+            key, 'must be 0 with semi_sync.method = "none": experts of other sites would be lost', copies
+        )
+    try:
+        spec = hold(spec, copies, site.index, site.count)
+    except InvalidValue as error:
+        raise settings.error(key, error.problem, copies) from None
+    outer.scopes = expert_scopes(settings, fomoe, spec.model, outer.scopes)
+    return spec
 
 
 def dump_root(settings: Settings) -> str:
@@ -226,10 +255,14 @@ def _base_config(settings: Settings) -> Trainer.Config:
     if found is None:
         return Trainer.Config()
     if not isinstance(found, Trainer.Config):
-        # A spec of torchtitan's own: its trainer's sections are ours too, but for the metrics.
-        shared = {each.name: getattr(found, each.name) for each in dataclasses.fields(found)}
-        shared["metrics"] = _as(found.metrics, type(Trainer.Config().metrics))
-        found = Trainer.Config(**{key: value for key, value in shared.items() if key in field_types(Trainer.Config)})
+        # A spec of torchtitan's own: its trainer's sections are ours too, but for those that we derive from.
+        plain = Trainer.Config()
+        shared = {name: getattr(found, name) for name in field_types(Trainer.Config) if hasattr(found, name)}
+        for name, section in shared.items():
+            own = type(getattr(plain, name))
+            if own is not type(section) and issubclass(own, type(section)):
+                shared[name] = _as(section, own)
+        found = Trainer.Config(**shared)
     return found
 
 
@@ -239,8 +272,8 @@ def _flavored(base: Trainer.Config) -> dict[str, Origin]:
     return {
         f"{name}.{key}": Origin.FLAVOR
         for name, section in sections.items()
-        for key in field_types(type(section))
-        if getattr(section, key) != defaults.own_default(type(section), key)
+        for key, default in defaults.own_defaults(type(section)).items()
+        if getattr(section, key) != default
     }
 
 

@@ -17,11 +17,11 @@ def lacking_capacity(file: str, costs: Mapping[str, tuple[Any, SiteCost]]) -> li
         file: for the wording.
         costs: each ``Site`` with its cost, by name.
     """
-    ranks = sum(site.nproc for site, _ in costs.values())
+    ranks = sum(site.nodes.ranks_per_node for site, _ in costs.values())
     gpus = torch.cuda.device_count()
     found = []
     if not gpus:
-        total = sum(site.nproc * (cost.memory_bytes + cost.host_bytes) for site, cost in costs.values())
+        total = sum(site.nodes.ranks_per_node * (cost.memory_bytes + cost.host_bytes) for site, cost in costs.values())
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if total > memory:
             found.append(

@@ -1,23 +1,22 @@
 """Checks over several keys of a site, and over the sites of a run."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Any
 
 from titan_ext.config import defaults
 from titan_ext.config.binder import Binder
 from titan_ext.config.cost.inner_states import InnerStates, moments_by_size
-from titan_ext.config.cost.shapes import parameter_shapes
 from titan_ext.config.dept import own_vocabulary
-from titan_ext.config.model import VOCABULARY, ModelChoice
+from titan_ext.config.model import VOCABULARY, ModelChoice, parameter_shapes
 from titan_ext.config.outer_loop import plan_of
 from titan_ext.config.settings import Settings, show
 from titan_ext.config.tokenizer import TokenizerChoice
 from titan_ext.errors import UserError
 from titan_ext.optim.switch import check_reset
 from titan_ext.semi_sync.build import averages_state, is_elementwise
-from titan_ext.semi_sync.plan.plan import SyncPlan
-from titan_ext.semi_sync.plan.resolve import fill_defaults, shares_sparse_rows
+from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan
+from titan_ext.semi_sync.plan.resolve import shares_sparse_rows
 from titan_ext.semi_sync.plan.scopes import assign
 
 _AT_LEAST_ONE = (
@@ -49,8 +48,15 @@ def check_numbers(settings: Settings, config: Any) -> None:
         refuse("training.global_batch_size", "must be -1 (one local batch a rank) or at least 1", batch)
     if not config.training.max_norm > 0:
         refuse("training.max_norm", "must be above 0 (inf turns clipping off)", config.training.max_norm)
+    if config.metrics.outer_norms_every < 0:
+        refuse("metrics.outer_norms_every", "must be at least 0", config.metrics.outer_norms_every)
+    if not 0 <= config.metrics.serve_port < 65536:
+        refuse("metrics.serve_port", "must be 0 or a port below 65536", config.metrics.serve_port)
     if config.lr_scheduler.warmup_steps < 0:
         refuse("lr_scheduler.warmup_steps", "must be at least 0", config.lr_scheduler.warmup_steps)
+    seed = config.debug.seed
+    if seed is not None and not 0 <= seed < 2**63:
+        refuse("debug.seed", "must be from 0 to below 2**63", seed)
     with settings.findings.catch():
         _check_data(settings, "data", config.dataloader)
     if config.validator.enable:
@@ -59,17 +65,31 @@ def check_numbers(settings: Settings, config: Any) -> None:
         _check_data(settings, "validator.dataloader", config.validator.dataloader)
 
 
-def check_experts(settings: Settings, config: Any) -> None:
-    """Refuse expert parallelism of a model without experts.
+def check_experts(settings: Settings, config: Any, layout: Any) -> None:
+    """Refuse expert parallelism of a model without experts, or that does not divide the experts or the ranks.
 
     Raises:
         UserError: naming the key.
     """
     from torchtitan.models.common.moe import MoE
 
-    degree = config.parallelism.expert_parallel_degree
-    if degree > 1 and not any(config.model_spec.model.traverse(MoE.Config)):
-        raise settings.error("parallelism.expert_parallel_degree", "must be 1: the model has no experts", degree)
+    key, degree = "parallelism.expert_parallel_degree", config.parallelism.expert_parallel_degree
+    mixtures = [moe for _, moe, _, _ in config.model_spec.model.traverse(MoE.Config)]
+    if degree == 1:
+        return
+    if degree < 1:
+        raise settings.error(key, "must be at least 1", degree)
+    if not mixtures:
+        raise settings.error(key, "must be 1: the model has no experts", degree)
+    if config.fomoe.sites_per_expert:
+        raise settings.error(key, "must be 1 with fomoe.sites_per_expert: a site's own experts are not cut", degree)
+    ranks = layout.shard * layout.context * layout.tensor
+    if ranks % degree:
+        problem = f"must divide the {ranks} ranks of data_parallel_shard x context_parallel x tensor_parallel"
+        raise settings.error(key, problem, degree)
+    for moe in mixtures:
+        if moe.num_experts % degree:
+            raise settings.error(key, f"must divide the {moe.num_experts} experts of a layer", degree)
 
 
 def check_vocabulary(settings: Settings, config: Any, model: ModelChoice, tokenizer: TokenizerChoice) -> list[str]:
@@ -91,9 +111,13 @@ def check_vocabulary(settings: Settings, config: Any, model: ModelChoice, tokeni
 
 
 def check_export(settings: Settings, config: Any) -> None:
-    """Refuse a last checkpoint in Hugging Face's format with rows that stand for no token: there they would count."""
+    """Refuse Hugging Face's format for a model that has none, or with rows that stand for no token: there they would
+    count."""
     from titan_ext.models.dept.head import MaskedHead
 
+    for key in ("initial_load_in_hf", "last_save_in_hf") if config.model_spec.state_dict_adapter is None else ():
+        if getattr(config.checkpoint, key):
+            raise settings.error(f"checkpoint.{key}", "the model has no Hugging Face format", True)
     head = getattr(config.model_spec.model, "lm_head", None)
     if config.checkpoint.last_save_in_hf and isinstance(head, MaskedHead.Config) and head.used < head.out_features:
         problem = f"the last {head.out_features - head.used} rows stand for no token; titan-ext export leaves them out"
@@ -114,12 +138,7 @@ def check_max_length(settings: Settings, config: Any) -> None:
 def check_sections(settings: Settings, config: Any) -> None:
     """Refuse what the sections of ours refuse by themselves."""
     binder = Binder(settings)
-    outer = config.semi_sync
-    sections = {
-        "replica": config.replica.validate,
-        "optimizer_switch": config.optimizer_switch.validate,
-        "semi_sync": lambda: fill_defaults(outer),
-    }
+    sections = {"replica": config.replica.validate, "optimizer_switch": config.optimizer_switch.validate}
     for section, check in sections.items():
         with settings.findings.catch():
             binder.guard(section, type(getattr(config, section)), check)
@@ -139,11 +158,14 @@ def check_outer_loop(settings: Settings, config: Any) -> list[str]:
     plan = binder.guard("semi_sync", type(outer), lambda: plan_of(config))
     if plan.num_fragments > 1 or plan.fragments is not None or plan.scopes:
         binder.guard("semi_sync", type(outer), lambda: _assign(config, plan))
-    notes = _check_states(settings, config, plan)
+    _check_states(settings, config, plan)
+    if config.training.dtype != "float32" and any(rule.apply.needs_fp32 for rule in plan.rules):
+        problem = f'must be "float32" with semi_sync.method = "{outer.method}"'
+        raise settings.error("training.dtype", problem, config.training.dtype)
     first = min(rule.period for rule in plan.rules if not rule.final)
-    if config.training.steps < first:
-        notes.append(f"training.steps ({config.training.steps}) ends before the first sync (every {first} steps)")
-    return notes
+    if config.training.steps >= first:
+        return []
+    return [f"training.steps ({config.training.steps}) ends before the first sync (every {first} steps)"]
 
 
 def check_rounding(config: Any) -> list[str]:
@@ -172,30 +194,23 @@ def _check_reset(settings: Settings, config: Any) -> None:
     binder.guard("optimizer_switch", type(switch), lambda: check_reset(switch.reset_states, kept))
 
 
-def _check_states(settings: Settings, config: Any, plan: Any) -> list[str]:
+def _check_states(settings: Settings, config: Any, plan: Any) -> None:
     """Refuse an inner optimizer without the states that the method exchanges."""
     states = InnerStates(config.optimizer)
-    shapes = parameter_shapes(config)
+    kept = states.kept(parameter_shapes(config))
     names = ", ".join(sorted({group.optimizer_name for group in config.optimizer.param_groups}))
     for rule in plan.rules:
-        kept = [states.shape(rule.state, name, shape, shape) is not None for name, shape in shapes.items()]
-        if (rule.required == "all" and not all(kept)) or (rule.required == "some" and not any(kept)):
+        having = [rule.state == PARAMETERS or not keys.isdisjoint(rule.state.split("|")) for keys in kept.values()]
+        if (rule.required == "all" and not all(having)) or (rule.required == "some" and not any(having)):
             problem = f"exchanges the inner optimizer's {rule.state.replace('|', ' or ')}, which {names} does not keep"
             raise settings.error("semi_sync.method", problem, config.semi_sync.method)
-    _check_covered(settings, config, plan, {name: states.keys(name, shape) for name, shape in shapes.items()}, names)
-    if config.semi_sync.method == "lordo":
-        local = [
-            group for group in config.optimizer.param_groups if group.optimizer_kwargs.get("basis_from") == "gradient"
-        ]
-        if local:
-            return ['optimizer.basis_from = "gradient": every site finds its own bases (LoRDO-Local, the baseline)']
-    return []
+    _check_covered(settings, config, plan, set().union(*kept.values()) - states.own_keys(), names)
 
 
-def _check_covered(settings: Settings, config: Any, plan: Any, kept: Mapping[str, list[str]], optimizers: str) -> None:
+def _check_covered(settings: Settings, config: Any, plan: Any, kept: Collection[str], optimizers: str) -> None:
     """Refuse a method that averages some of the inner optimizer's states and leaves others out."""
     averaged = {key for rule in plan.rules if averages_state(rule) for key in rule.state.split("|")}
-    left = sorted({key for keys in kept.values() for key in keys} - averaged)
+    left = sorted({*kept} - averaged)
     if averaged and left:
         problem = f"averages the inner optimizer's states, but knows nothing of {left[0]!r}, which {optimizers} keeps"
         raise settings.error("semi_sync.method", problem, config.semi_sync.method)
@@ -282,6 +297,7 @@ def _differences(first: Any, other: Any) -> list[tuple[str, Any, Any]]:
     found += _fields("semi_sync", first, other, _SITES_OWN)
     found += _fields("optimizer_switch", first, other, set())
     found += _fields("dept", first, other, set())
+    found += _fields("fomoe", first, other, set())
     return [(what, ours, theirs) for what, ours, theirs in found if ours != theirs]
 
 

@@ -6,6 +6,7 @@ from math import gcd
 from typing import Any, Literal
 
 from titan_ext.config.binder import Binder
+from titan_ext.config.losses import outside_tables, own_table, registered_loss
 from titan_ext.config.settings import Settings
 from titan_ext.config.unknown import unknown_key
 from titan_ext.errors import UserError
@@ -17,6 +18,10 @@ _CHUNKS = 8
 class LossSection:
     """``[loss]``: cross-entropy over the model's vocabulary."""
 
+    name: str = "cross_entropy"
+    """The loss: torchtitan's, or one that weighs tokens; with a dotted path, one of your own. Settings of one loss are in
+    ``[loss.NAME]``. Validation always uses torchtitan's."""
+
     chunked: bool = True
     """Compute logits for a part of the sequence at a time: less memory, same loss."""
 
@@ -25,22 +30,28 @@ class LossSection:
 
 
 def bind_loss(settings: Settings, binder: Binder, base: Any, vocabulary: int, seq_len: int) -> Any:
-    """torchtitan's loss config: chunked or plain cross-entropy, or the flavor's own kind."""
+    """The loss config: torchtitan's chunked or plain cross-entropy, a ``TokenLoss``, or the flavor's own kind."""
     from torchtitan.components.loss import BaseLoss, ChunkedLossWrapper, CrossEntropyLoss
 
     wrapped = isinstance(base, ChunkedLossWrapper.Config) and type(base.loss_fn) is CrossEntropyLoss.Config
     if not wrapped and type(base) not in (BaseLoss.Config, CrossEntropyLoss.Config):
         return binder.section("loss", base)
-    section = binder.section("loss", LossSection(num_chunks=base.num_chunks if wrapped else None))
+    name, owner = registered_loss(settings, binder)
+    table = outside_tables(settings, name)
+    section = binder.table(LossSection(num_chunks=base.num_chunks if wrapped else None), table, "loss")
     inner = CrossEntropyLoss.Config(global_vocab_size=vocabulary)
-    if not section.chunked:
+    if not section.chunked and owner is None:
         return inner
     chunks = section.num_chunks if settings.get("loss.num_chunks") is not None else None
     if chunks is None:
         chunks = gcd(section.num_chunks or _CHUNKS, seq_len)
     if chunks < 1 or seq_len % chunks:
         raise settings.error("loss.num_chunks", f"must divide training.seq_len ({seq_len})", chunks)
-    return ChunkedLossWrapper.Config(num_chunks=chunks, loss_fn=inner)
+    if owner is None:
+        return ChunkedLossWrapper.Config(num_chunks=chunks, loss_fn=inner)
+    # One that sees hidden states applies the head itself: not chunked, to the whole sequence at once.
+    start = owner.Config(num_chunks=chunks if section.chunked else 1, loss_fn=inner)
+    return binder.table(start, own_table(settings, owner.Config, f"loss.{name}"), f"loss.{name}")
 
 
 def activation_modes() -> dict[str, type | None]:

@@ -19,6 +19,8 @@ TORCHTITANS = {
     "nvfp4": "torchtitan.components.quantization.NVFP4LinearConverter",
     "lora": "torchtitan.components.lora.LoRAConverter",
 }
+OURS = {"power_linear": "titan_ext.models.power_linear.PowerLinearConverter"}
+KNOWN = TORCHTITANS | OURS
 _COMPILED = "model_compile_enabled"
 
 
@@ -44,6 +46,8 @@ def convert_model(settings: Settings, spec: Any, compile_config: Any) -> Any:
     for place, config in enumerate(configs):
         with _told_as(settings, f"model.{KEY}[{place}]"):
             model = config.build().convert(model)
+    if not all(getattr(config._owner, "keeps_weights", True) for config in configs):
+        spec = dataclasses.replace(spec, state_dict_adapter=None)
     return dataclasses.replace(spec, model=model) if configs else spec
 
 
@@ -67,7 +71,7 @@ def _check_order(configs: list[Any]) -> None:
 def _bound(settings: Settings, key: str, table: dict[str, Any], compile_config: Any) -> Any:
     name = table.get("name")
     if not isinstance(name, str):
-        problem = f"is missing: one of {', '.join(TORCHTITANS)}, or the dotted path of a converter's class"
+        problem = f"is missing: one of {', '.join(KNOWN)}, or the dotted path of a converter's class"
         raise settings.error(f"{key}.name", problem)
     owner = _class_of(settings, f"{key}.name", name).Config
     given = {each: value for each, value in table.items() if each != "name"}
@@ -79,10 +83,10 @@ def _bound(settings: Settings, key: str, table: dict[str, Any], compile_config: 
 
 
 def _class_of(settings: Settings, key: str, name: str) -> Any:
-    path = TORCHTITANS.get(name, name)
+    path = KNOWN.get(name, name)
     module, _, attribute = path.rpartition(".")
     if not module:
-        raise settings.error(key, f"unknown converter; {hint(name, TORCHTITANS)}, or the dotted path of a class", name)
+        raise settings.error(key, f"unknown converter; {hint(name, KNOWN)}, or the dotted path of a class", name)
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

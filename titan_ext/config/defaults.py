@@ -142,14 +142,16 @@ def apply_defaults(base: Any, situation: Situation, skip: Mapping[str, Any]) -> 
         section, name = default.key.split(".")
         owner = getattr(base, section)
         value = default.value(situation) if callable(default.value) else default.value
-        if value is MISSING or default.key in skip or getattr(owner, name) != own_default(type(owner), name):
+        if value is MISSING or default.key in skip or getattr(owner, name) != own_defaults(type(owner))[name]:
             continue
         setattr(owner, name, value)
         applied.add(default.key)
     return applied
 
 
-def own_default(owner: type, name: str) -> Any:
-    """The default of a dataclass's field; ``MISSING`` if it has none."""
-    each = next(each for each in fields(owner) if each.name == name)
-    return each.default_factory() if each.default_factory is not MISSING else each.default
+def own_defaults(owner: type) -> dict[str, Any]:
+    """The default of each of a dataclass's fields; ``MISSING`` where one has none."""
+    return {
+        each.name: each.default_factory() if each.default_factory is not MISSING else each.default
+        for each in fields(owner)
+    }

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from titan_ext.config.findings import TO_BUILD, Need
 from titan_ext.config.sections import DeptConfig
@@ -18,7 +18,7 @@ AUTO = "auto"
 _FILE = "vocabulary.json"
 # GLOB shares the whole table, and any tokenizer of a site's own goes with SPEC-OPT.
 _TRIMMED = ("trim", "spec")
-_SHARED = {"trim": "sparse_rows", "spec": "local", "spec-opt": "local"}
+_SHARED: dict[str, Literal["sparse_rows", "local"]] = {"trim": "sparse_rows", "spec": "local", "spec-opt": "local"}
 
 
 def own_vocabulary(dept: DeptConfig) -> bool:
@@ -106,7 +106,7 @@ def describe_dept(site: Any) -> list[str]:
     dept = site.config.dept
     if dept.variant == "none" or any(each.need in TO_BUILD for each in site.missing):
         return []
-    from titan_ext.config.cost.shapes import parameter_shapes
+    from titan_ext.config.model import parameter_shapes
     from titan_ext.data.tokenizers.tokenizer import vocabulary_size
     from titan_ext.models.dept.cost import ModelSize, parameters_held, payload_a_step
 

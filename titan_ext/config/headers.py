@@ -9,6 +9,7 @@ from typing import Any
 from titan_ext.config.binder import Binder, field_types
 from titan_ext.config.findings import Findings
 from titan_ext.config.flags import parse_flags
+from titan_ext.config.nodes import settle_nodes
 from titan_ext.config.sections import SiteConfig, SiteHeader
 from titan_ext.config.settings import UNSET, Origin, Settings, hint
 from titan_ext.config.source import read_file
@@ -97,7 +98,7 @@ def _plan(whole: Settings, table: Mapping, flags: Mapping, place: int, count: in
     _check_names(own, known, in_site=True)
     settings.merge(table, Origin.SITE).merge(flags, Origin.FLAG)
     settings.tree.pop("name", None)
-    header = _header(settings, settings.site or SiteConfig().name)
+    header = settle_nodes(settings, _header(settings, settings.site or SiteConfig().name))
     site = SiteConfig(
         name=header.name,
         index=place if header.index is None else header.index,
@@ -110,7 +111,7 @@ def _plan(whole: Settings, table: Mapping, flags: Mapping, place: int, count: in
 
 def _header(settings: Settings, name: str) -> SiteHeader:
     binder, types = Binder(settings), field_types(SiteHeader)
-    given = {"name": name}
+    given: dict[str, Any] = {"name": name}
     for key in types:
         if key in settings.tree:
             try:

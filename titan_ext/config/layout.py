@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from titan_ext.config.findings import SettingError
 from titan_ext.config.settings import Settings, hint
 from titan_ext.errors import UserError
+from titan_ext.models.capabilities import capabilities
 
 _DEGREES = {
     "replicate": "data_parallel_replicate_degree",
@@ -15,6 +17,12 @@ _DEGREES = {
     "tensor": "tensor_parallel_degree",
     "pipeline": "pipeline_parallel_degree",
 }
+_LAYERS_OF_STAGES = {
+    "pipeline_parallel_layers_per_stage": 1,
+    "pipeline_parallel_first_stage_less_layers": 0,
+    "pipeline_parallel_last_stage_less_layers": 0,
+}
+"""Keys that say how a model is cut, and their least values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +76,21 @@ def resolve_layout(settings: Settings, config: Any, nproc: int | None, devices: 
     rest = math.prod(degree for axis, degree in degrees.items() if axis != "shard")
     if degrees["shard"] == -1:
         if nproc is not None and nproc % rest:
-            raise settings.error("nproc", f"must be a multiple of the other parallel degrees' product ({rest})", nproc)
+            raise _ranks_error(settings, nproc, f"must be a multiple of the other parallel degrees' product ({rest})")
         degrees["shard"] = (nproc or max(devices, rest)) // rest
     layout = Layout(**degrees)
     if nproc is not None and layout.ranks != nproc:
         product = " x ".join(f"{_DEGREES[axis]} {degree}" for axis, degree in degrees.items() if degree > 1) or "1"
-        raise settings.error("nproc", f"must be {layout.ranks}, the product of the parallel degrees ({product})", nproc)
+        raise _ranks_error(settings, nproc, f"must be {layout.ranks}, the product of the parallel degrees ({product})")
     return layout
+
+
+def _ranks_error(settings: Settings, nproc: int, problem: str) -> SettingError:
+    """A complaint about the number of ranks, under the key that the user has given for it."""
+    each = settings.get("nproc_per_node")
+    if each is None or settings.get("nproc") is not None:
+        return settings.error("nproc", problem, nproc)
+    return settings.error("nproc_per_node", f"makes {nproc} ranks, which {problem}", int(each))
 
 
 def degrees_in(table: Mapping[str, Any], nproc: int | None) -> dict[str, Any]:
@@ -88,7 +104,17 @@ def degrees_in(table: Mapping[str, Any], nproc: int | None) -> dict[str, Any]:
 
 
 def check_layout(settings: Settings, config: Any, layout: Layout) -> None:
-    """Refuse a layout that does not divide the batch, the sequence or the model.
+    """Refuse a layout that does not divide the model.
+
+    Raises:
+        UserError: naming the key to change.
+    """
+    _check_tensor_parallel(settings, config, layout)
+    pipeline_stages(settings, config)
+
+
+def check_batch(settings: Settings, config: Any, layout: Layout) -> None:
+    """Refuse a layout that does not divide the batch or the sequence.
 
     Raises:
         UserError: naming the key to change.
@@ -105,8 +131,6 @@ def check_layout(settings: Settings, config: Any, layout: Layout) -> None:
     if training.seq_len % divisor:
         problem = f"must be a multiple of {divisor} for the sequence and context parallelism of this layout"
         raise settings.error("training.seq_len", problem, training.seq_len)
-    _check_tensor_parallel(settings, config, layout)
-    pipeline_stages(settings, config)
 
 
 def check_world_size(config: Any, world_size: int) -> None:
@@ -137,6 +161,10 @@ def pipeline_stages(settings: Settings, config: Any) -> list[list[str]]:
     layers = len(getattr(model, "layers", []))
     if parallelism.pipeline_parallel_degree == 1:
         return [["tok_embeddings", *(f"layers.{index}" for index in range(layers)), "norm", "lm_head"]]
+    for key, least in _LAYERS_OF_STAGES.items():
+        value = getattr(parallelism, key)
+        if value is not None and value < least:
+            raise settings.error(f"parallelism.{key}", f"must be at least {least}", value)
     schedule = parallelism.pipeline_parallel_schedule
     try:
         schedules.get_schedule_class(schedule)
@@ -144,12 +172,12 @@ def pipeline_stages(settings: Settings, config: Any) -> list[list[str]]:
         names = [name for name in vars(schedules) if name.startswith("Schedule")]
         problem = f"unknown schedule; {hint(schedule, [name.removeprefix('Schedule') for name in names])}"
         raise settings.error("parallelism.pipeline_parallel_schedule", problem, schedule) from None
-    if hasattr(model, "pipeline_stages") and not model.enable_weight_tying:
-        # A model whose parts cannot be cut apart anywhere says where.
-        return model.pipeline_stages(parallelism, _PipelineOnly(parallelism.pipeline_parallel_degree))
+    answers = capabilities(model)
+    if answers.cut is not None and not answers.ties:
+        return answers.cut(parallelism, _PipelineOnly(parallelism.pipeline_parallel_degree))
     if parallelism.module_fqns_per_model_part is not None:
         return parallelism.module_fqns_per_model_part
-    if getattr(model, "enable_weight_tying", False):
+    if answers.ties:
         problem = "the model ties its embedding to its output, which cannot be cut into a pipeline"
         raise settings.error("parallelism.pipeline_parallel_degree", problem, parallelism.pipeline_parallel_degree)
     dims = _PipelineOnly(parallelism.pipeline_parallel_degree)

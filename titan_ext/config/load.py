@@ -10,14 +10,16 @@ import torch
 from torchtitan.tools.utils import device_type
 
 from titan_ext.config import checks, machine
+from titan_ext.config.binder import Binder
 from titan_ext.config.build import Built, build_config, dump_root, keys_by_name, section_names
 from titan_ext.config.dept import find_vocabulary
 from titan_ext.config.findings import TO_BUILD, TO_START, TO_TRAIN, Findings, Missing, Need
 from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select
-from titan_ext.config.layout import Layout, check_layout, resolve_layout
+from titan_ext.config.layout import Layout, check_batch, check_layout, resolve_layout
 from titan_ext.config.model import ModelChoice
+from titan_ext.config.nodes import Nodes, notes_on, spread
 from titan_ext.config.pairing import resolve_pairing
-from titan_ext.config.run_checks import run_checks
+from titan_ext.config.run_checks import model_checks, run_checks
 from titan_ext.config.settings import Origin, Settings, one_line, show
 from titan_ext.semi_sync.plan.resolve import fill_defaults, shares_sparse_rows
 from titan_ext.trainer.cpu import adapt
@@ -41,6 +43,8 @@ class Site:
     """Everything the trainer needs; its ``dump_folder`` is the site's own."""
     model: ModelChoice
     layout: Layout
+    nodes: Nodes
+    """Where the ranks are."""
     tokenizer: str
     """``byte``, or the path that the user gave."""
     vocabulary: str
@@ -174,10 +178,17 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: 
         checks.check_numbers(settings, config)
     with findings.check():
         checks.check_sections(settings, config)
-    layout = Layout.alone()
-    with findings.check():
-        layout = resolve_layout(settings, config, header.nproc, _devices() // sharing)
     notes, derived = list(built.notes), dict(built.derived)
+    with findings.check():
+        derived |= _fill_method(settings, config)
+    layout, nodes = Layout.alone(), Nodes()
+    with findings.check():
+        layout = resolve_layout(settings, config, header.nproc, _devices() // sharing * header.nodes)
+        nodes = spread(settings, header, layout, config.parallelism.pipeline_parallel_schedule)
+    notes += notes_on(nodes, layout)
+    for check in (lambda: check_batch(settings, config, layout), *run_checks(settings, config, layout)):
+        with findings.check():
+            check()
     if config.model_spec is not None:
         more_notes, more = _check_whole(plan, plans, built, layout)
         notes, derived = notes + more_notes, derived | more
@@ -197,6 +208,7 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: 
         config=config,
         model=built.model,
         layout=layout,
+        nodes=nodes,
         tokenizer=header.tokenizer,
         vocabulary=built.vocabulary,
         dump_root=dump_root(settings),
@@ -218,9 +230,9 @@ def _check_whole(
     for check in (
         lambda: check_layout(settings, config, layout),
         lambda: checks.check_max_length(settings, config),
-        lambda: checks.check_experts(settings, config),
+        lambda: checks.check_experts(settings, config, layout),
         lambda: checks.check_export(settings, config),
-        *run_checks(settings, config, layout),
+        *model_checks(settings, config),
     ):
         with findings.check():
             check()
@@ -232,7 +244,7 @@ def _check_whole(
     with findings.check():
         notes += checks.check_outer_loop(settings, config)
         notes += checks.check_rounding(config)
-        derived |= _fill_method(config) | _pair(config, plans)
+        derived |= _pair(config, plans)
         checks.check_pairing(settings, config)
         checks.check_rows(settings, config, layout)
         if config.semi_sync.method != "none" and config.semi_sync.pairing == "leader":
@@ -242,9 +254,10 @@ def _check_whole(
     return notes, derived
 
 
-def _fill_method(config: Trainer.Config) -> dict[str, Origin]:
-    """Write the method's own defaults into the config, so that the resolved one says everything."""
-    given, config.semi_sync = config.semi_sync, fill_defaults(config.semi_sync)
+def _fill_method(settings: Settings, config: Trainer.Config) -> dict[str, Origin]:
+    """Check the outer loop's settings and write the method's own defaults into them, so that the config says everything."""
+    given = config.semi_sync
+    config.semi_sync = Binder(settings).guard("semi_sync", type(given), lambda: fill_defaults(given))
     return {
         f"semi_sync.{each.name}": Origin.METHOD
         for each in fields(given)

@@ -11,6 +11,7 @@ from torchtitan.tools.utils import device_type
 
 from titan_ext.config.findings import Need, SettingError
 from titan_ext.config.layout import Layout
+from titan_ext.config.losses import name_of
 from titan_ext.config.run_checks import BF16_STATES
 from titan_ext.config.settings import Settings
 from titan_ext.data.corpora.listing import NotThere
@@ -42,11 +43,15 @@ def _data(settings: Settings, config: Any) -> list[str]:
     corpora = {"data": config.dataloader}
     if config.validator.enable:
         corpora["validator.dataloader"] = config.validator.dataloader
+    named = [(key, f"{key}.dataset", data) for key, data in corpora.items()]
+    if (loss := name_of(config.loss)) is not None:
+        own = config.loss.corpora()
+        named += [(f"loss.{loss}.{field}", f"loss.{loss}.{field}", data) for field, data in own.items()]
     lines = []
-    for key, data in corpora.items():
+    for key, dotted, data in named:
         if getattr(data, "dataset", ""):  # one without has been refused
             with settings.findings.check():
-                lines.append(f"{config.site.name}: {key} {_listed(settings, f'{key}.dataset', data)}")
+                lines.append(f"{config.site.name}: {key} {_listed(settings, dotted, data)}")
     return lines
 
 

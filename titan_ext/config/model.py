@@ -3,11 +3,11 @@
 import importlib
 import importlib.util
 import inspect
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
-from types import ModuleType
 from typing import Any
+
+import torch
 
 from titan_ext.config import defaults
 from titan_ext.config.binder import Binder, field_types
@@ -16,7 +16,10 @@ from titan_ext.config.initial import Source, taken_over
 from titan_ext.config.settings import UNSET, Settings, hint, one_line
 from titan_ext.config.unknown import unknown_key
 from titan_ext.errors import InvalidValue, UserError
+from titan_ext.models import module_path, own_names
 from titan_ext.models.llama3.huggingface import SHAPES
+from titan_ext.models.upstream import as_model, upstream_names
+from titan_ext.semi_sync.state.views import kept_buffers
 
 VOCABULARY = "vocab_size"
 _HOMES = {"tokenizer": ["tokenizer"], "hf_assets_path": ["hf_assets_path"]}
@@ -27,7 +30,7 @@ class ModelChoice:
     """What determines a model: equal choices are equal models."""
 
     name: str
-    """Folder under ``titan_ext/models``, or a dotted module path."""
+    """Of a model of ours or of torchtitan's, or a dotted module path."""
 
     flavor: str
     overrides: Mapping[str, Any]
@@ -54,7 +57,8 @@ def choose_model(
     """The model of a site and its torchtitan ``ModelSpec``.
 
     The vocabulary is ``model.vocab_size`` where that is set, else that of the weights, else that of the tokenizer,
-    rounded up (or the flavor's own, if the spec takes none or the tokenizer is not known).
+    rounded up (or the flavor's own, if the spec takes none, the tokenizer is not known, or weights are loaded that say
+    nothing of it).
 
     Args:
         settings: the site's settings.
@@ -71,7 +75,9 @@ def choose_model(
     overrides = _overrides(settings, keywords, open_ended)
     taken = {} if source is None else taken_over(settings, source, module, overrides, keywords)
     overrides |= taken
-    derived = vocabulary is not None and VOCABULARY not in overrides and (VOCABULARY in keywords or open_ended)
+    silent = source is not None and not hasattr(module, "from_huggingface")
+    takes = VOCABULARY in keywords or open_ended
+    derived = vocabulary is not None and VOCABULARY not in overrides and takes and not silent
     if derived:
         overrides[VOCABULARY] = -(-vocabulary // multiple) * multiple
     flavor = chosen_flavor(settings)
@@ -88,12 +94,12 @@ def chosen_flavor(settings: Settings) -> str:
     return _text(settings, "flavor", defaults.FLAVOR)
 
 
-def model_module(settings: Settings) -> ModuleType:
-    """The module of ``model.name``: ours, or another by its dotted path."""
+def model_module(settings: Settings) -> Any:
+    """The module of ``model.name``: ours, torchtitan's, or another by its dotted path."""
     name = _text(settings, "name", defaults.MODEL)
     if not all(part.isidentifier() for part in name.split(".")):
         raise settings.error("model.name", f"unknown model; {_advice(name)}", name)
-    path = f"titan_ext.models.{name}" if name in model_names() else name
+    path = module_path(name)
     if path == name and "." not in name and importlib.util.find_spec(name) is None:
         raise settings.error("model.name", f"unknown model; {_advice(name)}", name)
     try:
@@ -107,23 +113,15 @@ def model_module(settings: Settings) -> ModuleType:
     if not hasattr(module, "model_registry"):
         problem = f"the module has no function model_registry(flavor, …); {_advice(name)}"
         raise settings.error("model.name", problem, name)
-    return module
+    return as_model(module)
 
 
 def _advice(name: str) -> str:
     """What a model may be called."""
-    if name.isidentifier() and importlib.util.find_spec(f"torchtitan.models.{name}") is not None:
-        return f'torchtitan\'s own is "torchtitan.models.{name}" (ours: {", ".join(model_names())})'
-    return f'{hint(name, model_names())}, or the dotted path of another, such as "torchtitan.models.qwen3"'
+    return f"{hint(name, dict.fromkeys([*own_names(), *upstream_names()]))}, or the dotted path of another"
 
 
-def model_names() -> list[str]:
-    """Models that come with titan_ext."""
-    package = importlib.import_module("titan_ext.models")
-    return sorted(each.name for each in pkgutil.iter_modules(package.__path__) if each.ispkg)
-
-
-def flavor_config(module: ModuleType, flavor: str) -> Any | None:
+def flavor_config(module: Any, flavor: str) -> Any | None:
     """What the module's ``config_registry`` says of a flavor: a ``Trainer.Config``, or None."""
     if not hasattr(module, "__path__") or importlib.util.find_spec(f"{module.__name__}.config_registry") is None:
         return None
@@ -151,7 +149,7 @@ def _overrides(settings: Settings, keywords: Mapping[str, Any], open_ended: bool
     return found
 
 
-def _keywords(module: ModuleType) -> tuple[dict[str, Any], bool]:
+def _keywords(module: Any) -> tuple[dict[str, Any], bool]:
     """Types of the overrides that a model takes, by name, and whether it may take others too.
 
     They are the keywords of its ``model_registry`` and, where that takes any, the fields of the
@@ -174,13 +172,13 @@ def _keywords(module: ModuleType) -> tuple[dict[str, Any], bool]:
     return found, open_ended
 
 
-def _check_flavor(settings: Settings, module: ModuleType, flavor: str) -> None:
+def _check_flavor(settings: Settings, module: Any, flavor: str) -> None:
     allowed = _flavors(module)
     if allowed is not None and flavor not in allowed:
         raise settings.error("model.flavor", f"unknown flavor; {hint(flavor, allowed)}", flavor)
 
 
-def _flavors(module: ModuleType) -> Mapping[str, Any] | None:
+def _flavors(module: Any) -> Mapping[str, Any] | None:
     """A spec's flavors by name, as ours and torchtitan's own keep them; None where nothing says so."""
     configs = [
         value for name, value in vars(module).items() if name.endswith("_configs") and isinstance(value, Mapping)
@@ -203,3 +201,18 @@ def _refused(settings: Settings, overrides: Mapping[str, Any], error: Exception)
 
 def _text(settings: Settings, key: str, default: str) -> str:
     return Binder(settings).value(str, settings.get(f"model.{key}", default), f"model.{key}")
+
+
+def buffer_shapes(config: Any) -> dict[str, torch.Size]:
+    """Shape of each buffer that the sites share, by name; every rank holds the whole of it."""
+    with torch.device("meta"):
+        model = config.model_spec.model.build()
+    buffers = {name: module.get_buffer(key) for name, (module, key) in kept_buffers(model).items()}
+    return {name: buffer.shape for name, buffer in buffers.items() if buffer.is_floating_point()}
+
+
+def parameter_shapes(config: Any) -> dict[str, torch.Size]:
+    """Shape of each parameter of a trainer config's whole model by name, without memory; tied ones once."""
+    with torch.device("meta"):
+        model = config.model_spec.model.build()
+    return {name: parameter.shape for name, parameter in model.named_parameters()}

@@ -43,8 +43,9 @@ def bind_optimizer(settings: Settings, binder: Binder, base: Any) -> Any:
     direct = {key: value for key, value in table.items() if key in allowed}
     config = binder.table(base, direct, "optimizer") if direct else base
     if short and "param_groups" in direct:
-        key = next(iter(short))
-        raise settings.error(f"optimizer.{key}", "give either this short form or [[optimizer.param_groups]], not both")
+        key, problem = next(iter(short)), "give either this short form or [[optimizer.param_groups]], not both"
+        settings.refuse(settings.error(f"optimizer.{key}", problem))
+        short = {}
     if short:
         config = replace(config, param_groups=[_single_group(settings, binder, base, short)])
     keys = ["optimizer" if short else f"optimizer.param_groups[{place}]" for place in range(len(config.param_groups))]
@@ -76,14 +77,28 @@ def _with_our_names(base: Any) -> Any:
     return OptimizersContainer.Config(**{each.name: getattr(base, each.name) for each in fields(base)})
 
 
+def _as_default(base: Any) -> dict[str, Any]:
+    """The optimizer of the flavor's last group, a stand-in for one that is unknown."""
+    group = base.param_groups[-1]
+    return {"optimizer_name": group.optimizer_name, "optimizer_kwargs": dict(group.optimizer_kwargs)}
+
+
 def _single_group(settings: Settings, binder: Binder, base: Any, short: Mapping[str, Any]) -> Any:
     from torchtitan.components.optimizer import ParamGroupConfig
 
     names = optimizer_names(base)
     group = base.param_groups[-1]
-    name = binder.value(str, short.get("name", group.optimizer_name), "optimizer.name")
-    if name not in names:
-        raise settings.error("optimizer.name", f"unknown optimizer; {hint(name, names)}", name)
+    name = short.get("name", group.optimizer_name)
+    try:
+        name = binder.value(str, name, "optimizer.name")
+        if name not in names:
+            raise settings.error("optimizer.name", f"unknown optimizer; {hint(name, names)}", name)
+    except UserError as error:
+        settings.refuse(error)
+        name = group.optimizer_name
+        known = hyper_parameters(base, name) or {}
+        # Of the rest only what nearly every optimizer takes can be judged.
+        short = {key: value for key, value in short.items() if key in known}
     accepted = hyper_parameters(base, name)
     # Another optimizer starts from its own defaults: AdamW's weight decay is not SGD's.
     kwargs = dict(group.optimizer_kwargs) if group.optimizer_name == name else {}
@@ -102,7 +117,8 @@ def _bind_group(settings: Settings, binder: Binder, base: Any, group: Any, key: 
     names = optimizer_names(base)
     if group.optimizer_name not in names:
         problem = f"unknown optimizer; {hint(group.optimizer_name, names)}"
-        raise settings.error(f"{key}.optimizer_name", problem, group.optimizer_name)
+        settings.refuse(settings.error(f"{key}.optimizer_name", problem, group.optimizer_name))
+        return replace(group, **_as_default(base))
     factory = _factory(base, group.optimizer_name)
     accepted = _accepted(factory)
     prefix = key if key == "optimizer" else f"{key}.optimizer_kwargs"
@@ -115,7 +131,8 @@ def _bind_group(settings: Settings, binder: Binder, base: Any, group: Any, key: 
         except UserError as error:
             settings.refuse(error)
     _check_values(settings, prefix, factory, accepted, dict(kwargs))
-    _check_method(settings, "optimizer.name" if key == "optimizer" else f"{key}.optimizer_name", group.optimizer_name)
+    name_key = "optimizer.name" if key == "optimizer" else f"{key}.optimizer_name"
+    _check_method(settings, name_key, group.optimizer_name, factory)
     return replace(group, optimizer_kwargs=kwargs)
 
 
@@ -135,7 +152,7 @@ def _kind_of(annotation: Any) -> Any:
     """The type that a configuration may give for an annotated parameter; Any where that is unknown."""
     origin, arms = get_origin(annotation), get_args(annotation)
     if origin in (tuple, list, Sequence):
-        return list[_kind_of(arms[0])]
+        return types.GenericAlias(list, (_kind_of(arms[0]),))
     if origin in (Union, types.UnionType):
         if torch.dtype in arms:
             return _DTYPES
@@ -171,16 +188,19 @@ def _bad_value(factory: Any, accepted: Mapping | None, kwargs: Mapping[str, Any]
     for name, value in kwargs.items():
         if name in _NOT_NEGATIVE and not value >= 0:
             return name, "must be at least 0"
+        if name in _NOT_NEGATIVE and not math.isfinite(value):
+            return name, "must be finite"
         two = name == "betas" and "omegas" not in (accepted or {})
         if two and (len(value) != 2 or not all(0 <= beta < 1 for beta in value)):
             return name, "must be two numbers from 0 to below 1"
     return None if refusal is None else (refusal[0], one_line(str(refusal[1])))
 
 
-def _check_method(settings: Settings, key: str, name: str) -> None:
+def _check_method(settings: Settings, key: str, name: str, factory: Any) -> None:
     method = settings.get("semi_sync.method", SemiSyncConfig.method)
-    if name == "DeMo" and method != "demo":
-        problem = f'needs semi_sync.method = "demo", not "{method}": only its exchange moves the parameters'
+    needed = getattr(factory, "only_with_method", method)
+    if method != needed and "semi_sync.method" not in settings.doubtful:
+        problem = f'needs semi_sync.method = "{needed}", not "{method}": only its exchange moves the parameters'
         raise settings.error(key, problem, name)
 
 

@@ -7,11 +7,12 @@ from typing import Any
 from titan_ext.config.binder import Binder, field_types
 from titan_ext.config.cost.inner_states import moments_by_size
 from titan_ext.config.settings import Settings
-from titan_ext.errors import UserError
+from titan_ext.errors import InvalidValue, UserError
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.methods.registry import METHODS
 from titan_ext.semi_sync.plan.plan import SyncPlan
-from titan_ext.semi_sync.plan.resolve import resolve, settings_tables
+from titan_ext.semi_sync.plan.resolve import AVERAGE, NO_OUTER_LOOP, resolve, settings_tables
+from titan_ext.semi_sync.registry import Registry
 from titan_ext.semi_sync.state.outer_optimizers import OUTER_OPTIMIZERS, SHARED_KEYS
 from titan_ext.semi_sync.wire.aggregations import AGGREGATIONS
 from titan_ext.semi_sync.wire.codecs import CODECS
@@ -24,10 +25,7 @@ def bind_semi_sync(settings: Settings, binder: Binder, base: SemiSyncConfig) -> 
         UserError: a key, type or value is wrong.
     """
     table = settings.table("semi_sync")
-    try:
-        known = settings_tables(table)
-    except ValueError as error:
-        raise settings.error("semi_sync", str(error)) from None
+    known = settings_tables(table)
     own = {name: inner for name, inner in table.items() if name in known and isinstance(inner, Mapping)}
     rest = {name: value for name, value in table.items() if name not in own}
     if rest.pop("settings", None) is not None:
@@ -40,7 +38,37 @@ def bind_semi_sync(settings: Settings, binder: Binder, base: SemiSyncConfig) -> 
             bound[name] = _bind_own(settings, binder, known[name], inner, f"semi_sync.{name}")
         except UserError as error:
             settings.refuse(error)
-    return replace(config, settings=bound)
+    return _with_known_names(settings, replace(config, settings=bound))
+
+
+def _with_known_names(settings: Settings, config: SemiSyncConfig) -> SemiSyncConfig:
+    """The section with a stand-in for each name that stands for nothing, so that the rest of it can be checked.
+
+    What only that name could say is allowed is left out.
+    """
+    for registry, stand_in in _STAND_INS:
+        name = getattr(config, registry.key)
+        if name is None or name in _BUILT_IN.get(registry.key, ()):
+            continue
+        try:
+            registry.get(name)
+        except InvalidValue as error:
+            more = "".join(f' (or "{each}")' for each in _BUILT_IN.get(registry.key, ()))
+            settings.refuse(settings.error(f"semi_sync.{registry.key}", error.problem + more, name))
+            own = {key: value for key, value in config.settings.items() if key not in registry}
+            config = replace(config, settings=own, **stand_in)
+    return config
+
+
+_ADAPTIVE = {key: None for name, key in SHARED_KEYS.items() if name not in field_types(OUTER_OPTIMIZERS.get("sgd"))}
+_STAND_INS: tuple[tuple[Registry[Any], dict[str, Any]], ...] = (
+    (METHODS, {"method": SemiSyncConfig.method, **_ADAPTIVE}),
+    (CODECS, {"codec": SemiSyncConfig.codec, "error_feedback": None}),
+    (AGGREGATIONS, {"aggregation": SemiSyncConfig.aggregation}),
+    (OUTER_OPTIMIZERS, {"outer_optimizer": None, **dict.fromkeys(SHARED_KEYS.values())}),
+)
+_BUILT_IN = {METHODS.key: (NO_OUTER_LOOP,), OUTER_OPTIMIZERS.key: (AVERAGE,)}
+"""Names that are no entries of the registries."""
 
 
 def _bind_own(
@@ -55,9 +83,9 @@ def _bind_own(
 
 def own_tables() -> dict[str, tuple[str, type]]:
     """What has a ``[semi_sync.NAME]`` table, by NAME: the key that selects it, and the dataclass with its keys."""
-    found = {name: (METHODS.key, METHODS.get(name).settings) for name in METHODS}
+    found = {name: (METHODS.key, method.settings) for name, method in METHODS.items()}
     for registry in (CODECS, AGGREGATIONS, OUTER_OPTIMIZERS):
-        found |= {name: (registry.key, registry.get(name)) for name in registry}
+        found |= {name: (registry.key, entry) for name, entry in registry.items()}
     shared = set(SHARED_KEYS)  # keys of [semi_sync] itself
     return {name: each for name, each in found.items() if each[1] and set(field_types(each[1])) - shared}
 

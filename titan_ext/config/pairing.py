@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from titan_ext.config.binder import Binder
 from titan_ext.config.headers import SitePlan
 from titan_ext.config.layout import degrees_in
 
-CUTS_TABLES = ("data_parallel_shard_degree", "context_parallel_degree", "tensor_parallel_degree")
+_CUTS_TABLES = ("data_parallel_shard_degree", "context_parallel_degree", "tensor_parallel_degree")
 """Degrees above 1 of which cut a table over ranks; -1 may come to that."""
 
 
-def resolve_pairing(asked: str, plans: Sequence[SitePlan], default: Any, by_row: bool = False) -> str:
+def resolve_pairing(
+    asked: Literal["auto", "rank", "leader"], plans: Sequence[SitePlan], default: Any, by_row: bool = False
+) -> Literal["rank", "leader"]:
     """``rank`` where all sites have one parallel layout, else ``leader``.
 
     Every site comes to the same answer, for all read it from the whole file. Where the layout follows
@@ -26,12 +28,12 @@ def resolve_pairing(asked: str, plans: Sequence[SitePlan], default: Any, by_row:
     """
     if asked != "auto":
         return asked
-    layouts = [_layout(plan, default) for plan in plans]
-    if by_row and any(layout[axis] != 1 for layout in layouts for axis in CUTS_TABLES):
+    layouts = [_degrees(plan, default) for plan in plans]
+    if by_row and any(layout[axis] != 1 for layout in layouts for axis in _CUTS_TABLES):
         return "leader"
     return "rank" if all(layout == layouts[0] for layout in layouts) else "leader"
 
 
-def _layout(plan: SitePlan, default: Any) -> dict[str, Any]:
+def _degrees(plan: SitePlan, default: Any) -> dict[str, Any]:
     given = asdict(Binder(plan.settings).table(default, plan.settings.table("parallelism"), "parallelism"))
     return given | degrees_in(given, plan.header.nproc)

@@ -1,6 +1,10 @@
 """Pipeline schedules: what each of them asks of a configuration, and where its loss comes out."""
 
+import os
+from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from titan_ext.config.settings import Settings
 
@@ -28,6 +32,10 @@ def check_schedule(settings: Settings, config: Any, stages: int) -> None:
     parallelism = config.parallelism
     if parallelism.pipeline_parallel_degree == 1:
         return
+    _check_parts(settings, config)
+    csv = parallelism.pipeline_parallel_schedule_csv
+    if csv and not os.path.isfile(csv):
+        raise settings.error("parallelism.pipeline_parallel_schedule_csv", "no such file", csv)
     schedule, ranks = parallelism.pipeline_parallel_schedule.lower(), parallelism.pipeline_parallel_degree
     if schedule in _SPLIT_BACKWARD:
         _check_split_backward(settings, config)
@@ -40,6 +48,36 @@ def check_schedule(settings: Settings, config: Any, stages: int) -> None:
         )
         raise settings.error("validator.enable", problem, True)
     _check_microbatches(settings, config, schedule, stages)
+
+
+def trained_parameters(config: Any) -> list[str]:
+    """Names of the model's parameters that have gradients, in the model's order; built without memory."""
+    with torch.device("meta"):
+        model = config.model_spec.model.build()
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def within(name: str, modules: Sequence[str]) -> bool:
+    """Whether a parameter is of one of the modules."""
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+def _check_parts(settings: Settings, config: Any) -> None:
+    """Refuse parts that the user cut by hand and that do not make up the model."""
+    parts, key = config.parallelism.module_fqns_per_model_part, "parallelism.module_fqns_per_model_part"
+    if parts is None:
+        return
+    ranks = config.parallelism.pipeline_parallel_degree
+    if not parts or len(parts) % ranks:
+        raise settings.error(key, f"must be as many parts for each of the {ranks} ranks of the pipeline", parts)
+    for name in trained_parameters(config):
+        holders = [place for place, modules in enumerate(parts) if within(name, modules)]
+        if len(holders) != 1:
+            told = f"stand in parts {holders}" if holders else "are in no part"
+            module = name.rpartition(".")[0]
+            raise settings.error(key, f"every module belongs in one part; the parameters of {module} {told}")
+    if "lm_head" not in parts[-1] or "tok_embeddings" not in parts[0]:
+        raise settings.error(key, "tok_embeddings belong in the first part, lm_head in the last", parts)
 
 
 def _check_split_backward(settings: Settings, config: Any) -> None:

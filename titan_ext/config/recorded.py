@@ -9,18 +9,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from titan_ext.config.resolved import FILE_NAME, known_sizes
+from titan_ext.config.resolved import FILE_NAME, known_sizes, site_tokenizer
 from titan_ext.config.settings import show
+from titan_ext.data.resume import changed
+from titan_ext.data.tokenizers.traits import identity
 from titan_ext.errors import UserError
 from titan_ext.models import get_model_spec
 from titan_ext.models.llama3.huggingface import differing
 
 # Keys that the shapes of the weights tell of.
 _SHAPED = ("dim", "n_layers", "ffn_dim", "vocab_size", "enable_weight_tying")
+_OF_EXPERTS = ("top_k", "load_balance_coeff")
 
 
 def check_resumed(site: Any) -> None:
-    """Refuse to go on with a run as another model than the one that it has trained so far.
+    """Refuse to go on with a run as another model, or with another tokenizer, than so far.
 
     Args:
         site: a ``Site`` that is about to be trained.
@@ -32,9 +35,29 @@ def check_resumed(site: Any) -> None:
     record, checkpoints = folder / FILE_NAME, folder / site.config.checkpoint.folder
     if not site.config.checkpoint.enable or not record.is_file() or not any(checkpoints.glob("step-*/.metadata")):
         return
-    for key, then, now in changes(json.loads(record.read_text(encoding="utf-8")), site.config.model_spec.model):
+    recorded = json.loads(record.read_text(encoding="utf-8"))
+    for key, then, now in changes(recorded, site.config.model_spec.model):
         problem = f"was {show(then)} in this run so far ({record}); another model needs another dump_folder"
         raise site.settings.error(f"model.{key}", problem, now)
+    tolerant = site.config.dataloader.on_changed_data == "continue"
+    if tolerant or "dataloader" in site.config.checkpoint.exclude_from_loading:
+        return
+    differing_parts = tokenizer_changes(recorded.get("resolved", {}).get("tokenizer", {}), site.config)
+    if differing_parts:
+        problem = f"another one than that of this run so far ({'; '.join(differing_parts)})"
+        way = "restore it, go on all the same with data.on_changed_data = 'continue', or take another dump_folder"
+        raise site.settings.error("tokenizer", f"{problem}: {way}", site.tokenizer)
+
+
+def tokenizer_changes(then: Mapping[str, Any], config: Any) -> list[str]:
+    """In what the tokenizer of a site differs from an earlier one, in words.
+
+    Args:
+        then: what is known of the earlier one; what it does not know is not compared.
+        config: the site's ``Trainer.Config``.
+    """
+    now = identity(site_tokenizer(config))
+    return [changed(key, then[key], value) for key, value in now.items() if key in then and then[key] != value]
 
 
 def read_record(checkpoint: Path) -> dict[str, Any] | None:
@@ -69,7 +92,14 @@ def changes(record: Mapping[str, Any], config: Any) -> list[tuple[str, Any, Any]
     """
     now = known_sizes(config)
     then = record.get("resolved", {}).get("model") or _sizes_before(record)
-    return [(key, then[key], now[key]) for key in differing(then, now) if key not in _SHAPED]
+    return [(key, then[key], now[key]) for key in _differing(then, now) if key not in _SHAPED]
+
+
+def _differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        *differing(then, now),
+        *(key for key in _OF_EXPERTS if key in then and key in now and then[key] != now[key]),
+    ]
 
 
 def _sizes_before(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from titan_ext.config.cost.cost import SiteCost
 from titan_ext.config.dept import describe_dept
+from titan_ext.config.fomoe import describe_fomoe
 from titan_ext.config.resolved import dump_resolved, origin_of
 from titan_ext.config.settings import Origin
 from titan_ext.config.toml_text import toml_value
@@ -20,7 +21,7 @@ def render_site(site: Any, *, everything: bool = False) -> str:
     """
     resolved = dump_resolved(site)
     lines = [
-        f'site "{site.name}" ({site.index + 1} of {site.count}): {site.nproc} rank(s), weight {site.weight:g}',
+        f'site "{site.name}" ({site.index + 1} of {site.count}): {_ranks(site)}, weight {site.weight:g}',
         _line(site, "dump_folder", resolved.pop("dump_folder")),
         _line(site, "tokenizer", site.tokenizer),
         *([_line(site, "vocabulary", site.vocabulary)] if site.vocabulary else []),
@@ -35,6 +36,11 @@ def render_site(site: Any, *, everything: bool = False) -> str:
     if hidden:
         lines.append(f"# {hidden} more settings are torchtitan's defaults; --all shows them")
     return "\n".join([*lines, *(f"note: {note}" for note in site.notes)])
+
+
+def _ranks(site: Any) -> str:
+    nodes = site.nodes
+    return f"{site.nproc} rank(s)" + (f" on {nodes.count} nodes of {nodes.ranks_per_node}" if nodes.count > 1 else "")
 
 
 def render_cost(sites: list, cost: SiteCost) -> str:
@@ -56,7 +62,7 @@ def render_cost(sites: list, cost: SiteCost) -> str:
         f"  parameters       {cost.parameters:,}",
         f"  memory of a rank {bytes_text(cost.memory_bytes)} without activations ({_parts(held)})",
     ]
-    lines += describe_dept(site)
+    lines += describe_dept(site) + describe_fomoe(site)
     if cost.host_bytes:
         lines.append(f"  host memory      {bytes_text(cost.host_bytes)} a rank ({_parts(between)})")
     if site.config.semi_sync.method == "none":

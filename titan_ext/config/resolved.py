@@ -9,12 +9,25 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from torchtitan.components.tokenizer import BaseTokenizer
+
 from titan_ext.config.choices import activation_modes
+from titan_ext.config.losses import name_in_file, name_of, own_fields
 from titan_ext.config.settings import Origin
+from titan_ext.data.tokenizers.traits import identity
 
 FILE_NAME = "config.json"
 # Keys whose default is ours because torchtitan has no such key.
-_OURS = {"dump_folder", "tokenizer", "vocabulary", "model.name", "model.flavor", "loss.chunked", "loss.num_chunks"}
+_OURS = {
+    "dump_folder",
+    "tokenizer",
+    "vocabulary",
+    "model.name",
+    "model.flavor",
+    "loss.name",
+    "loss.chunked",
+    "loss.num_chunks",
+}
 
 
 def dump_resolved(site: Any) -> dict[str, Any]:
@@ -46,6 +59,8 @@ def dump_resolved(site: Any) -> dict[str, Any]:
                 "count": site.count,
                 "weight": site.weight,
                 "nproc": site.nproc,
+                "nodes": site.nodes.count,
+                **({"rendezvous_port": site.nodes.port} if site.nodes.port else {}),
                 "tokenizer": site.tokenizer,
                 **({"vocabulary": site.vocabulary} if site.vocabulary else {}),
                 **({"hf_assets_path": config.hf_assets_path} if site.settings.get("hf_assets_path") else {}),
@@ -60,16 +75,16 @@ def dump_resolved(site: Any) -> dict[str, Any]:
     }
 
 
+def site_tokenizer(config: Any) -> BaseTokenizer:
+    """The tokenizer that a site trains with, from its ``Trainer.Config``."""
+    return config.tokenizer.build(tokenizer_path=config.hf_assets_path)
+
+
 def known_sizes(model: Any) -> dict[str, Any]:
-    """What a model's config comes to, in keys of ``[model]``, whatever its flavor means in this version.
+    """What a model's config comes to, in keys of ``[model]``, whatever its flavor means in this version."""
+    from titan_ext.models.capabilities import capabilities
 
-    Empty for a model that is no Llama.
-    """
-    from torchtitan.models.llama3.model import Llama3Model
-
-    from titan_ext.models.llama3.huggingface import sizes_of
-
-    return sizes_of(model) if isinstance(model, Llama3Model.Config) else {}
+    return dict(capabilities(model).sizes())
 
 
 def save_resolved(site: Any) -> Path:
@@ -79,7 +94,9 @@ def save_resolved(site: Any) -> Path:
         the file's path.
     """
     path = Path(site.config.dump_folder) / FILE_NAME
-    text = json.dumps(dump_resolved(site), indent=2, ensure_ascii=False)
+    content = dump_resolved(site)
+    content["resolved"]["tokenizer"] = identity(site_tokenizer(site.config))
+    text = json.dumps(content, indent=2, ensure_ascii=False)
     draft = path.with_suffix(".json.tmp")
     draft.write_text(text + "\n", encoding="utf-8")
     os.replace(draft, path)
@@ -136,6 +153,15 @@ def _spelling(site: Any, key: str) -> str | None:
 def _loss(loss: Any) -> dict[str, Any]:
     from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 
+    name = name_of(loss)
+    if name is not None:
+        own = {key: plain(getattr(loss, key)) for key in own_fields(type(loss))}
+        return {
+            "name": name_in_file(loss, name),
+            "chunked": True,
+            "num_chunks": loss.num_chunks,
+            **({name: own} if own else {}),
+        }
     if isinstance(loss, ChunkedLossWrapper.Config) and type(loss.loss_fn) is CrossEntropyLoss.Config:
         return {"chunked": True, "num_chunks": loss.num_chunks}
     return {"chunked": False} if type(loss) is CrossEntropyLoss.Config else plain(loss)

@@ -1,27 +1,41 @@
 """Settings that bind without complaint and that a run would stumble over: refused before it starts."""
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from titan_ext.config.layout import Layout, pipeline_stages
-from titan_ext.config.pipeline import check_schedule
+from titan_ext.config.losses import check_loss
+from titan_ext.config.pipeline import check_schedule, trained_parameters, within
 from titan_ext.config.settings import Settings, hint
 from titan_ext.trainer.resuming import STATES
 
 # What has no meaning where no checkpoint is read or written, and would be passed over in silence.
 _OF_CHECKPOINTS = {"initial_load_in_hf": False, "load_step": -1, "create_seed_checkpoint": False, "load_only": False}
+_COMPILED = ("model", "loss")
 BF16_STATES = "fused_opt_states_bf16"
 
 
 def run_checks(settings: Settings, config: Any, layout: Layout) -> list[Callable[[], None]]:
-    """The checks of a site's ``Trainer.Config``, independent of each other; each raises a ``UserError`` or returns."""
+    """Checks of a site's ``Trainer.Config``, whose model may not be known; each raises a ``UserError`` or returns."""
     return [
-        lambda: check_schedule(settings, config, len(pipeline_stages(settings, config))),
         lambda: check_checkpoints(settings, config, layout),
         lambda: check_profiler(settings, config),
+        lambda: check_loss(settings, config, layout),
         lambda: check_rates(settings, config),
+        lambda: check_compile(settings, config),
         lambda: check_optimizers(settings, config),
+    ]
+
+
+def model_checks(settings: Settings, config: Any) -> list[Callable[[], None]]:
+    """As ``run_checks``, of what depends on the model."""
+    return [
+        lambda: check_schedule(settings, config, len(pipeline_stages(settings, config))),
+        lambda: check_groups(settings, config),
     ]
 
 
@@ -39,7 +53,8 @@ def check_checkpoints(settings: Settings, config: Any, layout: Layout) -> None:
     if checkpoint.create_seed_checkpoint and layout.ranks > 1:
         problem = f"must be false with {layout.ranks} ranks: one rank makes it (nproc = 1, parallel degrees 1)"
         raise settings.error("checkpoint.create_seed_checkpoint", problem, True)
-    known = [name for name in STATES if name != "semi_sync" or config.semi_sync.method != "none"]
+    absent = {"semi_sync": config.semi_sync.method == "none", "loss": not hasattr(config.loss, "corpora")}
+    known = [name for name in STATES if not absent.get(name, False)]
     for name in checkpoint.exclude_from_loading:
         if name not in known:
             raise settings.error(
@@ -78,6 +93,25 @@ def check_profiler(settings: Settings, config: Any) -> None:
         raise settings.error("profiler.profile_freq", problem, profiler.profile_freq)
 
 
+def check_compile(settings: Settings, config: Any) -> None:
+    """Refuse to compile parts that there are not, which would compile nothing, by what is not there, or on no budget.
+
+    Raises:
+        UserError: naming the key to change.
+    """
+    section, budget = config.compile, getattr(config.activation_checkpoint, "memory_budget", None)
+    if budget is not None and not 0 <= budget <= 1:
+        raise settings.error("activation_checkpoint.memory_budget", "must be from 0 to 1", budget)
+    if not section.enable:
+        return
+    for name in section.components:
+        if name not in _COMPILED:
+            raise settings.error("compile.components", f"{name!r} is no part to compile; {hint(name, _COMPILED)}")
+    backends = torch.compiler.list_backends(exclude_tags=())
+    if section.backend not in backends:
+        raise settings.error("compile.backend", f"unknown; {hint(section.backend, backends)}", section.backend)
+
+
 def check_optimizers(settings: Settings, config: Any) -> None:
     """Refuse optimizers that a configuration file cannot build, or whose implementation they do not have.
 
@@ -95,6 +129,37 @@ def check_optimizers(settings: Settings, config: Any) -> None:
             raise settings.error(_name_key(settings), problem, name)
         if optimizer.implementation == BF16_STATES and name not in ("Adam", "AdamW"):
             raise settings.error("optimizer.implementation", f"is for Adam and AdamW, not {name}", BF16_STATES)
+
+
+def check_groups(settings: Settings, config: Any) -> None:
+    """Refuse groups of parameters that leave some out, or that a stage of the pipeline has nothing for.
+
+    Raises:
+        UserError: naming the group.
+    """
+    patterns = [group.pattern for group in config.optimizer.param_groups]
+    if patterns == [".*"]:
+        return
+    for place, pattern in enumerate(patterns):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            key, problem = f"optimizer.param_groups[{place}].pattern", f"no regular expression: {error}"
+            raise settings.error(key, problem, pattern) from None
+    groups = {name: _first_match(patterns, name) for name in trained_parameters(config)}
+    for name, group in groups.items():
+        if group is None:
+            raise settings.error("optimizer.param_groups", f'no pattern matches {name}; end with a group for ".*"')
+    for stage, modules in enumerate(pipeline_stages(settings, config)):
+        here = {group for name, group in groups.items() if within(name, modules)}
+        for place in sorted({*range(len(patterns))} - here):
+            of = f"of pipeline stage {stage}" if config.parallelism.pipeline_parallel_degree > 1 else "of the model"
+            problem = f"matches no parameter {of} that none before it does"
+            raise settings.error(f"optimizer.param_groups[{place}].pattern", problem, patterns[place])
+
+
+def _first_match(patterns: Sequence[str], name: str) -> int | None:
+    return next((place for place, pattern in enumerate(patterns) if re.search(pattern, name)), None)
 
 
 def _without_default(factory: Any) -> list[inspect.Parameter]:

@@ -37,6 +37,14 @@ class DeptConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class FoMoEConfig:
+    """Experts shared out over the sites: FoMoE (arXiv 2606.19025)."""
+
+    sites_per_expert: int = 0
+    """Sites that hold each expert; a site skips those that it does not hold. 0: all sites hold all experts."""
+
+
+@dataclass(kw_only=True, slots=True)
 class SiteHeader:
     """Keys of a ``[[site]]`` table that are not sections."""
 
@@ -62,6 +70,17 @@ class SiteHeader:
 
     nproc: int | None = None
     """Ranks of the site; by default the product of its parallel degrees."""
+
+    nodes: int = 1
+    """Machines of the site, each with as many of its ranks. Each runs a launcher of its own; ``titan-ext launch
+    --local-nodes N`` rehearses them on one machine."""
+
+    nproc_per_node: int | None = None
+    """Ranks at each node: ``nproc`` divided by ``nodes``, of which one may be left out."""
+
+    rendezvous_port: int | None = None
+    """Port of the site's store: at its first node, where its nodes meet and other sites' ranks look each other up.
+    Unset: 29500 for a site of several nodes, and a free one for a site of one."""
 
     hf_assets_path: str | None = None
     """Folder with Hugging Face weights and ``config.json``; by default the tokenizer's folder."""

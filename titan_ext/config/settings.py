@@ -1,16 +1,19 @@
 """What the user set for one site, merged from every layer, with where each value came from."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from titan_ext.config.findings import Findings, Missing, Need, SettingError
 from titan_ext.errors import UserError, nearest
 
 UNSET: Any = object()
+_PLACE = re.compile(r"\[\d+\]")  # a list is set as a whole
 
 
 class Origin(StrEnum):
@@ -82,6 +85,7 @@ class Settings:
 
     def origin(self, key: str) -> Origin | None:
         """The layer that set a key, or something in or above it; None if nobody did."""
+        key = _PLACE.sub("", key)
         if key in self.origins:
             return self.origins[key]
         parts = key.split(".")
@@ -103,6 +107,11 @@ class Settings:
         if self.findings is None:
             raise error
         self.findings.add(error)
+
+    @property
+    def doubtful(self) -> set[str]:
+        """Keys that have been refused."""
+        return set() if self.findings is None else self.findings.doubtful
 
     @contextmanager
     def raising(self) -> Iterator[None]:
@@ -126,9 +135,10 @@ class Settings:
         return one_line(f"{place}{subject}{problem}")
 
 
-def show(value: Any, limit: int = 80) -> str:
-    """A value as TOML would write it, cut to ``limit`` characters."""
+def show(value: Any) -> str:
+    """A value as TOML would write it: text in up to 500 characters, since paths are long, and all else in up to 80."""
     text = json.dumps(value, default=str, ensure_ascii=False)
+    limit = 500 if isinstance(value, str | Path) else 80
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

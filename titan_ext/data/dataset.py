@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.distributed.checkpoint.stateful import Stateful
@@ -52,6 +52,8 @@ class PackedTextDataset(IterableDataset, Stateful):
         self._cursor = Cursor()
         self._start: Progress | None = None
         self._told_of_cut = False
+        self.identify = False
+        """Whether sequences also say whose their tokens are (``titan_ext.data.packing.IDENTITY``)."""
 
     def __iter__(self) -> Iterator[Sample]:
         """Sequences from the cursor on; a finite pass that has ended starts anew."""
@@ -59,12 +61,12 @@ class PackedTextDataset(IterableDataset, Stateful):
         turns, mine = (1, 0) if self._infinite else (self._dp_world_size, self._dp_rank)
         turn: list[Sample] = []
         self._begin()
-        for cursor, sample in pack(self._documents(shard, shards), self._seq_len, self._cursor.offset):
+        documents = self._documents(shard, shards)
+        for cursor, sample in pack(documents, self._seq_len, self._cursor.offset, self.identify):
             turn.append(sample)
             if len(turn) == turns:
                 # Before the yield: the loader asks for the state while this generator stands there.
-                place, piece = cursor.place
-                self._cursor = replace(cursor, place=place, piece=piece)
+                self._cursor = replace(cursor, place=cursor.place.place, piece=cursor.place.piece)
                 yield turn[mine]
                 turn = []
         self._cursor = Cursor()
@@ -121,7 +123,7 @@ class PackedTextDataset(IterableDataset, Stateful):
             return self._dp_rank * workers + worker, self._dp_world_size * workers
         return worker, workers
 
-    def _documents(self, shard: int, shards: int) -> Iterator[tuple[int, Any, np.ndarray]]:
+    def _documents(self, shard: int, shards: int) -> Iterator[tuple[int, "_Piece", np.ndarray]]:
         epoch, place, piece = self._cursor.epoch, self._cursor.place, self._cursor.piece
         while True:
             whole_epoch, found = place is None, False
@@ -136,14 +138,14 @@ class PackedTextDataset(IterableDataset, Stateful):
 
     def _tokens(
         self, epoch: int, place: Any, first_piece: int, shard: int, shards: int
-    ) -> Iterator[tuple[tuple[Any, int], np.ndarray]]:
-        """Place, piece and tokens of each piece of text, from the ``first_piece`` of the document at ``place`` on."""
-        for found, text in self._feed.read(epoch, place, shard, shards):
-            for piece, part in enumerate(pieces(text) if text else ()):
-                self._tell_of_cut(piece, text)
+    ) -> Iterator[tuple["_Piece", np.ndarray]]:
+        """Each piece of text and its tokens, from the ``first_piece`` of the document at ``place`` on."""
+        for found in self._feed.read(epoch, place, shard, shards):
+            for piece, part in enumerate(pieces(found.text) if found.text else ()):
+                self._tell_of_cut(piece, found.text)
                 if piece >= first_piece:
                     tokens = self._tokenizer.encode(part, add_bos=True, add_eos=True)
-                    yield (found, piece), np.asarray(tokens, np.int64)
+                    yield _Piece(found.place, piece, found.source, found.number), np.asarray(tokens, np.int64)
             first_piece = 0
 
     def _tell_of_cut(self, piece: int, text: str) -> None:
@@ -165,6 +167,15 @@ class PackedTextDataset(IterableDataset, Stateful):
             if count >= needed:
                 break
         return count
+
+
+class _Piece(NamedTuple):
+    """Where a piece of text stands, and whose it is."""
+
+    place: Any
+    piece: int
+    source: int
+    number: int
 
 
 class TooLittleText(UserError):

@@ -7,7 +7,7 @@ the same settings to go on with that very document.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -35,6 +35,18 @@ class Selection:
         return "all" if self.split == "auto" else self.split
 
 
+class Document(NamedTuple):
+    """A document, and by what it is known again."""
+
+    place: Any
+    """Where it stands in its epoch."""
+    text: str
+    source: int = 0
+    """Number of its file among the feed's ``sources``; 0 in a stream."""
+    number: int = -1
+    """Its number in the corpus, or 63 bits of its text's hash in a stream: the same whoever reads it, and when."""
+
+
 class Feed(Protocol):
     """Documents of one site."""
 
@@ -44,7 +56,11 @@ class Feed(Protocol):
     def __str__(self) -> str:
         """What is read, in one line."""
 
-    def read(self, epoch: int, place: Any, shard: int, shards: int) -> Iterator[tuple[Any, str]]:
+    @property
+    def sources(self) -> list[str]:
+        """What the ``source`` of a document counts."""
+
+    def read(self, epoch: int, place: Any, shard: int, shards: int) -> Iterator[Document]:
         """Documents of part ``shard`` of ``shards`` in ``epoch``, from ``place`` on (None: the start)."""
 
     def settings(self) -> dict[str, Any]:
@@ -85,11 +101,18 @@ class CorpusFeed:
             return self.documents
         return epoch_order(self.documents, self._units, self._selection.seed, epoch, self._selection.shuffle_buffer)
 
-    def read(self, epoch: int, place: int | None, shard: int, shards: int) -> Iterator[tuple[int, str]]:
+    @property
+    def sources(self) -> list[str]:
+        """Names of the corpus's files."""
+        return self.corpus.sources
+
+    def read(self, epoch: int, place: int | None, shard: int, shards: int) -> Iterator[Document]:
         """Documents of part ``shard`` of ``shards`` in ``epoch``, from ``place`` on (None: the start)."""
         mine = self.order(epoch)[shard::shards].copy()
         for position in range(place or 0, len(mine)):
-            yield position, self.bad_records.text(partial(self.corpus.read, int(mine[position])))
+            number = int(mine[position])
+            text = self.bad_records.text(partial(self.corpus.read, number))
+            yield Document(position, text, self.corpus.source(number), number)
 
     def settings(self) -> dict[str, Any]:
         """What a position means nothing without; reads a part of the corpus."""

@@ -197,6 +197,15 @@ class TextDataLoader(ParallelAwareDataloader):
             worker_init_fn=_end_with_the_rank if config.num_workers else None,
         )
 
+    def identify_tokens(self) -> None:
+        """From the next iteration on, batches also say whose their tokens are (``titan_ext.data.packing.IDENTITY``)."""
+        self.dataset.identify = True
+
+    @property
+    def feed(self) -> Feed:
+        """The site's documents."""
+        return self._feed
+
     def __iter__(self) -> Iterator[Sample]:
         """Batches, from the loaded state on: none where that is the end of a finite pass, which iterating again starts anew.
 

@@ -8,13 +8,23 @@ stay below the sequence length.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 Sample = tuple[dict[str, torch.Tensor], torch.Tensor]
 """({"input": [seq_len], "positions": [seq_len]}, labels [seq_len]), all int64."""
+
+IDENTITY = "identity"
+"""Key of what tells whose the tokens are: int64 ``[seq_len, 3]``, each token's source, document, and place in it."""
+
+
+class Identified(Protocol):
+    """A place that knows what stands there."""
+
+    source: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +42,7 @@ class Cursor:
 
 
 def pack(
-    documents: Iterable[tuple[int, Any, np.ndarray]], seq_len: int, skip: int = 0
+    documents: Iterable[tuple[int, Any, np.ndarray]], seq_len: int, skip: int = 0, identify: bool = False
 ) -> Iterator[tuple[Cursor, Sample]]:
     """Full sequences, each with the cursor behind it; what fills no sequence at the end is dropped.
 
@@ -40,24 +50,32 @@ def pack(
         documents: Epoch, place and tokens ``[n]`` of each, with the marks of begin and end.
         seq_len: Tokens of a sequence.
         skip: Tokens of the first document that were used before.
+        identify: Whether samples have ``IDENTITY``; places are then ``Identified``.
     """
-    inputs, labels, positions = np.empty((3, seq_len), np.int64)
+    rows = 6 if identify else 3
+    sequence = np.empty((rows, seq_len), np.int64)
     filled = 0
     for epoch, place, tokens in documents:
         used, skip = skip, 0
         while used < len(tokens) - 1:
             taken = min(seq_len - filled, len(tokens) - 1 - used)
             piece = slice(filled, filled + taken)
-            inputs[piece] = tokens[used : used + taken]
-            labels[piece] = tokens[used + 1 : used + taken + 1]
-            positions[piece] = np.arange(taken)
+            sequence[0, piece] = tokens[used : used + taken]
+            sequence[1, piece] = tokens[used + 1 : used + taken + 1]
+            sequence[2, piece] = np.arange(taken)
+            if identify:
+                sequence[3, piece], sequence[4, piece] = place.source, place.number
+                sequence[5, piece] = np.arange(used, used + taken)
             used, filled = used + taken, filled + taken
             if filled == seq_len:
-                yield Cursor(epoch, place, used), _sample(inputs, labels, positions)
-                inputs, labels, positions = np.empty((3, seq_len), np.int64)
+                yield Cursor(epoch, place, used), _sample(sequence)
+                sequence = np.empty((rows, seq_len), np.int64)
                 filled = 0
 
 
-def _sample(inputs: np.ndarray, labels: np.ndarray, positions: np.ndarray) -> Sample:
-    samples = {"input": torch.from_numpy(inputs), "positions": torch.from_numpy(positions)}
-    return samples, torch.from_numpy(labels)
+def _sample(sequence: np.ndarray) -> Sample:
+    inputs, labels, positions, *identity = (torch.from_numpy(row) for row in sequence)
+    samples = {"input": inputs, "positions": positions}
+    if identity:
+        samples[IDENTITY] = torch.stack(identity, dim=-1)
+    return samples, labels

@@ -45,34 +45,34 @@ def resume(
     Raises:
         UserError: another corpus, order or tokenizer; names what changed.
     """
-    changed = {
-        key: _change(key, saved[key], value) for key, value in now.items() if key in saved and saved[key] != value
+    changes = {
+        key: changed(key, saved[key], value) for key, value in now.items() if key in saved and saved[key] != value
     }
     notes = []
-    if "dataset" in changed and saved.get("content") is not None and "content" not in changed:
-        notes.append(f"{changed.pop('dataset')}: the same documents, elsewhere")
-    texts = changed.keys() - _DEALING
+    if "dataset" in changes and saved.get("content") is not None and "content" not in changes:
+        notes.append(f"{changes.pop('dataset')}: the same documents, elsewhere")
+    texts = changes.keys() - _DEALING
     if texts:
         # A place in a stream is a place in its files, and other files have no such place.
         can_continue = progress is not None or texts <= _OF_TEXT
         if on_changed_data == "error" or not can_continue:
-            raise _refusal(changed.values(), can_continue)
+            raise _refusal(changes.values(), can_continue)
         notes.append(
-            f"{'; '.join(changed[key] for key in sorted(texts))}: going on all the same (data.on_changed_data)"
+            f"{'; '.join(changes[key] for key in sorted(texts))}: going on all the same (data.on_changed_data)"
         )
-    dealing = changed.keys() & _DEALING
+    dealing = changes.keys() & _DEALING
     if not dealing:
         return Resumption(None, notes)
     if progress is None:
-        raise _refusal(changed.values(), can_continue=False)
+        raise _refusal(changes.values(), can_continue=False)
     if not dealing <= _RANKS:
         progress = progress.shared_among(saved["share_count"], now["share_count"])
     where = f"going on at document {progress.document} of epoch {progress.epoch}"
-    return Resumption(progress, [*notes, f"{'; '.join(changed[key] for key in sorted(dealing))}: {where}"])
+    return Resumption(progress, [*notes, f"{'; '.join(changes[key] for key in sorted(dealing))}: {where}"])
 
 
-def _change(key: str, before: Any, now: Any) -> str:
-    """In words; of a digest, the first characters."""
+def changed(key: str, before: Any, now: Any) -> str:
+    """A changed setting in words; of a digest, the first characters."""
     if key not in _DIGESTS:
         return f"{key} was {before!r}, is {now!r}"
     return f"{key} ({_DIGESTS[key]}) was {str(before)[:_SHOWN_CHARACTERS]}…, is {str(now)[:_SHOWN_CHARACTERS]}…"

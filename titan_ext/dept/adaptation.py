@@ -1,6 +1,7 @@
 """A trained body, a tokenizer and a corpus that it has not seen: the data and measures of a plasticity curve."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -98,6 +99,7 @@ def _moved(site: Site, adaptation: Adaptation) -> Site:
         share_count=1,
     )
     tokenizer, assets = resolve_tokenizer(adaptation.tokenizer)
-    validator = replace(site.config.validator, enable=False)
-    config = replace(site.config, dataloader=data, tokenizer=tokenizer, hf_assets_path=assets, validator=validator)
+    config: Any = site.config
+    validator = replace(config.validator, enable=False)
+    config = replace(config, dataloader=data, tokenizer=tokenizer, hf_assets_path=assets, validator=validator)
     return replace(site, tokenizer=adaptation.tokenizer, vocabulary="", config=config)

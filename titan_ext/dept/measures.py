@@ -12,11 +12,12 @@ import torch
 from torchtitan.components.tokenizer import BaseTokenizer
 
 from titan_ext.config.load import Site
+from titan_ext.config.resolved import site_tokenizer
 from titan_ext.data.loader import TextDataLoader, open_feed
 from titan_ext.data.tokenizers.counting import count_tokens
 from titan_ext.data.tokenizers.trimmed import TrimmedTokenizer
 from titan_ext.data.tokenizers.unigram import Unigram
-from titan_ext.export.trained import site_checkpoint, site_tokenizer
+from titan_ext.export.trained import site_checkpoint
 from titan_ext.inference.checkpoint import Weights
 from titan_ext.inference.model import default_iterations, load_model
 from titan_ext.inference.perplexity import measure
@@ -67,7 +68,7 @@ def measure_site(
     checkpoint = site_checkpoint(site, step)
     batch_size = site.config.training.local_batch_size
     batches = evaluation_text(site, corpus, tokens, batch_size, checkpoint.trained_with()).batches
-    tokenizer, labels = site_tokenizer(site), labels_of(batches)
+    tokenizer, labels = site_tokenizer(site.config), labels_of(batches)
     unigram = frequencies(site.config.dataloader, tokenizer)
     model = load_model(site, checkpoint, weights=weights)
     found = measure(model, batches, default_iterations(site))

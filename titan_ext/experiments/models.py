@@ -1,6 +1,7 @@
 """Small models as experiments train them: whole, in fp32, from a seed; and their loss."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ _HEAD_DIM = 32
 _CLIP_NORM = 1.0
 
 
-def small_sizes(dim: int, layers: int, length: int) -> dict[str, int | None]:
+def small_sizes(dim: int, layers: int, length: int) -> dict[str, Any]:
     """Keys of ``[model]`` for a decoder of this width and depth: heads of 32, and Llama's ratio of feed-forward layers."""
     return {
         "dim": dim,
@@ -36,8 +37,7 @@ def initialised(config: Decoder.Config, seed: int, device: str) -> Decoder:
         seed: of the parameters.
         device: where it lies in the end; it is drawn on the CPU, to the same values everywhere.
     """
-    use_packed_attention(config)
-    model = config.build()
+    model = use_packed_attention(config).build()
     torch.manual_seed(seed)
     with torch.no_grad():
         model.init_weights()
@@ -46,7 +46,8 @@ def initialised(config: Decoder.Config, seed: int, device: str) -> Decoder:
 
 def loss_of(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Mean cross-entropy of the next token, in nats; the batch lies on the model's device."""
-    logits = model(batch.inputs, batch.positions, model.get_attention_masks(batch.positions))
+    module: Any = model
+    logits = module(batch.inputs, batch.positions, module.get_attention_masks(batch.positions))
     return F.cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten())
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from math import isfinite
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from titan_ext import __version__
 from titan_ext.bench.workers import WorkerGroup
@@ -56,7 +56,7 @@ class ResultStore(Generic[R]):
     """
 
     def __init__(
-        self, folder: Path | None, settings: object, result_type: type[R], describe: Callable[[str], object]
+        self, folder: Path | None, settings: Any, result_type: type[R], describe: Callable[[str], object]
     ) -> None:
         self._folder = folder
         self._settings = settings
@@ -87,7 +87,7 @@ class ResultStore(Generic[R]):
         path = self._path(run)
         if path is None:
             return
-        content = {"run": asdict(run), "settings": asdict(self._settings), "result": asdict(result)}
+        content = {"run": asdict(run), "settings": asdict(self._settings), "result": asdict(cast(Any, result))}
         draft = path.with_suffix(".part")
         draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
         os.replace(draft, path)

@@ -44,12 +44,19 @@ def joined(batches: Iterable[Batch]) -> Batch:
 class TextSettings(Protocol):
     """What text depends on: fields that an experiment's ``Settings`` have. Hashable."""
 
-    corpus: str
-    sites: int
-    batch: int
-    """Sequences that a site trains on in a step."""
-    length: int
-    """Tokens of a sequence."""
+    @property
+    def corpus(self) -> str: ...
+    @property
+    def sites(self) -> int: ...
+    @property
+    def batch(self) -> int:
+        """Sequences that a site trains on in a step."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+
+    def __hash__(self) -> int: ...
 
 
 def training_text(settings: TextSettings, seed: int) -> Iterator[list[Batch]]:

@@ -9,7 +9,7 @@ from torchtitan.models.llama3.state_dict_adapter import Llama3StateDictAdapter
 from torchtitan.protocols.model_spec import ModelSpec
 
 from titan_ext.errors import UserError
-from titan_ext.models.abbie.model import AbbieModel
+from titan_ext.models.capabilities import capabilities
 from titan_ext.models.llama3.huggingface import sizes_of, to_huggingface
 
 
@@ -21,9 +21,7 @@ def has_layout(spec: ModelSpec) -> bool:
 
 def is_llama(spec: ModelSpec) -> bool:
     """Whether Hugging Face's Llama computes from the weights what the model does: not where a body is iterated."""
-    model = spec.model
-    iterated = isinstance(model, AbbieModel.Config) and (model.iterations.evaluate > 1 or model.recurrence.final_skip)
-    return has_layout(spec) and not iterated
+    return has_layout(spec) and capabilities(spec.model).runs_once
 
 
 def check_layout(spec: ModelSpec) -> None:

@@ -1,10 +1,10 @@
-"""What a site has trained: its checkpoint, its weights in the precision they are kept in, its tokenizer."""
+"""What a site has trained: its checkpoint, its weights in the precision they are kept in."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.models.common.decoder import Decoder
 
@@ -45,14 +45,11 @@ def trained_model(site: Site, step: int | None = None, weights: Weights = "site"
     checkpoint = site_checkpoint(site, step)
     for problem in checkpoint.changes(site.config.model_spec.model):
         raise UserError(f'site "{site.name}": {problem}')
-    training = replace(site.config.training, mixed_precision_param=site.config.training.dtype)
-    kept = replace(site, config=replace(site.config, training=training))
+    checkpoint.check_tokenizer(site.config)
+    config: Any = site.config
+    training = replace(config.training, mixed_precision_param=config.training.dtype)
+    kept = replace(site, config=replace(config, training=training))
     return load_model(kept, checkpoint, weights=weights)
-
-
-def site_tokenizer(site: Site) -> BaseTokenizer:
-    """The tokenizer that the site trains with."""
-    return site.config.tokenizer.build(tokenizer_path=site.config.hf_assets_path)
 
 
 def export_dtype(site: Site) -> torch.dtype:

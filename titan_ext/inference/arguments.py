@@ -47,5 +47,6 @@ def open_run(options: argparse.Namespace) -> "tuple[Site, Checkpoint]":
         # What such a folder says of its model counts for what is measured, whatever the run started from.
         weights = checkpoint.path if checkpoint.huggingface else None
         site = load_site(options.file, options.site, options.overrides, weights=weights)
+    checkpoint.check_tokenizer(site.config)
     site.notes.extend(checkpoint.changes(site.config.model_spec.model))
     return site, checkpoint

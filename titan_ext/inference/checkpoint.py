@@ -1,5 +1,6 @@
 """The weights of a checkpoint, as the trainer or Hugging Face's libraries write them."""
 
+import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.components.checkpoint import ModelWrapper
 from torchtitan.protocols.model_spec import ModelSpec
 
-from titan_ext.config.recorded import changes_since, read_record
+from titan_ext.config.recorded import changes_since, read_record, tokenizer_changes
 from titan_ext.errors import RunError, UserError
 from titan_ext.huggingface.fit import check_weights
 from titan_ext.huggingface.weights import what_instead
@@ -25,6 +26,7 @@ Weights = Literal["site", "global"]
 """A site's own parameters, or the last ones that all sites agreed on."""
 
 LATEST = "latest"
+_TEXT = "dataloader.settings"
 _STEP = re.compile(r"^step-(\d+)$")
 _GLOBAL = re.compile(r"^semi_sync\.states\.[^.]+\.(.+)\.global$")
 
@@ -54,6 +56,33 @@ class Checkpoint:
             config: the model's, of the same shapes.
         """
         return [] if self.huggingface else changes_since(self.path, config)
+
+    def check_tokenizer(self, config: Any) -> None:
+        """Refuse another tokenizer than the one that the model was trained with, as far as that is recorded.
+
+        Args:
+            config: the site's ``Trainer.Config``.
+
+        Raises:
+            UserError: naming what differs.
+        """
+        then = self._tokenizer()
+        changed = [] if then is None else tokenizer_changes(then, config)
+        if changed:
+            raise UserError(
+                f"checkpoint {self.path}: was trained with another tokenizer ({'; '.join(changed)}), by whose tokens the "
+                "model would read and write other text; give that one"
+            )
+
+    def _tokenizer(self) -> Mapping[str, Any] | None:
+        """What the checkpoint holds of its tokenizer, beside its place in the text, or else the record of its run."""
+        if self.step is None:
+            return None  # no run's
+        if not self.huggingface and _TEXT in FileSystemReader(self.path).read_metadata().state_dict_metadata:
+            found: dict[str, Any] = {_TEXT: ""}
+            _load(found, FileSystemReader(self.path), self)
+            return json.loads(found[_TEXT])
+        return (self.trained_with() or {}).get("resolved", {}).get("tokenizer")
 
 
 def find_checkpoint(asked: str, folder: Path) -> Checkpoint:
@@ -136,7 +165,7 @@ def _from_huggingface(state: dict[str, torch.Tensor], spec: ModelSpec, checkpoin
     return adapter.from_hf(theirs)
 
 
-def _load(state: dict[str, torch.Tensor], reader: StorageReader, checkpoint: Checkpoint) -> None:
+def _load(state: dict[str, Any], reader: StorageReader, checkpoint: Checkpoint) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")

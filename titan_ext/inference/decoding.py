@@ -148,8 +148,8 @@ class EarlyExit(Cached):
 
 def relative_change(before: torch.Tensor, after: torch.Tensor) -> float:
     """Distance between two states scaled to norm 1, from 0 to 2; of one token each, ``[1, 1, D]``."""
-    scaled = (F.normalize(state.float().flatten(), dim=0) for state in (before, after))
-    return torch.dist(*scaled).item()
+    first, second = (F.normalize(state.float().flatten(), dim=0) for state in (before, after))
+    return torch.dist(first, second).item()
 
 
 def generate(

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torchtitan.config import TORCH_DTYPE_MAP, ParallelismConfig
@@ -11,7 +12,8 @@ from torchtitan.tools.utils import device_type, set_default_dtype
 from titan_ext.config.load import Site
 from titan_ext.errors import UserError
 from titan_ext.inference.checkpoint import Checkpoint, Weights, load_weights
-from titan_ext.models.abbie.model import AbbieModel, Masks
+from titan_ext.models.abbie.model import Masks
+from titan_ext.models.capabilities import capabilities
 
 
 def load_model(site: Site, checkpoint: Checkpoint, *, weights: Weights = "site", length: int | None = None) -> Decoder:
@@ -33,8 +35,9 @@ def load_model(site: Site, checkpoint: Checkpoint, *, weights: Weights = "site",
 
 
 def _build(site: Site, length: int) -> Decoder:
-    training = replace(site.config.training, seq_len=length, disable_cuda_graphs=True)
-    config = replace(site.config, training=training, parallelism=ParallelismConfig())
+    config: Any = site.config
+    training = replace(config.training, seq_len=length, disable_cuda_graphs=True)
+    config = replace(config, training=training, parallelism=ParallelismConfig())
     model_config = deepcopy(site.config.model_spec.model)
     model_config.update_from_config(config=config)
     with torch.device("meta"), set_default_dtype(TORCH_DTYPE_MAP[training.mixed_precision_param]):
@@ -65,8 +68,7 @@ def check_iterations(site: Site, flag: str, value: object, counts: list[int]) ->
 
 def default_iterations(site: Site) -> int | None:
     """Iterations of the site's model at evaluation where the user names no number; None: it does not iterate."""
-    config = site.config.model_spec.model
-    return config.iterations.evaluate if isinstance(config, AbbieModel.Config) else None
+    return capabilities(site.config.model_spec.model).iterations
 
 
 def logits_of(

@@ -10,8 +10,7 @@ from titan_ext.lab.faults import Fault, load_faults, parse_faults, random_kills
 from titan_ext.lab.rehearsal import Script
 from titan_ext.lab.stand_in import shrinking
 from titan_ext.links.link import parse_links, parse_seconds
-from titan_ext.links.tcp import Transport
-from titan_ext.planner.build import site_connections, step_times
+from titan_ext.planner.build import site_connections, site_transport, step_times
 
 _WHEN_UNKNOWN = 86400.0
 """Seconds for which random faults are drawn where the rehearsal has no end of its own."""
@@ -24,7 +23,6 @@ class Request:
     sites: int | None = None
     """That many copies of the file's first site; None: the file's sites."""
     links: Sequence[str] = ()
-    streams: int = 1
     steps: Sequence[str] = ()
     """``--step`` flags."""
     flops: str | None = None
@@ -55,7 +53,7 @@ def make_script(sites: Sequence[Any], request: Request) -> Script:
         links=parse_links(request.links, names),
         step_seconds=[steps[name].likely for name in names],
         shrinking=shrunk.factor,
-        transport=Transport(streams=request.streams),
+        transport=site_transport(sites),
         connections=site_connections(sites),
         faults=_faults(names, request, min(until, _WHEN_UNKNOWN)),
         seed=request.seed,
@@ -84,8 +82,6 @@ def _check(sites: Sequence[Any], request: Request) -> None:
         raise UserError('semi_sync.method = "none": there is nothing between the sites to rehearse')
     if len(sites) > 1 and not request.links:
         raise UserError("--link: none given; add --link 200mbit,40ms, or one for each pair: --link A-B=…")
-    if request.streams < 1:
-        raise UserError(f"--streams {request.streams}: must be at least 1")
     if not 0 <= request.jitter < 0.3:
         raise UserError(f"--jitter {request.jitter:g}: must be at least 0 and below 0.3")
 

@@ -1,4 +1,4 @@
-"""A site's replica manager in a rehearsal: quorums, collectives and healing in virtual time, with torchft's counters."""
+"""A site's replica manager in a rehearsal: quorums, messages and healing in virtual time, with torchft's counters."""
 
 import copy
 from collections import Counter
@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 from torch.distributed import ReduceOp
-from torch.distributed.distributed_c10d import AllgatherOptions, AllToAllOptions
 
 from titan_ext.errors import RunError
-from titan_ext.lab.collectives import AllGather, AllReduce, AllToAll, Collective, Group
 from titan_ext.lab.lighthouse import Lighthouse, Member
+from titan_ext.lab.messages import Group, Message
 from titan_ext.lab.network import Network
 from titan_ext.lab.simulation import Simulation
 from titan_ext.semi_sync.wire.manager import ReduceOperation, ReplicaManager
 
 State = Mapping[str, Any]
+_REDUCE_TAG = 2**31
 
 
 class LabManager(ReplicaManager):
@@ -50,7 +50,8 @@ class LabManager(ReplicaManager):
         self._simulation, self._network, self._lighthouse = simulation, network, lighthouse
         self._min_sites, self._scale = min_sites, scale
         self._error: Exception | None = None
-        self._next = 0
+        self._sent_before = network.sent[member.site], network.fetched[member.site]
+        """In earlier lives."""
         self._messages: Counter[tuple[int, int, int]] = Counter()
         self._arrived: tuple[int, int, State] | None = None
         self._load: Callable[[Any], None] | None = None
@@ -75,7 +76,7 @@ class LabManager(ReplicaManager):
 
     def enter(self, group: Group) -> None:
         """The lighthouse has put this site into a group."""
-        self.group, self._next, self._arrived = group, 0, None
+        self.group, self._arrived = group, None
         self._messages.clear()
 
     def is_sent(self, source: int, step: int, state: State) -> None:
@@ -107,31 +108,37 @@ class LabManager(ReplicaManager):
 
     @property
     def process_group(self) -> Any:
-        """The collectives of bytes."""
+        """What carries the messages."""
         return self._process_group
 
+    @property
+    def wire_bytes_sent(self) -> tuple[int, int]:
+        """Bytes in rounds, and for healing."""
+        site, (sent, fetched) = self.member.site, self._sent_before
+        healing = self._network.fetched[site] - fetched
+        return round(self._network.sent[site] - sent - healing), round(healing)
+
     def allreduce(self, tensor: torch.Tensor, *, reduce_op: ReduceOperation) -> Any:
-        """Sum ``tensor`` in place over the sites; an error is kept until the vote."""
+        """Sum ``tensor`` in place over the sites, each of which sends it to each other one; an error is kept until the
+        vote."""
         assert reduce_op == ReduceOp.SUM, reduce_op
         if self._error is not None:
-            return _Work(lambda: None)
-        collective, rank = self.issue(AllReduce, tensor.clone())
+            return _Work([])
+        group, rank = self._process_group, self.participating_rank()
+        rows = [tensor.clone() if site == rank else torch.empty_like(tensor) for site in range(self.num_participants())]
+        others = [site for site in range(len(rows)) if site != rank]
+        works = [group.send([rows[rank]], site, _REDUCE_TAG) for site in others]
+        works += [group.recv([rows[site]], site, _REDUCE_TAG) for site in others]
 
         def finish() -> None:
             try:
-                collective.wait(rank)
-                tensor.copy_(collective.result())  # type: ignore[attr-defined]
+                for work in works:
+                    work.wait()
+                tensor.copy_(torch.stack(rows).sum(0))
             except RuntimeError as error:
                 self.report_error(error)
 
-        return _Work(finish)
-
-    def issue(self, kind: type[Collective], offer: Any) -> tuple[Collective, int]:
-        """Begin a collective; it, and this site's rank."""
-        assert self.group is not None
-        self._next += 1
-        rank = self.participating_rank()
-        return self.group.join(self._next, rank, kind, offer), rank
+        return _Work([message for work in works for message in work.messages], finish)
 
     def count_message(self, source: int, target: int, tag: int) -> int:
         """Which message of a tag between two ranks this site comes to."""
@@ -185,7 +192,7 @@ class LabManager(ReplicaManager):
 
 
 class _LabGroup:
-    """The collectives of a process group that the outer loop sends bytes with."""
+    """What the outer loop uses of a process group: messages between two sites."""
 
     def __init__(self, manager: LabManager) -> None:
         self._manager = manager
@@ -193,41 +200,10 @@ class _LabGroup:
     def getBackendName(self) -> str:
         return "lab"
 
-    def allgather(
-        self, outputs: Sequence[Sequence[torch.Tensor]], inputs: Sequence[torch.Tensor], options: AllgatherOptions
-    ) -> "_Work":
-        collective, rank = self._manager.issue(AllGather, inputs[0].clone())
-
-        def finish() -> None:
-            collective.wait(rank)
-            for place, message in zip(outputs[0], collective.offers(), strict=True):
-                place.copy_(message)
-
-        return _Work(finish)
-
-    def alltoall_base(
-        self,
-        output: torch.Tensor,
-        input: torch.Tensor,
-        output_sizes: Sequence[int],
-        input_sizes: Sequence[int],
-        options: AllToAllOptions,
-    ) -> "_Work":
-        sizes = list(input_sizes) or input.shape[0] // self._manager.num_participants()
-        collective, rank = self._manager.issue(AllToAll, input.clone().split(sizes))
-
-        def finish() -> None:
-            collective.wait(rank)
-            output.copy_(torch.cat([theirs[rank] for theirs in collective.offers()]))
-
-        return _Work(finish)
-
     def send(self, tensors: Sequence[torch.Tensor], target: int, tag: int) -> "_Work":
         group, rank = self._manager.group, self._manager.participating_rank()
         assert group is not None
-        index = self._manager.count_message(rank, target, tag)
-        message = group.send(index, rank, target, tag, tensors[0].clone())
-        return _Work(lambda: message.wait(0))
+        return _Work([group.send(self._manager.count_message(rank, target, tag), rank, target, tag, tensors[0])])
 
     def recv(self, tensors: Sequence[torch.Tensor], source: int, tag: int) -> "_Work":
         group, rank = self._manager.group, self._manager.participating_rank()
@@ -235,20 +211,34 @@ class _LabGroup:
         message = group.receive(self._manager.count_message(source, rank, tag), rank, source, tag)
 
         def finish() -> None:
-            message.wait(1)
-            tensors[0].copy_(message.offers()[0])
+            message.wait()
+            assert message.content is not None
+            tensors[0].copy_(message.content)
+            message.content = None
 
-        return _Work(finish)
+        return _Work([message], finish)
 
 
 class _Work:
-    """A collective under way."""
+    """Messages under way.
 
-    def __init__(self, finish: Callable[[], None]) -> None:
-        self._finish = finish
+    Args:
+        messages: all of them.
+        finish: waits for them and does something with them; by default it waits.
+    """
+
+    def __init__(self, messages: Sequence[Message], finish: Callable[[], None] | None = None) -> None:
+        self.messages, self._finish = messages, finish
+
+    def is_completed(self) -> bool:
+        return all(message.arrived.is_set for message in self.messages)
 
     def wait(self) -> bool:
-        self._finish()
+        if self._finish is not None:
+            self._finish()
+        else:
+            for message in self.messages:
+                message.wait()
         return True
 
 

@@ -38,6 +38,8 @@ class Network:
         self.links, self.transport = links, transport
         self.sent = [0.0] * len(links.sites)
         """Bytes by site."""
+        self.fetched = [0.0] * len(links.sites)
+        """Of those the ones of shared state that others fetched."""
         self._simulation = simulation
         self._connections = connections
         self._jitter, self._random = jitter, Random(f"{seed}/network")
@@ -51,7 +53,7 @@ class Network:
         start = self._up_from(pair, max(self._simulation.now, self._free[port], self._free[pair]))
         seconds = self._connection(pair).seconds_to_send(payload, start)
         self._free[pair] = start + seconds
-        self._free[port] = start + min(seconds, payload / port_bytes_per_second(self.links, source))
+        self._free[port] = start + min(seconds, payload / port_bytes_per_second(self.links, source, self.transport))
         self.sent[source] += payload
         self._simulation.at(start + seconds + self._trip(source, target), arrived)
 
@@ -59,6 +61,7 @@ class Network:
         """Seconds in which a site sends another one bytes beside all else, at the link's rate."""
         link = self.links.between(source, target)
         self.sent[source] += payload
+        self.fetched[source] += payload
         return payload / connection_rate(link, self.transport, self._connections) + link.rtt
 
     def partition(self, pair: Collection[int], until: float) -> None:

@@ -3,17 +3,17 @@
 import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
 import torch
 
 from titan_ext.errors import RunError, UserError
-from titan_ext.lab.collectives import Group
 from titan_ext.lab.faults import Fault
 from titan_ext.lab.lighthouse import Lighthouse, Member, Quorum
 from titan_ext.lab.manager import LabManager
+from titan_ext.lab.messages import Group
 from titan_ext.lab.network import Network
 from titan_ext.lab.simulation import Process, Simulation
 from titan_ext.lab.stand_in import StandIn, shrunk_shapes
@@ -24,8 +24,9 @@ from titan_ext.planner.step_time import tokens_per_step
 from titan_ext.semi_sync.build import SiteOptions
 from titan_ext.semi_sync.engine import SemiSync
 from titan_ext.semi_sync.round.clock import Clock
-from titan_ext.semi_sync.round.in_flight import InFlightRound
+from titan_ext.semi_sync.round.round import InFlightRound
 from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.semi_sync.wire.ledger import RoundRecord
 
 _SHORTEST_STEP = 0.5  # of the usual one, whatever the jitter
 
@@ -264,8 +265,14 @@ class _Life:
                 clock=Clock(lambda: simulation.now, simulation.sleep),
                 make_in_flight=lambda: _InFlight(simulation, self._children),
             ),
-            on_round=lambda record: self._trace.rounds.append((simulation.now, record)),
+            on_round=self._note,
         )
+
+    def _note(self, record: RoundRecord) -> None:
+        """Keep the record of a round, with the bytes that the model would have sent."""
+        sent, received = (round(self.scale * size) for size in (record.bytes_sent, record.bytes_received))
+        scaled = replace(record, bytes_sent=sent, bytes_received=received)
+        self._trace.rounds.append((self._lab.simulation.now, scaled))
 
 
 class _InFlight(InFlightRound):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from titan_ext.config.cost.shapes import parameter_shapes
+from titan_ext.config.model import parameter_shapes
 from titan_ext.errors import UserError
 from titan_ext.semi_sync.wire.codecs import CODECS
 

@@ -8,21 +8,43 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from titan_ext.errors import UserError
+from titan_ext.launcher.node import Node
 
 
-def torchrun_command(nproc: int, grace_seconds: float, *arguments: str) -> list[str]:
-    """The command line of one site's torchrun on this machine; it takes a free port by itself.
+def torchrun_command(
+    nproc: int,
+    grace_seconds: float,
+    *arguments: str,
+    node: Node | None = None,
+    port: int | None = None,
+    patience_seconds: float = 600.0,
+) -> list[str]:
+    """The command line of the torchrun of a site, or of one of its nodes.
 
     Args:
         nproc: ranks to start.
         grace_seconds: how long ranks that are told to leave may take.
         *arguments: of the ranks' program.
+        node: which of several nodes this is; None for a site of one.
+        port: of the store of a site of one node; None takes a free one.
+        patience_seconds: how long the nodes wait for each other.
     """
     return [
-        *(sys.executable, "-m", "titan_ext.launcher.torchrun", "--standalone"),
-        *("--local-addr", "127.0.0.1", "--nproc-per-node", str(nproc)),
-        *("--shutdown-timeout", str(math.ceil(grace_seconds))),
+        *(sys.executable, "-m", "titan_ext.launcher.torchrun", *_rendezvous(node, port, patience_seconds)),
+        *("--nproc-per-node", str(nproc), "--shutdown-timeout", str(math.ceil(grace_seconds))),
         *("-m", "titan_ext.train", *arguments),
+    ]
+
+
+def _rendezvous(node: Node | None, port: int | None, patience_seconds: float) -> list[str]:
+    if node is None and port is None:
+        return ["--standalone", "--local-addr", "127.0.0.1"]
+    if node is None:
+        return ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    return [
+        *("--nnodes", str(node.count), "--node-rank", str(node.rank)),
+        *("--master-addr", node.host, "--master-port", str(node.port)),
+        *("--rdzv-conf", f"timeout={math.ceil(patience_seconds)}"),
     ]
 
 
@@ -32,7 +54,7 @@ def assign_resources(
     """The environment variables of each site on top of ``environment``.
 
     Args:
-        ranks: name of the site -> processes it starts.
+        ranks: name of the site, or of its part on a node -> processes it starts.
         cores: processor cores to share out.
         gpus: the GPUs' ids as in CUDA_VISIBLE_DEVICES, one for each rank; empty: none on this machine.
         environment: the launcher's own; a thread count set there is kept.
@@ -51,8 +73,6 @@ def assign_resources(
     for name, count in ranks.items():
         assigned[name] = {
             "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", str(max(1, cores // total))),
-            # torchtitan warns if the rank that knows the loss is not among these.
-            "LOG_RANK": ",".join(str(rank) for rank in range(count)),
             "PYTHONUNBUFFERED": "1",
         }
         if gpus:

@@ -5,43 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from titan_ext.instruments.lines import LineFollower, LocalFile
 from titan_ext.launcher.text import bytes_text, columns, number_text
 
 _DIGEST_CHARACTERS = 12
 
 
-class JsonLinesFollower:
-    """Returns the complete lines that were appended to a file since the last call.
-
-    What is in the file at the start belongs to an earlier run and is skipped. A file that is
-    replaced or cut is read from its beginning.
-    """
+class JsonLinesFollower(LineFollower):
+    """Follows a file of JSON lines; what is in it at the start belongs to an earlier run and is skipped."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._identity, self._offset = self._stat()
-
-    def poll(self) -> list[dict[str, Any]]:
-        """The new lines, oldest first; a line without its end waits for the next call, others than JSON are dropped."""
-        identity, size = self._stat()
-        if identity != self._identity or size < self._offset:
-            self._identity, self._offset = identity, 0
-        if size == self._offset:
-            return []
-        with open(self._path, "rb") as file:
-            file.seek(self._offset)
-            complete, end, _ = file.read().rpartition(b"\n")
-        self._offset += len(complete) + len(end)
-        records = [_parse(line) for line in complete.splitlines()]
-        return [record for record in records if isinstance(record, dict)]
-
-    def _stat(self) -> tuple[int | None, int]:
-        """Inode and size in bytes; (None, 0) where there is no file."""
-        try:
-            found = self._path.stat()
-        except FileNotFoundError:
-            return None, 0
-        return found.st_ino, found.st_size
+        file = LocalFile(path)
+        super().__init__(file, *file.end())
 
 
 class SummaryFile:
@@ -115,10 +90,3 @@ def compare_shared_state(summaries: Mapping[str, Mapping[str, Any] | None], *, c
         return True, f"all {len(digests)} sites hold the same shared state, sha256 {digest}"
     rest = "" if complete else "; at every other site it must be the same"
     return True, f"shared state sha256 {digest}{rest}"
-
-
-def _parse(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None

@@ -1,8 +1,11 @@
 """Shows what the sites of a run write and how their processes end."""
 
+import json
 import re
 import signal
+import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from titan_ext.launcher.display import Display
 from titan_ext.launcher.log import ERROR_PREFIX
@@ -19,6 +22,7 @@ class RunMonitor:
     Args:
         display: where to show them.
         followers: name of the site -> its ``metrics.jsonl``.
+        events: name of the site -> file to which its changes of phase are appended, for `titan-ext watch`.
         max_restarts: to say how many are left.
         stops: what the user asked for.
     """
@@ -28,11 +32,13 @@ class RunMonitor:
         display: Display,
         followers: Mapping[str, JsonLinesFollower],
         *,
+        events: Mapping[str, Path],
         max_restarts: int,
         stops: StopRequests,
     ) -> None:
         self._display = display
         self._followers = followers
+        self._events = events
         self._max_restarts = max_restarts
         self._stops = stops
         self._stop_is_acknowledged = False
@@ -44,17 +50,28 @@ class RunMonitor:
         # Before the phase: what the job wrote before it ended must be shown before its end.
         self.show_metrics()
         name, log = event.job.name, event.log.path
+        text = ""
         if event.phase is Phase.WAITING:
             reason = event.log.error_line() or _exit_reason(event)
-            self._display.note(
-                f"{name}: {reason}; restart {event.restarts} of {self._max_restarts} in {event.delay:g} s, log: {log}"
-            )
+            text = f"{reason}; restart {event.restarts} of {self._max_restarts}"
+            self._display.note(f"{name}: {text} in {event.delay:g} s, log: {log}")
         elif event.phase is Phase.FAILED:
             self.failures.append(_failure_report(event))
         if name in self._followers:
             short, sentence = _describe(event)
             self._display.state(name, short, sentence)
+            if event.phase is Phase.FAILED:
+                sentence = event.log.error_line() or sentence
+            self._record(name, event, text or sentence)
         self._display.refresh()
+
+    def _record(self, name: str, event: Event, text: str) -> None:
+        line = {"kind": "phase", "phase": str(event.phase), "text": text.replace(f"{ERROR_PREFIX} ", "")}
+        try:
+            with open(self._events[name], "a", encoding="utf-8") as file:
+                file.write(json.dumps(line | {"code": event.code, "time": round(time.time(), 3)}) + "\n")
+        except OSError as error:
+            self._display.note(f"{self._events[name]}: cannot be written: {error.strerror}")
 
     def show_metrics(self) -> None:
         """Show what the sites have written since the last call."""

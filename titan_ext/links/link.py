@@ -74,10 +74,9 @@ class Links:
         """Bits a second that a site's interface can send in all: the rate of the fastest of its links."""
         return max((link.rate for link in self.of(site)), default=float("inf"))
 
-    def ring(self) -> list[Link]:
-        """The links of a ring over all sites, from each to the next."""
-        count = len(self.sites)
-        return [self.between(site, (site + 1) % count) for site in range(count)] if count > 1 else []
+    def all(self) -> list[Link]:
+        """The links of all pairs."""
+        return [self.between(one, other) for one in range(len(self.sites)) for other in range(one)]
 
     def describe(self) -> str:
         """The links in a few words."""

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from titan_ext.links.link import Link, Links
+from titan_ext.replica.streams.distance import streams_for
 
 _SEGMENT = 1448  # bytes of payload in a full Ethernet packet with TCP's timestamps
 PAYLOAD_SHARE = _SEGMENT / 1514
@@ -19,19 +20,27 @@ _SHORTEST_PAUSE = 0.2  # seconds; the least retransmission timeout of Linux
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transport:
-    """How messages travel between two ranks."""
+    """How messages travel between two ranks: over several TCP connections, which share each of them."""
 
-    streams: int = 1
-    """TCP connections that share a message."""
+    streams: int = 0
+    """Connections; 0: by the distance."""
+    peers: int = 1
+    """Other sites; to more of them there are fewer connections each, if it is by distance."""
+    max_rate: float = 0.0
+    """Bytes a second that a site sends at most; 0: no limit."""
     window_bytes: float = 3 * 2**20
     """What one connection may have under way: half of Linux's largest receive buffer (net.ipv4.tcp_rmem, 6 MiB)."""
-    message_trips: float = 1.0
-    """Round trips until a message's first byte is there. Gloo's receiver first says that it is ready; half a trip
-    where it need not."""
+    message_trips: float = 0.5
+    """Round trips until a message's first byte is there; its receiver need not say that it is ready."""
     quorum_trips: float = 1.5
     """Round trips to the lighthouse and back in which a quorum comes about, with all sites there."""
-    regroup_trips: float = 10.0
-    """Round trips in which the sites of a new quorum connect to each other."""
+    regroup_trips: float = 8.0
+    """Round trips in which the sites of a new quorum connect to each other: to the store, to tell and read addresses
+    there, to the peer, and all further connections to it at once."""
+
+    def streams_over(self, link: Link) -> int:
+        """Connections over a link."""
+        return self.streams or streams_for(link.rtt, self.peers)
 
 
 def connection_rate(link: Link, transport: Transport, connections: int = 1) -> float:
@@ -40,18 +49,18 @@ def connection_rate(link: Link, transport: Transport, connections: int = 1) -> f
     Args:
         link: between the sites.
         transport: how messages travel.
-        connections: pairs of ranks that exchange at once, each with ``transport.streams``.
+        connections: pairs of ranks that exchange at once, each with streams of its own.
     """
-    rate = link.rate / 8 * PAYLOAD_SHARE
+    rate = min(link.rate / 8 * PAYLOAD_SHARE, transport.max_rate or math.inf)
     if link.rtt > 0:
         window = min(transport.window_bytes, _lossy_window(link))
-        rate = min(rate, connections * transport.streams * window / link.rtt)
+        rate = min(rate, connections * transport.streams_over(link) * window / link.rtt)
     return rate
 
 
-def port_bytes_per_second(links: Links, site: int) -> float:
-    """Payload bytes a second that a site's interface sends in all."""
-    return links.port_rate(site) / 8 * PAYLOAD_SHARE
+def port_bytes_per_second(links: Links, site: int, transport: Transport) -> float:
+    """Payload bytes a second that a site sends in all."""
+    return min(links.port_rate(site) / 8 * PAYLOAD_SHARE, transport.max_rate or math.inf)
 
 
 def _lossy_window(link: Link) -> float:
@@ -87,7 +96,7 @@ class Connection:
             now: seconds on any clock that does not go back.
         """
         rate = connection_rate(self.link, self.transport, self.connections)
-        rtt, first = self.link.rtt, float(_FIRST_WINDOW * self.transport.streams * self.connections)
+        rtt, first = self.link.rtt, float(_FIRST_WINDOW * self.transport.streams_over(self.link) * self.connections)
         if now - self._idle_since > max(_SHORTEST_PAUSE, 2 * rtt):
             self._window = first
         seconds, left = 0.0, float(payload)

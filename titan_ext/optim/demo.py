@@ -36,6 +36,8 @@ class DeMo(Optimizer):
             raise InvalidValue("weight_decay", weight_decay, "must be at least 0")
         super().__init__(params, {"lr": lr, "beta": beta, "weight_decay": weight_decay})
 
+    only_with_method = "demo"
+    """The outer loop's method whose exchange moves the parameters."""
     rounds_at_random = True
     """Whether narrow parameters are rounded so, and their moments kept in fp32."""
 

@@ -134,6 +134,18 @@ class LowRankAdamW(Optimizer):
             return adam_moments(settings["adamw_betas"])
         return {f"low_{key}": moment for key, moment in adam_moments(settings["betas"]).items()}
 
+    @staticmethod
+    def state_shapes(
+        settings: Mapping[str, Any], name: str, whole: torch.Size, held: torch.Size
+    ) -> dict[str, torch.Size]:
+        """See ``titan_ext.optim.moments``."""
+        if not _is_low_rank(name, whole, settings):
+            return dict.fromkeys(adam_moments(settings["adamw_betas"]), held)
+        rank = settings["rank"]
+        moment = torch.Size([held[0], rank] if whole[0] >= whole[1] else [rank, held[1]])
+        shapes = {"basis": torch.Size([min(held), rank]), "low_exp_avg": moment, "low_exp_avg_sq": moment}
+        return shapes | ({"error": held} if settings["error_feedback"] else {})
+
     def full_rank_names(self) -> list[str]:
         """Names of the parameters left to AdamW; their places where a group has no names."""
         return [name for name, parameter, group in self._named() if not _is_low_rank(name, parameter.shape, group)]

@@ -51,6 +51,25 @@ def moments(kind: Any, settings: Mapping[str, Any], name: str, shape: Sequence[i
     return {"momentum_buffer": Moment(1, momentum)} if momentum else {}
 
 
+def state_shapes(
+    kind: Any, settings: Mapping[str, Any], name: str, whole: torch.Size, held: torch.Size
+) -> dict[str, torch.Size]:
+    """By key, the shapes of the states that an optimizer keeps of a parameter, but for a step count.
+
+    Args:
+        kind: as in ``moments``. One that keeps something else than its moments, each of the parameter's shape, has a
+            static method of this name, which takes the other arguments.
+        settings: the hyper-parameters of the parameter's group.
+        name: of the parameter.
+        whole: its shape.
+        held: what of it a rank holds.
+    """
+    if hasattr(kind, "state_shapes"):
+        return kind.state_shapes(settings, name, whole, held)
+    keys = [*moments(kind, settings, name, whole), *(["max_exp_avg_sq"] if settings.get("amsgrad") else [])]
+    return dict.fromkeys(keys, held)
+
+
 def adam_moments(betas: Sequence[float]) -> dict[str, Moment]:
     """Those of Adam and its like."""
     return {"exp_avg": Moment(1, betas[0], True), "exp_avg_sq": Moment(2, betas[1], True)}

@@ -17,7 +17,7 @@ DEFAULT_TARGET = 0.9
 _PERIOD_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 _CODECS = ("fp32", "bf16", "int8", "int4")
 _DELAYS = (0, 1, 2, 5)
-_STREAMS = (1, 2, 4, 8, 16)
+_STREAMS = (1, 2, 4, 8, 16, 32)
 _ENOUGH_OF_LINK = 0.95
 _KEEPS_BOTH_MOMENTS = {"Adam", "AdamW", "ADOPT"}
 
@@ -31,16 +31,18 @@ class Option:
     codec: str
     delay: int
     streams: int
+    """0: by the distance."""
     loss_percent: float
     """Above synchronous training, by what others published."""
     prediction: Prediction
 
     @property
     def settings(self) -> str:
-        """As lines of a file would say it, without the number of streams."""
+        """As lines of a file would say it."""
+        streams = self.streams or '"auto"'
         return (
             f'method = "{self.method}", sync_every = {self.sync_every}, codec = "{self.codec}", '
-            f"fragment_sync_delay = {self.delay}"
+            f"fragment_sync_delay = {self.delay}, streams = {streams}"
         )
 
 
@@ -108,15 +110,16 @@ def advise(outer: SemiSyncConfig, works: Variants, around: Surroundings, target:
 
 
 def enough_streams(around: Surroundings) -> int:
-    """The fewest connections of a pair of ranks that carry what the slowest link can."""
+    """The file's connections of a pair of ranks, 0 for those by distance, if they carry what the slowest link can; else the
+    fewest that do."""
     wiring = around.wiring
-    slowest = wiring.slowest(wiring.connections)
+    slowest = wiring.slowest
 
     def rate(streams: int) -> float:
         return connection_rate(slowest, replace(wiring.transport, streams=streams), wiring.connections)
 
     most = rate(_STREAMS[-1])
-    return next(streams for streams in _STREAMS if rate(streams) >= _ENOUGH_OF_LINK * most)
+    return next(streams for streams in (wiring.transport.streams, *_STREAMS) if rate(streams) >= _ENOUGH_OF_LINK * most)
 
 
 def _options(outer: SemiSyncConfig, works: Variants, around: Surroundings) -> Iterator[Option]:

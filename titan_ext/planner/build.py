@@ -19,6 +19,7 @@ from titan_ext.planner.report import Needed, Plan
 from titan_ext.planner.step_time import ASSUMED_FLOPS, given_step_seconds, parse_flops, step_from_flops
 from titan_ext.planner.sync_time import LINK_SHARES, Wiring
 from titan_ext.planner.workload import workload
+from titan_ext.semi_sync.wire.link import bytes_per_second, number_of_streams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,6 @@ class Request:
     file: str
     links: Sequence[str] = ()
     """``--link`` flags."""
-    streams: int = 1
     steps: Sequence[str] = ()
     """``--step`` flags."""
     flops: str | None = None
@@ -58,7 +58,7 @@ def make_plan(sites: Sequence[Any], request: Request) -> Plan:
     around = Surroundings(
         wiring=Wiring(
             links=parse_links(request.links, names, request.probed_links),
-            transport=Transport(streams=request.streams),
+            transport=site_transport(sites),
             connections=site_connections(sites),
         ),
         step_seconds=step_times(sites, request.steps, request.flops) | dict(request.probed_steps),
@@ -92,8 +92,6 @@ def _check(request: Request, names: Sequence[str]) -> None:
         raise UserError(
             f"--link: none given; add --link 1gbit,80ms, or one for each pair: --link {names[0]}-{names[1]}=…"
         )
-    if request.streams < 1:
-        raise UserError(f"--streams {request.streams}: must be at least 1")
     if request.tokens is not None and request.tokens < 1:
         raise UserError(f"--tokens {request.tokens}: must be at least 1")
     if request.target is not None and not 0 < request.target < 1:
@@ -104,6 +102,17 @@ def site_connections(sites: Sequence[Any]) -> int:
     """Pairs of ranks between two sites that exchange at once."""
     by_leader = sites[0].config.semi_sync.pairing == "leader"
     return 1 if by_leader else min(site.layout.ranks for site in sites)
+
+
+def site_transport(sites: Sequence[Any]) -> Transport:
+    """How ranks of two sites send messages, by the sites' ``[semi_sync]``."""
+    outers = [site.config.semi_sync for site in sites]
+    limits = [bytes_per_second(outer.max_rate) for outer in outers if outer.max_rate is not None]
+    return Transport(
+        streams=max(number_of_streams(outer.streams) for outer in outers),
+        peers=max(1, len(sites) - 1),
+        max_rate=min(limits, default=0.0),
+    )
 
 
 def step_times(sites: Sequence[Any], steps: Sequence[str], flops: str | None) -> dict[str, Range]:
@@ -138,13 +147,16 @@ def _needed(target: float, work: Workload, around: Surroundings) -> Needed | Non
     if around.wiring.sites < 2 or not work.launches:
         return None
     factor = rate_factor_for(target, work, around)
-    slowest = min(link.rate for link in around.wiring.links.ring())
+    slowest = min(link.rate for link in around.wiring.links.all())
     return Needed(
         target=target,
         factor=factor,
         slowest_rate=None if factor is None else slowest * factor,
-        streams=around.wiring.transport.streams,
     )
+
+
+def _streams_of(wiring: Wiring) -> set[str]:
+    return {f"{wiring.transport.streams_over(link)} over {1000 * link.rtt:g} ms" for link in wiring.links.all()}
 
 
 def _assumptions(around: Surroundings, measured: Measured | None) -> list[str]:
@@ -156,6 +168,7 @@ def _assumptions(around: Surroundings, measured: Measured | None) -> list[str]:
             f"of a link's rate {low:.0%} to {high:.0%} is had, 1448 bytes of payload in each packet of 1514",
             f"a connection has at most {transport.window_bytes / 2**20:g} MiB under way (net.ipv4.tcp_rmem), starts with "
             "ten packets and doubles with each round trip; loss holds it to CUBIC's average window",
+            "connections of a pair of ranks: " + ", ".join(sorted(_streams_of(wiring))),
             f"a message between sites takes {transport.message_trips:g} round trip(s), a quorum {transport.quorum_trips:g}; the "
             "lighthouse is at the best connected place",
             f"inner steps vary by {wiring.step_jitter:.1%}, independently; inner steps beside an exchange take no longer",

@@ -145,7 +145,7 @@ def rate_factor_for(target: float, work: Workload, around: Surroundings) -> floa
     def reached(factor: float) -> bool:
         return predict(work, around.scaled(factor)).utilisation.likely >= target
 
-    rate = min(link.rate for link in around.wiring.links.ring())
+    rate = min(link.rate for link in around.wiring.links.all())
     low, high = 1.0 / rate, _MOST_RATE / rate
     if not reached(high):
         return None

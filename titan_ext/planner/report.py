@@ -12,7 +12,7 @@ from titan_ext.planner.calibration import Comparison
 from titan_ext.planner.prediction import Prediction, Surroundings, Workload, predict
 from titan_ext.planner.range import Range
 
-_STREAMS = (1, 4, 8)
+_STREAMS = (1, 4, 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +24,6 @@ class Needed:
     """Times the rate of the links; None: no rate suffices."""
     slowest_rate: float | None
     """Bits a second of the slowest link then."""
-    streams: int
-    """TCP connections of a pair of ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,9 +137,9 @@ def _sync_table(work: Workload, around: Surroundings) -> str:
             longest = max(
                 predict(work, replace(around, wiring=wiring)).rounds, key=lambda each: each.sync_seconds.likely
             )
-            carried = 8 * connection_rate(wiring.slowest(connections), wiring.transport, connections)
+            carried = 8 * connection_rate(wiring.slowest, wiring.transport, connections)
             lines.append(
-                f"  {pairing:<8}{streams:>3} stream(s)   {_seconds(longest.sync_seconds):<28}{rate_text(carried)}"
+                f"  {pairing:<8}{streams or 'auto':>4} stream(s)   {_seconds(longest.sync_seconds):<28}{rate_text(carried)}"
             )
     return "\n".join(lines)
 
@@ -154,9 +152,8 @@ def _advice(advice: Advice) -> str:
 
 
 def _option(word: str, option: Option) -> list[str]:
-    streams = f", {option.streams} streams a pair of ranks" if option.streams > 1 else ""
     return [
-        f"  {word:<8} {option.settings}{streams}",
+        f"  {word:<8} {option.settings}",
         f"           utilisation {_percent(option.prediction.utilisation)}, {_days(option.prediction.days)}, loss about "
         f"{option.loss_percent:+.1f} % against synchronous training",
     ]
@@ -166,9 +163,9 @@ def _needed(needed: Needed) -> str:
     head = f"for a utilisation of {needed.target:.0%}"
     if needed.factor is None:
         return (
-            f"{head}\n  no rate of the links suffices: round trips, the windows of {needed.streams} stream(s) and waiting cost "
-            "more; sync less often (semi_sync.sync_every), behind more steps (semi_sync.fragment_sync_delay), or over more "
-            "--streams"
+            f"{head}\n  no rate of the links suffices: round trips, the connections' windows and waiting cost more; sync less "
+            "often (semi_sync.sync_every), behind more steps (semi_sync.fragment_sync_delay), or over more connections "
+            "(semi_sync.streams)"
         )
     return (
         f"{head}\n  links of {rate_text(needed.slowest_rate)} (the slowest; {needed.factor:.3g} times what was given)"

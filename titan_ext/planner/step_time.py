@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from titan_ext.config.cost.shapes import parameter_shapes
+from titan_ext.config.model import parameter_shapes
 from titan_ext.errors import UserError
 from titan_ext.links.link import parse_seconds
 from titan_ext.planner.range import Range

@@ -3,16 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean
+from statistics import NormalDist
 
 from titan_ext.config.cost.outer_cost import LaunchCost, TransferCost
 from titan_ext.links.link import Link, Links
-from titan_ext.links.tcp import Transport, cold_seconds, connection_rate
+from titan_ext.links.tcp import Transport, cold_seconds, connection_rate, port_bytes_per_second
 from titan_ext.planner.range import Range
-from titan_ext.semi_sync.wire.reductions import UNDER_WAY
 
-_CONTROL_COLLECTIVES = 2
-"""All-reduces of a few hundred bytes before each reduction: the table of statuses, and weights and norms."""
+_CONTROL_MESSAGES = 2
+"""To all other sites, of a few hundred bytes, before each reduction: the table of statuses, and weights and norms."""
 
 LINK_SHARES = (1.05, 1.0, 0.6)
 """Of a link's rate what is had at best, likely and at worst, where nothing was measured."""
@@ -71,9 +70,20 @@ class Wiring:
         """Round-trip time between the lighthouse and the site that is furthest from it."""
         return max(self.links.lighthouse_rtt(site) for site in range(self.sites))
 
-    def slowest(self, connections: int) -> Link:
-        """The link of the ring that carries least."""
-        return min(self.links.ring(), key=lambda link: connection_rate(link, self.transport, connections))
+    @property
+    def slowest(self) -> Link:
+        """The link that carries least."""
+        return min(self.links.all(), key=lambda link: connection_rate(link, self.transport, self.connections))
+
+    @property
+    def message_seconds(self) -> float:
+        """Until all sites have heard of each other: from one end of the longest link to the other."""
+        return self.transport.message_trips * max(link.rtt for link in self.links.all())
+
+    def bytes_per_second(self, peers: int) -> float:
+        """At which every site sends at once, spread over so many others: what its interface or the slowest link allows."""
+        port = min(port_bytes_per_second(self.links, site, self.transport) for site in range(self.sites))
+        return min(port, peers * connection_rate(self.slowest, self.transport, self.connections))
 
 
 def sync_seconds(launch: LaunchCost, wiring: Wiring, period: float, step_seconds: float) -> Range:
@@ -101,25 +111,20 @@ def _seconds(launch: LaunchCost, wiring: Wiring, rate_share: float, trip_share: 
 
 
 def _control_seconds(wiring: Wiring) -> float:
-    hops = _CONTROL_COLLECTIVES * 2 * (wiring.sites - 1)
-    return wiring.transport.quorum_trips * wiring.lighthouse_rtt + hops * _hop_seconds(wiring)
-
-
-def _hop_seconds(wiring: Wiring) -> float:
-    return wiring.transport.message_trips * fmean(link.rtt for link in wiring.links.ring())
+    return wiring.transport.quorum_trips * wiring.lighthouse_rtt + _CONTROL_MESSAGES * wiring.message_seconds
 
 
 def _transfer_seconds(transfer: TransferCost, wiring: Wiring, rate_share: float, trip_share: float) -> float:
-    """Buckets follow each other ``UNDER_WAY`` at a time: the wire is busy, or waits for the trips of those."""
+    """Buckets follow each other, some at a time: the wire is busy, or waits for the trips of those."""
     if not transfer.site_bytes:
         return 0.0
-    slowest = wiring.slowest(wiring.connections)
-    rate = rate_share * connection_rate(slowest, wiring.transport, wiring.connections)
-    sending = transfer.site_bytes / transfer.buckets / rate
-    alone = sending + transfer.hops * trip_share * _hop_seconds(wiring)
-    starting = cold_seconds(transfer.site_bytes, slowest, wiring.transport, wiring.connections)
-    starting -= transfer.site_bytes / connection_rate(slowest, wiring.transport, wiring.connections)
-    return starting + alone + (transfer.buckets - 1) * max(sending, alone / UNDER_WAY)
+    turns, slowest, to_each = transfer.turns, wiring.slowest, transfer.site_bytes / transfer.turns.peers
+    sending = transfer.site_bytes / turns.buckets / (rate_share * wiring.bytes_per_second(turns.peers))
+    trip = trip_share * wiring.message_seconds
+    alone = sending + turns.hops * trip
+    starting = cold_seconds(to_each, slowest, wiring.transport, wiring.connections)
+    starting -= to_each / connection_rate(slowest, wiring.transport, wiring.connections)
+    return starting + turns.before * trip + alone + (turns.buckets - 1) * max(sending, alone / turns.at_most)
 
 
 def _waiting(wiring: Wiring, period: float, step_seconds: float) -> float:

@@ -45,12 +45,21 @@ def reachable_address(lighthouse: str) -> str:
     """
     parts = urlsplit(lighthouse)
     try:
-        family, kind, protocol, _, target = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.connect(target)  # a datagram socket sends nothing here; it only picks the route
-            return probe.getsockname()[0]
+        return address_towards(parts.hostname, parts.port)
     except OSError as error:
         raise UserError(f"replica.lighthouse = {lighthouse}: no way to {parts.hostname} ({error})") from error
+
+
+def address_towards(host: str | None, port: int | None) -> str:
+    """The numeric address of the interface through which this machine reaches a host.
+
+    Raises:
+        OSError: the host's name cannot be resolved or there is no route to it.
+    """
+    family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(target)  # a datagram socket sends nothing here; it only picks the route
+        return probe.getsockname()[0]
 
 
 def own_address(hostname: str) -> str:
@@ -65,7 +74,7 @@ def own_address(hostname: str) -> str:
     except (OSError, UnicodeError) as error:
         raise UserError(f"{setting}: cannot be resolved ({error})") from error
     if not any(_is_own(*info) for info in found):
-        addresses = ", ".join(sorted({address[0] for *_, address in found}))
+        addresses = ", ".join(sorted({str(address[0]) for *_, address in found}))
         raise UserError(
             f"{setting}: {addresses} is no address of this machine: give one that the other sites reach, "
             "or the interface that has it (replica.interface)"
@@ -109,6 +118,17 @@ def interface_address(name: str) -> str:
         if device == name and scope in ("00", "10"):  # global and unique local, not link-local
             return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(address))
     raise UserError(f"{setting}: it has no address that other machines could reach")
+
+
+def interface_with(address: str) -> str | None:
+    """Name of the network interface that has an address; None where it is not an interface's first one."""
+    for _, name in socket.if_nameindex():
+        try:
+            if interface_address(name) == address:
+                return name
+        except UserError:
+            continue  # an interface without any
+    return None
 
 
 def check_port(setting: str, port: int) -> None:

@@ -46,7 +46,7 @@ class ReplicaConfig:
 
     hostname: str | None = None
     """Name or address under which the other sites reach this one; unset: that of the interface towards the lighthouse.
-    It must be one of this machine's own, since Gloo tells its peers the address that it listens on: behind a NAT that
+    It must be one of this machine's own, since a site listens on the address that it tells the others: behind a NAT that
     translates addresses sites need a VPN, and give the address inside it."""
 
     interface: str | None = None

@@ -5,7 +5,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -23,12 +22,12 @@ from titan_ext.replica.address import (
 from titan_ext.replica.config import ReplicaConfig
 from titan_ext.replica.membership.admission import Admission
 from titan_ext.replica.membership.quorum import AdmittedQuorumClient
-from titan_ext.replica.membership.quorum_log import QuorumLog
 from titan_ext.replica.membership.shared_secret import Secret, load_secret
 from titan_ext.replica.state_transfer.prefetch_state import prefetch_state
 from titan_ext.replica.state_transfer.tls import load_tls
 from titan_ext.replica.state_transfer.transport import StateTransport
-from titan_ext.replica.torchft_internals import OpenManager, QuorumClient, SiteProcessGroup
+from titan_ext.replica.streams.group import StreamGroup
+from titan_ext.replica.torchft_internals import OpenManager, QuorumClient
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +45,8 @@ class Replica(OpenManager):
         site: the site's name.
         rank: this rank within the site.
         world_size: ranks of the site.
+        streams: connections to this rank's like at each other site; 0: by their distance.
+        max_rate: bytes a second that this rank sends to the others in rounds; 0: no limit.
 
     Raises:
         UserError: no lighthouse is named or its name does not resolve; the address is not this machine's or a port is
@@ -55,13 +56,22 @@ class Replica(OpenManager):
 
     Config = ReplicaConfig
 
-    def __init__(self, config: ReplicaConfig, *, site: str, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        config: ReplicaConfig,
+        *,
+        site: str,
+        rank: int,
+        world_size: int,
+        streams: int = 0,
+        max_rate: float = 0.0,
+    ) -> None:
         config.validate()
         self._config = config
         self._site_rank, self._site_ranks = rank, world_size
         self._last_group: int | None = None
         self.lighthouse = lighthouse_url(config.lighthouse)
-        hostname = _advertised(config, self.lighthouse)
+        hostname = advertised_address(config, self.lighthouse)
         _check_ports(config, rank, world_size)
         secret = load_secret(config.secret_file)
         # The other sites connect to this site's store, so rank 0 gives the address under which they reach it.
@@ -76,7 +86,7 @@ class Replica(OpenManager):
             prefetch()
         try:
             super().__init__(
-                pg=SiteProcessGroup(hostname, timedelta(seconds=config.timeout_seconds)),
+                pg=StreamGroup(hostname, timedelta(seconds=config.timeout_seconds), streams=streams, max_rate=max_rate),
                 load_state_dict=None,
                 state_dict=None,
                 min_replica_size=config.min_sites,
@@ -103,6 +113,11 @@ class Replica(OpenManager):
             partial(self._with_admission, f"{store_host}:{store_port}", secret, prefetch)
         )
 
+    @property
+    def wire_bytes_sent(self) -> tuple[int, int]:
+        """Bytes of frames that this rank has sent to other sites so far: in rounds, and to give them the shared state."""
+        return self.process_group.bytes_sent, self._transport.frame_bytes_sent  # type: ignore[attr-defined]  # our group
+
     def start_quorum(self, **options: Any) -> None:
         """Wait for the other sites and agree on who takes part.
 
@@ -112,10 +127,9 @@ class Replica(OpenManager):
             RunError: no quorum of enough sites came about within ``quorum_timeout_seconds``.
             UserError: the sites that are running do not admit this one.
         """
-        log = QuorumLog(self.lighthouse, self._quorums.waiting_for) if self._site_rank == 0 else nullcontext()
         try:
             # From here to the quorum's end this rank answers no request for a snapshot: see ``StateOffers.in_quorum``.
-            with self._transport.in_quorum(), log:
+            with self._transport.offers.in_quorum():
                 super().start_quorum(**options)
         except UserError:
             self.forget_failed_quorum()
@@ -134,9 +148,9 @@ class Replica(OpenManager):
     def should_commit(self, timeout: timedelta | None = None) -> bool:
         """The vote over the ranks of this site: true if every one of them was without error."""
         committed = super().should_commit(timeout)
-        if self.quorum_id != self._last_group:
+        group, self._last_group = self._last_group, self.quorum_id
+        if group != self._last_group:
             # Threads that came and went with the old group have left holes in their arenas.
-            self._last_group = self.quorum_id
             release_free_memory()
         return committed
 
@@ -146,7 +160,7 @@ class Replica(OpenManager):
         Args:
             make: the state; by default all that was registered.
         """
-        self._transport.serve_snapshot_requests(self.current_step(), make or self.registered_state)
+        self._transport.offers.serve_snapshot_requests(self.current_step(), make or self.registered_state)
 
     def _with_admission(
         self, store_address: str, secret: Secret | None, prefetch: Callable[..., Any] | None, client: QuorumClient
@@ -168,7 +182,8 @@ class Replica(OpenManager):
             store=self.site_store,
             admission=admission,
             min_sites=self._config.min_sites,
-            abort_group=lambda: self.process_group.abort(errored=False),
+            abort_group=self.abort_group,
+            lighthouse=self.lighthouse if self._site_rank == 0 else None,
             prefetch=prefetch,
         )
 
@@ -190,7 +205,12 @@ class Replica(OpenManager):
         )
 
 
-def _advertised(config: ReplicaConfig, lighthouse: str) -> str:
+def advertised_address(config: ReplicaConfig, lighthouse: str) -> str:
+    """The name or address under which the other sites are to reach this one.
+
+    Raises:
+        UserError: it is not this machine's, or there is no way to the lighthouse.
+    """
     if config.interface is not None:
         return interface_address(config.interface)
     return own_address(config.hostname) if config.hostname is not None else reachable_address(lighthouse)
@@ -199,11 +219,11 @@ def _advertised(config: ReplicaConfig, lighthouse: str) -> str:
 def _check_ports(config: ReplicaConfig, rank: int, world_size: int) -> None:
     manager = f"replica.manager_port = {config.manager_port}"
     state = f"replica.state_port = {config.state_port}"
+    if config.state_port and config.manager_port - config.state_port in range(world_size):
+        raise UserError(f"{manager}: lies among the {world_size} ports of the ranks from {state} on")
     if rank == 0:
         check_port(manager, config.manager_port)
     if config.state_port:
-        if config.manager_port - config.state_port in range(world_size):
-            raise UserError(f"{manager}: lies among the {world_size} ports of the ranks from {state} on")
         check_port(f"{state}, of rank {rank}", config.state_port + rank)
 
 

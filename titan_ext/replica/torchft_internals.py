@@ -8,13 +8,10 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
-import torch
-import torch.distributed as dist
 from torch.distributed import ProcessGroup, TCPStore
 from torchft._torchft import QuorumResult  # torchft.coordination exports the client, but not the type of its answer
 from torchft.coordination import ManagerClient
 from torchft.manager import Manager
-from torchft.process_group import ProcessGroupGloo
 
 __all__ = [
     "GROUP_KEYS",
@@ -22,7 +19,6 @@ __all__ = [
     "QuorumAbandoned",
     "QuorumClient",
     "QuorumResult",
-    "SiteProcessGroup",
     "state_address",
     "state_step",
 ]
@@ -66,6 +62,10 @@ class OpenManager(Manager):
     def process_group(self) -> ProcessGroup:
         """The group of this rank and those it is paired with; torchft offers all-reduce alone, bytes need the group."""
         return self._pg
+
+    def abort_group(self) -> None:
+        """End the collectives of the current group, without an error of the manager; torch's own takes no ``errored``."""
+        self._pg.abort(errored=False)
 
     @property
     def site_store(self) -> TCPStore:
@@ -148,33 +148,3 @@ class _PrivateClient:
     def __init__(self, client: QuorumClient) -> None:
         self._quorum = client.quorum
         self.should_commit = client.should_commit
-
-
-class SiteProcessGroup(ProcessGroupGloo):
-    """torchft's reconfigurable Gloo group on a chosen interface.
-
-    torchft's own lets Gloo listen on whatever the machine's host name resolves to, which on many
-    machines is loopback, and offers nothing to choose another but the method that builds the group.
-
-    Args:
-        hostname: name or address under which other sites reach this machine.
-        timeout: how long a collective may take.
-    """
-
-    def __init__(self, hostname: str, timeout: timedelta) -> None:
-        super().__init__(timeout=timeout)
-        self._hostname = hostname
-
-    def _create_pg(self, store: dist.Store, rank: int, world_size: int) -> dist.ProcessGroup:
-        # torch's stubs call it Options, which when run is the options of any backend.
-        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=self._hostname)]
-        options._timeout = self._timeout
-        options._threads = 2
-        backend = dist.ProcessGroupGloo(store, rank, world_size, options)
-        group = dist.ProcessGroup(store, rank, world_size)
-        group._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
-        devices = ["cpu"] + ([torch.accelerator.current_accelerator().type] if torch.accelerator.is_available() else [])
-        for device in devices:
-            group._register_backend(torch.device(device), dist.ProcessGroup.BackendType.GLOO, backend)
-        return group

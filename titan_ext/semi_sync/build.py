@@ -1,6 +1,5 @@
 """A plan and a rank's tensors, put together to the parts of the engine."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,18 +11,20 @@ from torch.optim import Optimizer
 
 from titan_ext.semi_sync.compat.torchft_manager import adapt_manager
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan, SyncRule, Wire, short_hash
-from titan_ext.semi_sync.plan.sampling import SiteSampler
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
 from titan_ext.semi_sync.plan.scopes import assign, matches
+from titan_ext.semi_sync.round.agreement import MOST_RULES, NAME_BYTES
 from titan_ext.semi_sync.round.clock import Clock
+from titan_ext.semi_sync.round.commit import Committer
 from titan_ext.semi_sync.round.commit_log import CommitLog
-from titan_ext.semi_sync.round.end_of_data import EndOfData
-from titan_ext.semi_sync.round.error_feedback import ErrorFeedback
+from titan_ext.semi_sync.round.contributions import ErrorFeedback
+from titan_ext.semi_sync.round.differences import InCommon
 from titan_ext.semi_sync.round.exchange import Exchange
 from titan_ext.semi_sync.round.healing import Healing
-from titan_ext.semi_sync.round.in_flight import InFlightRound
 from titan_ext.semi_sync.round.lineage import Lineage
-from titan_ext.semi_sync.round.site_status import MOST_RULES, NAME_BYTES
+from titan_ext.semi_sync.round.outer_norms import OuterNorms
+from titan_ext.semi_sync.round.participation import Participation
+from titan_ext.semi_sync.round.round import InFlightRound
 from titan_ext.semi_sync.site.by_leader import ByLeader
 from titan_ext.semi_sync.site.by_rank import ByRank
 from titan_ext.semi_sync.site.leader_manager import LeaderManager
@@ -36,8 +37,8 @@ from titan_ext.semi_sync.state.synced_state import BindOptions, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors
 from titan_ext.semi_sync.state.untrained import FROZEN, AverageBuffers, with_buffers
 from titan_ext.semi_sync.state.views import ModelView, warn_of_rounding
-from titan_ext.semi_sync.wire.ledger import Ledger
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.ledger import RoundRecord
+from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
 from titan_ext.semi_sync.wire.reductions import Reduction
 from titan_ext.semi_sync.wire.token_row_map import TokenRowMap
 
@@ -57,10 +58,14 @@ class SiteOptions:
     allow_rollback: bool = False
     """Go on from a checkpoint older than the site's last commit even if a site that took part in it is missing."""
     token_rows: TokenRowMap | None = None
+    scope_rows: Mapping[str, TokenRowMap] = field(default_factory=dict)
+    """By scope, where its rows stand for something else than the others'."""
     """Which rows of the run's tables it holds, for scopes with ``shared = "sparse_rows"``."""
     heartbeat_timeout_seconds: float = 0.0
     """After which the lighthouse takes a site for dead. A round that breaks is tried again after about as long; until
     then a quorum would be waited for, and the inner loop goes on instead."""
+    norms_every: int = 0
+    """Inner steps from one round whose norms are measured to the next, at least; 0: none is."""
     pairing: Literal["rank", "leader"] = "rank"
     """Who exchanges with the other sites: each rank, or rank 0 for all."""
     outer_state_device: Literal["same", "cpu"] = "same"
@@ -69,31 +74,6 @@ class SiteOptions:
     """What it takes time from."""
     make_in_flight: Callable[[], InFlightRound] = InFlightRound
     """Makes what runs a round beside inner steps."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineState:
-    """The parts of one rank's outer loop."""
-
-    plan: SyncPlan
-    view: ModelView
-    site: SiteRanks
-    states: list[SyncedState]
-    """The plan's rules bound to this rank."""
-    pairing: Pairing
-    manager: ReplicaManager
-    lineage: Lineage
-    healing: Healing
-    checksum: SharedChecksum
-    exchange: Exchange
-    schedule: Schedule
-    sampler: SiteSampler
-    end_of_data: EndOfData
-    device: torch.device
-    """Of a round's buffer."""
-    in_flight: InFlightRound = field(default_factory=InFlightRound)
-    progress: Progress = field(default_factory=Progress)
-    ledger: Ledger = field(default_factory=Ledger)
 
 
 def build(
@@ -105,8 +85,28 @@ def build(
     site: SiteOptions,
     outer_optimizers: Sequence[Optimizer] | None = None,
     must_agree: Mapping[str, Any] | None = None,
-) -> EngineState:
-    """Put the parts together. A collective over the site.
+    settings: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    keep_local_work: bool = True,
+    on_round: Callable[[RoundRecord], None] | None = None,
+) -> Committer:
+    """Put the parts of a rank's outer loop together. A collective over the site.
+
+    Args:
+        plan: what the sites exchange.
+        model_parts: of this rank.
+        optimizers: the inner ones.
+        manager: this rank's; None where another rank of the site exchanges for it.
+        site: who the site is.
+        outer_optimizers: in place of the plan's.
+        must_agree: what else has to be equal at sites that exchange, by configuration key.
+        settings: those behind the plan, by configuration key, to name a difference by.
+        model: those behind the model and its layout.
+        keep_local_work: whether a round that was not committed is tried again at the next step, with what was done since.
+        on_round: called with the record of every round.
+
+    Returns:
+        The end of a round, which holds its other phases.
 
     Raises:
         ValueError: the site's name or the plan is too long, a scope or fragment does not fit the model, or a synced
@@ -116,47 +116,59 @@ def build(
         raise ValueError(f"site name {site.name!r}: must be at most {NAME_BYTES} bytes")
     if len(plan.rules) > MOST_RULES:
         raise ValueError(f"{len(plan.rules)} rules in the plan: must be at most {MOST_RULES} (fewer fragments)")
-    sampler, ranks = SiteSampler(plan.sampling, site.name), site.ranks
+    ranks = site.ranks
     lineage = Lineage(site.name, site.commit_log, ranks, allow_rollback=site.allow_rollback)
     view = ModelView(model_parts, optimizers)
     plan = with_buffers(plan, {name for names in ranks.gather(view.buffers()) for name in names})
     states = bind_states(plan, view, site, outer_optimizers)
     warn_of_rounding(view)
     pairing, manager = _pair(plan, site, states, view, adapt_manager(manager))
-    fingerprint = plan.fingerprint() | {key: repr(value) for key, value in (must_agree or {}).items()}
-    fingerprint |= {key: short_hash(value) for key, value in pairing.fingerprint(states).items()}
+    in_common = InCommon(
+        plan=plan.fingerprint(),
+        tensors={key: short_hash(value) for key, value in pairing.fingerprint(states).items()},
+        settings=_as_text(must_agree),
+        behind_plan=_as_text(settings),
+        behind_tensors=_as_text(model),
+    )
     device = _device(site, states)
-    healing = Healing(states, lineage, manager, ranks, fingerprint)
-    return EngineState(
-        plan=plan,
-        view=view,
-        site=ranks,
-        states=states,
-        pairing=pairing,
+    schedule, progress = Schedule(plan), Progress()
+    checksum = SharedChecksum(states, ranks, pairing.speaks_for)
+    healing = Healing(
+        states,
+        lineage=lineage,
+        schedule=schedule,
+        progress=progress,
+        checksum=checksum,
         manager=manager,
+        site=ranks,
+    )
+    exchange = Exchange(
+        manager=manager,
+        states=states,
+        in_common=in_common,
         lineage=lineage,
         healing=healing,
-        checksum=SharedChecksum(states, ranks, pairing.speaks_for),
-        exchange=Exchange(
-            manager=manager,
-            states=states,
-            fingerprint=_number(fingerprint),
-            lineage=lineage,
-            healing=healing,
-            error_feedback=ErrorFeedback(states, device),
-            reductions=build_reductions(states),
-            pairing=pairing,
-            site=ranks,
-            guard=plan.outlier_guard,
-            device=device,
-            heartbeat_timeout_seconds=site.heartbeat_timeout_seconds,
-            clock=site.clock,
-        ),
-        in_flight=site.make_in_flight(),
-        schedule=Schedule(plan),
-        sampler=sampler,
-        end_of_data=EndOfData(states),
+        error_feedback=ErrorFeedback(states, device),
+        reductions=build_reductions(states),
+        pairing=pairing,
+        site=ranks,
+        guard=plan.outlier_guard,
         device=device,
+        wire=wire_device(manager),
+        heartbeat_timeout_seconds=site.heartbeat_timeout_seconds,
+        clock=site.clock,
+    )
+    return Committer(
+        exchange=exchange,
+        schedule=schedule,
+        progress=progress,
+        checksum=checksum,
+        participation=Participation(states, plan.sampling, site.name),
+        view=view,
+        norms=OuterNorms(states, ranks, site.norms_every),
+        reset_inner_optimizer=plan.reset_inner_optimizer,
+        keep_local_work=keep_local_work,
+        on_round=on_round,
     )
 
 
@@ -188,7 +200,8 @@ def bind_states(
         names = _names_of(rule, home, view, plan)
         own = outer_optimizers[rule.fragment] if outer_optimizers and not rule.scope else None
         tensors = BoundTensors(view, rule.state, names, device)
-        states.append(bind(rule, tensors, BindOptions(own_outer=own, token_rows=site.token_rows or TokenRowMap.all(0))))
+        rows = site.scope_rows.get(rule.scope) or site.token_rows or TokenRowMap.all(0)
+        states.append(bind(rule, tensors, BindOptions(own_outer=own, token_rows=rows, site=site.ranks)))
     _check_covered(states, view)
     for state in states:
         if isinstance(state, SparseTable):
@@ -201,12 +214,17 @@ def bind_states(
     return states
 
 
+def shared_buffers(names: Iterable[str], plan: SyncPlan) -> list[str]:
+    """Those of the buffers that travel: no scope keeps them, or the rows beside them, at their site."""
+    sparse = {each.scope for each in plan.rules if isinstance(each.apply, SparseRows)}
+    apart = [scope.parameters for scope in plan.scopes if not scope.shared or scope.name in sparse]
+    return [name for name in names if not any(matches(name, patterns) for patterns in apart)]
+
+
 def _names_of(rule: SyncRule, home: Mapping[str, tuple[str, int]], view: ModelView, plan: SyncPlan) -> list[str]:
     """What of this rank's tensors a rule covers."""
     if isinstance(rule.apply, AverageBuffers):
-        sparse = {each.scope for each in plan.rules if isinstance(each.apply, SparseRows)}
-        apart = [scope.parameters for scope in plan.scopes if not scope.shared or scope.name in sparse]
-        return [name for name in view.buffers() if not any(matches(name, patterns) for patterns in apart)]
+        return shared_buffers(view.buffers(), plan)
     return [
         name
         for name, parameter in view.parameters.items()
@@ -218,7 +236,7 @@ def _check_covered(states: Sequence[SyncedState], view: ModelView) -> None:
     """Refuse an optimizer of whose states a method would average only some: the rest would drift apart unseen."""
     covered: dict[str, set[str | None]] = {}
     for state in states:
-        for name in state.names:
+        for name in (each for each in state.names if each in view.parameters):  # buffers have no states
             covered.setdefault(name, set()).update({view.key(state.rule.state, name)} if state.averages_state else ())
     if not any(covered.values()):
         return
@@ -284,7 +302,5 @@ def _device(site: SiteOptions, states: Sequence[SyncedState]) -> torch.device:
     return next((state.tensors.device for state in states if state.numel), torch.device("cpu"))
 
 
-def _number(fingerprint: Mapping[str, str]) -> int:
-    """A non-negative number below 2**62 that equal fingerprints share."""
-    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 2
+def _as_text(values: Mapping[str, Any] | None) -> dict[str, str]:
+    return {key: json.dumps(value, default=str) for key, value in (values or {}).items()}

@@ -2,68 +2,122 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from titan_ext.semi_sync.build import EngineState
-from titan_ext.semi_sync.round.round import RoundResult, describe, in_flight_tensors, restored
+import torch
+
+from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict
+from titan_ext.semi_sync.round.commit import Committer
+from titan_ext.semi_sync.round.contributions import Contributions, Sum, new_buffer
+from titan_ext.semi_sync.round.round import InFlightRound, Launch, Role, RoundResult
+from titan_ext.semi_sync.state.synced_state import SyncedState
 
 logger = logging.getLogger(__name__)
 
 
-def save(engine: EngineState, unsettled: list[int]) -> dict[str, Any]:
+def save(committer: Committer, in_flight: InFlightRound) -> dict[str, Any]:
     """Everything the outer loop knows, with global shapes.
 
     A round in flight is waited for and saved as its reduced buffer, so that it is applied after a
-    resume exactly as it would have been.
-
-    Args:
-        engine: the parts of this rank's outer loop.
-        unsettled: rules to be tried again after a resume if no round is in flight.
+    resume exactly as it would have been. What a failed one had is tried again after the resume.
     """
-    result, states = _exchanged(engine), engine.states
+    exchange, schedule = committer.exchange, committer.schedule
+    result, states = _exchanged(committer, in_flight), exchange.states
     counters = {
-        "step": engine.progress.step,
-        "lineage": engine.lineage.state_dict(),
-        "tokens": engine.progress.tokens,
-        "pending": engine.schedule.keys(engine.schedule.pending if result else unsettled),
-        "not_before": engine.schedule.not_before,
-        "end_of_data": engine.end_of_data.state_dict(),
-        "in_flight": None if result is None else {"apply_at": engine.in_flight.apply_at, **describe(result, states)},
-        "manager": engine.manager.state_dict(),
-        "ledger": engine.ledger.state_dict(),
+        "step": committer.progress.step,
+        "lineage": exchange.lineage.state_dict(),
+        "tokens": committer.progress.tokens,
+        "pending": schedule.keys(schedule.pending if result else exchange.healing.unsettled),
+        "not_before": schedule.not_before,
+        "end_of_data": committer.participation.state_dict(),
+        "in_flight": None if result is None else {"apply_at": in_flight.apply_at, **_describe(result, states)},
+        "manager": exchange.manager.state_dict(),
+        "ledger": committer.ledger.state_dict(),
     }
     return {
         "counters": json.dumps(counters),
         "states": {state.key: state.checkpoint_state() for state in states},
-        "in_flight": in_flight_tensors(result, states),
-        "residuals": engine.exchange.error_feedback.checkpoint_state(result),
+        "in_flight": _in_flight_tensors(result, states),
+        "residuals": exchange.error_feedback.checkpoint_state(result.sum if result is not None else None),
     }
 
 
-def load(engine: EngineState, state_dict: Mapping[str, Any]) -> None:
+def load(committer: Committer, in_flight: InFlightRound, state_dict: Mapping[str, Any]) -> None:
     """Restore what ``save`` returned."""
-    counters = json.loads(state_dict["counters"])
-    engine.progress.step, engine.progress.tokens = counters["step"], counters["tokens"]
-    engine.lineage.load_state_dict(counters["lineage"])
-    engine.schedule.pending = engine.schedule.indices(counters["pending"])  # of another plan: what both have
-    engine.schedule.not_before = counters["not_before"]
-    engine.end_of_data.load_state_dict(counters["end_of_data"])
-    engine.manager.load_state_dict(counters["manager"])
-    engine.ledger.load_state_dict(counters["ledger"])
-    for state in engine.states:
+    counters, exchange, schedule = json.loads(state_dict["counters"]), committer.exchange, committer.schedule
+    committer.progress.step, committer.progress.tokens = counters["step"], counters["tokens"]
+    exchange.lineage.load_state_dict(counters["lineage"])
+    schedule.pending = schedule.indices(counters["pending"])  # of another plan: what both have
+    schedule.not_before = counters["not_before"]
+    committer.participation.load_state_dict(counters["end_of_data"])
+    exchange.manager.load_state_dict(counters["manager"])
+    committer.ledger.load_state_dict(counters["ledger"])
+    for state in exchange.states:
         state.load_checkpoint_state(state_dict["states"].get(state.key, {}))
-    engine.exchange.error_feedback.load_checkpoint_state(state_dict.get("residuals", {}))
-    in_flight = counters["in_flight"]
-    if in_flight is not None and not {*in_flight["rules"]} <= {*state_dict["in_flight"]}:
+    exchange.error_feedback.load_checkpoint_state(state_dict.get("residuals", {}))
+    saved = counters["in_flight"]
+    if saved is not None and not {*saved["rules"]} <= {*state_dict["in_flight"]}:
         logger.warning("the round that was in flight is dropped: its rules are not those of this plan any more")
-    elif in_flight is not None:
-        result = restored(in_flight, state_dict["in_flight"], engine.states, engine.device)
-        engine.in_flight.keep(result, in_flight["apply_at"])
+    elif saved is not None:
+        result = _restored(saved, state_dict["in_flight"], exchange.states, exchange.device)
+        in_flight.keep(result, saved["apply_at"])
 
 
-def _exchanged(engine: EngineState) -> RoundResult | None:
-    """The round in flight once its reduction is complete; None if there is none or it failed."""
-    result = engine.in_flight.peek()
-    failed = result is None or result.verdict.problem is not None or engine.manager.errored() is not None
-    return None if failed or result.sum is None else result
+def _exchanged(committer: Committer, in_flight: InFlightRound) -> RoundResult | None:
+    """The round in flight once its reduction is complete; None if there is none or a rank of the site has failed."""
+    exchange, result = committer.exchange, in_flight.peek()
+    failed = result is None or result.verdict.problem is not None or exchange.manager.errored() is not None
+    if not all(exchange.site.gather(not failed and result.sum is not None)):
+        return None
+    exchange.complete(result.sum)
+    return result
+
+
+def _describe(result: RoundResult, states: Sequence[SyncedState]) -> dict[str, Any]:
+    """A reduced round without its tensors, as JSON values."""
+    return {
+        "rules": [states[index].key for index in result.rules],
+        "step": result.launch.step,
+        "weight": result.sum.weight,
+        "tokens": result.launch.tokens,
+        "weights": result.sum.contributions.weights,
+        "table": [(site.name, site.tokens) for site in result.verdict.table],
+    }
+
+
+def _in_flight_tensors(result: RoundResult | None, states: Sequence[SyncedState]) -> dict[str, dict[str, torch.Tensor]]:
+    """Reduced values of every rule that can be in flight, zeros where nothing is, for a checkpoint.
+
+    It is loaded into the tensors of a fresh object, so the keys may not depend on the moment.
+    """
+    parts = result.sum.parts if result is not None else {}
+    return {
+        state.key: state.named_message(parts.get(index, torch.zeros(state.numel, device=state.tensors.device)))
+        for index, state in enumerate(states)
+        if state.rule.delay
+    }
+
+
+def _restored(
+    description: Mapping[str, Any], tensors: Mapping[str, Any], states: Sequence[SyncedState], device: torch.device
+) -> RoundResult:
+    """The round that ``_describe`` and ``_in_flight_tensors`` told of."""
+    keys = [state.key for state in states]
+    rules = tuple(keys.index(key) for key in description["rules"])
+    step, weights = description["step"], description["weights"]
+    table = [
+        SiteStatus(name=name, tokens=tokens, fingerprint=0, step=step, rules=list(rules))
+        for name, tokens in description["table"]
+    ]
+    _, parts = new_buffer(rules, states, device)
+    for index, part in parts.items():
+        states[index].fill_message(part, tensors[keys[index]])
+    weight, tokens = description["weight"], description["tokens"]
+    return RoundResult(
+        launch=Launch(role=Role.MEMBER, rules=rules, step=step, weight=weight, tokens=tokens),
+        role=Role.MEMBER,
+        sites=len(table),
+        verdict=Verdict(table, list(rules), step),
+        sum=Sum(parts, weight, True, Contributions(weights, [[] for _ in weights])),
+    )

@@ -101,6 +101,16 @@ class SemiSyncConfig:
     bucket_mib: float = 32.0
     """Largest message handed to the wire at once, in MiB; equal at all sites, which pair their messages by it."""
 
+    streams: int | Literal["auto"] = "auto"
+    """TCP connections between each two sites (or, rank by rank, each two ranks), over which every message is spread: one
+    connection fills a long link only slowly, and loses speed with every lost packet. "auto" measures the distance when
+    sites meet: of two sites 2 up to 30 ms, 5 at 80 ms, at most 16; of more sites fewer to each. Where two ask for different
+    numbers the larger counts."""
+
+    max_rate: str | None = None
+    """What this site sends to the others at most in rounds, all its ranks together, such as "400mbit"; None: as much as the
+    link takes. What sites tell each other about a round does not wait for it."""
+
     outer_state_device: Literal["same", "cpu"] = "same"
     """Where the fp32 copy of the global parameters and the outer optimizer's state live: with the parameters, or in
     host memory."""

@@ -14,18 +14,15 @@ from titan_ext.errors import UserError
 from titan_ext.semi_sync import checkpoint
 from titan_ext.semi_sync.build import SiteOptions, build
 from titan_ext.semi_sync.config import SemiSyncConfig
-from titan_ext.semi_sync.plan.resolve import resolve
+from titan_ext.semi_sync.plan.resolve import resolve, settings_by_key
 from titan_ext.semi_sync.plan.schedule import StepTimer
-from titan_ext.semi_sync.round.agreement import Verdict
-from titan_ext.semi_sync.round.commit import Committer
 from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.site.ranks import tensors_sha256
 from titan_ext.semi_sync.state.checksum import model_checksum
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
-from titan_ext.semi_sync.state.synced_state import Adoptable
 from titan_ext.semi_sync.state.views import like, moments_kept
 from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord
-from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
+from titan_ext.semi_sync.wire.manager import ReplicaManager
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +51,7 @@ class SemiSync:
         outer_optimizers: for each fragment an optimizer of the user's own over the fragment's parameters,
             instead of the configured one; it is made to work on the global copy.
         must_agree: what else has to be equal at sites that exchange, by key, such as the run's last step.
+        described: settings behind the model and its layout by configuration key, to name a difference of sites by.
         keep_local_work: after a round that was not committed, keep what was done since the last one
             and try again at the next step; False goes back to the global parameters and waits for the
             next round of the schedule.
@@ -82,6 +80,7 @@ class SemiSync:
         on_round: Callable[[RoundRecord], None] | None = None,
         outer_optimizers: Sequence[Optimizer] | None = None,
         must_agree: Mapping[str, Any] | None = None,
+        described: Mapping[str, Any] | None = None,
         keep_local_work: bool = True,
         register: bool = True,
     ) -> None:
@@ -89,36 +88,28 @@ class SemiSync:
         self.plan = resolve(config, lambda: [each for rank in ranks.gather(moments_kept(optimizers)) for each in rank])
         # "auto" is for a file that knows all sites.
         pairing: Literal["rank", "leader"] = "leader" if config.pairing == "leader" else "rank"
-        engine = build(
+        self._committer = build(
             self.plan,
             model_parts=model_parts,
             optimizers=optimizers,
             manager=manager,
             site=replace(site, pairing=pairing, outer_state_device=config.outer_state_device),
             outer_optimizers=outer_optimizers,
-            must_agree=must_agree or {},
-        )
-        self._engine = engine
-        self._progress, self._schedule, self._in_flight = engine.progress, engine.schedule, engine.in_flight
-        self._manager, self._exchange, self._states = engine.manager, engine.exchange, engine.states
-        self._committer = Committer(
-            exchange=engine.exchange,
-            schedule=engine.schedule,
-            progress=engine.progress,
-            checksum=engine.checksum,
-            sampler=engine.sampler,
-            end_of_data=engine.end_of_data,
-            view=engine.view,
-            ledger=engine.ledger,
-            reset_inner_optimizer=self.plan.reset_inner_optimizer,
+            must_agree=must_agree,
+            settings=settings_by_key(config),
+            model=described,
             keep_local_work=keep_local_work,
             on_round=on_round,
         )
+        self._exchange, self._schedule = self._committer.exchange, self._committer.schedule
+        self._progress, self._participation = self._committer.progress, self._committer.participation
+        self._manager, self._states = self._exchange.manager, self._exchange.states
+        self._in_flight = site.make_in_flight()
+        self._clock = site.clock
         self._timer = StepTimer(site.clock.now)
-        self._sleep = site.clock.sleep
         self._site_weight = site.weight
-        self._launch: Launch | None = None
-        """Of the round under way on this thread or the other one, until the vote."""
+        self.weight_factor = 1.0
+        """What the site's weight in the rounds to come is multiplied by; the training loop's to set."""
         self._restored = False
         if register:
             self._manager.register_state_dict_fn("titan_ext", self.receive_shared_state, self.shared_state)
@@ -137,8 +128,7 @@ class SemiSync:
             self._count(tokens)
         if self._in_flight.due(self.inner_step):
             self._apply_in_flight()
-        self._schedule.advance(self.inner_step)
-        if self._schedule.is_ready(self.inner_step) and not self._in_flight.under_way:
+        if self._schedule.advance(self.inner_step) and not self._in_flight.under_way:
             self._run_round()
         if self.plan.sync_point == "before_step":
             self._count(tokens)
@@ -147,35 +137,51 @@ class SemiSync:
     def _run_round(self) -> None:
         """One round: now from beginning to end, or started beside the inner steps that it may overlap."""
         launch = self._begin(self._schedule.take())
-        self._engine.end_of_data.launch(launch.rules)
         delay = max(self._states[index].rule.delay for index in launch.rules)
         if delay == 0:
-            self._settle(self._exchange.run(launch, take_in=self._take_in))
+            self._settle(self._exchange.run(launch))
             return
         # The inner loop goes on and changes the parameters: what is sent is written now.
         contribution = self._exchange.contribution(launch.rules, launch.step, launch.weight)
         self._in_flight.start(lambda: self._exchange.run(launch, contribution), self.inner_step + delay)
 
     def _apply_in_flight(self) -> None:
+        started = self._clock.now()
         result = self._in_flight.wait()
+        waited = self._clock.now() - started
         # The inner loop was running when a peer's state came in; only now may it be taken in.
-        _, healed = self._take_in(result.launch, result.verdict)
-        self._settle(replace(result, healed=healed))
+        _, healed = self._exchange.healing.take_in(result.launch, result.verdict)
+        self._settle(replace(result, healed=healed, seconds_waited=waited))
 
     def _settle(self, result: RoundResult) -> bool:
         """Vote, and apply the round if the vote is a yes; otherwise it is tried again."""
-        self._adopt(result)
-        committed = self._committer.commit(result)
-        self._launch = None
-        return committed
+        return self._committer.commit(result)
 
-    def _adopt(self, result: RoundResult) -> None:
-        """A newcomer takes rows of tables from whoever holds them; again in the next round if the vote is a no."""
-        if result.role.abstains and self._manager.errored() is None:
-            for index, messages in result.adopted.items():
-                state = self._states[index]
-                assert isinstance(state, Adoptable)
-                state.adopt(messages)
+    def _begin(self, rules: Sequence[int], role: Role = Role.MEMBER) -> Launch:
+        done = self._participation.all_sent
+        if not self._participation.launch(rules) and role is Role.MEMBER:
+            role = Role.SITTING_OUT
+        launch = Launch(
+            role=role,
+            rules=tuple(rules),
+            step=self.inner_step,
+            weight=self._weight() if role is Role.MEMBER else 0.0,
+            tokens=self._progress.tokens,
+            step_time_ms=self._timer.take_milliseconds(),
+            done=done,
+        )
+        self._exchange.healing.begin(launch)
+        return launch
+
+    def _weight(self) -> float:
+        if self.plan.weighting == "site":
+            return self._site_weight * self.weight_factor
+        return (float(self._progress.tokens) if self.plan.weighting == "tokens" else 1.0) * self.weight_factor
+
+    def _count(self, tokens: int) -> None:
+        self._progress.step += 1
+        self._progress.tokens += tokens
+        self._participation.count_step()
 
     # -- the beginning and the end -------------------------------------------------------------------
 
@@ -204,22 +210,21 @@ class SemiSync:
             if problem != told:
                 logger.warning("not joining yet: %s", problem)
                 told = problem
-            self._sleep(_PAUSE_SECONDS)
+            self._clock.sleep(_PAUSE_SECONDS)
 
     def _try_to_join(self) -> str | None:
         """One quorum of a site that abstains; why it has not joined, None if it has."""
-        result = self._exchange.run(self._begin([], Role.JOINING), take_in=self._take_in)
+        result = self._exchange.run(self._begin([], Role.JOINING))
         travelled = bool(result.rules)
         if travelled or result.healed:
             self._in_flight.forget()  # a round in flight at the last checkpoint has long been applied at the members
         delay = max((self._states[index].rule.delay for index in result.rules), default=0)
         if delay and self._manager.errored() is None:
             self.inner_step = result.verdict.step
-            self._adopt(result)
-            self._in_flight.keep(replace(result, adopted={}), self.inner_step + delay)
+            self._committer.take_over(result)
+            self._in_flight.keep(replace(result, taken_over={}), self.inner_step + delay)
             return None
         refused, problem = result.verdict.refused, result.verdict.problem
-        explained = self._engine.healing.explain(problem) if refused and problem else problem
         if self._settle(result):
             if travelled or result.healed:
                 self.inner_step = result.verdict.step
@@ -228,15 +233,15 @@ class SemiSync:
                 self._run_round()
             return None
         if refused:
-            raise UserError(explained)
+            raise UserError(problem)
         return problem or "the exchange with another site failed"
 
     def _start_from_parameters(self, loaded: bool | None) -> None:
         """What was loaded after the loop was built is what it starts from, and what joining sites receive."""
         changed = [state.start_from_local() for state in self._states]
-        engine = self._engine
-        if any(engine.site.gather(any(changed) if loaded is None else loaded)):
-            engine.lineage.origin = model_checksum(self._states, engine.site, engine.pairing.speaks_for)
+        site, speaks_for = self._exchange.site, self._exchange.pairing.speaks_for
+        if any(site.gather(any(changed) if loaded is None else loaded)):
+            self._exchange.lineage.origin = model_checksum(self._states, site, speaks_for)
 
     def finish(self) -> None:
         """Apply what is still in flight; call after the last inner step.
@@ -251,13 +256,13 @@ class SemiSync:
         if self.ledger.last is not None and self.ledger.last.sites > 1:
             # What the others still have to read of the last round lies in our connections; were they
             # closed now, some systems would throw it away. All have it when all come here.
-            farewell = torch.zeros(1, device=wire_device(self._manager))
+            farewell = torch.zeros(1, device=self._exchange.wire)
             self._manager.allreduce(farewell, reduce_op=ReduceOp.SUM).wait()
         self._in_flight.close()
 
     def end_of_data(self) -> None:
         """This site has nothing more to train on: from now on it sits out, until the run's end or until it is over."""
-        self._engine.end_of_data.reached = True
+        self._participation.data_ended = True
 
     def serve_snapshot_requests(self) -> None:
         """Call between inner steps, on all ranks: a site about to join may want a copy of the shared state."""
@@ -277,27 +282,27 @@ class SemiSync:
     @property
     def ledger(self) -> Ledger:
         """What rounds have cost."""
-        return self._engine.ledger
+        return self._committer.ledger
 
     @property
     def pairing(self) -> str:
         """Who exchanges: "rank" or "leader"."""
-        return self._engine.pairing.name
+        return self._exchange.pairing.name
 
     @property
     def rounds(self) -> int:
         """Commits of the run that the shared state contains."""
-        return self._engine.lineage.position.round
+        return self._exchange.lineage.position.round
 
     @property
     def sits_out(self) -> bool:
         """Whether to count this site's inner steps without taking them: it was not sampled, or its data has ended."""
-        return self._engine.sampler.sits_out or self._engine.end_of_data.reached
+        return self._participation.sits_out
 
     @property
     def run_is_over(self) -> bool:
         """Whether no site has anything left to contribute: all end after this inner step."""
-        return self._engine.end_of_data.run_is_over
+        return self._participation.run_is_over
 
     @property
     def sites(self) -> int:
@@ -310,7 +315,7 @@ class SemiSync:
         Where a method's sites differ until the end, the values are this site's own.
         """
         return {
-            name: like(self._engine.view.tensor(name), part)
+            name: like(self._committer.view.tensor(name), part)
             for state in self._states
             for name, part in zip(state.names, state.global_values(), strict=False)  # some states have none
         }
@@ -319,7 +324,7 @@ class SemiSync:
         """Hash of the global parameters: equal at all sites after a commit. A collective over the site."""
         tables = {name for state in self._states if isinstance(state, SparseTable) for name in state.names}
         shared = [(name, value) for name, value in self.global_parameters().items() if name not in tables]
-        return tensors_sha256(shared, self._engine.site)
+        return tensors_sha256(shared, self._exchange.site)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the outer loop knows, with global shapes, for a distributed checkpoint.
@@ -327,68 +332,19 @@ class SemiSync:
         A round in flight is waited for and saved as its reduced buffer, so that it is applied after a
         resume exactly as it would have been.
         """
-        return checkpoint.save(self._engine, self._unsettled())
+        return checkpoint.save(self._committer, self._in_flight)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned; the local parameters are the model's own business."""
-        checkpoint.load(self._engine, state_dict)
+        checkpoint.load(self._committer, self._in_flight, state_dict)
         self._restored = True
 
     # -- a peer's state ------------------------------------------------------------------------------
 
     def shared_state(self) -> dict[str, Any]:
         """What a joining site takes over; its tensors are the live ones, unchanged until the round's commit."""
-        step = self._launch.step if self._launch is not None else self.inner_step
-        return self._engine.healing.offer(step, self._unsettled())
+        return self._exchange.healing.offer()
 
     def receive_shared_state(self, state: Mapping[str, Any]) -> None:
         """Keep a peer's ``shared_state`` until the round under way can take it in."""
-        self._engine.healing.receive(state)
-
-    def _take_in(self, launch: Launch, verdict: Verdict) -> tuple[bool, bool]:
-        """Whether all ranks of the site know the round, and whether a peer's state was taken in."""
-        ready, state = self._engine.healing.take_in()
-        if state is not None:
-            # The state may be a copy that the peer made some inner steps before this round.
-            agreed = bool(verdict.rules)
-            step, pending = (verdict.step, verdict.rules) if agreed else (state["step"], state["pending"])
-            # A round in flight was launched some inner steps ago; those count at the peer's place too.
-            self.inner_step = step + self.inner_step - launch.step
-            self._schedule.replace(pending)
-            self._engine.checksum.forget()
-        return ready, state is not None
-
-    # -- bookkeeping ---------------------------------------------------------------------------------
-
-    def _begin(self, rules: Sequence[int], role: Role = Role.MEMBER) -> Launch:
-        self._engine.healing.begin()
-        if role is Role.MEMBER and not self._contributes(rules):
-            role = Role.SITTING_OUT
-        self._launch = Launch(
-            role=role,
-            rules=tuple(rules),
-            step=self.inner_step,
-            weight=self._weight() if role is Role.MEMBER else 0.0,
-            tokens=self._progress.tokens,
-            step_time_ms=self._timer.take_milliseconds(),
-            done=self._engine.end_of_data.all_sent,
-        )
-        return self._launch
-
-    def _count(self, tokens: int) -> None:
-        self._progress.step += 1
-        self._progress.tokens += tokens
-        if not self.sits_out:
-            self._engine.end_of_data.step_taken()
-
-    def _contributes(self, rules: Sequence[int]) -> bool:
-        return not self._engine.sampler.sits_out and self._engine.end_of_data.contributes(rules)
-
-    def _weight(self) -> float:
-        if self.plan.weighting == "site":
-            return self._site_weight
-        return float(self._progress.tokens) if self.plan.weighting == "tokens" else 1.0
-
-    def _unsettled(self) -> list[int]:
-        """Rules whose exchange is under way or still to be tried."""
-        return self._schedule.beside(self._launch.rules if self._launch is not None else ())
+        self._exchange.healing.receive(state)

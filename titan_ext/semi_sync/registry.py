@@ -44,6 +44,10 @@ class Registry(Generic[Entry]):
         """All names, sorted."""
         return sorted(self._entries)
 
+    def items(self) -> list[tuple[str, Entry]]:
+        """All names, sorted, and what they stand for."""
+        return sorted(self._entries.items(), key=lambda item: item[0])
+
     def get(self, name: str) -> Entry:
         """What a name stands for. A dotted name is a module's path and a name that importing the module registers.
 

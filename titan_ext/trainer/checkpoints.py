@@ -27,9 +27,10 @@ from titan_ext.huggingface.fit import check_weights
 from titan_ext.models.fit import check_tensors, model_tensors
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.views import with_own_storage
+from titan_ext.trainer.disks import Disks, StoredFile, find_disks, stored_files
 from titan_ext.trainer.optimizers import OptimizersContainer
 from titan_ext.trainer.resuming import PartialLoadPlanner, Stored, flattened, fresh_words, stored_shapes
-from titan_ext.trainer.shared_disk import check_shared
+from titan_ext.trainer.split_checkpoint import SplitReader
 
 _Found = TypeVar("_Found")
 _HUGGING_FACE = ("model.safetensors.index.json", "model.safetensors")
@@ -49,6 +50,7 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
     def __init__(self, config: Config, **parts: Any) -> None:
         self._saved_step: int | None = None
         self._last_step: int | None = None
+        self._disks = Disks()
         self.notes: list[str] = []
         """What a user should know of the checkpoint that was loaded."""
         self.model_config: Any = None
@@ -74,13 +76,27 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
             UserError: what the run is to start from is not there.
         """
         if self.enable and not filesystem.is_remote(self.folder):
-            check_shared(self.folder)
+            self._look_at_disks()
         try:
             return super().load(step)
         except (ValueError, FileNotFoundError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"checkpoint: {reason(error)}") from None
+
+    def _look_at_disks(self) -> None:
+        self._disks = find_disks(self.folder)
+        if self._disks.are_one:
+            return
+        if self.last_save_in_hf:
+            raise UserError(
+                "checkpoint.last_save_in_hf = true: the nodes of the site have disks of their own, and files in this format "
+                "are written by all ranks: set checkpoint.folder to one that all nodes see, or leave it to titan-ext export"
+            )
+        self.notes.append(
+            f"nodes of this site have disks of their own: {self.folder} holds the part of their ranks at each; "
+            "titan-ext eval, generate and export need all parts in one folder"
+        )
 
     def dcp_save(self, state_dict: dict[str, Any], checkpoint_id: str, *args: Any, **kwargs: Any) -> Any:
         """As torchtitan's; what an earlier attempt left in the folder goes first, and what a failed one left, at once."""
@@ -100,13 +116,14 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         Raises:
             UserError: the checkpoint is of another model, or damaged.
         """
-        from_hf = from_hf or not _has_metadata(checkpoint_id)
+        from_hf = from_hf or self._first_rank(lambda: not _has_metadata(checkpoint_id))
+        files = self._files(checkpoint_id)
         if from_hf:
             if self.sd_adapter is None:
                 raise UserError(f"checkpoint {checkpoint_id}: the model has no Hugging Face format")
             # Every rank looks for itself, and all come to the same end.
             check_weights(Path(checkpoint_id), self.model_config, type(self.sd_adapter), quantised=from_quantized)
-        elif problem := self._first_rank(lambda: damage(checkpoint_id)):
+        elif problem := self._first_rank(lambda: damage(checkpoint_id, files)):
             raise UserError(f"checkpoint {checkpoint_id}: {problem}; choose another")
         states = {name: state_dict[name] for name in self.states if name in state_dict}
         weights = {key: value for key, value in state_dict.items() if key not in states}
@@ -115,12 +132,14 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
                 super().dcp_load(weights, checkpoint_id, True, from_quantized)
                 fresh = {name: fresh_words(name) for name in states}
             else:
-                fresh = self._load_what_is_there(weights, states, checkpoint_id)
+                fresh = self._load_what_is_there(weights, states, checkpoint_id, files)
         except CheckpointException as error:
             raise RunError(f"checkpoint {checkpoint_id}: cannot be read: {_cause(error)}") from None
         self._begin_fresh(fresh, checkpoint_id)
 
-    def _load_what_is_there(self, weights: dict[str, Any], states: dict[str, Any], checkpoint: str) -> dict[str, str]:
+    def _load_what_is_there(
+        self, weights: dict[str, Any], states: dict[str, Any], checkpoint: str, files: Mapping[str, StoredFile] | None
+    ) -> dict[str, str]:
         """Weights and states in place; returns what is to be said of the states that were not in the checkpoint."""
         remote = filesystem.is_remote(checkpoint)
         shapes = self._first_rank(lambda: stored_shapes(checkpoint, remote))
@@ -135,7 +154,11 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         loaded = {name: state for name, state in states.items() if name not in fresh}
         moved = _merged(stored.moved(wanted[name]) for name in loaded)
         state_dict = weights | loaded
-        dcp.load(state_dict, checkpoint_id=checkpoint, planner=PartialLoadPlanner(moved))
+        reader = None
+        if files is not None:
+            metadata = self._first_rank(lambda: FileSystemReader(checkpoint).read_metadata())
+            reader = SplitReader(checkpoint, metadata, files)
+        dcp.load(state_dict, storage_reader=reader, checkpoint_id=checkpoint, planner=PartialLoadPlanner(moved))
         self.states[MODEL].load_state_dict(state_dict)
         return fresh | {part: part for name in loaded for part in sorted(stored.lacks_parts(wanted[name]))}
 
@@ -154,6 +177,15 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
                     {"last_epoch": self.states["train_state"].state_dict()["step"]}
                 )
         self.notes.append(f"checkpoint {checkpoint}: starts fresh: {'; '.join(fresh.values())}")
+
+    def _files(self, folder: str) -> dict[str, StoredFile] | None:
+        """What nodes with disks of their own have in a folder; None where one disk tells all. A collective."""
+        return None if self._disks.are_one or filesystem.is_remote(folder) else stored_files(folder, self._disks)
+
+    def _should_purge(self) -> bool:
+        """At each disk there is a rank that removes what is old."""
+        keeps_order = self._disks.keeps_order(torch.distributed.get_rank())
+        return self.keep_latest_k > 0 and keeps_order and filesystem.isdir(self.folder)
 
     def _first_rank(self, find: Callable[[], _Found]) -> _Found:
         """What rank 0 finds, at every rank: a disk that all share may show them different things for a moment.
@@ -187,15 +219,18 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
 
     def _find_load_step(self, folder: str = "") -> int:
         """The latest checkpoint that is whole; -1 if none has ever been."""
-        return self._first_rank(lambda: self._latest_whole(folder or self.folder))
+        folder = folder or self.folder
+        files = self._files(folder)
+        return self._first_rank(lambda: self._latest_whole(folder, files))
 
-    def _latest_whole(self, folder: str) -> int:
-        names = filesystem.listdir(folder) if filesystem.isdir(folder) else []
+    def _latest_whole(self, folder: str, files: Mapping[str, StoredFile] | None) -> int:
+        names = set(filesystem.listdir(folder)) if filesystem.isdir(folder) else set()
+        names |= {path.partition("/")[0] for path in files or ()}  # what other nodes have may be all that is left
         steps = [int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d+)", name))]
         damaged = []
         for step in sorted(steps, reverse=True):
             checkpoint = self._create_checkpoint_id(step, folder)
-            problem = damage(checkpoint)
+            problem = damage(checkpoint, None if files is None else _below(files, f"step-{step}"))
             if problem is None:
                 return step
             logger.warning("checkpoint %s is passed over: %s", checkpoint, problem)
@@ -217,7 +252,7 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
             raise RunError(f"checkpoint {checkpoint}: cannot be written{room}: {_cause(error)}") from None
 
     def _remove(self, checkpoint: str) -> None:
-        if torch.distributed.get_rank() == 0 and filesystem.exists(checkpoint):
+        if self._disks.keeps_order(torch.distributed.get_rank()) and filesystem.exists(checkpoint):
             filesystem.rmtree(checkpoint)
 
 
@@ -229,8 +264,17 @@ def _cause(error: CheckpointException) -> str:
     return reason(next(cause for cause, _ in error.failures.values()))
 
 
-def damage(checkpoint: str) -> str | None:
-    """What is wrong with a checkpoint as far as the sizes of its files tell; None for nothing."""
+def _below(files: Mapping[str, StoredFile], folder: str) -> dict[str, StoredFile]:
+    return {path[len(folder) + 1 :]: file for path, file in files.items() if path.startswith(f"{folder}/")}
+
+
+def damage(checkpoint: str, files: Mapping[str, StoredFile] | None = None) -> str | None:
+    """What is wrong with a checkpoint as far as the sizes of its files tell; None for nothing.
+
+    Args:
+        checkpoint: its folder.
+        files: what it consists of, where that is on several disks.
+    """
     if any(filesystem.isfile(filesystem.join(checkpoint, name)) for name in _HUGGING_FACE):
         return None
     if not _has_metadata(checkpoint):
@@ -246,8 +290,10 @@ def damage(checkpoint: str) -> str | None:
         sizes[part.relative_path] = max(sizes.get(part.relative_path, 0), part.offset + part.length)
     for name, size in sizes.items():
         path = os.path.join(checkpoint, name)
-        if not os.path.isfile(path) or os.path.getsize(path) < size:
+        if files is None and (not os.path.isfile(path) or os.path.getsize(path) < size):
             return f"{name} is missing or shorter than its {size} bytes"
+        if files is not None and (name not in files or files[name].size < size):
+            return f"{name} is missing at every node, or shorter than its {size} bytes"
     return None
 
 

@@ -6,6 +6,7 @@ torchtitan picks its device when it is imported and asks that device's module fo
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,12 +50,14 @@ def adapt(config) -> None:
     if not on_cpu():
         return
     from titan_ext.models.attention import use_packed_attention
+    from titan_ext.models.experts import use_wide_experts
 
     config.training.disable_cuda_graphs = True
     # A CPU emulates bfloat16; the mixed-precision copy would only cost time.
     config.training.mixed_precision_param = "float32"
     if config.model_spec is not None:
-        use_packed_attention(config.model_spec.model)
+        use_wide_experts(config.model_spec.model)
+        config.model_spec = replace(config.model_spec, model=use_packed_attention(config.model_spec.model))
 
 
 def finish(model_parts: Iterable[nn.Module]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,14 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
 
     @dataclass(kw_only=True, slots=True)
     class Config(torchtitan_metrics.MetricsProcessor.Config):
-        pass
+        serve_port: int = 0
+        """Port from which the launcher of this site serves its metrics, read-only, for `titan-ext watch`; 0: none. Sites
+        of one machine with the same port share it. With ``replica.secret_file`` only holders of the secret are served."""
+
+        outer_norms_every: int = 10
+        """Inner steps from one round whose norms are measured to the next, at least: those of the mean pseudo-gradient, of
+        the outer optimizer's state and of the model, in all and by layer, the cosine between the sites' updates and
+        their noise scale. 0: none is."""
 
     def __init__(
         self, config: Config, *, dump_folder: str = "./outputs", pp_schedule: str = "1F1B", **options: Any
@@ -40,6 +48,8 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         self._started = time.perf_counter()
         self._first_loss: float | None = None
         self._last: dict[str, Any] = {}
+        self.routing: Callable[[], dict[str, float]] = dict
+        """What is known of the routers at the step that is logged; the trainer's to set."""
 
     def log(
         self,
@@ -61,14 +71,21 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
             "tokens_per_second": self.ntokens_since_last_log * ranks / seconds,
             "lr": float(rates[0]) if rates else None,
             "grad_norm": grad_norm,
+            **self.routing(),
         }
-        super().log(step, global_avg_loss, global_max_loss, grad_norm, extra_metrics)
+        super().log(step, global_avg_loss, global_max_loss, grad_norm, {**(extra_metrics or {}), **self.routing()})
         self.journal.add("step", self._last)
 
     def log_validation(self, loss: float, step: int, extra_metrics: dict[str, Any] | None = None) -> None:
         """As torchtitan's, and a line of ``metrics.jsonl``."""
         super().log_validation(loss, step, extra_metrics)
         self.journal.add("validation", {"step": step, "loss": loss})
+
+    def log_loss(self, step: int, values: dict[str, float]) -> None:
+        """Log what a loss reports of its own."""
+        if self.is_logging_rank:
+            self.logger.log({f"loss/{name}": value for name, value in values.items()}, step)
+            self.journal.add("loss", {"step": step, **values})
 
     def log_not_finite(self, step: int) -> None:
         """Log a step whose loss is a NaN or an infinity, of which torchtitan reports nothing else."""
@@ -92,6 +109,8 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
             return
         values = record.as_dict()
         self.journal.add("round", values)
+        values |= {f"norm/{what}": value for what, value in (record.norms or {}).items()}
+        values |= record.measures
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and key != "step"}
         self.logger.log({f"semi_sync/{key}": value for key, value in numbers.items()}, record.step)
         torchtitan_metrics.logger.info(

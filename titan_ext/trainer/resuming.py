@@ -21,6 +21,7 @@ _RULE = re.compile(r"^semi_sync\.states\.[^.]+\.(.+)$")
 # are its copies of the parameters, whatever its method calls them.
 _NEEDED = {
     "optimizer": re.compile(r"^optimizer\.state\."),
+    "dataloader": re.compile(r"^dataloader\.ranks$"),
     "train_state": re.compile(r"^train_state\.step$"),
     "semi_sync": re.compile(r"^semi_sync\.counters$|^semi_sync\.states\..*\.(global|slow)$"),
 }
@@ -30,6 +31,7 @@ STATES = {
     "dataloader": "the place in the data",
     "train_state": "the count of steps and tokens",
     "semi_sync": "the outer loop",
+    "loss": "the loss's state",
 }
 """What a run keeps in checkpoints beside its model, by name, in words."""
 
@@ -46,11 +48,12 @@ def fresh_words(name: str, known: bool = False) -> str:
 
 def stored_shapes(checkpoint: str, remote: bool) -> Shapes:
     """Read what a checkpoint in torch's distributed format holds."""
+    reader: Any = FileSystemReader
     if remote:
-        from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader as Reader
-    else:
-        Reader = FileSystemReader
-    entries = Reader(checkpoint).read_metadata().state_dict_metadata
+        from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+
+        reader = FsspecReader
+    entries = reader(checkpoint).read_metadata().state_dict_metadata
     return {key: tuple(entry.size) if hasattr(entry, "size") else None for key, entry in entries.items()}
 
 

@@ -1,8 +1,9 @@
 """A site's trainer: torchtitan's inner step, then the outer loop's."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,12 +11,16 @@ import torch
 from torchtitan import trainer as torchtitan_trainer
 from torchtitan.components.dataloader import DataloaderExhaustedError
 from torchtitan.config import TORCH_DTYPE_MAP
+from torchtitan.models.common.moe import MoE
 from torchtitan.tools.logging import logger
 
-from titan_ext.config.sections import DeptConfig, SiteConfig
+from titan_ext.config.fomoe import expert_rows
+from titan_ext.config.resolved import known_sizes
+from titan_ext.config.sections import DeptConfig, FoMoEConfig, SiteConfig
 from titan_ext.data.tokenizers.traits import fingerprint, row_count
 from titan_ext.errors import RunError, UserError
 from titan_ext.export.llama import is_llama, llama_config
+from titan_ext.models.capabilities import tell_step
 from titan_ext.optim.switch import Switch, SwitchConfig
 from titan_ext.replica import ReplicaConfig
 from titan_ext.replica.shutdown.graceful_shutdown import GracefulShutdown
@@ -23,16 +28,20 @@ from titan_ext.replica.shutdown.process import GracefulExit
 from titan_ext.replica.shutdown.replica import StoppableReplica
 from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, TokenRowMap
 from titan_ext.semi_sync.plan.resolve import shares_sparse_rows
+from titan_ext.semi_sync.wire.ledger import RoundRecord
+from titan_ext.semi_sync.wire.link import bytes_per_second, number_of_streams
 from titan_ext.trainer.checkpoints import CheckpointManager
 from titan_ext.trainer.cpu import finish
 from titan_ext.trainer.metrics import MetricsProcessor
 from titan_ext.trainer.optimizers import OptimizersContainer
+from titan_ext.trainer.routing import RoutingStatistics
+from titan_ext.trainer.token_step import TokenStepTrainer
 
 # On top of the lighthouse's patience: what a heartbeat may take to arrive.
 _HEARTBEAT_MARGIN_SECONDS = 1.0
 
 
-class Trainer(torchtitan_trainer.Trainer):
+class Trainer(TokenStepTrainer):
     """torchtitan's trainer for one site of several.
 
     Each inner step is torchtitan's own; after it the outer loop may exchange with the other sites.
@@ -48,6 +57,9 @@ class Trainer(torchtitan_trainer.Trainer):
 
         dept: DeptConfig = field(default_factory=DeptConfig)
         """Embeddings apart from the body."""
+
+        fomoe: FoMoEConfig = field(default_factory=FoMoEConfig)
+        """Experts shared out over the sites."""
 
         replica: ReplicaConfig = field(default_factory=ReplicaConfig)
         """How the site finds the others, and how long it waits for them."""
@@ -69,11 +81,13 @@ class Trainer(torchtitan_trainer.Trainer):
         self.replica: StoppableReplica | None = None
         self._begun = False
         self._over = False
-        self._tokens_told = 0
+        self._tokens_reported = 0
         described = config.checkpoint.enable and config.checkpoint.last_save_in_hf and is_llama(config.model_spec)
         # torchtitan cuts the model's positions down to the run's sequences.
         longest = config.model_spec.model.max_seq_len if described else 0
-        super().__init__(config)
+        routing = RoutingStatistics(lambda: self.metrics_processor.should_log(self.step))
+        super().__init__(_observed(config, routing))
+        self.metrics_processor.routing = routing.metrics
         self.checkpointer.model_config = self.model_config
         if described:
             self.checkpointer.description = self._description(longest)
@@ -84,13 +98,18 @@ class Trainer(torchtitan_trainer.Trainer):
             self._switch = Switch(config.optimizer_switch, self.optimizers.optimizers, self.lr_schedulers.schedulers)
         except ValueError as error:
             raise UserError(f"optimizer_switch.{error}") from error
+        if config.checkpoint.enable:
+            self.checkpointer.states |= self.state_of_loss()
         if config.semi_sync.method != "none" and not config.checkpoint.create_seed_checkpoint:
             self._build_outer_loop(config)
+
+    step: int
 
     def should_continue_training(self) -> bool:
         """torchtitan asks before each step; the first time, after any checkpoint is loaded, the site joins."""
         if not self._begun:
             self._begun = True
+            self.metrics_processor.journal.add("start", {"step": self.step})
             self._apply_settings()
             if self.outer is not None:
                 self._join()
@@ -103,9 +122,7 @@ class Trainer(torchtitan_trainer.Trainer):
         """One inner step, then whatever the outer loop has due."""
         # torchtitan has counted the step that is about to be taken.
         self._switch.before_step(self.step - 1)
-        for part in self.model_parts:
-            if hasattr(part, "set_step"):
-                part.set_step(self.step)
+        tell_step(self.model_parts, self.step)
         taken = not (self.outer is not None and self.outer.sits_out) and self._inner_step(data_iterator)
         if self.outer is None:
             return
@@ -147,7 +164,7 @@ class Trainer(torchtitan_trainer.Trainer):
                 raise
             if self.outer is None:
                 problem = f"the loss of step {self.step} is not finite: lower the learning rate, or look at the data"
-                raise RunError(problem) from error
+                raise RunError(problem) from None
             self.metrics_processor.log_not_finite(self.step)
         return True
 
@@ -168,8 +185,10 @@ class Trainer(torchtitan_trainer.Trainer):
         self._end_early()
 
     def _outer_step(self, *_: object) -> None:
-        self.outer.step(tokens=self.ntokens_seen - self._tokens_told)
-        self._tokens_told = self.ntokens_seen
+        if self.token_loss is not None and (factor := self.token_loss.outer_weight) is not None:
+            self.outer.weight_factor = factor
+        self.outer.step(tokens=self.ntokens_seen - self._tokens_reported)
+        self._tokens_reported = self.ntokens_seen
 
     def train(self) -> None:
         """Train to the last step, settle what is in flight, and write the summary."""
@@ -230,7 +249,13 @@ class Trainer(torchtitan_trainer.Trainer):
             ranks = 1
         if rank < ranks:
             self.replica = StoppableReplica(
-                config.replica, site=config.site.name, rank=rank, world_size=ranks, shutdown=self._shutdown
+                config.replica,
+                site=config.site.name,
+                rank=rank,
+                world_size=ranks,
+                shutdown=self._shutdown,
+                streams=number_of_streams(config.semi_sync.streams),
+                max_rate=bytes_per_second(config.semi_sync.max_rate) / ranks,
             )
         self.outer = config.semi_sync.build(
             model_parts=self.model_parts,
@@ -242,16 +267,35 @@ class Trainer(torchtitan_trainer.Trainer):
                 commit_log=CommitLog(Path(config.dump_folder) / "commits.jsonl"),
                 allow_rollback=config.replica.allow_rollback,
                 token_rows=self._token_rows(),
+                scope_rows=expert_rows(config.fomoe, config.site, config.model_spec.model, config.semi_sync.scopes),
                 heartbeat_timeout_seconds=config.replica.heartbeat_timeout_seconds,
+                norms_every=config.metrics.outer_norms_every,
             ),
-            on_round=self.metrics_processor.log_round,
+            on_round=self._on_round,
             # All take the same steps: a site with fewer would leave the others waiting for it at their end.
             must_agree={"training.steps": config.training.steps},
+            described=self._described(config),
         )
         if config.semi_sync.sync_point == "before_step":
             self.optimizers.register_step_pre_hook(self._outer_step)
         if config.checkpoint.enable:
             self.checkpointer.states["semi_sync"] = self.outer
+
+    def _described(self, config: Config) -> dict[str, Any]:
+        """Settings behind the model and its layout, by key."""
+        spec, parallelism = config.model_spec, dataclasses.asdict(config.parallelism)
+        sizes = known_sizes(spec.model) or {"flavor": spec.flavor}
+        degrees = {key: value for key, value in parallelism.items() if key.endswith("_degree")}
+        return {
+            "model.name": spec.name,
+            **{f"model.{key}": value for key, value in sizes.items()},
+            **{f"parallelism.{key}": value for key, value in degrees.items()},
+        }
+
+    def _on_round(self, record: RoundRecord) -> None:
+        self.metrics_processor.log_round(record)
+        if self.token_loss is not None and (record.committed or record.healed):
+            self.token_loss.after_sync()
 
     def _description(self, longest: int) -> dict[str, Any]:
         """The ``config.json`` beside the last checkpoint's weights, for positions up to ``longest``."""
@@ -280,7 +324,7 @@ class Trainer(torchtitan_trainer.Trainer):
                 paired,
             )
         self.outer.inner_step = max(self.outer.inner_step, self.step)
-        self._tokens_told = self.ntokens_seen
+        self._tokens_reported = self.ntokens_seen
         self.outer.join()
         self._follow_inner_step()
         logger.info(
@@ -326,6 +370,16 @@ class Trainer(torchtitan_trainer.Trainer):
         """Ranks of the site that count tokens of their own."""
         mesh = self.parallel_dims.get_optional_mesh("loss") if self.parallel_dims.dp_cp_enabled else None
         return 1 if mesh is None else mesh.size()
+
+
+def _observed(config: Trainer.Config, routing: RoutingStatistics) -> Trainer.Config:
+    """The config with a model whose routers are observed, if it has experts."""
+    spec = config.model_spec
+    if not any(spec.model.traverse(MoE.Config)):
+        return config
+    observing = routing.observing(spec.post_optimizer_build_fn)
+    whole: Any = config
+    return replace(whole, model_spec=replace(spec, post_optimizer_build_fn=observing))
 
 
 def _quiet_torchft() -> None:

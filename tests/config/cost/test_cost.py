@@ -1,6 +1,7 @@
 """The costs that ``titan-ext check`` prints, against written-out arithmetic."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from tests.config.conftest import GOOD
 from tests.config.test_bad_input import checked
 from titan_ext.config import load_site, site_cost
-from titan_ext.config.cost.shapes import parameter_shapes
-from titan_ext.semi_sync import method_names
+from titan_ext.config.cost.outer_cost import rules_by_launch
+from titan_ext.config.model import parameter_shapes
+from titan_ext.semi_sync import Average, SyncRule, method_names
 
 
 def numel(site: object) -> int:
@@ -20,7 +22,7 @@ def test_one_rank_with_diloco(write: Callable) -> None:
     site = load_site(write(), "alpha")
     cost, count = site_cost(site), numel(site)
     assert cost.parameters == count
-    # fp32 parameters, gradients, two Adam states, the global copy, outer momentum, the send buffer and its copy in Gloo.
+    # fp32 parameters, gradients, two Adam states, the global copy, outer momentum, the send buffer and what the other site sends.
     assert cost.memory_bytes == 4 * count * (1 + 1 + 2 + 1 + 1 + 2)
     assert cost.rounds == 4  # every 5 of 20 steps
     assert cost.round_bytes == 4 * count  # a ring over two sites sends 2 x (n - 1) / n = 1 time the payload
@@ -80,11 +82,11 @@ def test_parallel_ranks_share_the_memory(key: str, write: Callable) -> None:
     assert alone.round_bytes <= split.round_bytes < 1.01 * alone.round_bytes
 
 
-def test_replicas_travel_twice(write: Callable) -> None:
+def test_replicas_share_what_travels(write: Callable) -> None:
     file = write()
     key = "--parallelism.data_parallel_replicate_degree"
     alone, twice = (site_cost(load_site(file, "alpha", [f"{key}={degree}"])) for degree in (1, 2))
-    assert twice.round_bytes == 2 * alone.round_bytes and twice.memory_bytes == alone.memory_bytes
+    assert twice.round_bytes == alone.round_bytes and twice.memory_bytes == alone.memory_bytes
 
 
 def test_the_command_prints_settings_and_costs(write: Callable, capsys: pytest.CaptureFixture) -> None:
@@ -108,3 +110,21 @@ def test_the_command_prints_json(write: Callable, capsys: pytest.CaptureFixture)
 
 def test_it_says_so_when_all_is_well(write: Callable, capsys: pytest.CaptureFixture) -> None:
     assert checked([write()], capsys) == (0, "")
+
+
+@pytest.mark.parametrize("steps", [1, 5, 11, 12, 13, 50, 10**15])
+def test_rounds_of_any_number_of_steps_are_counted(steps: int) -> None:
+    """As by going through the schedule; at once also where that would take years."""
+    rules = [
+        SyncRule(name="a", period=4, apply=Average()),
+        SyncRule(name="b", period=6, offset=2, apply=Average()),
+        SyncRule(name="c", period=1, final=True, apply=Average()),
+    ]
+    found = rules_by_launch(rules, steps)
+    if steps > 50:
+        whole, rest = divmod(steps, 12)
+        one, more = rules_by_launch(rules[:2], 12), rules_by_launch(rules[:2], rest)
+        assert found == {key: whole * times + more.get(key, 0) for key, times in one.items()} | {(2,): 1}
+        return
+    due = [tuple(i for i, rule in enumerate(rules) if rule.due(step)) for step in range(1, steps + 1)]
+    assert found == Counter([each for each in due if each]) + Counter([(2,)])

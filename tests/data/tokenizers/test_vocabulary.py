@@ -98,7 +98,7 @@ def test_a_feeds_training_documents_alone_are_read(tmp_path: Path) -> None:
     corpus = write_lines(tmp_path / "c.jsonl", ["", *(chr(48 + n) * 3 for n in range(40))])
     config = TextDataLoader.Config(dataset=str(corpus), split="train", holdout_fraction=0.25)
     found = find_vocabulary(open_feed(config), ByteTokenizer())
-    read = {ord(text[0]) for _, text in open_feed(config).read(0, None, 0, 1) if text}
+    read = {ord(each.text[0]) for each in open_feed(config).read(0, None, 0, 1) if each.text}
     assert set(found.ids.tolist()) == read | {256, 257, 258} and len(read) < 40
     # The marks too: a document without text has none.
     assert found.counts[256] == found.counts[257] == len(read)

@@ -43,10 +43,8 @@ def test_anything_else_is_a_cause(error):
 
 
 def test_a_rank_that_a_signal_ended_is_named():
-    assert (
-        killed({0: 1, 1: -signal.SIGKILL}) == "titan-ext: error: rank 1 was ended by SIGKILL, maybe for want of memory"
-    )
-    assert killed({0: -signal.SIGSEGV}) == "titan-ext: error: rank 0 was ended by SIGSEGV"
+    assert killed({0: 1, 1: -signal.SIGKILL}) == "rank 1 was ended by SIGKILL, maybe for want of memory"
+    assert killed({0: -signal.SIGSEGV}) == "rank 0 was ended by SIGSEGV"
     assert killed({0: 1, 1: -signal.SIGTERM, 2: 143}) is None
 
 
@@ -85,3 +83,10 @@ def test_the_rank_that_caused_the_end_speaks_whichever_it_is():
 def test_where_all_ranks_come_to_one_end_one_speaks():
     answers = speak((1, "UserError('data: no text')"), (0, "UserError('data: no text')"))
     assert answers == [(2, "titan-ext: error: data: no text\n"), (2, "")]
+
+
+def test_a_path_that_cannot_be_had_is_one_line(tmp_path):
+    folder = str(tmp_path)
+    answers = speak((0, f"IsADirectoryError(21, 'Is a directory', {folder!r})"), (0, "KeyError('metrics')"))
+    assert answers[0] == (2, f"titan-ext: error: {folder}: cannot be read or written: Is a directory\n")
+    assert answers[1][0] == 1 and "Traceback" in answers[1][1]

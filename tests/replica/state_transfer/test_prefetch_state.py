@@ -17,7 +17,7 @@ from tests.semi_sync.sites import in_background, lighthouse
 from titan_ext.replica.state_transfer.chunks import LATEST
 from titan_ext.replica.state_transfer.prefetch_state import prefetch_state
 from titan_ext.replica.state_transfer.transport import StateTransport
-from titan_ext.replica.torchft_internals import SiteProcessGroup
+from titan_ext.replica.streams.group import StreamGroup
 from titan_ext.semi_sync import SemiSync, SiteOptions, SiteRanks
 
 SECONDS = timedelta(seconds=20)
@@ -37,7 +37,7 @@ class Counting(StateTransport):
 def site(url, name, transport=None):
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     own = Manager(
-        pg=SiteProcessGroup("127.0.0.1", SECONDS),
+        pg=StreamGroup("127.0.0.1", SECONDS),
         load_state_dict=None,
         state_dict=None,
         min_replica_size=1,
@@ -91,7 +91,7 @@ def outer_loop(own, value, name):
 def step(own, model, outer):
     model.weight.data += 0.5
     outer.step()
-    own._checkpoint_transport.serve_snapshot_requests(own.current_step(), own._manager_state_dict)
+    own._checkpoint_transport.offers.serve_snapshot_requests(own.current_step(), own._manager_state_dict)
 
 
 @pytest.mark.parametrize("outdated", [False, True], ids=["still the latest", "outdated"])
@@ -105,7 +105,9 @@ def test_a_newcomer_needs_no_transfer_in_its_quorum_unless_the_member_moved_on(o
         asking = in_background(lambda: prefetch_state(url, site="site1", rank=0, fetch=transport.prefetch))
         while not asking.done():
             # The member is between two inner steps again and again; no round is due meanwhile.
-            member._checkpoint_transport.serve_snapshot_requests(member.current_step(), member._manager_state_dict)
+            member._checkpoint_transport.offers.serve_snapshot_requests(
+                member.current_step(), member._manager_state_dict
+            )
         assert asking.result()
         if outdated:
             for _ in range(4):
@@ -139,7 +141,9 @@ def test_a_snapshot_is_not_what_the_member_goes_on_changing():
         transport = Counting("127.0.0.1", 0, SECONDS)
         asking = in_background(transport.prefetch, member._checkpoint_transport.metadata())
         while not asking.done():
-            member._checkpoint_transport.serve_snapshot_requests(member.current_step(), member._manager_state_dict)
+            member._checkpoint_transport.offers.serve_snapshot_requests(
+                member.current_step(), member._manager_state_dict
+            )
         asking.result()
         before = transport._prefetched["user"]["titan_ext"]["states"]["params/0"]["weight"]["global"].clone()
         for _ in range(3):
@@ -147,7 +151,7 @@ def test_a_snapshot_is_not_what_the_member_goes_on_changing():
         after = outer.global_parameters()["weight"]
         assert torch.equal(transport._prefetched["user"]["titan_ext"]["states"]["params/0"]["weight"]["global"], before)
         assert not torch.equal(after, before)
-        assert member._checkpoint_transport._offers._snapshot is None  # forgotten at the commit
+        assert member._checkpoint_transport.offers._snapshot is None  # forgotten at the commit
         transport.shutdown()
 
 
@@ -201,18 +205,18 @@ def test_a_lighthouse_that_is_away_is_waited_for():
 def test_a_member_in_a_quorum_keeps_nobody_waiting(asked_first):
     """Maybe it waits there for the very site that asks."""
     member, newcomer = (StateTransport("127.0.0.1", 0, SECONDS) for _ in range(2))
-    member.serve_snapshot_requests(3, dict)  # it does make snapshots
+    member.offers.serve_snapshot_requests(3, dict)  # it does make snapshots
     if asked_first:
         asking = in_background(newcomer.prefetch, member.metadata())
-        wait_until(lambda: member._offers._snapshot_wanted, "the request")
-    with member.in_quorum():
+        wait_until(lambda: member.offers._snapshot_wanted, "the request")
+    with member.offers.in_quorum():
         if not asked_first:
             asking = in_background(newcomer.prefetch, member.metadata())
         with pytest.raises(OSError, match="404"):
             asking.result(PATIENCE_SECONDS)
     asking = in_background(newcomer.prefetch, member.metadata())
     while not asking.done():
-        member.serve_snapshot_requests(3, lambda: {"torchft": {"step": 3}})
+        member.offers.serve_snapshot_requests(3, lambda: {"torchft": {"step": 3}})
     assert newcomer.recv_checkpoint(0, "nowhere", 3, SECONDS) == {"torchft": {"step": 3}}
     for each in (member, newcomer):
         each.shutdown()
@@ -235,7 +239,9 @@ def test_a_site_that_fell_behind_goes_on_from_the_members_step_not_from_that_of_
         def member():
             model, outer = one_step_after_a_round(ahead, "site0")
             while not fetched.is_set():
-                ahead._checkpoint_transport.serve_snapshot_requests(ahead.current_step(), ahead._manager_state_dict)
+                ahead._checkpoint_transport.offers.serve_snapshot_requests(
+                    ahead.current_step(), ahead._manager_state_dict
+                )
             while outer.inner_step < 16:
                 step(ahead, model, outer)
             return outer.shared_state_sha256()

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from titan_ext.semi_sync.round.agreement import Verdict, agree
-from titan_ext.semi_sync.round.site_status import Position, SiteStatus
+from titan_ext.semi_sync.round.agreement import Position, SiteStatus, Verdict, agree
 
 MEMBER = SiteStatus(
     fingerprint=7, run=5, position=Position(0, 3), known=Position(0, 3), checksum=11, step=20, rules=[0, 2]

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from titan_ext.semi_sync import SemiSync, SiteOptions, SiteRanks
-from titan_ext.semi_sync.round.agreement import Verdict
+from titan_ext.semi_sync.round.agreement import Position, SiteStatus, Verdict
 from titan_ext.semi_sync.round.contributions import Contributions
 from titan_ext.semi_sync.round.round import Launch, Role, RoundResult, Sum
-from titan_ext.semi_sync.round.site_status import Position, SiteStatus
 from titan_ext.semi_sync.testing.simulator import InProcessManager, InProcessSites
 
 STEP, TOKENS = 4, 100
@@ -39,8 +38,7 @@ class VotingManager(InProcessManager):
 def summed(total: float, *, own: float, weights: list[float], own_is_finite: bool = True) -> Sum:
     """What came back for the one rule of one element."""
     return Sum(
-        rules=(0,),
-        buffer=torch.tensor([total]),
+        parts={0: torch.tensor([total])},
         weight=own,
         own_is_finite=own_is_finite,
         contributions=Contributions(weights, [[] for _ in weights]),
@@ -63,9 +61,9 @@ class Round:
             on_round=self.records.append,
         )
         # The parts that ``step`` hands a result to, without the exchange before it.
-        self.engine, self.committer = outer._engine, outer._committer
+        self.committer = outer._committer
         self.model.weight.data.fill_(3.0)
-        self.engine.progress.step, self.engine.progress.tokens = STEP, TOKENS
+        self.committer.progress.step, self.committer.progress.tokens = STEP, TOKENS
 
     @property
     def weight(self) -> float:
@@ -89,38 +87,38 @@ class Round:
 
 def test_a_yes_applies_the_mean_and_counts():
     round_ = Round(VotingManager())
-    round_.engine.schedule.again([0])
+    round_.committer.schedule.again([0])
     assert round_.committer.commit(round_.result())
     assert round_.weight == 6.0
-    assert round_.engine.states[0].global_flat.tolist() == [6.0]
-    assert round_.engine.lineage.position == Position(0, 1)
-    assert round_.engine.schedule.pending == [], "what the round brought does not wait any more"
-    assert round_.engine.progress.tokens == 0
+    assert round_.committer.exchange.states[0].global_flat.tolist() == [6.0]
+    assert round_.committer.exchange.lineage.position == Position(0, 1)
+    assert round_.committer.schedule.pending == [], "what the round brought does not wait any more"
+    assert round_.committer.progress.tokens == 0
     (record,) = round_.records
     assert (record.committed, record.round, record.step, record.participants) == (True, 1, STEP, 2)
     assert record.contributors == ["east", "west"] and record.error is None
-    assert (round_.engine.ledger.rounds, round_.engine.ledger.failed) == (1, 0)
+    assert (round_.committer.ledger.rounds, round_.committer.ledger.failed) == (1, 0)
 
 
 def test_what_was_trained_on_during_a_flight_counts_in_the_next_round():
     round_ = Round(VotingManager())
     launch = Launch(role=Role.MEMBER, rules=(0,), step=STEP, weight=1.0, tokens=TOKENS - 30)
     round_.committer.commit(round_.result(launch=launch))
-    assert round_.engine.progress.tokens == 30
+    assert round_.committer.progress.tokens == 30
 
 
 def test_a_joining_site_takes_the_mean_and_has_trained_on_nothing():
     round_ = Round(VotingManager())
     launch = Launch(role=Role.JOINING, rules=(), step=STEP, weight=1.0, tokens=0)
     assert round_.committer.commit(round_.result(role=Role.JOINING, launch=launch))
-    assert round_.weight == 6.0 and round_.engine.progress.tokens == 0
+    assert round_.weight == 6.0 and round_.committer.progress.tokens == 0
 
 
 def test_a_yes_to_a_round_without_contributors_applies_nothing():
     round_ = Round(VotingManager())
     nothing = summed(0.0, own=0.0, weights=[0.0, 0.0])
     assert round_.committer.commit(round_.result(sum=nothing))
-    assert round_.weight == 3.0 and round_.engine.lineage.position == Position()
+    assert round_.weight == 3.0 and round_.committer.exchange.lineage.position == Position()
 
 
 def test_a_site_whose_work_is_not_finite_goes_on_from_what_the_sites_share():
@@ -133,28 +131,28 @@ def test_a_site_whose_work_is_not_finite_goes_on_from_what_the_sites_share():
 def test_a_no_leaves_everything_and_tries_again():
     round_ = Round(VotingManager(vote=False, error=RuntimeError("the link broke")))
     assert not round_.committer.commit(round_.result())
-    assert round_.weight == 3.0 and round_.engine.states[0].global_flat.tolist() == [1.0]
-    assert round_.engine.lineage.position == Position()
-    assert round_.engine.schedule.pending == [0]
-    assert round_.engine.progress.tokens == TOKENS, "it still counts in the round that is tried again"
+    assert round_.weight == 3.0 and round_.committer.exchange.states[0].global_flat.tolist() == [1.0]
+    assert round_.committer.exchange.lineage.position == Position()
+    assert round_.committer.schedule.pending == [0]
+    assert round_.committer.progress.tokens == TOKENS, "it still counts in the round that is tried again"
     (record,) = round_.records
     assert (record.committed, record.participants, record.contributors) == (False, 0, [])
     assert record.error == "the link broke"
-    assert (round_.engine.ledger.rounds, round_.engine.ledger.failed) == (0, 1)
+    assert (round_.committer.ledger.rounds, round_.committer.ledger.failed) == (0, 1)
 
 
 def test_a_no_without_keeping_local_work_goes_back_and_waits_for_the_next_round():
     round_ = Round(VotingManager(vote=False), keep_local_work=False)
     assert not round_.committer.commit(round_.result())
     assert round_.weight == 1.0
-    assert round_.engine.schedule.pending == []
+    assert round_.committer.schedule.pending == []
     assert round_.records[0].error == "a rank or site of the round failed"
 
 
 def test_a_no_after_which_this_site_holds_a_peers_state_is_not_tried_again():
     round_ = Round(VotingManager(vote=False))
     round_.committer.commit(round_.result(healed=True))
-    assert round_.engine.schedule.pending == [] and round_.records[0].healed
+    assert round_.committer.schedule.pending == [] and round_.records[0].healed
 
 
 @pytest.mark.parametrize(
@@ -171,7 +169,7 @@ def test_when_a_no_is_tried_again(error, problem, resync_step, not_before):
     result = round_.result(retry_after_steps=6)
     verdict = replace(result.verdict, problem=problem, resync_step=resync_step)
     round_.committer.commit(replace(result, verdict=verdict))
-    assert round_.engine.schedule.not_before == not_before
+    assert round_.committer.schedule.not_before == not_before
     assert round_.records[0].error == (problem or error or "a rank or site of the round failed")
 
 
@@ -191,14 +189,14 @@ def test_a_run_begins_with_the_vote(vote):
     opening = Verdict([SiteStatus(name="east", fingerprint=0, step=0, rules=None)], [], 0, opening=(77, Position()))
     result = RoundResult(launch=launch, role=Role.JOINING, sites=1, verdict=opening)
     assert round_.committer.commit(result) == vote
-    assert round_.engine.lineage.run == (77 if vote else 0)
-    assert round_.records == [] and round_.engine.ledger.rounds == round_.engine.ledger.failed == 0
+    assert round_.committer.exchange.lineage.run == (77 if vote else 0)
+    assert round_.records == [] and round_.committer.ledger.rounds == round_.committer.ledger.failed == 0
 
 
 def test_the_inner_optimizer_is_reset_after_a_committed_round_alone():
     for vote in (True, False):
         round_ = Round(VotingManager(vote=vote), reset_inner_optimizer=True)
         resets = []
-        round_.engine.view.reset_optimizers = lambda: resets.append(1)
+        round_.committer.view.reset_optimizers = lambda: resets.append(1)
         round_.committer.commit(round_.result())
         assert len(resets) == vote

@@ -100,6 +100,6 @@ def test_what_is_owed_is_remembered_by_a_checkpoint():
         saved = outer.state_dict()
         fresh = outer_loop(weight(), [], own, method="local_sgd", sync_every=4, register=False)
         fresh.load_state_dict(saved)
-        return fresh.sits_out, fresh._engine.end_of_data.all_sent
+        return fresh.sits_out, fresh._participation.all_sent
 
     assert run_sites(1, body) == [(True, False)]

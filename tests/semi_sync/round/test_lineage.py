@@ -293,8 +293,8 @@ def test_a_site_whose_shared_state_went_astray_is_found_and_mended(tmp_path):
         train(index, model, outer, 4)
         if index == 2:
             outer.global_parameters()["weight"][1] += 1e-3
-            outer._engine.checksum.forget()
-            outer._engine.lineage.checksum = outer._engine.checksum.after(())
+            outer._committer.checksum.forget()
+            outer._exchange.lineage.checksum = outer._committer.checksum.after(())
         train(index, model, outer, 10)
         return outer.shared_state_sha256(), [(r.step, r.committed, r.error, r.healed) for r in records]
 

@@ -4,13 +4,16 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from titan_ext.semi_sync import CommitLog, SiteRanks
+from titan_ext.semi_sync.round.agreement import Position, SiteStatus
 from titan_ext.semi_sync.round.lineage import Lineage
-from titan_ext.semi_sync.round.site_status import Position, SiteStatus
 from titan_ext.semi_sync.testing.simulator import InProcessManager, InProcessSites
 
 FRESH = SiteStatus(name="east", fingerprint=0, step=0, rules=None, salt=40)
+
+CPU = torch.device("cpu")
 
 
 class Counters(InProcessManager):
@@ -40,8 +43,7 @@ def commit(place: Lineage, *names: str, checksum: int = 9) -> None:
     table = [
         SiteStatus(name=name, fingerprint=0, step=0, rules=[0], tokens=10 * (1 + i)) for i, name in enumerate(names)
     ]
-    place.advance()
-    place.record(table, list(range(min(2, len(names)))), step=8, checksum=checksum)
+    place.commit(table, list(range(min(2, len(names)))), step=8, checksum=checksum)
 
 
 def behind(path, *names: str, commits: int = 3, checkpoint: int = 1, **options) -> Lineage:
@@ -60,8 +62,8 @@ def behind(path, *names: str, commits: int = 3, checkpoint: int = 1, **options) 
 
 def test_a_new_run_is_named_by_all_sites_together():
     table = [FRESH, replace(FRESH, name="west", salt=2)]
-    assert lineage().opening(Counters(), table) == (42, Position())
-    assert lineage().opening(Counters(), [replace(FRESH, salt=0)]) == (1, Position()), "0 is no run"
+    assert lineage().opening(Counters(), table, CPU) == (42, Position())
+    assert lineage().opening(Counters(), [replace(FRESH, salt=0)], CPU) == (1, Position()), "0 is no run"
 
 
 def test_salts_differ_and_leave_room_for_their_sum():
@@ -71,7 +73,7 @@ def test_salts_differ_and_leave_room_for_their_sum():
 
 def test_a_site_that_has_no_run_opens_that_of_the_others_at_their_furthest_point():
     table = [FRESH, *(replace(FRESH, run=5, position=each, known=each) for each in (Position(1, 2), Position(0, 9)))]
-    assert lineage().opening(Counters(), table) == (5, Position(1, 2)), "a later generation wins over more rounds"
+    assert lineage().opening(Counters(), table, CPU) == (5, Position(1, 2)), "a later generation wins over more rounds"
 
 
 def test_commits_are_counted_and_logged(tmp_path):
@@ -129,24 +131,24 @@ def test_commits_of_another_run_in_the_log_say_nothing(tmp_path):
 
 def test_who_is_behind_waits_while_a_site_of_the_last_commit_is_missing(tmp_path):
     place = behind(tmp_path / "log", "east", "west")
-    assert place.opening(Counters(), [status_of(place)]) is None
+    assert place.opening(Counters(), [status_of(place)], CPU) is None
 
 
 def test_all_of_the_last_commit_go_on_in_a_new_generation(tmp_path):
     place = behind(tmp_path / "log", "east", "west")
     table = [status_of(place), replace(FRESH, name="west", run=5, position=Position(0, 2), known=Position(0, 3))]
-    assert place.opening(Counters(), table) == (5, Position(1, 2))
+    assert place.opening(Counters(), table, CPU) == (5, Position(1, 2))
 
 
 def test_a_later_state_of_another_site_ends_the_wait(tmp_path):
     place = behind(tmp_path / "log", "east", "west")
     table = [status_of(place), replace(FRESH, name="north", run=5, position=Position(0, 3), known=Position(0, 3))]
-    assert place.opening(Counters(), table) == (5, Position(0, 3))
+    assert place.opening(Counters(), table, CPU) == (5, Position(0, 3))
 
 
 def test_a_rollback_that_is_allowed_waits_for_nobody(tmp_path):
     place = behind(tmp_path / "log", "east", "west", allow_rollback=True)
-    assert place.opening(Counters(), [status_of(place)]) == (5, Position(1, 1))
+    assert place.opening(Counters(), [status_of(place)], CPU) == (5, Position(1, 1))
 
 
 @pytest.mark.parametrize(

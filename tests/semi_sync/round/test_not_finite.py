@@ -21,6 +21,10 @@ METHODS = {
         settings={"des_loc": {"first_moment_sync_every": 4, "second_moment_sync_every": 8}},
     ),
     "sparta": dict(method="sparta", sync_every=4, settings={"sparta": {"sparta_fraction": 0.5}}),
+    "eager_diloco": dict(method="eager_diloco", sync_every=2),
+    "eager, streaming": dict(method="eager_diloco", sync_every=4, num_fragments=2),
+    "noloco": dict(method="noloco", sync_every=2),
+    "noloco, streaming": dict(method="noloco", sync_every=4, num_fragments=2),
     "int8": dict(method="diloco", sync_every=2, codec="int8", error_feedback=True),
 }
 

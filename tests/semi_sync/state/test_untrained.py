@@ -86,7 +86,7 @@ def test_the_hash_tells_sites_apart_that_differ_in_a_buffer():
         before = outer.shared_state_sha256()
         buffers = next(state for state in outer._states if isinstance(state, Buffers))
         buffers.global_flat[0] += 1e-6
-        return before, outer.shared_state_sha256(), outer._engine.checksum._parts.keys()
+        return before, outer.shared_state_sha256(), outer._committer.checksum._parts.keys()
 
     for before, after, keys in run_sites(1, body):
         assert before != after and "buffers/0" in keys

@@ -48,25 +48,26 @@ def test_a_site_that_fails_does_not_leave_the_others_waiting():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("site")]
 
 
-def test_sites_exchange_bytes():
+def test_sites_exchange_messages_by_tag():
     sites = InProcessSites(3)
     groups = [manager.process_group for manager in sites.managers()]
 
-    def act(site: int) -> tuple[torch.Tensor, torch.Tensor]:
-        sizes = [[3, 3, 3], [2, 2, 2], [1, 1, 1]][site]
-        everyones, received = (torch.empty(shape, dtype=torch.uint8) for shape in ((3, 2), sum(sizes)))
-        groups[site].allgather([list(everyones.unbind())], [torch.full((2,), site, dtype=torch.uint8)], None).wait()
-        sent = torch.tensor([site] * 3 + [10 + site] * 2 + [20 + site], dtype=torch.uint8)
-        groups[site].alltoall_base(received, sent, sizes, [3, 2, 1], None).wait()
-        return everyones, received
+    def act(site: int) -> list[list[int]]:
+        others = [other for other in range(3) if other != site]
+        for tag in (1, 0):
+            for other in others:
+                groups[site].send([torch.tensor([site, other, tag])], other, tag)
+        places = {(other, tag): torch.empty(3, dtype=torch.int64) for other in others for tag in (0, 1)}
+        for (other, tag), place in places.items():
+            groups[site].recv([place], other, tag).wait()
+        return [place.tolist() for place in places.values()]
 
     found = sites.at_once(act)
     sites.close()
-    assert all(everyones.tolist() == [[0, 0], [1, 1], [2, 2]] for everyones, _ in found)
-    assert [received.tolist() for _, received in found] == [
-        [0, 0, 0, 1, 1, 1, 2, 2, 2],
-        [10, 10, 11, 11, 12, 12],
-        [20, 21, 22],
+    assert found == [
+        [[1, 0, 0], [1, 0, 1], [2, 0, 0], [2, 0, 1]],
+        [[0, 1, 0], [0, 1, 1], [2, 1, 0], [2, 1, 1]],
+        [[0, 2, 0], [0, 2, 1], [1, 2, 0], [1, 2, 1]],
     ]
 
 

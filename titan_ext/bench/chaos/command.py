@@ -140,7 +140,7 @@ def _run(
     from titan_ext.bench.chaos.runner import ChaosRun
 
     networks = dict(zip(config.names, wan.sites)) if wan is not None else {}
-    place = {"host": wan.hub_address, "hub": wan.hub} if wan is not None else {}
+    place: dict[str, Any] = {"host": wan.hub_address, "hub": wan.hub} if wan is not None else {}
     return ChaosRun(
         folders(config, folder),
         jobs(config, folder, rounds, networks=networks, **place),

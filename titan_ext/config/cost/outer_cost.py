@@ -1,6 +1,7 @@
 """What the outer loop of a configuration will cost: the plan's rules, bound to shapes instead of tensors."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,15 +9,19 @@ from typing import Any
 import torch
 
 from titan_ext.config.cost.inner_states import InnerStates
+from titan_ext.config.fomoe import expert_rows, holders
 from titan_ext.config.outer_loop import plan_of
-from titan_ext.semi_sync.build import bind, build_reductions
-from titan_ext.semi_sync.plan.plan import SyncRule
+from titan_ext.semi_sync.build import bind, build_reductions, shared_buffers
+from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncRule
 from titan_ext.semi_sync.plan.scopes import assign
 from titan_ext.semi_sync.site.shards import batches_of
-from titan_ext.semi_sync.state.synced_state import SyncedState
+from titan_ext.semi_sync.state.sparse_tables import SparseTable, reduce_by_row
+from titan_ext.semi_sync.state.synced_state import BindOptions, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors
+from titan_ext.semi_sync.state.untrained import AverageBuffers, with_buffers
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
-from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction
+from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction, Turns
+from titan_ext.semi_sync.wire.sparse_reductions import SparseReduction
 
 _FP32 = 4
 _NOTHING = dict.fromkeys(
@@ -29,10 +34,14 @@ class _Shapes:
 
     Args:
         shape: that of a state of a parameter on the rank, None if there is no such state.
+        settings: the hyper-parameters of a parameter's optimizer.
     """
 
-    def __init__(self, shape: Callable[[str, str], torch.Size | None]) -> None:
+    def __init__(
+        self, shape: Callable[[str, str], torch.Size | None], settings: Callable[[str], dict[str, Any]]
+    ) -> None:
         self._shape = shape
+        self._settings = settings
 
     def tensors(self, state: str, names: Sequence[str]) -> list[torch.Tensor]:
         return [torch.empty(self._shape(state, name), device="meta") for name in names]
@@ -40,8 +49,8 @@ class _Shapes:
     def keeps(self, state: str, name: str) -> bool:
         return self._shape(state, name) is not None
 
-    def owner(self, name: str) -> tuple[None, None]:
-        return None, None
+    def owner(self, name: str) -> tuple[None, dict[str, Any]]:
+        return None, self._settings(name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,10 +59,8 @@ class TransferCost:
 
     site_bytes: int
     """What all ranks of the site send (and receive)."""
-    buckets: int
-    """Messages of a rank, one after the other."""
-    hops: int
-    """Between sites, one after the other, that a bucket takes."""
+    turns: Turns
+    """Of the rank that holds most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,15 +82,10 @@ class LaunchCost:
 
 
 def outer_costs(rounds: "OuterRounds | None") -> dict[str, int]:
-    """The fields of ``SiteCost`` that the outer loop accounts for.
-
-    Args:
-        rounds: None without an outer loop.
-    """
+    """The fields of ``SiteCost`` that the outer loop accounts for; of None all are 0."""
     if rounds is None:
         return dict(_NOTHING)
-    launches = rounds.launches()
-    states = rounds.states
+    launches, states = rounds.launches(), rounds.states
     kept = sum(state.facts.copies * state.elements + (state.elements if state.feeds_back else 0) for state in states)
     return {
         "global_copy_bytes": _FP32 * kept,
@@ -102,7 +104,8 @@ class OuterRounds:
         site: the site.
         shapes: of the whole parameters, by name.
         on_site: elements of each parameter on all ranks of the site, copies included.
-        held: for each rank of the pipeline the shapes of what it holds.
+        held: for each rank of the pipeline the shapes of the parameters that it holds.
+        buffers: likewise of the buffers, which all ranks of a stage hold whole.
         fullest: the one among them whose memory counts.
     """
 
@@ -112,15 +115,24 @@ class OuterRounds:
         shapes: Mapping[str, torch.Size],
         on_site: Mapping[str, int],
         held: Sequence[Mapping[str, torch.Size]],
+        buffers: Sequence[Mapping[str, torch.Size]],
         fullest: int,
     ) -> None:
+        plan = plan_of(site.config)
+        names = shared_buffers([name for stage in buffers for name in stage], plan)
+        shared = {name: stage[name] for stage in buffers for name in stage if name in names}
+        copies = site.layout.ranks // len(held)
         self._site = site
-        self._shapes = shapes
-        self._on_site = on_site
-        self.plan = plan_of(site.config)
+        self._shapes = {**shapes, **shared}
+        self._on_site = {**on_site, **{name: copies * shape.numel() for name, shape in shared.items()}}
+        self._buffers = frozenset(shared)
+        self.plan = with_buffers(plan, shared)
         self._home = assign({name: shape.numel() for name, shape in shapes.items()}, self.plan)
         self._inner = InnerStates(site.config.optimizer)
-        self._stages = [[self._bound(rule, names) for rule in self.plan.rules] for names in held]
+        config = site.config
+        self._rows = expert_rows(config.fomoe, config.site, config.model_spec.model, config.semi_sync.scopes)
+        stages = [{**own, **beside} for own, beside in zip(held, buffers, strict=True)]
+        self._stages = [[self._bound(rule, names) for rule in self.plan.rules] for names in stages]
         self._reductions = [build_reductions(stage) for stage in self._stages]
         self._fullest = fullest
         self.states = self._stages[fullest]
@@ -156,12 +168,14 @@ class OuterRounds:
         largest = max(sum(stage[index].numel for index in run) for stage in self._stages)
         if self._site.config.semi_sync.pairing == "leader":
             largest *= self._site.layout.ranks // len(self._stages)
-        bucket = self.states[run[0]].rule.wire.bucket_elements
-        return TransferCost(
-            site_bytes=sum(map(self.rule_bytes, run)),
-            buckets=max(1, math.ceil(largest / bucket)),
-            hops=reduction.hops(self._site.count),
-        )
+        else:
+            largest = -(-largest // self._copies(run[0]))
+        return TransferCost(site_bytes=sum(map(self.rule_bytes, run)), turns=reduction.turns(largest, self._site.count))
+
+    def _copies(self, index: int) -> int:
+        """Replicas inside the site, which share the work where values may be cut."""
+        state, reduction = self.states[index], self._reductions[self._fullest][index]
+        return self._site.layout.replicate if reduction.cuts_anywhere and state.facts.elementwise else 1
 
     def rule_bytes(self, index: int) -> int:
         """What all ranks of the site send for a rule in one round."""
@@ -169,12 +183,13 @@ class OuterRounds:
         names = sorted(self._covered(state.rule, self._shapes))
         if self._site.config.semi_sync.pairing == "leader":
             return _leader_bytes(state, reduction, {name: self._shapes[name].numel() for name in names}, sites)
+        copies = self._copies(index)
         if isinstance(reduction, AllReduce) and state.facts.elementwise:
             elements = state.facts.values_per_element * sum(self._on_site[name] for name in names)
-            return ring_all_reduce_bytes(_FP32 * elements, sites)
+            return ring_all_reduce_bytes(_FP32 * elements // copies, sites)
         # A message's size follows from what one rank holds; uneven shards count as the largest.
         return (self._site.layout.ranks // len(self._stages)) * sum(
-            reductions[index].wire_bytes(stage[index].numel, sites)
+            reductions[index].wire_bytes(-(-stage[index].numel // copies), sites)
             for stage, reductions in zip(self._stages, self._reductions, strict=True)
         )
 
@@ -187,19 +202,55 @@ class OuterRounds:
         return _FP32 * (sum(self.states[index].numel for index in launched) + scratch)
 
     def _bound(self, rule: SyncRule, held: Mapping[str, torch.Size]) -> SyncedState:
-        def shape(state: str, name: str) -> torch.Size | None:
-            return self._inner.shape(state, name, self._shapes[name], held[name])
+        """The rule on a rank; experts that are known to be at some sites travel by row."""
+        rows = self._rows.get(rule.scope)
+        state = self._bound_with(rule, held, BindOptions(token_rows=rows))
+        if rows is not None and isinstance(state, SparseTable):
+            names = [name for name, place in self._home.items() if place[0] == rule.scope]
+            reduce_by_row(state, names, {name: self._shapes[name].numel() for name in names})
+            among = holders(self._site.config.fomoe, self._site.count, self._site.config.model_spec.model)
+            assert isinstance(state.reduction, SparseReduction)
+            state.reduction = _Shared(state.reduction, among, self._site.index)
+        return state
 
-        return bind(rule, BoundTensors(_Shapes(shape), rule.state, list(self._covered(rule, held))))
+    def _bound_with(self, rule: SyncRule, held: Mapping[str, torch.Size], options: BindOptions) -> SyncedState:
+        view: Any = _Shapes(
+            lambda state, name: self._shape(state, name, held[name]), lambda name: self._inner.optimizer(name)[1]
+        )
+        return bind(rule, BoundTensors(view, rule.state, list(self._covered(rule, held))), options)
+
+    def _shape(self, state: str, name: str, held: torch.Size) -> torch.Size | None:
+        """Of a state (one of several keys with ``|`` between them) of a parameter of which a rank holds ``held``."""
+        if state == PARAMETERS:
+            return held
+        shapes = self._inner.shapes(name, self._shapes[name], held)
+        return next((shapes[key] for key in state.split("|") if key in shapes), None)
 
     def _covered(self, rule: SyncRule, held: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
         """Shapes of what the rule covers on a rank that holds ``held``."""
+        averages_buffers = isinstance(rule.apply, AverageBuffers)
         found = {
-            name: self._inner.shape(rule.state, name, self._shapes[name], shape)
+            name: self._shape(rule.state, name, shape)
             for name, shape in held.items()
-            if self._home.get(name) == (rule.scope, rule.fragment)
+            if (name in self._buffers if averages_buffers else self._home.get(name) == (rule.scope, rule.fragment))
         }
         return {name: shape for name, shape in found.items() if shape is not None}
+
+
+class _Shared(SparseReduction):
+    """A reduction by row of which it is known which site holds what."""
+
+    def __init__(self, reduction: SparseReduction, holders: torch.Tensor, site: int) -> None:
+        self._reduction, self._among, self._site = reduction, holders, site
+
+    def wire_bytes(self, numel: int, sites: int) -> int:
+        return self._reduction.wire_bytes_among(numel, self._among, self._site)
+
+    def turns(self, numel: int, sites: int) -> Turns:
+        return self._reduction.turns(numel, sites)
+
+    def scratch_elements(self, numel: int, sites: int) -> int:
+        return self._reduction.scratch_elements(numel, sites)
 
 
 def _outer_states(rule: SyncRule) -> int:
@@ -210,15 +261,25 @@ def _outer_states(rule: SyncRule) -> int:
 
 def rules_by_launch(rules: Sequence[SyncRule], steps: int) -> dict[tuple[int, ...], int]:
     """Rounds of a run: which rules travel together, and how often."""
+    scheduled = [(index, rule) for index, rule in enumerate(rules) if not rule.final]
+    # The schedule repeats itself: a long run has no more to be looked at than a short one.
+    cycle = math.lcm(*(rule.period for _, rule in scheduled))
+    whole, rest = divmod(steps, cycle)
+    groups = Counter(
+        {launched: whole * times for launched, times in _launches(scheduled, cycle if whole else 0).items()}
+    )
+    groups.update(_launches(scheduled, rest))
+    final = tuple(index for index, rule in enumerate(rules) if rule.final)
+    return dict(groups) | ({final: 1} if final else {})
+
+
+def _launches(rules: Sequence[tuple[int, SyncRule]], steps: int) -> Counter[tuple[int, ...]]:
+    """Which of the numbered rules are launched together, and how often, in so many inner steps from the first."""
     launched: dict[int, list[int]] = {}
-    for index, rule in enumerate(rules):
-        due = [steps + 1] if rule.final else range((rule.offset - 1) % rule.period + 1, steps + 1, rule.period)
-        for step in due:
+    for index, rule in rules:
+        for step in range((rule.offset - 1) % rule.period + 1, steps + 1, rule.period):
             launched.setdefault(step, []).append(index)
-    groups: dict[tuple[int, ...], int] = {}
-    for together in launched.values():
-        groups[tuple(together)] = groups.get(tuple(together), 0) + 1
-    return groups
+    return Counter(map(tuple, launched.values()))
 
 
 def _leader_bytes(state: SyncedState, reduction: Reduction, sizes: Mapping[str, int], sites: int) -> int:

@@ -35,7 +35,7 @@ def migrate(old: Mapping[str, Any]) -> Migration:
         migrate_sites,
     ):
         convert(draft)
-    _strangers(draft)
+    _foreign_sections(draft)
     for key in list(draft.old):
         _rest(draft, key)
     for key, value in (OLD_DEFAULTS | _profiler_folders(draft)).items():
@@ -213,7 +213,7 @@ def _rest(draft: Draft, key: str) -> None:
         _unknown(draft, key, value)
 
 
-def _strangers(draft: Draft) -> None:
+def _foreign_sections(draft: Draft) -> None:
     """Whole sections that were never torchtitan's, in a line each."""
     known = {key.split(".")[0] for key in (*_KEPT, *MOVED, *CONVERTED, *GONE)}
     sections: dict[str, list[str]] = {}

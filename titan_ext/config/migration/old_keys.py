@@ -203,7 +203,7 @@ GONE = {
     "experimental.enable_compiled_autograd": Gone("torchtitan dropped it", (False,)),
     "experimental.pipeline_parallel_split_mode": Gone("there is one way", ("manual",)),
     "experimental.torch_spmd": Gone("torchtitan dropped it", (False,)),
-    "fault_tolerance.process_group": Gone("sites exchange over Gloo", ("gloo",)),
+    "fault_tolerance.process_group": Gone("sites exchange over connections of titan_ext's own", ("gloo",)),
     "fault_tolerance.use_pg_checkpoint_transport": Gone("state travels over HTTP", (False,)),
     "fault_tolerance.should_quantize": Gone(
         'torchft\'s 8-bit floats are not here, values travel whole; semi_sync.codec = "int8" or "bf16" sends less',

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from titan_ext.errors import UserError
+
 _LLAMA3 = ("debugmodel", "8B", "70B", "405B")
 # Layers, width and heads; the feed-forward layer's width; key-value heads where they are fewer.
 _LLAMA2 = {
@@ -48,12 +50,23 @@ def old_model(name: str, flavor: str, era: str) -> OldModel:
     if name in ("llama", "llama2") and flavor in _LLAMA2:
         return _llama2(name, flavor)
     if name in _TORCHTITANS:
-        return OldModel({"name": f"torchtitan.models.{name}", "flavor": plain} | backend)
+        return _torchtitans(name, plain, backend)
     if name == "llama3":
         why = f'torchtitan had no "{flavor}"; its sizes are keys of [model], or name a flavor of ours'
         return OldModel({"name": name, "flavor": ""}, blanks={"flavor": why})
     why = f'"{name}", flavor "{flavor}", has no spec here; the dotted path of one of yours'
     return OldModel({"name": "", "flavor": flavor}, blanks={"name": why})
+
+
+def _torchtitans(name: str, flavor: str, backend: dict[str, str]) -> OldModel:
+    """A model with the rows of its flavor, whatever the tokenizer."""
+    from titan_ext.models import get_model_spec
+
+    keys = {"name": name, "flavor": flavor} | backend
+    try:
+        return OldModel({**keys, "vocab_size": get_model_spec(name, flavor).model.vocab_size})
+    except UserError:
+        return OldModel(keys, blanks={"flavor": f'torchtitan\'s {name} has no "{flavor}" any more'})
 
 
 def _llama3(flavor: str, era: str, backend: dict[str, str]) -> OldModel:

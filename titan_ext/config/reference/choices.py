@@ -33,18 +33,27 @@ def _aggregations() -> Iterable[str]:
     return AGGREGATIONS
 
 
-def _models() -> Iterable[str]:
-    from titan_ext.config.model import model_names
+def _losses() -> Iterable[str]:
+    from titan_ext.losses import LOSSES
+    from titan_ext.losses.registry import PLAIN
 
-    return [*model_names(), "or a dotted path, such as torchtitan.models.qwen3"]
+    return [PLAIN, *LOSSES]
+
+
+def _models() -> Iterable[str]:
+    from titan_ext.models import own_names
+    from titan_ext.models.upstream import upstream_names
+
+    theirs = (name for name in upstream_names() if name not in own_names())
+    return [*own_names(), *theirs, "or a dotted path, such as torchtitan.models.llama3"]
 
 
 def _flavors() -> Iterable[str]:
     from importlib import import_module
 
-    from titan_ext.config.model import model_names
+    from titan_ext.models import own_names
 
-    return [f"{model}: {' '.join(import_module(f'titan_ext.models.{model}').flavors)}" for model in model_names()]
+    return [f"{model}: {' '.join(import_module(f'titan_ext.models.{model}').flavors)}" for model in own_names()]
 
 
 def _schedules() -> Iterable[str]:
@@ -54,6 +63,7 @@ def _schedules() -> Iterable[str]:
 
 
 _LISTS: dict[str, Callable[[], Iterable[str]]] = {
+    "loss.name": _losses,
     "model.flavor": _flavors,
     "model.name": _models,
     "parallelism.pipeline_parallel_schedule": _schedules,

@@ -17,14 +17,18 @@ from titan_ext.config import defaults
 from titan_ext.config.binder import describe, field_types
 from titan_ext.config.build import section_names
 from titan_ext.config.choices import LossSection, activation_modes
-from titan_ext.config.converters import TORCHTITANS as CONVERTERS
-from titan_ext.config.model import VOCABULARY, model_names
+from titan_ext.config.converters import KNOWN as CONVERTERS
+from titan_ext.config.losses import loss_tables, own_fields
+from titan_ext.config.model import VOCABULARY
 from titan_ext.config.optimizer import hyper_parameters, optimizer_names
 from titan_ext.config.outer_loop import own_tables
 from titan_ext.config.reference.torchtitan_keys import OPTIMIZER_TEXTS, TEXTS
 from titan_ext.config.sections import SiteHeader
 from titan_ext.config.toml_text import toml_value
 from titan_ext.data import TextDataLoader
+from titan_ext.models import own_names
+from titan_ext.models.sizes import Sizes
+from titan_ext.models.upstream import upstream_names
 from titan_ext.semi_sync.methods.registry import METHODS
 from titan_ext.trainer.trainer import Trainer
 
@@ -74,6 +78,7 @@ def sections() -> dict[str, str]:
     names = [SITE, "model", "data", *(name for name in section_names())]
     found = {name: _purpose(name, getattr(plain, name, None)) for name in names}
     found |= {"validator.dataloader": "Data of the validation; keys as in [data]."} | _LISTED
+    found |= {f"loss.{name}": f'Settings of name = "{name}".' for name in loss_tables()}
     return found | {f"semi_sync.{name}": f'Settings of {key} = "{name}".' for name, (key, _) in own_tables().items()}
 
 
@@ -94,6 +99,8 @@ def all_keys() -> tuple[Key, ...]:
         elif "." not in section and section != SITE:
             keys += _section_keys(section, _owner(section, plain))
     keys += _section_keys("validator.dataloader", TextDataLoader.Config(infinite=False))
+    for name, config in loss_tables().items():
+        keys += [_key(f"loss.{name}.{field}", type(config), field, _DEFAULT) for field in own_fields(type(config))]
     for name, (_, owner) in own_tables().items():
         keys += [_key(f"semi_sync.{name}.{field}", owner, field, _DEFAULT) for field in field_types(owner)]
     return tuple(key for key in keys if key.name not in _HIDDEN)
@@ -121,13 +128,15 @@ def _model_keys() -> Iterator[Key]:
     text = "A size of the model by name; every key of it can be overridden beside it."
     yield Key("model.flavor", "a string", toml_value(defaults.FLAVOR), text, "titan_ext/config/model.py")
     takers: dict[str, list[tuple[str, type]]] = {}
-    for model in model_names():
+    for model in own_names():
         owner = type(next(iter(importlib.import_module(f"titan_ext.models.{model}").flavors.values())))
         for name in field_types(owner):
             takers.setdefault(name, []).append((model, owner))
+    for name in field_types(Sizes):
+        takers.setdefault(name, []).append(("torchtitan's own", Sizes))
     for name, taken in takers.items():
         key = _key(f"model.{name}", taken[0][1], name, dataclasses.MISSING)
-        only = "" if len(taken) == len(model_names()) else f" ({', '.join(model for model, _ in taken)})"
+        only = "" if len(taken) > len(own_names()) else f" ({', '.join(model for model, _ in taken)})"
         yield dataclasses.replace(key, default=_BY_TOKENIZER if name == VOCABULARY else _BY_MODEL, text=key.text + only)
     yield Key("model.converters", "a list of tables", "[]", _CONVERTERS, "titan_ext/config/converters.py")
     text = 'torchtitan\'s name of the attention: "flex", "flex_flash" or "varlen".'
@@ -141,7 +150,8 @@ _CONVERTERS = (
 
 
 def _model_text() -> str:
-    return f"{', '.join(model_names())}, or the dotted path of a module with model_registry(flavor, …)."
+    theirs = ", ".join(name for name in upstream_names() if name not in own_names())
+    return f"{', '.join(own_names())}; torchtitan's {theirs}; or the dotted path of a module with model_registry(flavor, …)."
 
 
 def _optimizer_keys(base: Any) -> Iterator[Key]:
@@ -209,12 +219,12 @@ def _file(owner: type) -> str:
     return path.relative_to(path.parents[owner.__module__.count(".") + (path.name == "__init__.py")]).as_posix()
 
 
-def _key(dotted: str, owner: type, name: str, value: Any) -> Key:
+def _key(dotted: str, owner: Any, name: str, value: Any) -> Key:
     definer = next(each for each in owner.__mro__ if name in vars(each).get("__annotations__", {}))
     written = _docstrings(definer).get(name, "")
     theirs = definer.__module__.startswith("torchtitan")
     text = TEXTS.get(dotted.replace("validator.dataloader.", "data."), "") if theirs else written
-    value = defaults.own_default(owner, name) if value is _DEFAULT else value
+    value = defaults.own_defaults(owner)[name] if value is _DEFAULT else value
     return Key(
         name=dotted,
         type=describe(field_types(owner)[name]),

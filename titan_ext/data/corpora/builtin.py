@@ -80,6 +80,15 @@ class Prose:
         paths = [each.path for each in self._documents if not isinstance(each, _Topic)]
         return [(path, path.stat().st_size) for path in paths]
 
+    @property
+    def sources(self) -> list[str]:
+        """One: all of it."""
+        return ["builtin:docs"]
+
+    def source(self, index: int) -> int:
+        """Number of the source of document ``index``."""
+        return 0
+
     def layout(self) -> np.ndarray:
         """Nothing that the files do not tell."""
         return np.empty(0, np.int64)

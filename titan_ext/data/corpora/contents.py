@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from titan_ext.data.corpora.files import ALLOWED, CorpusFile, ending
+from titan_ext.data.corpora.files import ALLOWED, CorpusFile, count_endings
 from titan_ext.data.corpora.splits import split_of
 from titan_ext.error_text import unreadable
 from titan_ext.errors import UserError
@@ -71,7 +71,7 @@ def documents_of(
     kept = [file for file in files if file not in left_out]
     if not kept:
         raise UserError(f"data = {name!r}: {_nothing(tokens, list(left_out.items()), unknown)}")
-    found = Contents(kept, Counter(ending(path) for path in unknown))
+    found = Contents(kept, count_endings(unknown))
     found.left_out.update(f"{file.path.name} ({what})" for file, what in left_out.items())
     return found
 

@@ -38,6 +38,13 @@ class Documents(Protocol):
     def files(self) -> Sequence[tuple[Path, int]]:
         """The files that hold them, and the bytes of each."""
 
+    @property
+    def sources(self) -> Sequence[str]:
+        """Names of what the documents come from: the files."""
+
+    def source(self, index: int) -> int:
+        """Number among ``sources`` of what document ``index`` comes from."""
+
     def layout(self) -> np.ndarray:
         """Numbers that follow from all documents, such as the length of each."""
 
@@ -80,8 +87,22 @@ class Corpus:
         Raises:
             UserError: the document is not what its format promises.
         """
-        part = int(np.searchsorted(self._first, index, side="right")) - 1
+        part = self._part(index)
         return self._parts[part].read(index - int(self._first[part]))
+
+    def source(self, index: int) -> int:
+        """Number among ``sources`` of what document ``index`` comes from."""
+        part = self._part(index)
+        before = sum(len(each.sources) for each in self._parts[:part])
+        return before + self._parts[part].source(index - int(self._first[part]))
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of what the documents come from: the files."""
+        return [name for part in self._parts for name in part.sources]
+
+    def _part(self, index: int) -> int:
+        return int(np.searchsorted(self._first, index, side="right")) - 1
 
     @property
     def empty(self) -> int:

@@ -1,6 +1,8 @@
 """The format of a file, by its name."""
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,6 +57,11 @@ def classify(path: Path) -> CorpusFile | None:
 def ending(path: Path) -> str:
     """The part of a name that says what the file is: ``.jsonl.zst``, ``.png``, or "without an ending"."""
     return "".join(_endings(path.name)) or "without an ending"
+
+
+def count_endings(paths: Iterable[Path]) -> Counter[str]:
+    """How many files have each ``ending``."""
+    return Counter(map(ending, paths))
 
 
 def _endings(name: str) -> tuple[str, str]:

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from titan_ext.data.corpora.contents import documents_of
-from titan_ext.data.corpora.files import ALLOWED, CorpusFile, classify, ending
+from titan_ext.data.corpora.files import ALLOWED, CorpusFile, classify, count_endings, ending
 from titan_ext.data.corpora.records import shows_key
 from titan_ext.data.corpora.signature import HEAD_BYTES, encoding_of, head_problem, is_lfs_pointer
-from titan_ext.data.corpora.splits import choose_split
+from titan_ext.data.corpora.splits import choose_split, held_back
 from titan_ext.data.corpora.tree import Tree, expand, walk
 from titan_ext.data.order import Split
 from titan_ext.error_text import unreadable
@@ -36,7 +36,7 @@ class Listing:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        read = [f"reads {_kinds(Counter(ending(file.path) for file in self.files))}"] if self.files else []
+        read = [f"reads {_kinds(count_endings([file.path for file in self.files]))}"] if self.files else []
         left = [f"not read: {_kinds(self.left_out)}"] if self.left_out else []
         return f"{self.name}: {'; '.join([*read, *left, *self.notes])}"
 
@@ -73,6 +73,9 @@ def list_files(
         raise NotThere(f"data = {name!r}: no such file or folder{_hint(name, path)}")
     found.files, others = choose_split(found.files, root, split, holdout_fraction, name)
     found.left_out += others
+    # Who names one file means it.
+    if split in ("auto", "train") and not path.is_file() and (word := held_back(found.files, root)):
+        found.notes.append(f"all of it is called {word} data")
     found.notes += _look_at(found.files, tolerant)
     return found
 

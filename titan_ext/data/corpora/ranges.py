@@ -85,6 +85,15 @@ class ByteRanges:
         return [(file.path, size) for file, (size, _) in zip(self._files, self._stamps, strict=True)]
 
     @property
+    def sources(self) -> list[str]:
+        """Paths of the files."""
+        return [str(file.path) for file in self._files]
+
+    def source(self, index: int) -> int:
+        """Number of the file that holds document ``index``."""
+        return int(np.searchsorted(self._first, index, side="right")) - 1
+
+    @property
     def empty(self) -> int:
         """Files without a document."""
         return int((np.diff(self._first) == 0).sum())
@@ -110,7 +119,7 @@ class ByteRanges:
             UserError: its file has changed or cannot be read.
             ReadError: it cannot be read at the moment.
         """
-        number = int(np.searchsorted(self._first, index, side="right")) - 1
+        number = self.source(index)
         file, (start, stop) = self._files[number], self._ranges[index].tolist()
         raw = self._bytes(number, start, stop)
         where = f"data: {str(file.path)!r}, document {index - int(self._first[number]) + 1}"

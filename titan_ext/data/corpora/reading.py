@@ -6,14 +6,14 @@ _MIB = 1 << 20
 _EVERY = 16 * _MIB
 
 
-def told(texts: Iterable[str], tell: Callable[[str], None]) -> Iterator[str]:
+def with_progress(texts: Iterable[str], tell: Callable[[str], None]) -> Iterator[str]:
     """The texts, with a line to ``tell`` after every 16 MiB of them and at the end."""
-    documents = size = said = 0
+    documents = size = reported = 0
     for text in texts:
         documents += 1
         size += len(text.encode("utf-8", "replace"))
-        if size - said >= _EVERY:
-            said = size
+        if size - reported >= _EVERY:
+            reported = size
             tell(f"read {documents:,} documents, {size / _MIB:.0f} MiB")
         yield text
     tell(f"read {documents:,} documents, {size / _MIB:.1f} MiB in all")

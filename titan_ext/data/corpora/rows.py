@@ -79,6 +79,15 @@ class TableRows(ABC):
         """The files, and the bytes of each."""
         return [(path, size) for path, (size, _) in zip(self.paths, self._stamps, strict=True)]
 
+    @property
+    def sources(self) -> list[str]:
+        """Paths of the files."""
+        return [str(path) for path in self.paths]
+
+    def source(self, index: int) -> int:
+        """Number of the file that holds row ``index``."""
+        return self._groups[self._group(index)][0]
+
     def layout(self) -> np.ndarray:
         """Rows of each group, ``[groups]`` int64: part of what a corpus is known by."""
         return self._counts
@@ -89,7 +98,7 @@ class TableRows(ABC):
         Raises:
             BadRecord: it cannot be read.
         """
-        group = int(np.searchsorted(self._first, index, side="right")) - 1
+        group = self._group(index)
         row = index - int(self._first[group])
         column = self._column(group)
         if isinstance(column, BadRecord):
@@ -119,6 +128,9 @@ class TableRows(ABC):
         while len(self._kept) > 1 and sum(map(self._rows, self._kept)) > self._keep:
             self._kept.popitem(last=False)
         return column
+
+    def _group(self, index: int) -> int:
+        return int(np.searchsorted(self._first, index, side="right")) - 1
 
     def _rows(self, group: int) -> int:
         return int(self._counts[group])

@@ -76,6 +76,12 @@ def choose_split(
     )
 
 
+def held_back(files: Sequence[CorpusFile], root: Path) -> str | None:
+    """The split, not that of training, as which every file is named; None where some are not."""
+    words = set(_named(files, root))
+    return words.pop() if len(words) == 1 and not words & {"train", None} else None
+
+
 def _named(files: Sequence[CorpusFile], root: Path) -> list[str | None]:
     found = [_split_of_file(file, root) for file in files]
     # A text may well be about tests; its name says what it is for only where most texts are named so, one for training.

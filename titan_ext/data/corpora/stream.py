@@ -20,7 +20,7 @@ from titan_ext.data.bad_records import BadRecords
 from titan_ext.data.corpora.files import classify
 from titan_ext.data.corpora.fingerprint import digest_of_files
 from titan_ext.data.corpora.tree import walk
-from titan_ext.data.feed import Selection
+from titan_ext.data.feed import Document, Selection
 from titan_ext.data.order import mix
 from titan_ext.error_text import reason
 from titan_ext.errors import BadRecord, ReadError, UserError
@@ -75,7 +75,12 @@ class StreamFeed:
     def __str__(self) -> str:
         return f"{self.name}: a stream"
 
-    def read(self, epoch: int, place: dict[str, Any] | None, shard: int, shards: int) -> Iterator[tuple[Any, str]]:
+    @property
+    def sources(self) -> list[str]:
+        """The stream alone."""
+        return [self.name]
+
+    def read(self, epoch: int, place: dict[str, Any] | None, shard: int, shards: int) -> Iterator[Document]:
         """Documents of part ``shard`` of ``shards`` in ``epoch``, from ``place`` on (None: the start)."""
         from datasets.distributed import split_dataset_by_node
 
@@ -95,7 +100,8 @@ class StreamFeed:
             for within in range(position, len(texts)):
                 text = texts[self._order(len(texts), epoch, block)[within]]
                 if self._wanted(text):
-                    yield {"stream": start, "block": block, "position": within}, text
+                    here = {"stream": start, "block": block, "position": within}
+                    yield Document(here, text, number=_digest(text) >> 1)
             # A copy: the stream goes on writing into the state that it hands out.
             start, block, position = deepcopy(stream.state_dict()), block + 1, 0
 
@@ -136,8 +142,7 @@ class StreamFeed:
         chosen = self._selection
         if chosen.split_name == "all":
             return True
-        digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
-        held = int.from_bytes(digest, "big") < chosen.holdout_fraction * 2**64
+        held = _digest(text) < chosen.holdout_fraction * 2**64
         return held == (chosen.split == "validation")
 
     def _guarded(self, records: Iterator[Any]) -> Iterator[Any]:
@@ -148,6 +153,11 @@ class StreamFeed:
         except Exception as error:  # whatever the hub, its file systems and formats raise
             kind = ReadError if _may_pass(error) else UserError
             raise kind(f"data = {self.name!r}: cannot read the stream: {reason(error)}") from error
+
+
+def _digest(text: str) -> int:
+    """64 bits by which a text is known again."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
 def _may_pass(error: Exception) -> bool:

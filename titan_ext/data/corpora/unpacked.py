@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -143,7 +143,7 @@ def _opened(file: CorpusFile) -> BinaryIO:
         import pyarrow
 
         return pyarrow.CompressedInputStream(pyarrow.OSFile(str(file.path)), "zstd")
-    opener = {"": open, "gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[file.compression]
+    opener: Any = {"": open, "gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[file.compression]
     return opener(file.path, "rb")
 
 

@@ -7,7 +7,7 @@ import torch
 from torchtitan.components.tokenizer import BaseTokenizer
 
 from titan_ext.data.corpora.ranges import pieces
-from titan_ext.data.corpora.reading import told
+from titan_ext.data.corpora.reading import with_progress
 from titan_ext.data.feed import Feed
 from titan_ext.data.tokenizers.traits import encode_all, row_count
 
@@ -34,7 +34,7 @@ def count_tokens(
     """
     texts = _texts(documents)
     counts = np.zeros(row_count(tokenizer), np.int64)
-    for batch in _batches(texts if progress is None else told(texts, progress)):
+    for batch in _batches(texts if progress is None else with_progress(texts, progress)):
         counts += np.bincount(encode_all(tokenizer, batch), minlength=len(counts))
     return torch.from_numpy(counts)
 
@@ -44,7 +44,7 @@ def _texts(documents: Iterable[str] | Feed) -> Iterator[str]:
         texts = iter(documents)
     else:
         documents.check(1)
-        texts = (text for _, text in documents.read(0, None, 0, 1))
+        texts = (document.text for document in documents.read(0, None, 0, 1))
     # As the loader: empty documents are left out, marks and all, and large ones cut.
     return (piece for text in texts if text for piece in pieces(text))
 

@@ -1,6 +1,7 @@
 """torchtitan's tokenizer, read from a Hugging Face folder so that no text is lost and every mark is found."""
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from torchtitan.components.tokenizer import HuggingFaceTokenizer
 
-from titan_ext.data.tokenizers.marks import CONFIG_FILE, content, find_marks, read_json
+from titan_ext.data.tokenizers.marks import CONFIG_FILE, content, find_marks, new_marks, read_json
 from titan_ext.error_text import reason
 from titan_ext.errors import UserError
 
@@ -92,7 +93,7 @@ class FolderTokenizer(HuggingFaceTokenizer):
 
     def _load_tokenizer_from_path(self, tokenizer_path: str) -> Tokenizer:
         folder = Path(tokenizer_path)
-        names = next((names for names in FILES if all((folder / name).exists() for name in names)), FILES[0])
+        names = files_of(folder)
         self.fingerprint = _fingerprint(folder, names)
         if names == BPE_FILES:
             self._check_bytes(folder)
@@ -108,8 +109,10 @@ class FolderTokenizer(HuggingFaceTokenizer):
         path = Path(config_path)
         config = read_json(path) or {}
         marks, notes = find_marks(path.parent, config, self.tokenizer)
-        self.notes += notes
+        self.notes += [*notes, *new_marks(config, self.tokenizer)]
         return config | marks
+
+    _hf_config: dict[str, Any]
 
     def _infer_special_tokens(self) -> None:
         declared: Mapping[str, Any] = self._hf_config.get("added_tokens_decoder") or {}
@@ -144,6 +147,10 @@ class FolderTokenizer(HuggingFaceTokenizer):
             if kind == "WordPiece":
                 raise UserError(f"{problem}; add one")
             self.notes.append(problem)
+        elif kind == "Unigram" and json.loads(tokenizer.to_str())["model"].get("unk_id") is None:
+            self.notes.append(
+                "its Unigram vocabulary has no token for unknown characters, so some texts cannot be split"
+            )
         elif kind == "BPE" and unknown is None and not model.byte_fallback and not _is_byte_level(tokenizer):
             self.notes.append(
                 "it knows neither bytes nor an unknown token: characters outside its vocabulary are left out"
@@ -205,6 +212,11 @@ def _word_piece(folder: Path) -> Tokenizer:
         handle_chinese_chars=config.get("tokenize_chinese_chars", True),
     )
     return Tokenizer.from_str(found.to_str())
+
+
+def files_of(folder: Path) -> tuple[str, ...]:
+    """The files that the folder's tokenizer is read from."""
+    return next((names for names in FILES if all((folder / name).exists() for name in names)), FILES[0])
 
 
 def _fingerprint(folder: Path, names: tuple[str, ...]) -> str:

@@ -60,6 +60,17 @@ def find_marks(folder: Path, config: Mapping[str, Any], tokenizer: "Tokenizer") 
     return found, notes
 
 
+def new_marks(config: Mapping[str, Any], tokenizer: "Tokenizer") -> list[str]:
+    """Notes on marks that ``tokenizer_config.json`` names and the tokenizer does not have: they become new tokens."""
+    listed = {content(each) for each in (config.get("added_tokens_decoder") or {}).values()}
+    named = {word: content(config.get(key)) for key, word in _WORDS.items()}
+    return [
+        f"the mark of a text's {word}, {token!r}, is no token of it yet and becomes one, after all others"
+        for word, token in named.items()
+        if token is not None and token not in listed and tokenizer.token_to_id(token) is None
+    ]
+
+
 def _named(folder: Path, key: str, tokenizer: "Tokenizer") -> Iterator[tuple[str, str]]:
     """The places that name the mark, best first, and the token."""
     token = content((read_json(folder / _MAP_FILE) or {}).get(key))

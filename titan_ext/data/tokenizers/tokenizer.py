@@ -8,7 +8,7 @@ from torchtitan.components.tokenizer import BaseTokenizer
 
 from titan_ext.data.corpora.signature import HEAD_BYTES, is_lfs_pointer
 from titan_ext.data.tokenizers.byte_tokenizer import ByteTokenizer
-from titan_ext.data.tokenizers.folder_tokenizer import BPE_FILES, FILES, TOKENIZER_FILE, FolderTokenizer
+from titan_ext.data.tokenizers.folder_tokenizer import BPE_FILES, FILES, TOKENIZER_FILE, FolderTokenizer, files_of
 from titan_ext.data.tokenizers.marks import MARK_FILES
 from titan_ext.data.tokenizers.traits import BYTE, row_count
 from titan_ext.data.tokenizers.trimmed import TrimmedTokenizer
@@ -139,7 +139,8 @@ def _load(folder: Path, changed: tuple[int, ...]) -> FolderTokenizer:
     except BaseException as error:  # the tokenizers library raises bare Exception; its Rust may panic
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(f"tokenizer = {str(folder)!r}: cannot read its {TOKENIZER_FILE}: {reason(error)}") from error
+        read = " and ".join(files_of(folder))
+        raise UserError(f"tokenizer = {str(folder)!r}: cannot read its {read}: {reason(error)}") from error
 
 
 def _refuse_pointer(path: Path) -> None:

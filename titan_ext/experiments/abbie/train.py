@@ -52,7 +52,7 @@ def _fit(model: AbbieModel, settings: Settings, run: Run) -> str:
     )
     seen = hashlib.sha256()
     for step, (batch,) in enumerate(islice(training_text(settings, run.seed), settings.steps)):
-        seen.update(batch.inputs.numpy())
+        seen.update(batch.inputs.numpy().data)
         model.set_step(step)
         train_step(model, loss_of(model, batch.to(settings.device)), optimizer, rates)
     return seen.hexdigest()

@@ -1,6 +1,6 @@
 """What each method came to, and whether that is what the papers lead one to expect."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import exp, isfinite
 from statistics import mean
 from typing import Any
@@ -53,7 +53,7 @@ def claims(found: Mapping[str, Outcome]) -> list[dict[str, Any]]:
     Losses count as equal where they differ by no more than the noise: the larger of the two methods' standard
     deviations over seeds, 0 for a single seed.
     """
-    judges = {
+    judges: dict[Callable[..., Any], tuple[str, ...]] = {
         _des_loc: ("des_loc", "local_adam"),
         _mt_dao: ("mt_dao", "ddp", "local_adam"),
         _lordo: ("lordo", "low_rank_ddp"),

@@ -38,7 +38,7 @@ def train(settings: Settings, run: Run) -> Result:
     measured: list[tuple[int, float, int]] = []
     for step, batches in enumerate(training_text(settings, run.seed), start=1):
         for batch in batches:
-            seen.update(batch.inputs.numpy())
+            seen.update(batch.inputs.numpy().data)
         sites.step([batch.to(settings.device) for batch in batches])
         if step % settings.sync_every == 0:
             measured.append((step, _mean_loss(sites.models[0], validation), sites.bytes_sent()[0]))

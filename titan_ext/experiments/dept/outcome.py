@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, inf, isfinite
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
 from titan_ext.experiments.claims import SeedDifferences, claim
 from titan_ext.experiments.dept.arms import ARMS, STANDARD, Measured, Result, Settings, mean_normalised, normalised
 from titan_ext.experiments.report import TunedOutcome, steps_to
-from titan_ext.models.dept.cost import ModelSize, parameters_held, payload
+from titan_ext.models.dept.cost import Method, ModelSize, parameters_held, payload
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 
 _FP32 = 4
@@ -88,8 +88,9 @@ def costs(outcome: Outcome, settings: Settings) -> Costs:
     """An arm's costs in its runs, which are equal in them."""
     run = outcome.runs[0]
     size = ModelSize(body=run.body, dim=settings.dim, vocabulary=run.joint_vocabulary)
-    held = [parameters_held(outcome.method, size, own) for own in run.vocabularies]
-    sent = [_FP32 * payload(outcome.method, size, own) for own in run.vocabularies]
+    method = cast(Method, outcome.method)
+    held = [parameters_held(method, size, own) for own in run.vocabularies]
+    sent = [_FP32 * payload(method, size, own) for own in run.vocabularies]
     exchanges = settings.sync_every if outcome.method == STANDARD else 1
     return Costs(
         vocabulary=mean(run.vocabularies),

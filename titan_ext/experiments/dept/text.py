@@ -156,7 +156,7 @@ def tokenizer_files(folder: Path, vocabulary: Vocabulary, language: str) -> tupl
 def _train(feeds: list[CorpusFeed], tokens: int, folder: Path) -> None:
     folder.mkdir(parents=True)
     documents = chain.from_iterable(feed.read(0, None, 0, 1) for feed in feeds)
-    train_tokenizer((text for _, text in documents), tokens, folder)
+    train_tokenizer((document.text for document in documents), tokens, folder)
 
 
 def _trimmed(folder: Path, language: str) -> Path:

@@ -89,7 +89,7 @@ class _Afterwards:
         ]
         for batches in zip(*sources):
             together = joined(batches)
-            self.seen.update(together.inputs.cpu().numpy())
+            self.seen.update(together.inputs.cpu().numpy().data)
             yield {"input": together.inputs, "positions": together.positions}, together.labels
 
 

@@ -6,7 +6,7 @@ Shapes: B batch, L sequence, D width of the residual stream.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -17,6 +17,7 @@ from titan_ext.errors import UserError
 from titan_ext.models.abbie.iterations import Iterations
 from titan_ext.models.abbie.pipeline import cut
 from titan_ext.models.abbie.recurrence import Recurrence
+from titan_ext.models.capabilities import Capabilities
 from titan_ext.models.llama3.model import Llama3Model
 
 
@@ -87,6 +88,12 @@ class AbbieModel(Llama3Model):
                     "training.disable_cuda_graphs = false: must be true, for this model computes differently "
                     "from step to step and a CUDA graph replays the first"
                 )
+
+        def capabilities(self) -> Capabilities:
+            """A body that is iterated, and that no stage of a pipeline may part."""
+            once = self.iterations.evaluate == 1 and not self.recurrence.final_skip
+            answers = Llama3Model.Config.capabilities(self)
+            return replace(answers, iterations=self.iterations.evaluate, runs_once=once, cut=self.pipeline_stages)
 
         def pipeline_stages(self, parallelism: Any, parallel_dims: Any) -> list[list[str]]:
             """Module names of each pipeline stage; arguments and errors are those of ``pipeline.cut``."""

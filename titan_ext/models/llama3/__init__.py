@@ -62,7 +62,7 @@ class Sizes:
     """One matrix for embedding and head (not under pipeline parallelism)."""
 
 
-_LLAMA_32 = {"enable_weight_tying": True, "rope_scaling_factor": 32.0}
+_LLAMA_32: dict[str, Any] = {"enable_weight_tying": True, "rope_scaling_factor": 32.0}
 flavors: dict[str, Sizes] = {
     "tiny": Sizes(dim=96, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=256, vocab_size=512),
     "debugmodel": Sizes(dim=256, n_layers=6, n_heads=16, ffn_dim=768, vocab_size=2048),
@@ -130,7 +130,7 @@ def _check(sizes: Sizes) -> None:
 # The initialisation is torchtitan's: normal embeddings, truncated normal matrices whose deviation
 # falls with depth where a block writes to the residual stream.
 def _truncated_normal(std: float, cut: float | None = None) -> dict[str, Any]:
-    bounds = {} if cut is None else {"a": -cut * std, "b": cut * std}
+    bounds: dict[str, Any] = {} if cut is None else {"a": -cut * std, "b": cut * std}
     return {"weight": partial(nn.init.trunc_normal_, std=std, **bounds), "bias": nn.init.zeros_}
 
 

@@ -72,7 +72,7 @@ def from_huggingface(config: Mapping[str, Any], file: str) -> dict[str, Any]:
     _check_architecture(config, fields)
     dim, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     head_dim = fields.size("head_dim", dim // heads)
-    sizes = {
+    sizes: dict[str, Any] = {
         "dim": dim,
         "n_layers": fields.size("num_hidden_layers"),
         "n_heads": heads,

@@ -1,19 +1,28 @@
 """The quorums that torchft's manager is given: the sites that were admitted, and enough of them."""
 
+import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
+from types import TracebackType
 from typing import Any
 
 from torch.distributed import TCPStore
 
 from titan_ext.errors import UserError
+from titan_ext.replica.address import is_listening
 from titan_ext.replica.membership.admission import Admission, AdmissionResult
 from titan_ext.replica.membership.admission_protocol import MemberInfo
 from titan_ext.replica.torchft_internals import QuorumClient, QuorumResult
 
+logger = logging.getLogger(__name__)
+
 _RETRY_SECONDS = 1.0
+_POLL_SECONDS = 2.0
+_REMINDER_SECONDS = 30.0
 # Where quorums are closer than this, the state is so small that it may as well travel in one.
 _LONG_SECONDS = 30.0
 
@@ -31,6 +40,7 @@ class AdmittedQuorumClient:
         admission: rank 0 has it, the others None.
         min_sites: fewer admitted sites wait for more.
         abort_group: called before a new group is agreed on, to end the old one.
+        lighthouse: its URL, to log while a quorum takes its time whether it is there; None logs nothing.
         prefetch: called with ``replica_id`` and the ``seconds`` it may take before a quorum of this process, not the
             first, if the others may have had one without it: its vote failed, or the last quorum is long ago.
     """
@@ -44,6 +54,7 @@ class AdmittedQuorumClient:
         admission: Admission | None,
         min_sites: int,
         abort_group: Callable[[], None],
+        lighthouse: str | None = None,
         prefetch: Callable[..., Any] | None = None,
     ) -> None:
         self._client = client
@@ -52,6 +63,7 @@ class AdmittedQuorumClient:
         self._admission = admission
         self._min_sites = min_sites
         self._abort_group = abort_group
+        self._lighthouse = lighthouse
         self._prefetch = prefetch
         self._last_vote_failed = False
         self._last_quorum_at = -math.inf
@@ -91,6 +103,12 @@ class AdmittedQuorumClient:
         self._too_few_sites = False
         if self._prefetch is not None and self._replica_id is not None and self._may_be_behind():
             self._prefetch(replica_id=self._replica_id, seconds=timeout.total_seconds())
+        with nullcontext() if self._lighthouse is None else _QuorumLog(self._lighthouse, self.waiting_for):
+            return self._wait_for_quorum(group_rank, step, init_sync, deadline, request)
+
+    def _wait_for_quorum(
+        self, group_rank: int, step: int, init_sync: bool, deadline: float, request: dict[str, Any]
+    ) -> QuorumResult:
         while True:
             left = timedelta(seconds=max(0.001, deadline - time.monotonic()))
             quorum = self._client.quorum(group_rank=group_rank, step=step, timeout=left, init_sync=init_sync, **request)
@@ -165,6 +183,50 @@ class AdmittedQuorumClient:
         if time.monotonic() + _RETRY_SECONDS > deadline:
             raise TimeoutError("too few sites")
         time.sleep(_RETRY_SECONDS)
+
+
+class _QuorumLog:
+    """Checks on the lighthouse from a thread of its own for as long as the context lasts.
+
+    Args:
+        lighthouse: its URL.
+        waiting_for: what the site waits for while the lighthouse is there.
+    """
+
+    def __init__(self, lighthouse: str, waiting_for: Callable[[], str]) -> None:
+        self._lighthouse = lighthouse
+        self._waiting_for = waiting_for
+        self._finished = threading.Event()
+        self._is_lost = False
+        self._thread = threading.Thread(target=self._run, daemon=True, name="titan_ext-quorum-log")
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._finished.set()
+        self._thread.join()
+        if error is None:
+            self._log_change(is_lost=False)
+
+    def _run(self) -> None:
+        started = reminded = time.monotonic()
+        while not self._finished.wait(_POLL_SECONDS):
+            self._log_change(is_lost=not is_listening(self._lighthouse))
+            now = time.monotonic()
+            if now - reminded >= _REMINDER_SECONDS:
+                reminded = now
+                reason = "the lighthouse does not answer" if self._is_lost else self._waiting_for()
+                logger.info("%.0f s in the quorum: %s", now - started, reason)
+
+    def _log_change(self, *, is_lost: bool) -> None:
+        if is_lost and not self._is_lost:
+            logger.warning("the lighthouse at %s has gone; the site waits until it is back", self._lighthouse)
+        elif self._is_lost and not is_lost:
+            logger.warning("the lighthouse at %s is back", self._lighthouse)
+        self._is_lost = is_lost
 
 
 def restrict_to_members(

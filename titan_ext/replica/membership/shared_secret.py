@@ -51,15 +51,19 @@ def fresh_nonce() -> str:
     return secrets.token_hex(16)
 
 
-def load_secret(path: str | None) -> Secret | None:
+def load_secret(path: str | None, flag: str = 'replica.secret_file = "{path}"') -> Secret | None:
     """The secret in a file, without the white space around it; None if there is no path.
+
+    Args:
+        path: of the file.
+        flag: what errors begin with.
 
     Raises:
         UserError: the file cannot be read, holds too little, or is open to others on this machine.
     """
     if path is None:
         return None
-    setting = f'replica.secret_file = "{path}"'
+    setting = flag.format(path=path)
     try:
         mode = stat.S_IMODE(Path(path).stat().st_mode)
         value = Path(path).read_bytes().strip()

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 import signal
@@ -13,12 +14,15 @@ from typing import NoReturn
 import torch
 from torch.distributed import DistError, TCPStore
 
+from titan_ext.error_text import path_problem
 from titan_ext.errors import RunError, UserError
 from titan_ext.launcher.log import ERROR_PREFIX
 from titan_ext.replica.shutdown.process import GracefulExit, exit_at_once
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_TOLD = "titan_ext/told"
+_REPORTED = "titan_ext/reported"
+FAILURE_KEY = "titan_ext/failure"
+"""Where the rank that speaks leaves its node, its exit code and its line, as JSON, for the agents of other nodes."""
 _PATIENCE = timedelta(seconds=5)
 # What Gloo, NCCL and torch's store say when another rank of the site has gone.
 _LOST = re.compile(
@@ -32,20 +36,22 @@ def end_with(error: BaseException) -> NoReturn:
     rank = os.environ.get("RANK", "0")
     match error:
         case GracefulExit():
-            exit_at_once(error.code)
+            exit_at_once(int(error.code))
         case KeyboardInterrupt():
             exit_at_once(128 + signal.SIGINT)
         case UserError() | RunError():
             message, code = str(error), error.exit_code
         case OSError(errno=number) if number in _NO_ROOM:
             message, code = f"a file of the run cannot be written: {error.strerror}", RunError.exit_code
+        case OSError() if (problem := path_problem(error)) is not None:
+            message, code = problem, UserError.exit_code
         case _:
             sys.excepthook(type(error), error, error.__traceback__)
             message, code = f"rank {rank}: {type(error).__name__}: {_first_line(error)}", RunError.exit_code
             if lost_another_rank(error):
                 print(f"titan-ext: rank {rank} has lost another rank of its site", file=sys.stderr, flush=True)
                 exit_at_once(code)
-    if _speaks_first(rank):
+    if _speaks_first(rank, message, code):
         with contextlib.suppress(OSError):
             print(f"{ERROR_PREFIX} {message}", file=sys.stderr, flush=True)
     exit_at_once(code)
@@ -68,7 +74,7 @@ def killed(exit_codes: Mapping[int, int]) -> str | None:
     for rank, code in sorted(exit_codes.items()):
         if code < 0 and -code != signal.SIGTERM:
             memory = ", maybe for want of memory" if -code == signal.SIGKILL else ""
-            return f"{ERROR_PREFIX} rank {rank} was ended by {signal.Signals(-code).name}{memory}"
+            return f"rank {rank} was ended by {signal.Signals(-code).name}{memory}"
     return None
 
 
@@ -83,12 +89,17 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
 
 
-def _speaks_first(rank: str) -> bool:
+def _speaks_first(rank: str, message: str, code: int) -> bool:
     """Whether no rank of the site has spoken before; all may come to the same end, or one alone."""
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if agent or torch.distributed.is_initialized():
         with contextlib.suppress(DistError):
             address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             store = TCPStore(*address, is_master=False, wait_for_workers=False, timeout=_PATIENCE)
-            return store.add(_TOLD, 1) == 1
+            if store.add(_REPORTED, 1) > 1:
+                return False
+            store.set(
+                FAILURE_KEY, json.dumps({"node": int(os.environ.get("GROUP_RANK", 0)), "code": code, "reason": message})
+            )
+            return True
     return rank == "0"

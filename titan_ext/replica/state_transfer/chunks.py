@@ -10,8 +10,8 @@ two offers of one step. Between sites with a secret a digest is an HMAC with the
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
+from email.message import Message
 from typing import Any
 
 CHUNK_BYTES = 8 * 2**20
@@ -41,7 +41,7 @@ class MessageInfo:
     chunk_bytes: int
 
     @classmethod
-    def from_headers(cls, headers: Mapping[str, str]) -> "MessageInfo":
+    def from_headers(cls, headers: Message) -> "MessageInfo":
         """Raises ValueError if the headers of an answer do not describe a message."""
         tag = headers.get("ETag", "")
         sizes = [headers.get(name, "") for name in ("X-State-Bytes", "X-Chunk-Bytes")]
@@ -85,4 +85,4 @@ def request_path(step: int, first: int, last: int) -> str:
 def parse_path(path: str) -> tuple[int, int, int] | None:
     """Step, first and last chunk; None if it is no such path."""
     match = _REQUEST.fullmatch(path)
-    return tuple(map(int, match.groups())) if match else None
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None

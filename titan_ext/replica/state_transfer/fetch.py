@@ -18,6 +18,7 @@ from titan_ext.replica.state_transfer.chunks import DIGEST_BYTES, MessageInfo, c
 from titan_ext.replica.state_transfer.handshake import ClientHandshake
 from titan_ext.replica.state_transfer.sockets import OpenSockets
 from titan_ext.replica.state_transfer.state_format import IncomingMessage, header_end
+from titan_ext.replica.streams.distance import round_trip_seconds, streams_for
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def fetch_state(
     step: int,
     *,
     timeout: float,
-    streams: int = 2,
+    streams: int = 0,
     context: ssl.SSLContext | None = None,
     secret: Secret | None = None,
 ) -> Any:
@@ -52,7 +53,7 @@ def fetch_state(
         url: the member's ``StateTransport.metadata()``.
         step: the step whose state is wanted.
         timeout: seconds until the whole state must be here.
-        streams: connections that share the transfer.
+        streams: connections that share the transfer; 0: as many as the distance asks for.
         context: for https; without it, only http is accepted.
         secret: what the member has to prove to hold, as this site does.
 
@@ -70,6 +71,7 @@ def fetch_state(
     try:
         message, last = _fetch_header(first, transfer)
         rest = range(last + 1, transfer.info.num_chunks)
+        streams = streams or first.streams_for_its_distance()
         _fetch_in_parallel(transfer, first, _requests(rest, streams), message.buffers, streams)
         return message.state()
     finally:
@@ -297,6 +299,10 @@ class _Connection:
         self._key = self._handshake.key(response.headers)
         if self._key is None:
             raise _Refused(f"shared state: {_NOT_PROVEN}")
+
+    def streams_for_its_distance(self) -> int:
+        """Connections like this one that would keep a long link busy."""
+        return streams_for(round_trip_seconds(self._socket))
 
     def close(self) -> None:
         if self._connection is not None:

@@ -8,23 +8,18 @@ that was away so long that the others had a quorum without it does the same.
 """
 
 import logging
-import re
 import time
-import urllib.request
 from collections.abc import Callable
 from datetime import timedelta
 
+from titan_ext.replica.membership.lighthouse_page import LighthousePage, read_lighthouse_page
 from titan_ext.replica.torchft_internals import state_address
 
 logger = logging.getLogger(__name__)
 
-_ANSWER_SECONDS = 5.0  # for the lighthouse's page and a member's answer
+_ANSWER_SECONDS = 5.0  # for a member's answer
 _RETRY_SECONDS = 1.0
 _ALIVE_SECONDS = 5.0  # since a member's last heartbeat
-
-# The lighthouse's page is the one place that names a quorum's members without taking part in it.
-_MEMBER = re.compile(r"<b>([^<]+):([0-9a-f-]{36})</b>.*?Manager: (\S+) <br/>", re.DOTALL)
-_HEARTBEAT = re.compile(r":([0-9a-f-]{36}): seen ([0-9.e-]+)s ago")
 
 
 def prefetch_state(
@@ -51,30 +46,27 @@ def prefetch_state(
     """
     started = time.monotonic()
     page = _status_page(lighthouse, started + seconds)
-    members = _MEMBER.findall(page)
-    if replica_id in {f"{name}:{identity}" for name, identity, _ in members}:
+    if replica_id in {f"{each.name}:{each.identity}" for each in page.members}:
         return False
-    alive = {identity for identity, age in _HEARTBEAT.findall(page) if float(age) < _ALIVE_SECONDS}
-    for name, identity, address in members:
-        if name == site or identity not in alive:
+    for member in page.alive(_ALIVE_SECONDS):
+        if member.name == site:
             continue
         try:
-            fetch(state_address(address, rank, timedelta(seconds=_ANSWER_SECONDS)))
+            fetch(state_address(member.manager, rank, timedelta(seconds=_ANSWER_SECONDS)))
         except (OSError, ValueError, RuntimeError) as error:
-            logger.info("no snapshot of the shared state from site %s before the first quorum: %s", name, error)
+            logger.info("no snapshot of the shared state from site %s before the first quorum: %s", member.name, error)
             continue
-        logger.info("prefetched the shared state of site %s in %.1f s", name, time.monotonic() - started)
+        logger.info("prefetched the shared state of site %s in %.1f s", member.name, time.monotonic() - started)
         return True
     return False
 
 
-def _status_page(lighthouse: str, deadline: float) -> str:
+def _status_page(lighthouse: str, deadline: float) -> LighthousePage:
     while True:
         try:
-            with urllib.request.urlopen(f"{lighthouse}/status", timeout=_ANSWER_SECONDS) as answer:
-                return answer.read().decode(errors="replace")
+            return read_lighthouse_page(lighthouse)
         except OSError as error:
             if time.monotonic() > deadline:
                 logger.info("the lighthouse's page cannot be read: %s", error)
-                return ""
+                return LighthousePage([], {})
         time.sleep(_RETRY_SECONDS)

@@ -14,6 +14,7 @@ from titan_ext.replica.state_transfer.chunks import ROOT, chunk_digest, parse_pa
 from titan_ext.replica.state_transfer.handshake import ServerHandshake
 from titan_ext.replica.state_transfer.offers import Offer, StateOffers
 from titan_ext.replica.state_transfer.sockets import OpenSockets
+from titan_ext.replica.streams.distance import frame_bytes_sent
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class StateServer(ThreadingHTTPServer):
         self.secret = secret
         self.seconds = timeout
         self.open_sockets = OpenSockets()
+        self.frame_bytes_sent = 0
+        """Over connections that have ended."""
         self._context = context
         super().__init__(("::", port), _Handler)
         self._thread = threading.Thread(
@@ -90,6 +93,7 @@ class StateServer(ThreadingHTTPServer):
         super().finish_request(request, client_address)
 
     def close_request(self, request: socket.socket) -> None:
+        self.frame_bytes_sent += frame_bytes_sent(request)
         self.open_sockets.discard(request)
         super().close_request(request)
 
@@ -112,9 +116,10 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def setup(self) -> None:
-        self.timeout = self.server.seconds  # of each read and write
+        self.timeout = self.server.seconds  # type: ignore[misc]  # of each read and write
         super().setup()
-        self._handshake = self.server.secret and ServerHandshake(self.server.secret)
+        secret = self.server.secret
+        self._handshake = None if secret is None else ServerHandshake(secret)
 
     def do_GET(self) -> None:
         if self._handshake is None or self._authenticate(self._handshake):
@@ -165,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
             | info.headers()
             | (handshake.response() if handshake else {})
         )
-        key = handshake and handshake.key
+        key = None if handshake is None else handshake.key
         for chunk in range(first, last + 1):
             digest = chunk_digest(key, offer.step, info, chunk)
             for piece in offer.message.pieces(*info.span(chunk)):

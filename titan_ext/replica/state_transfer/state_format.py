@@ -67,7 +67,7 @@ class OutgoingMessage:
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         """The bytes from ``start`` to ``stop``, at most 1 MiB at a time."""
         for piece in self._bytes.between(start, stop):
-            yield memoryview(piece.cpu().numpy())
+            yield memoryview(piece.cpu().numpy().data)
 
 
 class IncomingMessage:
@@ -99,7 +99,7 @@ class IncomingMessage:
         """Where to write the message's bytes from ``start`` to ``stop``; ``start`` lies behind the header."""
         # They alias the state's tensors. Connections fill disjoint ranges at the same time, without a lock.
         for buffer in self._bytes.between(start - self._header_bytes, stop - self._header_bytes):
-            yield memoryview(buffer.numpy())
+            yield memoryview(buffer.numpy().data)
 
     def state(self) -> Any:
         """The state; its tensors hold what was written into ``buffers``."""
@@ -122,7 +122,7 @@ def _allocated(kinds: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[torch
     ]
 
 
-def header_end(start: bytes, num_bytes: int) -> int:
+def header_end(start: bytes | bytearray, num_bytes: int) -> int:
     """The end of a message's header, in bytes from its beginning.
 
     Args:

@@ -1,7 +1,5 @@
 """torchft's interface to the transfer of shared state: over HTTP, in a format that cannot run code."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -27,7 +25,7 @@ class StateTransport(CheckpointTransport[Any]):
             ``disallow_checkpoint`` waits for it.
         tls: certificates for both directions; None: plain HTTP.
         secret: what both ends prove to hold; None: everybody is served.
-        streams: connections over which a state is fetched.
+        streams: connections over which a state is fetched; 0: as many as the distance asks for.
         chunk_bytes: size of the pieces that are checked and, after a failure, fetched again.
     """
 
@@ -39,40 +37,38 @@ class StateTransport(CheckpointTransport[Any]):
         *,
         tls: Tls | None = None,
         secret: Secret | None = None,
-        streams: int = 2,
+        streams: int = 0,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        self._hostname = hostname
         self._timeout = timeout.total_seconds()
         self._tls = tls
         self._secret = secret
         self._streams = streams
         self._prefetched: Any = None
-        self._offers = StateOffers(self._timeout, chunk_bytes)
-        self._server = StateServer(port, self._offers, self._timeout, tls and tls.server, secret)
+        self.offers = StateOffers(self._timeout, chunk_bytes)
+        """What this rank serves."""
+        self._server = StateServer(port, self.offers, self._timeout, None if tls is None else tls.server, secret)
+        scheme = "http" if tls is None else "https"
+        self._url = f"{scheme}://{url_host(hostname)}:{self._server.port}{ROOT}"
 
     # -- offering ----------------------------------------------------------------------------
 
     def metadata(self) -> str:
         """The URL under which a joining site fetches the state."""
-        scheme = "http" if self._tls is None else "https"
-        return f"{scheme}://{url_host(self._hostname)}:{self._server.port}{ROOT}"
+        return self._url
 
     def send_checkpoint(self, dst_ranks: list[int], step: int, state_dict: Any, timeout: timedelta) -> None:
         """Let joining sites fetch ``state_dict``; its tensors must not change until ``disallow_checkpoint``."""
-        self._offers.publish(step, state_dict)
+        self.offers.publish(step, state_dict)
 
     def disallow_checkpoint(self) -> None:
         """Stop serving; returns once no connection reads the tensors, and cuts those that do for too long."""
-        self._offers.withdraw()
+        self.offers.withdraw()
 
-    def serve_snapshot_requests(self, step: int, make: Callable[[], Any]) -> None:
-        """See ``StateOffers``."""
-        self._offers.serve_snapshot_requests(step, make)
-
-    def in_quorum(self) -> AbstractContextManager[None]:
-        """See ``StateOffers``."""
-        return self._offers.in_quorum()
+    @property
+    def frame_bytes_sent(self) -> int:
+        """Bytes of frames sent over connections that have ended, as the kernel tells."""
+        return self._server.frame_bytes_sent
 
     # -- fetching ----------------------------------------------------------------------------
 
@@ -101,11 +97,11 @@ class StateTransport(CheckpointTransport[Any]):
         return self._fetch(metadata, step, timeout.total_seconds())
 
     def _fetch(self, metadata: str, step: int, seconds: float) -> Any:
-        context = self._tls and self._tls.client
+        context = None if self._tls is None else self._tls.client
         return fetch_state(metadata, step, timeout=seconds, streams=self._streams, context=context, secret=self._secret)
 
     def shutdown(self, wait: bool = True) -> None:
         """Stop the server and cut its connections."""
         # First the offers: connections that wait for one would keep their threads.
-        self._offers.close()
+        self.offers.close()
         self._server.stop(wait)

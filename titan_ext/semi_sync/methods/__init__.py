@@ -9,5 +9,6 @@ from titan_ext.semi_sync.methods import (  # noqa: F401
     lordo,
     mt_dao,
     noloco,
+    sparsyfed,
     sparta,
 )

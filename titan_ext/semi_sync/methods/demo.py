@@ -23,7 +23,7 @@ from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncRule
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState
 from titan_ext.semi_sync.wire.codecs import Codec, pack_12_bits, unpack_12_bits
-from titan_ext.semi_sync.wire.reductions import CodedReduction
+from titan_ext.semi_sync.wire.coded_reductions import CodedReduction
 
 _PIECE = 2**20  # elements whose sign is computed at a time
 

@@ -52,17 +52,26 @@ class EagerParameters(SyncedParameters):
 
     @torch.no_grad()
     def write(self, out: torch.Tensor, step: int) -> None:
-        """The fresh pseudo-gradient; the outer step on it and the stale mean is taken at once."""
+        """The fresh pseudo-gradient; in the place of the mean that has arrived, what the outer step is to take."""
         super().write(out, step)
-        gradient = out.clone()
         if self._share > 0:
             # fresh + (mean - stale share) instead of fresh alone.
-            gradient.sub_(self._sent).mul_(self._share.to(gradient)).add_(self._mean)
+            share = self._share.to(out)
+            self._mean.addcmul_(out, share).addcmul_(self._sent, share, value=-1)
+        else:
+            self._mean.copy_(out)
         self._sent.copy_(out)
         self._share.zero_()
-        if self.elements:
-            self.move_global(gradient)
+
+    @torch.no_grad()
+    def launched(self, finite: bool) -> None:
+        """The outer step, at once; none where a NaN would stay in this site's outer parameters for good."""
+        if finite and self.elements:
+            self.move_global(self._mean)
             self.reset_local_to_global()
+        self._mean.zero_()
+        if not finite:
+            self._sent.zero_()
 
     @torch.no_grad()
     def apply(self, total: torch.Tensor, of: AppliedRound) -> None:

@@ -13,11 +13,10 @@ The first basis is unconfirmed: until the first sync it is some of the coordinat
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch.distributed import ReduceOp
 
 from titan_ext.optim.low_rank import LowRankAdamW
 from titan_ext.optim.low_rank_layout import like_basis, local_gradient
@@ -30,9 +29,8 @@ from titan_ext.semi_sync.state.synced_parameters import Average, SyncedParameter
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState
 from titan_ext.semi_sync.state.views import like, local_tensor
-from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
-from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
-from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
+from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction, RoundFacts, Turns
 
 _NEVER_AGAIN = 2**62  # a period that no run reaches
 
@@ -103,16 +101,20 @@ class BasisReduction(Reduction):
         compute: fills them in, from the sum.
     """
 
+    cuts_anywhere = False
+
     def __init__(self, reduction: Reduction, elements: int, compute: ComputeBases) -> None:
         self._reduction, self._elements, self._compute = reduction, elements, compute
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Ranks of a site tell each other their reductions, for their sizes.
-        return {**self.__dict__, "_compute": None}
+        self._of_bases = AllReduce(max(1, elements))
 
     def wire_bytes(self, numel: int, sites: int) -> int:
-        bases = ring_all_reduce_bytes(4 * (numel - self._elements), sites)
+        bases = self._of_bases.wire_bytes(numel - self._elements, sites)
         return self._reduction.wire_bytes(self._elements, sites) + bases
+
+    def turns(self, numel: int, sites: int) -> Turns:
+        of_sum = self._reduction.turns(self._elements, sites)
+        of_bases = self._of_bases.turns(numel - self._elements, sites)
+        return replace(of_sum, before=of_sum.before + of_bases.hops)
 
     def scratch_elements(self, numel: int, sites: int) -> int:
         return max(self._reduction.scratch_elements(self._elements, sites), numel - self._elements)
@@ -123,18 +125,18 @@ class BasisReduction(Reduction):
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,
-    ) -> bool:
+    ) -> None:
         summed, bases = values.split([self._elements, values.numel() - self._elements])
         lost = None if residual is None else residual.zero_()[: self._elements]
-        travelled = self._reduction.reduce(manager, summed, of, lost)
+        self._reduction.reduce(manager, summed, of, lost)
         bases.zero_()
         if manager.participating_rank() == 0:
             # On all ranks of the site or on none, whatever they know of errors: making a matrix whole is a collective.
             self._compute(summed, math.fsum(of.weights), bases)
-        sent = bases.to(wire_device(manager))
-        manager.allreduce(sent, reduce_op=ReduceOp.SUM).wait()
-        bases.copy_(sent)
-        return travelled
+        self._of_bases.reduce(manager, bases, of)
+
+    def take_sent(self) -> int:
+        return self._reduction.take_sent() + self._of_bases.take_sent()
 
 
 class SharedBases:
@@ -190,7 +192,7 @@ class SharedBases:
         optimizer, group = self._view.owner(name)
         if optimizer is not None and group["basis_from"] is None:
             group["basis_from"] = "outer"
-        return optimizer is None or group["basis_from"] == "outer"
+        return group.get("basis_from") != "gradient"
 
 
 class ParametersWithBases(SyncedParameters):

@@ -7,7 +7,7 @@ sees the configuration, and two methods never differ in code that touches the wi
 import hashlib
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import gcd
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from titan_ext.semi_sync.wire.aggregations import Aggregation, Mean
 from titan_ext.semi_sync.wire.codecs import Codec, Float32
@@ -44,6 +44,9 @@ class Apply:
 
     Subclasses say which class binds a rule to a rank's tensors; that class is the other half of the rule's meaning.
     """
+
+    needs_fp32: ClassVar[bool] = False
+    """Whether it cannot be had of parameters that are kept in less than fp32."""
 
     def bind(self, rule: "SyncRule", tensors: Any, options: Any = None) -> Any:
         """The rule as a ``SyncedState`` of this rank.

@@ -1,11 +1,12 @@
 """From settings to a plan, once: nothing below the plan sees the configuration."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import titan_ext.semi_sync.methods  # noqa: F401  (registration)
-from titan_ext.errors import require, require_one_of
+from titan_ext.errors import InvalidValue, gather_invalid, refuse, require, require_one_of
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.methods.registry import METHODS, Method, MethodContext, MomentsKept
 from titan_ext.semi_sync.plan.plan import (
@@ -24,11 +25,14 @@ from titan_ext.semi_sync.state.sparse_tables import SparseRows
 from titan_ext.semi_sync.state.synced_parameters import Average, OuterStep
 from titan_ext.semi_sync.wire.aggregations import AGGREGATIONS
 from titan_ext.semi_sync.wire.codecs import CODECS
+from titan_ext.semi_sync.wire.link import bytes_per_second, number_of_streams
 
 NO_OUTER_LOOP = "none"
 """The ``method`` that trains without an outer loop."""
 
-_AVERAGE = "average"
+AVERAGE = "average"
+"""The ``outer_optimizer`` that takes the mean as it is."""
+_SITES_OWN = ("outer_state_device", "pairing")
 _OUTER = tuple(SHARED_KEYS.values())
 
 
@@ -64,10 +68,12 @@ def resolve(config: SemiSyncConfig, moments: MomentsKept | None = None) -> SyncP
         raise ValueError('method = "none": there is no outer loop to build')
     config = _filled(config)
     _check(config)
+    _check_scopes(config)
+    _check_settings(config)
     rules = _rules(config, moments)
     _check_rounds(config, rules)
-    _check_settings(config)
-    scoped = [rule for scope in _scopes(config) for rule in _rules_of_scope(config, scope, moments)]
+    shared = [scope for scope in config.scopes if scope.shared != "local"]
+    scoped = [rule for scope in shared for rule in _rules_of_scope(config, scope, moments)]
     return SyncPlan(
         rules=(*rules, *scoped),
         num_fragments=config.num_fragments,
@@ -86,22 +92,31 @@ def resolve(config: SemiSyncConfig, moments: MomentsKept | None = None) -> SyncP
     )
 
 
+def settings_by_key(config: SemiSyncConfig) -> dict[str, Any]:
+    """What a plan is made of, by configuration key, with the method's defaults."""
+    values = asdict(_filled(config))
+    own = values.pop("settings")
+    for key in _SITES_OWN:
+        del values[key]
+    found = {f"semi_sync.{key}": value for key, value in values.items() if key != "scopes"}
+    found |= {f"semi_sync.{name}.{key}": value for name, table in own.items() for key, value in table.items()}
+    for place, scope in enumerate(values["scopes"]):
+        found |= {f"semi_sync.scopes[{place}].{key}": value for key, value in scope.items()}
+    return found
+
+
 def settings_tables(table: Mapping[str, Any]) -> dict[str, type | None]:
     """The ``[semi_sync.NAME]`` tables that a ``[semi_sync]`` table could have: the dataclass of each, by name.
 
-    Importing what the table names by a dotted path registers it.
-
-    Raises:
-        ValueError: such a path cannot be imported.
+    Importing what the table names by a dotted path registers it; what cannot be imported has no table.
     """
     for registry in (METHODS, CODECS, AGGREGATIONS, OUTER_OPTIMIZERS):
         name = table.get(registry.key)
         if isinstance(name, str) and "." in name:
-            registry.get(name)
-    found: dict[str, type | None] = {name: METHODS.get(name).settings for name in METHODS}
-    for registry in (CODECS, AGGREGATIONS, OUTER_OPTIMIZERS):
-        found |= {name: registry.get(name) for name in registry}
-    return found
+            with suppress(ValueError):
+                registry.get(name)
+    found: dict[str, type | None] = {name: method.settings for name, method in METHODS.items()}
+    return found | dict(CODECS.items()) | dict(AGGREGATIONS.items()) | dict(OUTER_OPTIMIZERS.items())
 
 
 def shares_sparse_rows(config: SemiSyncConfig) -> bool:
@@ -152,7 +167,7 @@ def _component(registry: Registry, name: str, config: SemiSyncConfig) -> Any:
 
 def _outer_optimizer(config: SemiSyncConfig) -> OuterOptimizer | None:
     given = {name: getattr(config, key) for name, key in SHARED_KEYS.items() if getattr(config, key) is not None}
-    if config.outer_optimizer == _AVERAGE:
+    if config.outer_optimizer == AVERAGE:
         _refuse_foreign(given, (), 'outer_optimizer = "average"')
         return None
     kind = OUTER_OPTIMIZERS.get(config.outer_optimizer) if config.outer_optimizer in OUTER_OPTIMIZERS else _load(config)
@@ -160,18 +175,25 @@ def _outer_optimizer(config: SemiSyncConfig) -> OuterOptimizer | None:
     _refuse_foreign(given, names, f'outer_optimizer = "{config.outer_optimizer}"')
     if "betas" in given:
         given["betas"] = tuple(given["betas"])
+    given = {name: value for name, value in given.items() if name in names}
+    own = _own_settings(config, OUTER_OPTIMIZERS.resolve(config.outer_optimizer))
+    built = None
     try:
-        return kind(**given, **_own_settings(config, OUTER_OPTIMIZERS.resolve(config.outer_optimizer)))
+        with gather_invalid() as invalid:
+            built = kind(**given, **own)
     except ValueError as error:
         name, _, problem = str(error).partition(" = ")
         raise ValueError(f"{SHARED_KEYS.get(name, name)} = {problem}") from None
+    for each in invalid:
+        refuse(InvalidValue(SHARED_KEYS.get(each.key, each.key), each.value, each.problem))
+    return built
 
 
 def _load(config: SemiSyncConfig) -> type[OuterOptimizer]:
     try:
         return OUTER_OPTIMIZERS.get(config.outer_optimizer)
-    except ValueError as error:
-        raise ValueError(f'{error} (or "average")') from None
+    except InvalidValue as error:
+        raise InvalidValue(error.key, error.value, f'{error.problem} (or "average")') from None
 
 
 def _refuse_foreign(given: Mapping[str, Any], known: Sequence[str], of: str) -> None:
@@ -197,23 +219,21 @@ def _own_settings(config: SemiSyncConfig, name: str) -> dict[str, Any]:
 # -- scopes --------------------------------------------------------------------------------------------
 
 
-def _scopes(config: SemiSyncConfig) -> Iterator[ScopeConfig]:
-    """Those that are shared; all are checked."""
+def _check_scopes(config: SemiSyncConfig) -> None:
+    """Refuse scopes that cannot be; each value of theirs by its place in the list."""
     names = [scope.name for scope in config.scopes]
     for place, scope in enumerate(config.scopes):
-        key = f"scopes = [{place}]"
-        if not scope.name.isidentifier() or names.count(scope.name) > 1:
-            raise ValueError(f"{key}.name = {scope.name!r}: must be a name of its own, of letters, digits and '_'")
-        if not scope.parameters:
-            raise ValueError(f"{key}.parameters = []: must name parameters, such as 'tok_embeddings.*'")
-        if scope.shared not in ("full", "sparse_rows", "local"):
-            raise ValueError(f"{key}.shared = {scope.shared!r}: must be one of full, sparse_rows, local")
-        try:
+        key = f"scopes[{place}]"
+        unique = scope.name.isidentifier() and names.count(scope.name) == 1
+        require(unique, f"{key}.name", scope.name, "a name of its own, of letters, digits and '_'")
+        patterns = "a list of patterns of parameters' names, such as 'tok_embeddings.*'"
+        require(bool(scope.parameters), f"{key}.parameters", scope.parameters, patterns)
+        require_one_of(f"{key}.shared", scope.shared, ("full", "sparse_rows", "local"))
+        with gather_invalid() as invalid:
             _of_scope(config, scope)
-        except ValueError as error:
-            raise ValueError(f"{key} ({scope.name}): {error}") from None
-        if scope.shared != "local":
-            yield scope
+        for each in invalid:
+            if getattr(scope, each.key, None) is not None:  # others are those of the whole, and told of it
+                refuse(InvalidValue(f"{key}.{each.key}", each.value, each.problem))
 
 
 def _of_scope(config: SemiSyncConfig, scope: ScopeConfig) -> SemiSyncConfig:
@@ -229,8 +249,9 @@ def _of_scope(config: SemiSyncConfig, scope: ScopeConfig) -> SemiSyncConfig:
     _check(scoped)
     codec, aggregation = _component(CODECS, scoped.codec, scoped), _component(AGGREGATIONS, scoped.aggregation, scoped)
     if scope.shared == "sparse_rows":
-        require(not codec.sparse, "codec", scoped.codec, 'another where shared = "sparse_rows"')
-        require(aggregation.takes_sparse, "aggregation", scoped.aggregation, '"mean" where shared = "sparse_rows"')
+        require(not codec.sparse, "shared", scope.shared, f'"full" or "local" with codec = "{scoped.codec}"')
+        fits = f'"full" or "local" with aggregation = "{scoped.aggregation}"'
+        require(aggregation.takes_sparse, "shared", scope.shared, fits)
     return scoped
 
 
@@ -269,7 +290,10 @@ def _check(config: SemiSyncConfig) -> None:
     threshold = config.outlier_threshold
     require(threshold == 0 or threshold > 1, "outlier_threshold", threshold, "above 1, or 0 to let everything pass")
     require(config.bucket_mib > 0, "bucket_mib", config.bucket_mib, "above 0")
+    number_of_streams(config.streams)
+    bytes_per_second(config.max_rate)
     _check_wire(config)
+    _outer_optimizer(config)
 
 
 _CHOICES = {
@@ -327,8 +351,11 @@ def _check_settings(config: SemiSyncConfig) -> None:
     parts: list[SemiSyncConfig | ScopeConfig] = [config, *config.scopes]
     for part in parts:
         chosen += [(CODECS, part.codec)] if part.codec else []
-        chosen += [(OUTER_OPTIMIZERS, part.outer_optimizer)] if part.outer_optimizer not in (None, _AVERAGE) else []
-    used = {registry.resolve(name) for registry, name in chosen}
+        chosen += [(OUTER_OPTIMIZERS, part.outer_optimizer)] if part.outer_optimizer not in (None, AVERAGE) else []
+    used = set()
+    for registry, name in chosen:
+        with suppress(InvalidValue):  # has been refused, or noted
+            used.add(registry.resolve(name))
     for part in parts:
         for name, own in part.settings.items():
             require(name in used, f"settings.{name}", own, f"left out unless {_owner_key(name)} is in use")

@@ -62,12 +62,13 @@ class Schedule:
         self.not_before = 0
         """Inner step until which what waits may wait, unless more falls due."""
 
-    def advance(self, step: int) -> None:
-        """Add what is due after inner step ``step``."""
+    def advance(self, step: int) -> bool:
+        """Add what is due after inner step ``step``; whether a round is to see to what waits."""
         due = self._plan.due(step)
         if due:
             self.not_before = 0
         self.pending = _union(self.pending, due)
+        return self.is_ready(step)
 
     def is_ready(self, step: int) -> bool:
         """Whether a round is to see to what waits after inner step ``step``."""

@@ -1,24 +1,27 @@
 """The end of a round: the vote, and what follows from it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch.profiler import record_function
 
 from titan_ext.errors import RunError
-from titan_ext.semi_sync.plan.sampling import SiteSampler
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
-from titan_ext.semi_sync.round.end_of_data import EndOfData
-from titan_ext.semi_sync.round.exchange import Exchange, record_fields
-from titan_ext.semi_sync.round.round import RoundResult, Sum
+from titan_ext.semi_sync.round.agreement import SiteStatus
+from titan_ext.semi_sync.round.contributions import Sum
+from titan_ext.semi_sync.round.exchange import Exchange
+from titan_ext.semi_sync.round.outer_norms import OuterNorms
+from titan_ext.semi_sync.round.participation import Participation
+from titan_ext.semi_sync.round.round import RoundResult
 from titan_ext.semi_sync.state.checksum import SharedChecksum
-from titan_ext.semi_sync.state.synced_state import AppliedRound
+from titan_ext.semi_sync.state.synced_state import AppliedRound, TakenFromPeers
 from titan_ext.semi_sync.state.views import ModelView
 from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord
 
 logger = logging.getLogger(__name__)
 
+_OTHERS_ERROR = "a rank or site of the round failed"
 
 # Rounds one after the other in which no site's work is finite: after more the run does not come back by itself.
 _MOST_BROKEN_ROUNDS = 3
@@ -32,62 +35,75 @@ class Committer:
     schedule: Schedule
     progress: Progress
     checksum: SharedChecksum
-    sampler: SiteSampler
-    end_of_data: EndOfData
+    participation: Participation
     view: ModelView
-    ledger: Ledger
+    norms: OuterNorms
     reset_inner_optimizer: bool
     keep_local_work: bool
     """After a round that was not committed, keep what was done since the last one."""
     on_round: Callable[[RoundRecord], None] | None
     """Called with the record of every round."""
+    ledger: Ledger = field(default_factory=Ledger)
     _broken_rounds: int = field(default=0, init=False)
     """Rounds one after the other in which no site's work was finite."""
+    _known: set[str] = field(default_factory=set, init=False)
+    """Names of the sites that have been in a quorum with this one."""
 
     def commit(self, result: RoundResult) -> bool:
-        """Whether all ranks of the site were without error and the round counts.
+        """Vote; whether all ranks of the site were without error, and the round is applied. Otherwise it is tried again.
 
         Raises:
             RunError: no site's work was finite in several rounds one after the other.
         """
         started = self.exchange.clock.now()
-        manager, lineage = self.exchange.manager, self.exchange.lineage
-        failure = manager.errored()
+        manager, lineage, healing = self.exchange.manager, self.exchange.lineage, self.exchange.healing
+        self.take_over(result)
+        failure, contributors = manager.errored(), result.contributors
         with record_function("titan_ext::vote"):
             committed = manager.should_commit()
         if committed:
             if result.verdict.opening is not None:
                 lineage.open(manager, *result.verdict.opening)
-            if result.sum is not None and result.contributors:
+            if result.sum is not None and contributors:
                 with record_function("titan_ext::apply"):
-                    self._apply(result, result.sum)
+                    self.exchange.complete(result.sum)
+                    self._apply(result, result.sum, contributors)
             if result.sum is not None:
                 self._recover(result.sum)
-            self.sampler.after_round([site.name for site in result.verdict.table], result.verdict.step)
         else:
             self._undo(result, failure)
-            self.exchange.healing.give_up(result)
-        self.end_of_data.settle(result, committed)
-        if result.rules:
-            self._record(result, committed, failure, self.exchange.clock.now() - started)
+            healing.give_up(result)
+        self.participation.after_round(result, committed)
+        rules = result.rules
+        if rules:
+            self._record(rules, result, committed, failure, self.exchange.clock.now() - started)
+        healing.end()
         return committed
 
-    def _apply(self, result: RoundResult, summed: Sum) -> None:
+    def take_over(self, result: RoundResult) -> None:
+        """A newcomer takes rows of tables from whoever holds them; again in the next round if the vote is a no."""
+        if result.taken_over and result.role.abstains and self.exchange.manager.errored() is None:
+            for index, messages in result.taken_over.items():
+                state = self.exchange.states[index]
+                assert isinstance(state, TakenFromPeers)
+                state.take_over(messages)
+
+    def _apply(self, result: RoundResult, summed: Sum, contributors: list[int]) -> None:
         states, step = self.exchange.states, result.verdict.step
         total = summed.contributions.total_weight
         of = AppliedRound(step=step, weight=summed.weight, total_weight=total, ages=summed.ages)
-        for index, part in summed.parts(states):
+        self.norms.before_apply(summed.parts.items(), total, step)
+        for index, part in summed.parts.items():
             states[index].apply(part, of)
+        self.norms.after_apply(list(summed.parts), summed.contributions)
         self.exchange.error_feedback.settle(summed)
         if self.reset_inner_optimizer:
             self.view.reset_optimizers()
         # What was trained on during a flight counts in the next round.
         self.progress.tokens = 0 if result.role.abstains else self.progress.tokens - result.launch.tokens
-        self.schedule.settle(summed.rules)
-        lineage = self.exchange.lineage
-        lineage.advance()
-        checksum = self.checksum.after({states[index].key for index in summed.rules})
-        lineage.record(result.verdict.table, result.contributors, step, checksum)
+        self.schedule.settle(summed.parts)
+        checksum = self.checksum.after({states[index].key for index in summed.parts})
+        self.exchange.lineage.commit(result.verdict.table, contributors, step, checksum)
 
     def _recover(self, summed: Sum) -> None:
         """After a round that left this site out as not finite, go on from what the sites share."""
@@ -105,9 +121,8 @@ class Committer:
             self.view.reset_broken_states()
 
     def _undo(self, result: RoundResult, failure: object | None) -> None:
-        if (
-            not self.keep_local_work and not result.verdict.states_differ
-        ):  # where bits differ, nobody's work is at fault
+        # Where bits differ, nobody's work is at fault.
+        if not self.keep_local_work and not result.verdict.states_differ:
             for index in result.launch.rules or result.rules:
                 self.exchange.states[index].reset_local_to_global()
         elif not result.healed:
@@ -117,18 +132,56 @@ class Committer:
         again = max(self.progress.step + wait, result.verdict.resync_step)
         self.schedule.not_before = max(self.exchange.site.gather(again))
 
-    def _record(self, result: RoundResult, committed: bool, failure: object | None, seconds: float) -> None:
-        sent = self.exchange.bytes_sent(result)
+    def _record(
+        self, rules: Sequence[int], result: RoundResult, committed: bool, failure: object | None, seconds: float
+    ) -> None:
+        sent, on_wire, healing = self.exchange.take_bytes_sent()
+        contributors = result.contributors if committed else []
+        exchanged = result.seconds_quorum + (result.sum.seconds if result.sum is not None else 0.0)
+        waited = exchanged if result.seconds_waited is None else result.seconds_waited
         record = RoundRecord(
             round=self.exchange.lineage.position.round,
             step=self.progress.step,
+            rules=[self.exchange.states[index].key for index in rules],
+            participants=len(contributors),
+            contributors=[result.verdict.name(rank) for rank in contributors],
+            sites=result.sites,
+            measures={name: value for index in rules for name, value in self.exchange.states[index].measures.items()},
             bytes_sent=sent,
             bytes_received=sent,
+            wire_bytes_sent=on_wire,
+            healing_bytes_sent=healing,
+            seconds_quorum=result.seconds_quorum,
+            seconds_reduce=result.sum.seconds if result.sum is not None else 0.0,
             seconds_apply=seconds,
-            **record_fields(result, committed, failure, self.exchange.states),
+            committed=committed,
+            healed=result.healed,
+            error=None if committed else str(result.verdict.problem or failure or _OTHERS_ERROR),
+            missing=self._missing(result) if committed else {},
+            seconds_stalled=waited + seconds,
+            seconds_hidden=max(0.0, exchanged - waited),
+            **self.norms.take(),
         )
         self.ledger.add(record)
         if not committed:
             logger.warning("round after inner step %d was not committed: %s", record.step, record.error)
         if self.on_round is not None:
             self.on_round(record)
+
+    def _missing(self, result: RoundResult) -> dict[str, str]:
+        """Sites that did not contribute, and why."""
+        table = result.verdict.table
+        names = [result.verdict.name(rank) for rank in range(len(table))]
+        missing = dict.fromkeys(sorted(self._known - set(names)), "not in the quorum")
+        self._known |= {site.name for site in table if site.name}
+        contributors = set(result.contributors)
+        for rank, site in enumerate(table):
+            if result.sum is not None and rank not in contributors:
+                missing[names[rank]] = _why_without_weight(site)
+        return missing
+
+
+def _why_without_weight(site: SiteStatus) -> str:
+    if site.rules is None:
+        return "joining"
+    return "its data has ended" if site.done else "not sampled, not finite, or an outlier"

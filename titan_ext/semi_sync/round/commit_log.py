@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from titan_ext.semi_sync.round.site_status import Position
-
 logger = logging.getLogger(__name__)
 
 
@@ -33,11 +31,6 @@ class Commit:
     digest: str | None
     """Checksum of shared parameters and outer optimizer state; equal at all sites. None where a method has none."""
 
-    @property
-    def position(self) -> Position:
-        """Where the run stood after it."""
-        return Position(self.generation, self.round)
-
 
 class CommitLog:
     """Appends commits and remembers those of earlier processes.
@@ -52,7 +45,7 @@ class CommitLog:
     def last(self, run: str) -> Commit | None:
         """The furthest commit of a run; a line that a crash cut short counts as not written."""
         commits = [commit for commit in self._read() if commit.run == run]
-        return max(commits, key=lambda commit: commit.position, default=None)
+        return max(commits, key=lambda commit: (commit.generation, commit.round), default=None)
 
     def append(self, commit: Commit) -> None:
         """Write a commit through to the disk; a disk that takes no more is reported and training goes on."""

@@ -1,15 +1,35 @@
-"""What each site puts into a round: its weight, and how large its updates are. Equal tables lead to equal means."""
+"""What the sites put into a round, and what comes back. Equal tables of contributions lead to equal means."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from titan_ext.semi_sync.plan.plan import OutlierGuard
+from titan_ext.semi_sync.state.moment_ages import UNCOUNTED, Ages
+from titan_ext.semi_sync.state.synced_state import SyncedState
+
 FEWEST_PEERS = 3
 """Of two updates none is the outlier."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What a site puts into a round."""
+
+    weight: float
+    """0 contributes nothing; the buffer is zero then."""
+    buffer: torch.Tensor
+    """fp32: the messages of the rules one after the other, multiplied by the weight. The reduction overwrites it."""
+    parts: dict[int, torch.Tensor]
+    """By rule its stretch of the buffer."""
+    norms: list[float]
+    """Norm of this site's update for each guarded rule."""
+    is_finite: bool = True
+    """Whether what the site meant to contribute was; a NaN or an infinity is left out."""
 
 
 @dataclass(slots=True)
@@ -20,19 +40,6 @@ class Contributions:
     """0 for a site that contributes nothing."""
     norms: list[list[float]]
     """``[site][guarded rule]``: Euclidean norm of its update."""
-
-    @classmethod
-    def own(cls, rank: int, sites: int, weight: float, norms: Sequence[float]) -> torch.Tensor:
-        """This site's line in an empty table, to be summed over the sites: float64 ``[sites, 1 + guarded]``."""
-        table = torch.zeros(sites, 1 + len(norms), dtype=torch.float64)
-        table[rank] = torch.tensor([weight, *norms], dtype=torch.float64)
-        return table
-
-    @classmethod
-    def of(cls, table: torch.Tensor) -> "Contributions":
-        """The table of all."""
-        lines = table.tolist()
-        return cls([line[0] for line in lines], [line[1:] for line in lines])
 
     @property
     def total_weight(self) -> float:
@@ -70,6 +77,141 @@ class Contributions:
             for rank in outliers:
                 self.weights[rank] = 0.0
         return outliers
+
+
+class ContributionTable:
+    """A line for each site: its weight, the norms of its guarded updates, and how many steps its moments stand for.
+
+    Making it is a collective over the site.
+
+    Args:
+        own: this site's contribution.
+        states: of the round, bound to this rank.
+        gather: a value of every rank of the site, a collective.
+    """
+
+    def __init__(self, own: Contribution, states: Iterable[SyncedState], gather: Callable[[Any], list[Any]]) -> None:
+        self._own = own
+        bound = [(state.rule.state, state.tensors.view, state.names) for state in states if state.averages_state]
+        steps = {name: view.steps(name) for _, view, names in bound for name in names}
+        by_rank = gather(steps) if bound else []
+        self._counts = {name: count for each in by_rank for name, count in each.items()}
+        self._names = sorted(self._counts)
+        covered: dict[str, set[str | None]] = {}
+        for state, view, names in bound:
+            for name in names:
+                covered.setdefault(name, set()).add(view.key(state, name))
+        self._whole = frozenset(
+            name for _, view, names in bound for name in names if covered[name] >= view.moments(name).keys()
+        )
+
+    def line(self, rank: int, sites: int) -> torch.Tensor:
+        """This site's line in an empty table, to be summed over the sites: float64 ``[sites, 1 + guarded + parameters]``."""
+        counts = [self._counts[name] for name in self._names]
+        ages = [UNCOUNTED if each is None else each for each in counts]
+        line = torch.tensor([self._own.weight, *self._own.norms, *ages], dtype=torch.float64)
+        table = torch.zeros(sites, len(line), dtype=torch.float64)
+        table[rank] = line
+        return table
+
+    def read(self, table: torch.Tensor, guard: OutlierGuard) -> tuple[Contributions, dict[int, list[float]], Ages]:
+        """What the table of all sites says: the contributions, the outliers among them, and the contributors' steps."""
+        lines, first_age = table.tolist(), 1 + len(self._own.norms)
+        contributions = Contributions([line[0] for line in lines], [line[1:first_age] for line in lines])
+        outliers = contributions.guard(guard.threshold, guard.action)
+        ranks = contributions.contributors
+        ages = {
+            name: [int(lines[rank][place]) for rank in ranks] for place, name in enumerate(self._names, start=first_age)
+        }
+        return contributions, outliers, Ages(ages, [contributions.weights[rank] for rank in ranks], self._whole)
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """What came back."""
+
+    parts: dict[int, torch.Tensor]
+    """By rule the weighted sum of its messages over the sites, fp32. The same memory as the contribution's."""
+    weight: float
+    """This site's own weight in it."""
+    own_is_finite: bool
+    """Whether what this site meant to contribute was."""
+    contributions: Contributions
+    """What all sites put in."""
+    residuals: dict[int, torch.Tensor] = field(default_factory=dict)
+    """By rule: what the reduction took away from this site's contribution, as if that had weight 1."""
+    in_parts: tuple[torch.Tensor, ...] = ()
+    """Stretches of which this rank has summed its part alone, as long as its like at the site have not shared theirs."""
+    ages: Ages | None = None
+    """How many steps the moments stand for that the sites put in."""
+    seconds: float = 0.0
+    """Of the reduction."""
+
+
+def new_buffer(
+    rules: Sequence[int], states: Sequence[SyncedState], device: torch.device
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """An fp32 buffer for the messages of the rules, one after the other, and by rule its stretch of it."""
+    sizes = [states[index].numel for index in rules]
+    buffer = torch.empty(sum(sizes), dtype=torch.float32, device=device)
+    return buffer, dict(zip(rules, buffer.split(sizes), strict=True)) if sizes else {}
+
+
+class ErrorFeedback:
+    """What reductions have taken away so far; it is this site's alone.
+
+    Args:
+        states: the plan's rules bound to this rank.
+        device: where the memory lies.
+    """
+
+    def __init__(self, states: Sequence[SyncedState], device: torch.device) -> None:
+        self._states = states
+        self._residuals = {
+            index: torch.zeros(state.numel, device=device) for index, state in enumerate(states) if state.feeds_back
+        }
+
+    def takes(self, index: int) -> bool:
+        """Whether anybody wants to know what a rule's reduction takes away."""
+        return index in self._residuals or self._states[index].takes_residual
+
+    def add(self, index: int, contribution: torch.Tensor) -> None:
+        """Put what a rule is owed into its contribution (fp32 ``[numel]``, not yet multiplied by its weight)."""
+        if index in self._residuals:
+            contribution.add_(self._residuals[index])
+
+    def settle(self, committed: Sum) -> None:
+        """Call when a round is committed: what it took away is owed by the next one."""
+        for index, residual in committed.residuals.items():
+            if not self._states[index].takes_residual:
+                self._residuals[index] = self._owed(index, committed)
+            elif committed.weight > 0:
+                self._states[index].take_residual(residual)
+
+    def checkpoint_state(self, in_flight: Sum | None) -> dict[str, dict[str, torch.Tensor]]:
+        """By rule and parameter, with global shapes.
+
+        Args:
+            in_flight: of a round that has not been applied; what it took away counts as settled.
+        """
+        return {
+            self._states[index].key: self._states[index].named_message(
+                flat if in_flight is None else self._owed(index, in_flight)
+            )
+            for index, flat in self._residuals.items()
+        }
+
+    def _owed(self, index: int, of: Sum) -> torch.Tensor:
+        """What a rule is owed after a round; one to which this site gave nothing has paid nothing either."""
+        residual = of.residuals.get(index)
+        if residual is None:
+            return self._residuals[index]
+        return residual if of.weight > 0 else self._residuals[index] + residual
+
+    def load_checkpoint_state(self, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Restore what ``checkpoint_state`` returned."""
+        for index, flat in self._residuals.items():
+            self._states[index].fill_message(flat, state[self._states[index].key])
 
 
 def _usual(norms: Sequence[float]) -> float:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
@@ -11,41 +11,42 @@ from torch.distributed import ReduceOp
 from torch.profiler import record_function
 
 from titan_ext.semi_sync.plan.plan import PARAMETERS, OutlierGuard
-from titan_ext.semi_sync.round.age_table import AgeTable
-from titan_ext.semi_sync.round.agreement import Verdict, agree
+from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict, agree, all_gather_status
 from titan_ext.semi_sync.round.clock import Clock
-from titan_ext.semi_sync.round.contributions import Contributions
-from titan_ext.semi_sync.round.error_feedback import ErrorFeedback
+from titan_ext.semi_sync.round.contributions import (
+    Contribution,
+    Contributions,
+    ContributionTable,
+    ErrorFeedback,
+    Sum,
+    new_buffer,
+)
+from titan_ext.semi_sync.round.differences import InCommon, name_differences
 from titan_ext.semi_sync.round.healing import Healing
 from titan_ext.semi_sync.round.lineage import Lineage
-from titan_ext.semi_sync.round.round import Contribution, Launch, Role, RoundResult, Sum, parts_of
-from titan_ext.semi_sync.round.site_status import SiteStatus, all_gather_status
+from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.moment_ages import Ages
-from titan_ext.semi_sync.state.sparse_tables import SparseTable
-from titan_ext.semi_sync.state.synced_state import Adoptable, Guarded, SyncedState
-from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
+from titan_ext.semi_sync.state.synced_state import Guarded, SyncedState, TakenFromPeers
+from titan_ext.semi_sync.wire.manager import ReplicaManager
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
 
 logger = logging.getLogger(__name__)
-
-TakeIn = Callable[[Launch, Verdict], tuple[bool, bool]]
-"""Called once this rank knows the round: whether all ranks of the site do, and whether a peer's state was taken in."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Exchange:
     """Runs rounds over a manager, on the caller's thread or on another one.
 
-    Hazard: Gloo matches the collectives of two sites by their order alone. All sites issue those of a round in the
+    Hazard: messages of one tag are matched by their order alone. All sites issue the collectives of a round in the
     order of ``run``, and skip the same ones: what decides is the table of statuses, equal at all sites.
     """
 
     manager: ReplicaManager
     states: Sequence[SyncedState]
     """The plan's rules bound to this rank."""
-    fingerprint: int
+    in_common: InCommon
     """Equal at sites that may exchange."""
     lineage: Lineage
     healing: Healing
@@ -58,31 +59,33 @@ class Exchange:
     guard: OutlierGuard
     device: torch.device
     """Where buffers live."""
+    wire: torch.device
+    """Where a message has to lie for the manager."""
     heartbeat_timeout_seconds: float = 0.0
     """After which a site that says nothing counts as dead."""
     clock: Clock = field(default_factory=Clock)
     """What rounds are timed by."""
     _retry_after_steps: int = field(default=0, init=False)
     """From the last table of statuses that came whole."""
+    _wire_bytes: tuple[int, int] = field(default=(0, 0), init=False)
+    """Of this rank when they were last taken."""
 
-    def run(
-        self, launch: Launch, contribution: Contribution | None = None, take_in: TakeIn | None = None
-    ) -> RoundResult:
+    def run(self, launch: Launch, contribution: Contribution | None = None) -> RoundResult:
         """Exchange a round. Errors end up in the verdict's ``problem`` or at the manager, never as exceptions of the wire.
 
         Args:
             launch: what this site means to do.
-            contribution: this site's, where the inner loop goes on meanwhile and the parameters change.
-            take_in: takes in a peer's state if this site was behind. None where the inner loop goes on meanwhile: the
-                ranks of the site may not meet then, and a state is taken in when the round is applied.
+            contribution: this site's, where the inner loop goes on meanwhile and changes the parameters. The ranks of
+                the site may not meet then, and a peer's state is taken in when the round is applied.
         """
         started = self.clock.now()
         with record_function("titan_ext::quorum"):
             self.manager.start_quorum()
         # A peer's state comes with the quorum.
         role = Role.HEALED if self.healing.is_behind else launch.role
+        abstains = role.abstains
         with record_function("titan_ext::agree"):
-            verdict = self._verdict(launch, role)
+            verdict = self._verdict(launch, abstains)
         result = RoundResult(
             launch=launch,
             role=role,
@@ -91,22 +94,22 @@ class Exchange:
             retry_after_steps=self._retry_after_steps,
             seconds_quorum=self.clock.now() - started,
         )
-        if take_in is not None:
+        if contribution is None:
             with record_function("titan_ext::heal"):
-                ready, healed = take_in(launch, verdict)
+                ready, healed = self.healing.take_in(launch, verdict)
             result = replace(result, healed=healed)
             if not ready:
                 return result
         if self.manager.errored() is not None:
             return result
+        rules = verdict.rules
         if verdict.newcomers:
-            result = replace(result, adopted=self._bring_tables(verdict))
-        rules = self._with_moments(verdict.rules) if verdict.newcomers else verdict.rules
+            result, rules = replace(result, taken_over=self._bring_tables(verdict)), self._with_moments(rules)
         if not rules:
             return result
-        if contribution is None or role.abstains:
+        if contribution is None or abstains:
             # Taken in by the members: what this site did before is not measured from their point.
-            contribution = self.contribution(rules, verdict.step, 0.0 if role.abstains else launch.weight)
+            contribution = self.contribution(rules, verdict.step, 0.0 if abstains else launch.weight)
         if self.manager.errored() is None:
             with record_function("titan_ext::reduce"):
                 result = replace(result, sum=self._reduce(contribution, verdict))
@@ -116,13 +119,12 @@ class Exchange:
         """This site's weighted contribution to the rules of a round, in a fresh buffer. A collective over the site."""
         for state in self.states:
             state.check()
-        rules, numel = tuple(rules), sum(self.states[index].numel for index in rules)
+        buffer, parts = new_buffer(rules, self.states, self.device)
         if weight <= 0:
-            return self._nothing(rules, torch.empty(numel, dtype=torch.float32, device=self.device))
-        buffer = torch.empty(numel, dtype=torch.float32, device=self.device)
+            return self._nothing(buffer, parts)
         squares = []
         with record_function("titan_ext::contribution"):
-            for index, part in parts_of(buffer, rules, self.states):
+            for index, part in parts.items():
                 state = self.states[index]
                 state.write(part, step)
                 if self._is_guarded(state):
@@ -132,35 +134,60 @@ class Exchange:
                     part.mul_(weight)
         by_rank = self.site.gather((_is_finite(buffer), squares))
         norms = [math.sqrt(sum(ranks)) for ranks in zip(*(each for _, each in by_rank), strict=True)]
-        if all(finite for finite, _ in by_rank):
-            return Contribution(rules, weight, buffer, norms)
+        all_finite = all(finite for finite, _ in by_rank)
+        for index in rules:
+            self.states[index].launched(all_finite)
+        if all_finite:
+            return Contribution(weight, buffer, parts, norms)
         # One NaN would reach every site. What the others agree on comes back and heals this one.
         logger.warning("this site's contribution after inner step %d is not finite; it is left out of the round", step)
-        return replace(self._nothing(rules, buffer), is_finite=False)
+        return replace(self._nothing(buffer, parts), is_finite=False)
 
-    def bytes_sent(self, result: RoundResult) -> int:
-        """Bytes that all ranks of the site sent in the round's reductions. A collective over the site."""
-        return self._measured_bytes() + self._computed_bytes(result)
+    def complete(self, summed: Sum) -> None:
+        """Let ranks that hold the same give each other the parts that each has summed.
+
+        Hazard: call it where all ranks of the site know that none of them has met an error.
+        """
+        self.pairing.share_parts(summed.in_parts)
+
+    def take_bytes_sent(self) -> tuple[int, int, int]:
+        """Bytes that all ranks of the site have sent since the last call. A collective over the site.
+
+        Returns:
+            of values in reductions; of all frames to other sites; of those for healing.
+        """
+        transfers = [state.transfer for state in self.states if isinstance(state, TakenFromPeers)]
+        once = {id(reduction): reduction for reduction in [*self.reductions, *transfers]}
+        in_rounds, healing = self.manager.wire_bytes_sent
+        new = in_rounds + healing - sum(self._wire_bytes), healing - self._wire_bytes[1]
+        self._wire_bytes = in_rounds, healing
+        own = (sum(reduction.take_sent() for reduction in once.values()), *new)
+        values, frames, healed = (sum(ranks) for ranks in zip(*self.site.gather(own), strict=True))
+        return values, frames, healed
 
     # -- who, and what -----------------------------------------------------------------------------
 
-    def _verdict(self, launch: Launch, role: Role) -> Verdict:
+    def _verdict(self, launch: Launch, abstains: bool) -> Verdict:
         own = SiteStatus(
-            fingerprint=self.fingerprint,
+            fingerprint=self.in_common.number(),
             step=launch.step,
-            rules=None if role.abstains else list(launch.rules),
+            rules=None if abstains else list(launch.rules),
             tokens=launch.tokens,
             step_time_ms=launch.step_time_ms,
             done=launch.done,
             **self.lineage.status_fields(),
         )
-        table = all_gather_status(self.manager, own)
+        table = all_gather_status(self.manager, own, self.wire)
         if self.manager.errored() is not None:
             return Verdict([own], [], own.step)
         verdict = agree(table, self.manager.participating_rank())
+        if verdict.settings_differ:
+            # From one table: all sites meet in these collectives, or none does.
+            named = name_differences(self.manager, self.in_common, table)
+            verdict = replace(verdict, problem=f"{verdict.problem}: {named}" if named else verdict.problem)
         self._retry_after_steps = verdict.steps_until_forgotten(self.heartbeat_timeout_seconds)
         if verdict.problem is None and verdict.all_join:
-            opening = self.lineage.opening(self.manager, table)
+            opening = self.lineage.opening(self.manager, table, self.wire)
             waits = opening is None and self.manager.errored() is None
             verdict = replace(verdict, opening=opening, problem=self.lineage.why_waiting(table) if waits else None)
         if verdict.problem is not None:
@@ -175,15 +202,15 @@ class Exchange:
         ranks = range(len(table))
         furthest = sorted(ranks, key=lambda rank: (table[rank].position, -rank), reverse=True)
         places = [float(furthest.index(rank)) for rank in ranks]
-        adopted = {}
+        taken_over = {}
         for index, state in enumerate(self.states):
-            if isinstance(state, Adoptable):
-                adopted[index] = state.offered()
-                for message in adopted[index]:
+            if isinstance(state, TakenFromPeers):
+                taken_over[index] = state.offered()
+                for message in taken_over[index]:
                     self.pairing.reduce(
-                        state.adoption, self.manager, [state], message, RoundFacts(verdict.step, places), None
+                        state.transfer, self.manager, [state], message, RoundFacts(verdict.step, places), None
                     )
-        return adopted
+        return taken_over
 
     def _with_moments(self, rules: list[int]) -> list[int]:
         """The rules of a round that takes in a newcomer: all states without a global value come along.
@@ -202,16 +229,15 @@ class Exchange:
         started = self.clock.now()
         contribution, contributions, ages = self._weigh(contribution, verdict)
         of = RoundFacts(verdict.step, contributions.weights)
-        parts = dict(parts_of(contribution.buffer, contribution.rules, self.states))
+        parts = contribution.parts
         residuals: dict[int, torch.Tensor] = {}
-        without_partner: set[int] = set()
-        for run in self._together(contribution.rules):
+        in_parts: list[torch.Tensor] = []
+        for run in self._together(list(parts)):
             values = _stretch(contribution.buffer, [parts[index] for index in run])
             wanted = [index for index in run if self.error_feedback.takes(index)]
             residual = torch.empty_like(values) if wanted else None
             states = [self.states[index] for index in run]
-            if not self.pairing.reduce(self.reductions[run[0]], self.manager, states, values, of, residual):
-                without_partner |= set(run)
+            in_parts += self.pairing.reduce(self.reductions[run[0]], self.manager, states, values, of, residual)
             if residual is not None:
                 # Of one contribution of weight 1: the next one may weigh more or less than this. A site without weight
                 # has lost nothing of its own, but maybe of sums that it coded.
@@ -220,27 +246,24 @@ class Exchange:
                 pieces = residual.split([parts[index].numel() for index in run])
                 residuals |= {index: part for index, part in zip(run, pieces, strict=True) if index in wanted}
         return Sum(
-            rules=contribution.rules,
-            buffer=contribution.buffer,
+            parts=parts,
             weight=contribution.weight,
             own_is_finite=contribution.is_finite,
             contributions=contributions,
             residuals=residuals,
+            in_parts=tuple(in_parts),
             ages=ages,
-            without_partner=frozenset(without_partner),
             seconds=self.clock.now() - started,
         )
 
     def _weigh(self, contribution: Contribution, verdict: Verdict) -> tuple[Contribution, Contributions, Ages]:
         """Learn what every site puts in and how old its moments are, and hold back what is out of all proportion."""
         rank, sites = self.manager.participating_rank(), self.manager.num_participants()
-        table = AgeTable([self.states[index] for index in contribution.rules], self.site.gather)
-        own = Contributions.own(rank, sites, contribution.weight, contribution.norms)
-        both = torch.cat([own, table.columns(rank, sites)], dim=1).to(wire_device(self.manager))
-        self.manager.allreduce(both, reduce_op=ReduceOp.SUM).wait()
-        contributions = Contributions.of(both[:, : own.shape[1]])
-        outliers = contributions.guard(self.guard.threshold, self.guard.action)
-        ages = table.ages(both[:, own.shape[1] :], contributions.weights)
+        table = ContributionTable(contribution, [self.states[index] for index in contribution.parts], self.site.gather)
+        lines = table.line(rank, sites).to(self.wire)
+        if sites > 1:
+            self.manager.allreduce(lines, reduce_op=ReduceOp.SUM).wait()
+        contributions, outliers, ages = table.read(lines, self.guard)
         for site, factors in outliers.items():
             logger.warning(
                 "site %s: its update after inner step %d is %.3g times the largest that its peers' median allows; %s",
@@ -250,7 +273,7 @@ class Exchange:
                 "left out" if self.guard.action == "drop" else "clipped",
             )
         if rank in outliers and self.guard.action == "drop":
-            dropped = self._nothing(contribution.rules, contribution.buffer)
+            dropped = self._nothing(contribution.buffer, contribution.parts)
             contribution = replace(dropped, is_finite=contribution.is_finite)
         elif rank in outliers:
             self._clip(contribution, outliers[rank])
@@ -259,7 +282,7 @@ class Exchange:
     def _clip(self, contribution: Contribution, factors: Sequence[float]) -> None:
         parts: list[tuple[Any, torch.Tensor]] = [
             (self.states[index], part)
-            for index, part in parts_of(contribution.buffer, contribution.rules, self.states)
+            for index, part in contribution.parts.items()
             if self._is_guarded(self.states[index])
         ]
         for (state, part), factor in zip(parts, factors, strict=True):
@@ -268,33 +291,10 @@ class Exchange:
     def _is_guarded(self, state: SyncedState) -> TypeGuard[Guarded]:
         return isinstance(state, Guarded) and self.guard.threshold > 0
 
-    def _nothing(self, rules: tuple[int, ...], buffer: torch.Tensor) -> Contribution:
+    def _nothing(self, buffer: torch.Tensor, parts: dict[int, torch.Tensor]) -> Contribution:
         """Contribute nothing."""
-        guarded = sum(self._is_guarded(self.states[index]) for index in rules)
-        return Contribution(rules, 0.0, buffer.zero_(), [0.0] * guarded)
-
-    def _measured_bytes(self) -> int:
-        """Of tables shared by row, whose messages' sizes depend on who holds what. All ranks meet or none."""
-        bound = zip(self.states, self.reductions, strict=True)
-        tables = [(state, reduction) for state, reduction in bound if isinstance(state, SparseTable)]
-        if not tables:
-            return 0
-        own = sum(reduction.take_sent() for _, reduction in tables)
-        own += sum(state.adoption.take_sent() for state, _ in tables if isinstance(state, Adoptable))
-        return sum(self.site.gather(own))
-
-    def _computed_bytes(self, result: RoundResult) -> int:
-        """Of everything else: it follows from sizes."""
-        if result.sum is None:
-            return 0
-        travelled = [
-            index
-            for index in result.sum.rules
-            if index not in result.sum.without_partner and not isinstance(self.states[index], SparseTable)
-        ]
-        return sum(
-            self.pairing.wire_bytes(self.reductions[run[0]], run, result.sites) for run in self._together(travelled)
-        )
+        guarded = sum(self._is_guarded(self.states[index]) for index in parts)
+        return Contribution(0.0, buffer.zero_(), parts, [0.0] * guarded)
 
     def _together(self, rules: Sequence[int]) -> list[list[int]]:
         """Neighbouring rules that are summed alike travel as one: fewer and fuller buckets."""
@@ -305,30 +305,6 @@ class Exchange:
             else:
                 runs.append([index])
         return runs
-
-
-def record_fields(
-    result: RoundResult, committed: bool, failure: object | None, states: Sequence[SyncedState]
-) -> dict[str, Any]:
-    """The fields of a ``RoundRecord`` that a round tells of itself.
-
-    Args:
-        result: after its vote.
-        committed: whether it was applied.
-        failure: the manager's error, if any.
-        states: the plan's rules bound to this rank.
-    """
-    return {
-        "rules": [states[index].key for index in result.rules],
-        "participants": len(result.contributors) if committed else 0,
-        "contributors": [result.verdict.name(rank) for rank in result.contributors] if committed else [],
-        "sites": result.sites,
-        "seconds_quorum": result.seconds_quorum,
-        "seconds_reduce": result.sum.seconds if result.sum is not None else 0.0,
-        "committed": committed,
-        "healed": result.healed,
-        "error": None if committed else str(result.verdict.problem or failure or "a rank or site of the round failed"),
-    }
 
 
 def _stretch(buffer: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -4,9 +4,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from titan_ext.semi_sync.plan.schedule import Progress, Schedule
+from titan_ext.semi_sync.round.agreement import Verdict
 from titan_ext.semi_sync.round.lineage import Lineage
-from titan_ext.semi_sync.round.round import RoundResult
+from titan_ext.semi_sync.round.round import Launch, RoundResult
 from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.semi_sync.state.checksum import SharedChecksum
 from titan_ext.semi_sync.state.synced_state import SyncedState
 from titan_ext.semi_sync.wire.manager import ReplicaManager
 
@@ -23,44 +26,57 @@ class Healing:
     Args:
         states: the plan's rules bound to this rank.
         lineage: the run and how far it has come.
+        schedule: what waits for a round; a healed site's is the member's.
+        progress: this site's counters; a healed site's step is the member's.
+        checksum: of the shared state.
         manager: this rank's replica manager.
         site: the ranks of the site.
-        fingerprint: what must be equal at sites that exchange, by key.
     """
 
     def __init__(
         self,
         states: Sequence[SyncedState],
+        *,
         lineage: Lineage,
+        schedule: Schedule,
+        progress: Progress,
+        checksum: SharedChecksum,
         manager: ReplicaManager,
         site: SiteRanks,
-        fingerprint: Mapping[str, str],
     ) -> None:
         self._states = states
         self._lineage = lineage
+        self._schedule = schedule
+        self._progress = progress
+        self._checksum = checksum
         self._manager = manager
         self._site = site
-        self._fingerprint = fingerprint
         self._arrived: Mapping[str, Any] | None = None
         self._diverged = False
         self._keeps_work = False
         self._counters: dict[str, int] = {}
+        self._launch: Launch | None = None
+        """Of the round under way on this thread or another one, until its vote."""
 
     @property
     def is_behind(self) -> bool:
         """Whether the state of a peer that is further waits to be taken in."""
         return self._arrived is not None and not self._keeps_work
 
-    def offer(self, step: int, pending: list[int]) -> dict[str, Any]:
-        """This site's shared state.
+    @property
+    def unsettled(self) -> list[int]:
+        """Rules whose exchange is under way or still to be tried."""
+        return self._schedule.beside(self._launch.rules if self._launch is not None else ())
+
+    def offer(self) -> dict[str, Any]:
+        """What a joining site takes over.
 
         Hazard: its tensors are the live ones. They may be read until the round's commit, which changes them.
         """
         return {
-            "fingerprint": self._fingerprint,
-            "step": step,
+            "step": self._launch.step if self._launch is not None else self._progress.step,
             **self._lineage.state_dict(),
-            "pending": pending,
+            "pending": self.unsettled,
             "states": {state.key: state.shared_state() for state in self._states},
         }
 
@@ -75,12 +91,16 @@ class Healing:
         if self._keeps_work:
             self._lineage.checksum = 0  # what it is about to take in has another
 
-    def begin(self) -> None:
+    def begin(self, launch: Launch) -> None:
         """A round begins: remember where the manager stood."""
-        self._counters = self._manager.state_dict()
+        self._launch, self._counters = launch, self._manager.state_dict()
 
-    def take_in(self) -> tuple[bool, Mapping[str, Any] | None]:
-        """Whether all ranks of the site know the round, and the peer's state they took in, if one came. A collective."""
+    def end(self) -> None:
+        """The round has been voted on."""
+        self._launch = None
+
+    def take_in(self, launch: Launch, verdict: Verdict) -> tuple[bool, bool]:
+        """Whether all ranks of the site know the round, and whether they took in a peer's state. A collective."""
         fault = self._manager.errored()
         if fault is None and self._arrived is not None:
             fault = self._lineage.accepts(self._arrived)
@@ -88,7 +108,7 @@ class Healing:
         if not all(self._site.gather(fault is None)):
             if self._manager.errored() is None:
                 self._manager.report_error(RuntimeError(str(fault or "another rank of the site failed")))
-            return False, None
+            return False, False
         state, self._arrived = self._arrived, None
         if state is not None:
             for each in self._states:
@@ -96,8 +116,15 @@ class Healing:
                 each.correct_shared_state(theirs) if self._keeps_work else each.load_shared_state(theirs)
             self._lineage.take_over(state)
             self._diverged = self._keeps_work = False
+            # The state may be a copy that the peer made some inner steps before this round.
+            agreed = bool(verdict.rules)
+            step, pending = (verdict.step, verdict.rules) if agreed else (state["step"], state["pending"])
+            # A round in flight was launched some inner steps ago; those count at the peer's place too.
+            self._progress.step += step - launch.step
+            self._schedule.replace(pending)
+            self._checksum.forget()
             logger.info("took the shared state of a peer at inner step %d, round %d", state["step"], state["round"])
-        return True, state
+        return True, state is not None
 
     def give_up(self, result: RoundResult) -> None:
         """The round failed: a site that is behind must count as such, so as to be healed in the next one."""
@@ -115,15 +142,3 @@ class Healing:
         else:
             return
         self._manager.load_state_dict(counters)
-
-    def explain(self, problem: str) -> str:
-        """A refusal with the keys in which a peer's fingerprint differs, where one came."""
-        theirs = (self._arrived or {}).get("fingerprint")
-        differing = "" if theirs is None else _differences(self._fingerprint, theirs)
-        return f"{problem}: {differing}" if differing else problem
-
-
-def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
-    """The keys in which two fingerprints differ, with both values."""
-    keys = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
-    return "; ".join(f"{key}: theirs {theirs.get(key)}, ours {ours.get(key)}" for key in keys)

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch.distributed import ReduceOp
 
-from titan_ext.semi_sync.round.agreement import described
+from titan_ext.semi_sync.round.agreement import BITS, Position, SiteStatus, described
 from titan_ext.semi_sync.round.commit_log import Commit, CommitLog
-from titan_ext.semi_sync.round.site_status import BITS, Position, SiteStatus
 from titan_ext.semi_sync.site.ranks import SiteRanks
-from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
+from titan_ext.semi_sync.wire.manager import ReplicaManager
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +65,15 @@ class Lineage:
             "checksum": self.checksum,
         }
 
-    def opening(self, manager: ReplicaManager, table: Sequence[SiteStatus]) -> tuple[int, Position] | None:
+    def opening(
+        self, manager: ReplicaManager, table: Sequence[SiteStatus], wire: torch.device
+    ) -> tuple[int, Position] | None:
         """Run and position from which sites that all just join may begin; None if they have to wait. A collective.
 
         Args:
             manager: with the quorum of the table.
             table: the statuses of all sites.
+            wire: where a message has to lie for the manager.
         """
         run = next((site.run for site in table if site.run), 0)
         if not run:
@@ -81,7 +83,7 @@ class Lineage:
         if known <= best:
             return run, best
         missing = self._missing(table)
-        waiting = torch.tensor([float(bool(missing))], device=wire_device(manager))
+        waiting = torch.tensor([float(bool(missing))], device=wire)
         manager.allreduce(waiting, reduce_op=ReduceOp.SUM).wait()
         if manager.errored() is not None or waiting.item():
             return None
@@ -133,12 +135,8 @@ class Lineage:
         """Stand where the peer stands whose shared state was taken in."""
         self._take_place(state)
 
-    def advance(self) -> None:
-        """A round is committed."""
-        self.position = Position(self.position.generation, self.position.round + 1)
-
-    def record(self, table: Sequence[SiteStatus], contributors: Sequence[int], step: int, checksum: int) -> None:
-        """Write the commit that ``advance`` counted to the log.
+    def commit(self, table: Sequence[SiteStatus], contributors: Sequence[int], step: int, checksum: int) -> None:
+        """A round is committed: count it, and write it to the log.
 
         Args:
             table: the statuses of the round's sites.
@@ -146,7 +144,7 @@ class Lineage:
             step: inner step of the launch.
             checksum: of the shared state after it, 0 if there is none.
         """
-        self.checksum = checksum
+        self.position, self.checksum = Position(self.position.generation, self.position.round + 1), checksum
         names = [site.name or f"#{rank}" for rank, site in enumerate(table)]
         self._last = Commit(
             run=self.run_name,
@@ -184,7 +182,7 @@ class Lineage:
         """The last commit of this run that we remember."""
         if self._last is None or self._last.run != self.run_name:
             return self.position
-        return max(self.position, self._last.position)
+        return max(self.position, Position(self._last.generation, self._last.round))
 
     def _missing(self, table: Sequence[SiteStatus]) -> list[str]:
         """Sites of our last commit that are not here, if we are behind it."""

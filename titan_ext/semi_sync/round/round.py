@@ -1,17 +1,14 @@
-"""The values that the phases of a round hand on: launch, contribution, sum, result."""
+"""A round from its launch to its result, and the one that is in flight while the inner loop goes on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 import torch
 
 from titan_ext.semi_sync.round.agreement import Verdict
-from titan_ext.semi_sync.round.contributions import Contributions
-from titan_ext.semi_sync.round.site_status import SiteStatus
-from titan_ext.semi_sync.state.moment_ages import Ages
-from titan_ext.semi_sync.state.synced_state import SyncedState
+from titan_ext.semi_sync.round.contributions import Sum
 
 
 class Role(Enum):
@@ -51,48 +48,6 @@ class Launch:
     """Whether this site has nothing to contribute any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """What a site puts into a round."""
-
-    rules: tuple[int, ...]
-    weight: float
-    """0 contributes nothing; the buffer is zero then."""
-    buffer: torch.Tensor
-    """fp32: the messages of the rules one after the other, multiplied by the weight. The reduction overwrites it."""
-    norms: list[float]
-    """Norm of this site's update for each guarded rule."""
-    is_finite: bool = True
-    """Whether what the site meant to contribute was; a NaN or an infinity is left out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """What came back."""
-
-    rules: tuple[int, ...]
-    buffer: torch.Tensor
-    """fp32: weighted sums over the sites of the rules' messages. The same memory as the contribution's."""
-    weight: float
-    """This site's own weight in it."""
-    own_is_finite: bool
-    """Whether what this site meant to contribute was."""
-    contributions: Contributions
-    """What all sites put in."""
-    residuals: dict[int, torch.Tensor] = field(default_factory=dict)
-    """By rule: what the reduction took away from this site's contribution, as if that had weight 1."""
-    ages: Ages | None = None
-    """How many steps the moments stand for that the sites put in."""
-    without_partner: frozenset[int] = frozenset()
-    """Rules for which this site had nobody to exchange with."""
-    seconds: float = 0.0
-    """Of the reduction."""
-
-    def parts(self, states: Sequence[SyncedState]) -> list[tuple[int, torch.Tensor]]:
-        """Rule index and its slice of the buffer."""
-        return parts_of(self.buffer, self.rules, states)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundResult:
     """A round that has been exchanged, before the vote."""
@@ -105,18 +60,20 @@ class RoundResult:
     verdict: Verdict
     sum: Sum | None = None
     """None where nothing was exchanged: all sites join, or an error came first."""
-    adopted: Mapping[int, list[torch.Tensor]] = field(default_factory=dict)
+    taken_over: Mapping[int, list[torch.Tensor]] = field(default_factory=dict)
     """By rule: what newcomers take over from the sites that hold it."""
     healed: bool = False
     """Whether this site has taken in a peer's shared state."""
     retry_after_steps: int = 0
     """Inner steps of the slowest member until a site that has fallen silent counts as dead."""
     seconds_quorum: float = 0.0
+    seconds_waited: float | None = None
+    """Of quorum and reduction, for which the inner steps stood still; None: for all of it."""
 
     @property
     def rules(self) -> tuple[int, ...]:
         """The rules of the round: those that travelled, or that this site meant to exchange."""
-        return self.sum.rules if self.sum is not None else self.launch.rules
+        return tuple(self.sum.parts) if self.sum is not None else self.launch.rules
 
     @property
     def contributors(self) -> list[int]:
@@ -124,61 +81,52 @@ class RoundResult:
         return self.sum.contributions.contributors if self.sum is not None else []
 
 
-def parts_of(
-    buffer: torch.Tensor, rules: Sequence[int], states: Sequence[SyncedState]
-) -> list[tuple[int, torch.Tensor]]:
-    """Rule index and its slice of a buffer in which the rules' messages lie one after the other."""
-    sizes = [states[index].numel for index in rules]
-    return list(zip(rules, buffer.split(sizes), strict=True)) if rules else []
+class InFlightRound:
+    """At most one round, on a thread of its own or already exchanged, until it is applied.
 
-
-# -- a reduced round in a checkpoint ---------------------------------------------------------------
-
-
-def describe(result: RoundResult, states: Sequence[SyncedState]) -> dict[str, Any]:
-    """A reduced round without its tensors, as JSON values."""
-    return {
-        "rules": [states[index].key for index in result.sum.rules],
-        "step": result.launch.step,
-        "weight": result.sum.weight,
-        "tokens": result.launch.tokens,
-        "weights": result.sum.contributions.weights,
-        "table": [(site.name, site.tokens) for site in result.verdict.table],
-    }
-
-
-def in_flight_tensors(result: RoundResult | None, states: Sequence[SyncedState]) -> dict[str, dict[str, torch.Tensor]]:
-    """Reduced values of every rule that can be in flight, zeros where nothing is, for a checkpoint.
-
-    It is loaded into the tensors of a fresh object, so the keys may not depend on the moment.
+    Hazard: while its thread runs, no other collective between the sites may be issued from this rank.
     """
-    parts = dict(result.sum.parts(states)) if result is not None else {}
-    return {
-        state.key: state.named_message(parts.get(index, torch.zeros(state.numel, device=state.tensors.device)))
-        for index, state in enumerate(states)
-        if state.rule.delay
-    }
 
+    def __init__(self) -> None:
+        self.apply_at = 0
+        """Inner step at which it is to be applied."""
+        self._round: Future[RoundResult] | None = None
+        self._pool: ThreadPoolExecutor | None = None
 
-def restored(
-    description: Mapping[str, Any], tensors: Mapping[str, Any], states: Sequence[SyncedState], device: torch.device
-) -> RoundResult:
-    """The round that ``describe`` and ``in_flight_tensors`` told of."""
-    keys = [state.key for state in states]
-    rules = tuple(keys.index(key) for key in description["rules"])
-    step, weights = description["step"], description["weights"]
-    table = [
-        SiteStatus(name=name, tokens=tokens, fingerprint=0, step=step, rules=list(rules))
-        for name, tokens in description["table"]
-    ]
-    buffer = torch.empty(sum(states[index].numel for index in rules), device=device)
-    for index, part in parts_of(buffer, rules, states):
-        states[index].fill_message(part, tensors[keys[index]])
-    weight, tokens = description["weight"], description["tokens"]
-    return RoundResult(
-        launch=Launch(role=Role.MEMBER, rules=rules, step=step, weight=weight, tokens=tokens),
-        role=Role.MEMBER,
-        sites=len(table),
-        verdict=Verdict(table, list(rules), step),
-        sum=Sum(rules, buffer, weight, True, Contributions(weights, [[] for _ in weights])),
-    )
+    @property
+    def under_way(self) -> bool:
+        """Whether there is a round that has not been applied."""
+        return self._round is not None
+
+    def start(self, run: Callable[[], RoundResult], apply_at: int) -> None:
+        """Let ``run`` exchange on the thread."""
+        self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="titan_ext-exchange")
+        self._round, self.apply_at = self._pool.submit(run), apply_at
+
+    def keep(self, result: RoundResult, apply_at: int) -> None:
+        """Keep a round that has been exchanged."""
+        self._round, self.apply_at = Future(), apply_at
+        self._round.set_result(result)
+
+    def due(self, step: int) -> bool:
+        """Whether it has to be applied after inner step ``step``."""
+        return self.under_way and step >= self.apply_at
+
+    def peek(self) -> RoundResult | None:
+        """The round, once its exchange is over; it stays under way."""
+        return self._round.result() if self._round is not None else None
+
+    def wait(self) -> RoundResult:
+        """The round, once its exchange is over; it is under way no more."""
+        result, self._round = self._round.result(), None
+        return result
+
+    def forget(self) -> None:
+        """Drop a kept round."""
+        self._round = None
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None

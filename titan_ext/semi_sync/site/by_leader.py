@@ -53,16 +53,6 @@ class ByLeader:
         """Whether this rank's shard of a parameter counts in the site's checksum: of equal shards one does."""
         return self._shards.sends(self._shards.rank, name)
 
-    def wire_bytes(self, reduction: Reduction, rules: Sequence[int], sites: int) -> int:
-        """Bytes that the leader sends to sum ``rules`` (indices)."""
-        total = 0
-        for index in rules:
-            for batch in self._shards.batches(self._names[index], self._bucket_elements):
-                numel = sum(torch.Size(self._shards.shape(name)).numel() for name in batch)
-                total += self._states[index].facts.values_per_element * reduction.wire_bytes(numel, sites)
-            total += reduction.wire_bytes(self._states[index].plain_numbers, sites)
-        return total
-
     def reduce(
         self,
         reduction: Reduction,
@@ -71,11 +61,10 @@ class ByLeader:
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None,
-    ) -> bool:
+    ) -> Sequence[torch.Tensor]:
         """Sum the messages of neighbouring ``states``, which lie one after the other in ``values``; see ``Reduction``."""
         assert isinstance(manager, LeaderManager)
         wants_residual = residual is not None  # on all ranks or on none
-        travelled = True
         by_state = zip(states, _split(states, values), _split(states, residual), strict=True)
         for state, own, own_residual in by_state:
             index = self._index[id(state)]
@@ -84,11 +73,12 @@ class ByLeader:
             residuals = own_residual.split(sections) if own_residual is not None else [None] * len(sections)
             for part, residual_part in zip(parts[:-1], residuals[:-1], strict=True):
                 for batch in self._shards.batches(self._names[index], self._bucket_elements):
-                    travelled &= self._reduce_batch(
-                        reduction, manager, state, batch, part, residual_part, wants_residual, of
-                    )
+                    self._reduce_batch(reduction, manager, state, batch, part, residual_part, wants_residual, of)
             self._reduce_numbers(reduction, manager, parts[-1], of)
-        return bool(self._shards.share(travelled))
+        return ()
+
+    def share_parts(self, stretches: Sequence[torch.Tensor]) -> None:
+        """Nothing: every rank has been given all of its own."""
 
     def _reduce_batch(
         self,
@@ -100,20 +90,19 @@ class ByLeader:
         residual_part: torch.Tensor | None,
         wants_residual: bool,
         of: RoundFacts,
-    ) -> bool:
+    ) -> None:
         own = dict(zip(state.names, state.tensors.split(part), strict=True))
         whole = self._shards.collect(names, own)
-        travelled, whole_residual = True, None
+        whole_residual = None
         if whole is not None:
             whole_residual = torch.empty_like(whole) if wants_residual else None
-            travelled = reduction.reduce(manager.leading, whole, of, whole_residual)
+            reduction.reduce(manager.leading, whole, of, whole_residual)
         for name, shard in self._shards.scatter(names, whole).items():
             own[name].copy_(shard)
         if wants_residual and residual_part is not None:
             own_residual = dict(zip(state.names, state.tensors.split(residual_part), strict=True))
             for name, shard in self._shards.scatter(names, whole_residual).items():
                 own_residual[name].copy_(shard)
-        return travelled
 
     def _reduce_numbers(
         self, reduction: Reduction, manager: LeaderManager, numbers: torch.Tensor, of: RoundFacts

@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import torch
 
+from titan_ext.semi_sync.site.copies import Copies
 from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.semi_sync.site.shards import Piece, piece_of
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
 from titan_ext.semi_sync.state.synced_state import SyncedState
+from titan_ext.semi_sync.wire.coded_reductions import WholeReduction
 from titan_ext.semi_sync.wire.manager import ReplicaManager
-from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts, WholeReduction
+from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
 
 
 class ByRank:
@@ -35,9 +38,8 @@ class ByRank:
                     'set semi_sync.pairing = "leader"'
                 )
         self._site = site
-        # A state's own reduction may depend on a rank's shapes: each counts with its own.
-        self._ranks = site.gather([(state.numel, state.reduction) for state in states])
-        self._layout = str(len(self._ranks))
+        self._layout = str(len(site.gather(None)))
+        self._copies = Copies([] if site.alone else [(state.key, *_pieces(state)) for state in states], site)
 
     def fingerprint(self, states: Sequence[SyncedState]) -> dict[str, str]:
         """What sites that pair so must have in common beside their settings: every shard."""
@@ -52,14 +54,6 @@ class ByRank:
         """Whether this rank's shard of a parameter counts in the site's checksum: sites of equal layout count alike."""
         return True
 
-    def wire_bytes(self, reduction: Reduction, rules: Sequence[int], sites: int) -> int:
-        """Bytes that the site sends to sum neighbouring ``rules`` (indices), all its ranks together."""
-        total = 0
-        for rank in self._ranks:
-            numel, own = sum(rank[index][0] for index in rules), rank[rules[0]][1]
-            total += (own or reduction).wire_bytes(numel, sites)
-        return total
-
     def reduce(
         self,
         reduction: Reduction,
@@ -68,14 +62,32 @@ class ByRank:
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None,
-    ) -> bool:
-        """Sum the messages of neighbouring ``states``, which lie one after the other in ``values``; see ``Reduction``."""
+    ) -> Sequence[torch.Tensor]:
+        """Sum the messages of neighbouring ``states``, which lie one after the other in ``values``; see ``Reduction``.
+
+        Returns:
+            what is summed in part alone, until ``share_parts``; for all ranks of the site or none.
+        """
         if isinstance(reduction, WholeReduction) and not self._site.alone:
             # Its sums over the ranks need all of them: one that knows of an error must not leave the others waiting.
             if not all(self._site.gather(manager.errored() is None)):
-                return True
+                return ()
             of = replace(of, rank_sum=self._site.sum)
-        return reduction.reduce(manager, values, of, residual)
+        elif self._copies.count > 1 and reduction.cuts_anywhere and all(state.facts.elementwise for state in states):
+            own_residual = None if residual is None else self._copies.own_part(residual)
+            reduction.reduce(manager, self._copies.own_part(values), of, own_residual)
+            return (values,) if residual is None else (values, residual)
+        reduction.reduce(manager, values, of, residual)
+        return ()
+
+    def share_parts(self, stretches: Sequence[torch.Tensor]) -> None:
+        """Have ranks that hold the same give each other what they have summed. A collective over them."""
+        self._copies.share_parts(stretches)
+
+
+def _pieces(state: SyncedState) -> list[tuple[str, Piece]]:
+    """Where this rank's part of everything that a state covers lies in the whole."""
+    return [(name, piece_of(state.tensors.view.tensor(name))) for name in state.names]
 
 
 def _described(state: SyncedState) -> list[tuple[str, torch.Tensor]]:

@@ -40,6 +40,11 @@ class LeaderManager:
         """The leader's; the other ranks have none."""
         return self.leading.process_group if self.leading is not None else None
 
+    @property
+    def wire_bytes_sent(self) -> tuple[int, int]:
+        """The leader's; the other ranks send nothing."""
+        return self.leading.wire_bytes_sent if self.leading is not None else (0, 0)
+
     def start_quorum(self) -> None:
         """Agree on who takes part; the other ranks help their leader to give and take state meanwhile."""
         self._error = self._own_error = None

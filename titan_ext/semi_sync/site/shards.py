@@ -74,8 +74,14 @@ def piece_of(tensor: torch.Tensor) -> Piece:
     return Piece(shape, tuple(_runs(_held(tensor, dim)) for dim in range(tensor.dim())))
 
 
-def _gloo_group(members: list[int]) -> Any:
-    return dist.new_group(members, timeout=_PATIENCE, backend="gloo")
+def gloo_group(members: list[int], *, among_themselves: bool = False) -> Any:
+    """A group of some ranks whose collectives may take as long as another site does.
+
+    Args:
+        members: ranks of the default group.
+        among_themselves: they alone call this, not all ranks of the default group.
+    """
+    return dist.new_group(members, timeout=_PATIENCE, backend="gloo", use_local_synchronization=among_themselves)
 
 
 def _held(tensor: DTensor, dim: int) -> list[int]:
@@ -136,7 +142,7 @@ class SiteShards:
         members = [0] if alone else dist.get_process_group_ranks(group or dist.group.WORLD)
         self._members = members
         self.rank = 0 if alone else members.index(dist.get_rank())
-        self._group = _gloo_group(members) if len(members) > 1 else None
+        self._group = gloo_group(members) if len(members) > 1 else None
         own = {name: piece_of(parameter) for name, parameter in parameters.items()}
         self._pieces: list[dict[str, Piece]] = [{} for _ in members]
         if self._group is None:
@@ -148,7 +154,7 @@ class SiteShards:
         """The same over a group of its own, for use while another thread uses this one. A collective over the site."""
         twin = copy.copy(self)
         if self._group is not None:
-            twin._group = _gloo_group(self._members)
+            twin._group = gloo_group(self._members)
         return twin
 
     @property

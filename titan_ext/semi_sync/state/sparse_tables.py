@@ -14,10 +14,10 @@ import torch
 from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncRule
 from titan_ext.semi_sync.site.shards import Piece, piece_of
 from titan_ext.semi_sync.state.synced_parameters import SyncedParameters
-from titan_ext.semi_sync.state.synced_state import Adoptable, AppliedRound, BindOptions, StateFacts, SyncedState
+from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState, TakenFromPeers
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState
 from titan_ext.semi_sync.wire.codecs import Float32
-from titan_ext.semi_sync.wire.sparse_reductions import SparseAdoption, SparseReduction
+from titan_ext.semi_sync.wire.sparse_reductions import SparseReduction, SparseTransfer
 from titan_ext.semi_sync.wire.token_row_map import TokenRowMap
 
 
@@ -121,10 +121,10 @@ class SparseState(SparseTable):
         self.put(means, of.step)
 
 
-class SparseParameters(SparseTable, SyncedParameters, Adoptable):
+class SparseParameters(SparseTable, SyncedParameters, TakenFromPeers):
     """Parameters with a global copy of the site's own rows.
 
-    A newcomer cannot take rows from one member: each holds others. It adopts them in a round, every row from the
+    A newcomer cannot take rows from one member: each holds others. It takes them over in a round, every row from the
     site that is furthest among those that hold it.
     """
 
@@ -171,9 +171,9 @@ class SparseParameters(SparseTable, SyncedParameters, Adoptable):
 
     @torch.no_grad()
     def offered(self) -> list[torch.Tensor]:
-        """Messages (fp32 ``[numel]``) with all that a newcomer adopts: the values, then each outer state."""
+        """Messages (fp32 ``[numel]``) with all that a newcomer takes over: the values, then each outer state."""
         messages = []
-        for tensors in self._adoptable():
+        for tensors in self._transferred():
             message = torch.empty(self.numel, dtype=torch.float32, device=self.tensors.device)
             values, numbers = self._halves(message)
             if self.elements:
@@ -183,15 +183,15 @@ class SparseParameters(SparseTable, SyncedParameters, Adoptable):
         return messages
 
     @torch.no_grad()
-    def adopt(self, messages: Sequence[torch.Tensor]) -> None:
+    def take_over(self, messages: Sequence[torch.Tensor]) -> None:
         """Take rows as other sites have them, and drop local work."""
-        for tensors, message in zip(self._adoptable(), messages, strict=True):
+        for tensors, message in zip(self._transferred(), messages, strict=True):
             values, numbers = self._halves(message)
             for tensor, part, held in zip(tensors, self.tensors.split(values), self._local_rows(numbers), strict=True):
                 tensor[held > 0] = part[held > 0].to(tensor)
         self.reset_local_to_global()
 
-    def _adoptable(self) -> list[list[torch.Tensor]]:
+    def _transferred(self) -> list[list[torch.Tensor]]:
         states = [self._outer_tensors(part) for part in self.global_parts]
         return [list(self.global_parts), *([state[key] for state in states] for key in self._outer_keys())]
 
@@ -234,5 +234,5 @@ def reduce_by_row(state: SparseTable, names: Sequence[str], sizes: Mapping[str, 
             raise ValueError(f"scopes ({scope}): {name} and {names[0]} differ in width; give each a scope")
     width, wire = int(widths[names[0]]), state.rule.wire
     state.reduction = SparseReduction(state.token_rows, width, wire.codec, wire.bucket_elements)
-    if isinstance(state, Adoptable):
-        state.adoption = SparseAdoption(state.token_rows, width, Float32(), wire.bucket_elements)
+    if isinstance(state, TakenFromPeers):
+        state.transfer = SparseTransfer(state.token_rows, width, Float32(), wire.bucket_elements)

@@ -6,7 +6,7 @@
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from titan_ext.optim.exact import divide_
 from titan_ext.optim.rounding import copy_randomly, seed_of, shard_of
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncRule
+from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.moment_ages import Ages
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState, copy_into
 from titan_ext.semi_sync.wire.reductions import Reduction
@@ -47,6 +48,8 @@ class BindOptions:
     """An optimizer over the model's parameters to use instead of the rule's, see ``outer_optimizers.work_on``."""
     token_rows: TokenRowMap | None = None
     """The global row of each row of the site's tables; None takes tables that are whole everywhere."""
+    site: SiteRanks = field(default_factory=lambda: SiteRanks(alone=True))
+    """The ranks of the site."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,23 +91,18 @@ class SyncedState:
     def __init__(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> None:
         self.rule = rule
         self.tensors = tensors
+        self.key = rule.key
+        """Its name in logs, shared state and checkpoints."""
+        self.names = tensors.names
+        """The parameters that it covers on this rank."""
+        self.elements = tensors.elements
+        """Of the local tensors."""
+        self.averages_state = self.facts.averages and rule.state != PARAMETERS
+        """Whether it replaces an optimizer's state by its mean."""
         self.reduction: Reduction | None = None
         """How the state is summed where that is not the way of the rule's wire."""
-
-    @property
-    def key(self) -> str:
-        """Of the rule."""
-        return self.rule.key
-
-    @property
-    def names(self) -> list[str]:
-        """The parameters that it covers on this rank."""
-        return self.tensors.names
-
-    @property
-    def elements(self) -> int:
-        """Of the local tensors."""
-        return self.tensors.elements
+        self.measures: dict[str, float] = {}
+        """Figures of the last contribution, for the ledger, by name."""
 
     @property
     def numel(self) -> int:
@@ -116,11 +114,6 @@ class SyncedState:
         """Whether what the codec takes away goes into the next contribution."""
         return self.rule.wire.error_feedback and self.reduction is None
 
-    @property
-    def averages_state(self) -> bool:
-        """Whether it replaces an optimizer's state by its mean."""
-        return self.facts.averages and self.rule.state != PARAMETERS
-
     def check(self) -> None:
         """Raise a ``RunError`` if what the rule was bound to is no longer as it was."""
 
@@ -129,6 +122,9 @@ class SyncedState:
     def write(self, out: torch.Tensor, step: int) -> None:
         """Fill ``out`` (fp32 ``[numel]``) with this site's contribution to the round of inner step ``step``."""
         self.tensors.read(out)
+
+    def launched(self, finite: bool) -> None:
+        """Called after ``write``, once all ranks know whether all of the site's contribution is finite and so counts."""
 
     def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
         """Take the weighted sum over the sites (fp32 ``[numel]``, overwritten)."""
@@ -257,16 +253,16 @@ class Guarded:
         raise NotImplementedError
 
 
-class Adoptable:
+class TakenFromPeers:
     """A state that a newcomer takes in a round, each value from any site that has it, instead of all from one member."""
 
-    adoption: Reduction
+    transfer: Reduction
     """How newcomers get the values."""
 
     def offered(self) -> list[torch.Tensor]:
-        """Messages (fp32 ``[numel]``) with all that a newcomer adopts."""
+        """Messages (fp32 ``[numel]``) with all that a newcomer takes over."""
         raise NotImplementedError
 
-    def adopt(self, messages: Sequence[torch.Tensor]) -> None:
+    def take_over(self, messages: Sequence[torch.Tensor]) -> None:
         """Take over what ``offered`` came to among all sites."""
         raise NotImplementedError

@@ -98,7 +98,7 @@ def materialize_state(optimizer: Optimizer) -> None:
         _rewind_step(optimizer.state.get(parameter, {}))
 
 
-def _kept_buffers(part: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+def kept_buffers(part: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     """By name the module and the key of each buffer that the part's checkpoint holds."""
     found = {}
     for prefix, module in part.named_modules():
@@ -136,7 +136,7 @@ class ModelView:
         self.parameters: dict[str, nn.Parameter] = {}
         self._buffers: dict[str, tuple[nn.Module, str]] = {}
         for part in model_parts:
-            for name, (module, key) in _kept_buffers(part).items():
+            for name, (module, key) in kept_buffers(part).items():
                 if module.get_buffer(key).is_floating_point():
                     self._buffers[name] = module, key
                 else:

@@ -1,6 +1,8 @@
 """Sites of one process that exchange in its memory: replica managers without a wire."""
 
+import queue
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -8,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed import ReduceOp
-from torch.distributed.distributed_c10d import AllgatherOptions, AllToAllOptions
 
 from titan_ext.errors import RunError
 from titan_ext.semi_sync.build import SiteOptions
@@ -16,6 +17,9 @@ from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.engine import SemiSync
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.wire.manager import ReduceOperation, ReplicaManager
+
+# Between looks at whether the site that is waited for has failed.
+_PATIENCE_SECONDS = 0.05
 
 
 class InProcessSites:
@@ -28,6 +32,8 @@ class InProcessSites:
     def __init__(self, count: int) -> None:
         self.count = count
         self._offered: list[Any] = [None] * count
+        self.messages: defaultdict[tuple[int, int, int], queue.SimpleQueue] = defaultdict(queue.SimpleQueue)
+        """By sender, receiver and tag."""
         self._barrier = threading.Barrier(count)
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="site")
 
@@ -93,6 +99,11 @@ class InProcessSites:
         """Replace ``tensor`` by its sum over the sites, which all call this."""
         tensor.copy_(torch.stack(self.exchange(site, tensor.clone())).sum(0))
 
+    def check(self) -> None:
+        """Raises BrokenBarrierError if a site has failed, for which the others would wait in vain."""
+        if self._barrier.broken:
+            raise threading.BrokenBarrierError
+
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown()
@@ -122,6 +133,11 @@ class InProcessManager(ReplicaManager):
     def process_group(self) -> Any:
         """The collectives of bytes."""
         return self._process_group
+
+    @property
+    def wire_bytes_sent(self) -> tuple[int, int]:
+        """There is no wire."""
+        return 0, 0
 
     def start_quorum(self) -> None:
         """Nothing: the sites are always the same."""
@@ -169,7 +185,7 @@ class InProcessManager(ReplicaManager):
 
 
 class _InProcessGroup:
-    """The collectives of a process group that the outer loop sends bytes with."""
+    """The messages of a process group that the outer loop sends bytes with."""
 
     def __init__(self, sites: InProcessSites, site: int) -> None:
         self._sites = sites
@@ -178,29 +194,38 @@ class _InProcessGroup:
     def getBackendName(self) -> str:
         return "in-process"
 
-    def allgather(
-        self, outputs: Sequence[Sequence[torch.Tensor]], inputs: Sequence[torch.Tensor], options: AllgatherOptions
-    ) -> "_Done":
-        for place, message in zip(outputs[0], self._sites.exchange(self._site, inputs[0].clone()), strict=True):
-            place.copy_(message)
+    def send(self, tensors: Sequence[torch.Tensor], dst_rank: int, tag: int) -> "_Done":
+        self._sites.messages[self._site, dst_rank, tag].put(tensors[0].clone())
         return _Done()
 
-    def alltoall_base(
-        self,
-        output: torch.Tensor,
-        input: torch.Tensor,
-        output_sizes: Sequence[int],
-        input_sizes: Sequence[int],
-        options: AllToAllOptions,
-    ) -> "_Done":
-        messages = input.clone().split(list(input_sizes) or input.shape[0] // self._sites.count)
-        everyones = self._sites.exchange(self._site, messages)
-        output.copy_(torch.cat([theirs[self._site] for theirs in everyones]))
-        return _Done()
+    def recv(self, tensors: Sequence[torch.Tensor], src_rank: int, tag: int) -> "_Arrival":
+        return _Arrival(self._sites, self._sites.messages[src_rank, self._site, tag], tensors[0])
+
+
+class _Arrival:
+    """The work of a message that another site sends."""
+
+    def __init__(self, sites: InProcessSites, messages: queue.SimpleQueue, place: torch.Tensor) -> None:
+        self._sites, self._messages, self._place = sites, messages, place
+
+    def is_completed(self) -> bool:
+        return not self._messages.empty()
+
+    def wait(self) -> bool:
+        while True:
+            try:
+                self._place.copy_(self._messages.get(timeout=_PATIENCE_SECONDS))
+            except queue.Empty:
+                self._sites.check()
+            else:
+                return True
 
 
 class _Done:
-    """The work of a reduction that is over."""
+    """The work of a reduction or a message that is over."""
+
+    def is_completed(self) -> bool:
+        return True
 
     def wait(self) -> bool:
         return True

@@ -13,14 +13,8 @@ import torch
 from titan_ext.optim.exact import divide_
 from titan_ext.semi_sync.registry import Registry
 from titan_ext.semi_sync.wire.codecs import Codec
-from titan_ext.semi_sync.wire.reductions import (
-    AllReduce,
-    CodedReduction,
-    ElementwiseReduction,
-    RankSum,
-    Reduction,
-    WholeReduction,
-)
+from titan_ext.semi_sync.wire.coded_reductions import CodedReduction, ElementwiseReduction, WholeReduction
+from titan_ext.semi_sync.wire.reductions import AllReduce, RankSum, Reduction
 
 AGGREGATIONS: "Registry[type[Aggregation]]" = Registry("aggregation")
 """Aggregations by the name that ``aggregation`` accepts: ``@register_aggregation("name")`` adds one."""
@@ -64,7 +58,7 @@ class Mean(Aggregation):
     takes_sparse = True
 
     def build(self, codec: Codec, bucket_elements: int) -> Reduction:
-        """A ring all-reduce, or messages of the codec summed in fp32."""
+        """As they are, or as messages of the codec, summed in fp32."""
         return AllReduce(bucket_elements) if codec.lossless else CodedReduction(codec, bucket_elements)
 
 

@@ -1,12 +1,10 @@
 """Exchange in pairs: every site with one other, drawn anew each round by a seed that all share."""
 
-from collections.abc import Iterable
-
 import torch
-from torch.distributed import Work
 
-from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
-from titan_ext.semi_sync.wire.reductions import UNDER_WAY, Reduction, RoundFacts
+from titan_ext.semi_sync.wire.collectives import ByteCollectives, MessagesInTurn, overlap
+from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.reductions import Buckets, Reduction, RoundFacts, Turns
 
 
 def partner_of(site: int, sites: int, step: int) -> int | None:
@@ -33,8 +31,11 @@ class PairExchange(Reduction):
         """Of a site that has a partner; an odd one out sends nothing."""
         return 4 * numel if sites > 1 else 0
 
+    def turns(self, numel: int, sites: int) -> Turns:
+        return Buckets.of(numel, self._bucket_elements).turns(numel, peers=min(1, sites - 1), hops=1)
+
     def scratch_elements(self, numel: int, sites: int) -> int:
-        return min(numel, UNDER_WAY * self._bucket_elements)
+        return Buckets.of(numel, self._bucket_elements).under_way(numel) if sites > 1 else 0
 
     def reduce(
         self,
@@ -42,35 +43,21 @@ class PairExchange(Reduction):
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,
-    ) -> bool:
+    ) -> None:
         if residual is not None:
             residual.zero_()
-        sites = manager.num_participants()
-        partner = partner_of(manager.participating_rank(), sites, of.step) if sites > 1 else None
+        wire = ByteCollectives(manager)
+        partner = partner_of(wire.rank, wire.sites, of.step) if wire.sites > 1 else None
         if partner is None or manager.errored() is not None:
-            return False
-        try:
-            self._exchange(manager, values, partner)
-        except RuntimeError as error:
-            manager.report_error(error)
-        return True
-
-    def _exchange(self, manager: ReplicaManager, values: torch.Tensor, partner: int) -> None:
-        group, wire = manager.process_group, wire_device(manager)
-        under_way: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[Work]]] = []
-        for tag, bucket in enumerate(values.split(self._bucket_elements)):
-            sent, received = bucket.to(wire), torch.empty_like(bucket, device=wire)
-            works = [group.send([sent], partner, tag), group.recv([received], partner, tag)]
-            # What is sent must live until it has left.
-            under_way.append((bucket, sent, received, works))
-            if len(under_way) == UNDER_WAY:
-                _receive(under_way.pop(0))
-        for each in under_way:
-            _receive(each)
+            return
+        buckets = Buckets.of(values.numel(), self._bucket_elements)
+        parts = enumerate(values.split(buckets.elements))
+        overlap(wire, (_sum_with(partner, wire, part, place) for place, part in parts), buckets.at_most)
+        self._sent += wire.sent
 
 
-def _receive(each: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Iterable[Work]]) -> None:
-    bucket, _, received, works = each
-    for work in works:
-        work.wait()
-    bucket.add_(received.to(bucket.device))
+def _sum_with(partner: int, wire: ByteCollectives, values: torch.Tensor, place: int) -> MessagesInTurn:
+    own = values.to(wire.device)
+    theirs = torch.empty_like(own)
+    yield wire.swap({partner: own}, {partner: theirs}, place)
+    values.add_(theirs.to(values.device))

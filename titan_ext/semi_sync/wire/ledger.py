@@ -22,9 +22,14 @@ class RoundRecord:
     sites: int
     """Sites in the quorum."""
     bytes_sent: int
-    """Bytes this site put on the wire, all its ranks together, by the ring all-reduce's formula."""
+    """Bytes of messages that this site gave to the wire, all its ranks together, counted there."""
     bytes_received: int
     """Bytes this site took from the wire."""
+    wire_bytes_sent: int = 0
+    """Bytes of all frames that it has sent to the other sites since the round before: control, headers and repetitions
+    included, as the kernel tells; 0 where it does not."""
+    healing_bytes_sent: int = 0
+    """Of those the ones that gave another site the shared state."""
     seconds_quorum: float
     """Waiting for the other sites and agreeing on the round."""
     seconds_reduce: float
@@ -33,10 +38,27 @@ class RoundRecord:
     """Voting, the outer step and writing the parameters."""
     committed: bool
     """Whether the result was applied."""
+    measures: dict[str, float] = field(default_factory=dict)
+    """Figures of a method's own, by name: of ``sparsyfed`` the density of what arrived and was sent, and regrowth."""
     healed: bool = False
     """Whether this site took another's shared state in the round."""
     error: str | None = None
     """Why it was not committed."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Sites that have been in a quorum before and did not contribute, and why, as far as a site can tell of another."""
+    seconds_stalled: float | None = None
+    """For which this site's inner steps stood still."""
+    seconds_hidden: float | None = None
+    """Of the exchange, beside which they went on."""
+    norms: dict[str, float] | None = None
+    """Of the mean pseudo-gradient, the outer optimizer's states and the global parameters. None, as what follows,
+    where the round was not measured (``SiteOptions.norms_every``)."""
+    norms_by_layer: dict[str, dict[str, float]] | None = None
+    """The same by layer."""
+    cosine: float | None = None
+    """Between the updates of two sites, over all pairs; see ``outer_norms.mean_cosine``."""
+    noise_scale: float | None = None
+    """How many sites' updates make a mean half of which is noise; see ``outer_norms.noise_and_signal``."""
 
     def as_dict(self) -> dict[str, Any]:
         """The record as plain values, ready for JSON."""
@@ -51,6 +73,8 @@ class Ledger:
     failed: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    wire_bytes_sent: int = 0
+    healing_bytes_sent: int = 0
     seconds: float = 0.0
     last: RoundRecord | None = field(default=None)
 
@@ -60,6 +84,8 @@ class Ledger:
         self.failed += not record.committed
         self.bytes_sent += record.bytes_sent
         self.bytes_received += record.bytes_received
+        self.wire_bytes_sent += record.wire_bytes_sent
+        self.healing_bytes_sent += record.healing_bytes_sent
         self.seconds += record.seconds_quorum + record.seconds_reduce + record.seconds_apply
         self.last = record
 
@@ -70,10 +96,18 @@ class Ledger:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from totals that were saved."""
         for name in _TOTALS:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, 0))
 
 
-_TOTALS = ("rounds", "failed", "bytes_sent", "bytes_received", "seconds")
+_TOTALS = (
+    "rounds",
+    "failed",
+    "bytes_sent",
+    "bytes_received",
+    "wire_bytes_sent",
+    "healing_bytes_sent",
+    "seconds",
+)
 
 
 def ring_all_reduce_bytes(payload: int, sites: int) -> int:

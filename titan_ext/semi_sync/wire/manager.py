@@ -14,8 +14,8 @@ class ReplicaManager(Protocol):
     """Membership, reduction over sites and the commit vote of one rank's replica group.
 
     One quorum is followed by any number of collectives and one vote. Errors of a collective are kept by the manager
-    and turn the vote into a no. ``titan_ext.replica.Replica`` has all of it; ``compat.torchft.adapt_manager`` gives a
-    plain ``torchft.manager.Manager`` what it lacks.
+    and turn the vote into a no. ``titan_ext.replica.Replica`` has all of it;
+    ``compat.torchft_manager.adapt_manager`` gives a plain ``torchft.manager.Manager`` what it lacks.
     """
 
     @property
@@ -24,6 +24,10 @@ class ReplicaManager(Protocol):
 
         None at a rank whose leader exchanges for it.
         """
+
+    @property
+    def wire_bytes_sent(self) -> tuple[int, int]:
+        """Bytes of frames that this rank has sent to the other sites so far, for rounds and for healing; 0 if unknown."""
 
     def start_quorum(self) -> None:
         """Agree on who takes part; a site that is behind has its state loaded before this returns."""

@@ -1,26 +1,29 @@
-"""Summing a flat tensor over the sites of a quorum, in place, plainly or through a codec.
+"""Summing a flat tensor over the sites of a quorum, in place; ``coded_reductions`` does it through a codec.
 
-Gloo matches the collectives of two sites by their order alone. Every reduction therefore issues
-them in an order that depends on nothing but sizes. A few buckets are under way at a time: enough to
-keep the wire busy while others are coded, few enough to bound what lies in memory beside the values.
+Values are cut into buckets, of which some are under way at a time: enough to keep the wire busy while others are coded
+or summed, few enough to bound what lies in memory beside the values. Two sites send each other all they have, which is
+as many bytes as any other way and half a round trip. Of more sites each is the owner of one shard of every bucket: it
+gets the others' values of it, sums them, and sends the sum to all.
 """
 
-import math
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch.distributed import ReduceOp, Work
+from torch.distributed import ReduceOp
 
-from titan_ext.semi_sync.wire.codecs import Codec
-from titan_ext.semi_sync.wire.collectives import ByteCollectives
+from titan_ext.semi_sync.wire.collectives import ByteCollectives, MessagesInTurn, overlap
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 from titan_ext.semi_sync.wire.manager import ReplicaManager
 
 UNDER_WAY = 2
-"""Buckets handed to the wire before the first of them is waited for."""
+"""Buckets of the largest size that are under way at a time; of smaller ones as many more as have the same size together."""
+_BUCKETS = 16
+"""Into which a reduction is cut at least, so that coding, sending and summing overlap."""
+_LEAST_ELEMENTS = 2**18
+"""Smaller buckets cost more work than they hide."""
 
 RankSum = Callable[[torch.Tensor], torch.Tensor]
 """Sums a small tensor over the ranks of the site. A collective over them."""
@@ -38,16 +41,36 @@ class RoundFacts:
     """Over the ranks that hold the shards of one contribution; by default this rank holds it whole."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turns:
+    """How the messages of a reduction wait for each other."""
+
+    peers: int
+    """Other sites among which what a site sends is spread."""
+    buckets: int = 1
+    at_most: int = 1
+    """Buckets that are under way at a time."""
+    hops: int = 1
+    """Messages between sites, one after the other, that a bucket takes."""
+    before: int = 0
+    """Messages, one after the other, without which no bucket begins."""
+
+
 class Reduction(ABC):
-    """One way to sum tensors over sites; holds no state between rounds."""
+    """One way to sum tensors over sites; holds no state between rounds but the bytes that it has sent."""
+
+    cuts_anywhere: ClassVar[bool] = True
+    """Whether the sum of an element depends on that element's values alone, up to a codec's loss."""
+
+    _sent = 0
 
     @abstractmethod
     def wire_bytes(self, numel: int, sites: int) -> int:
         """Bytes that a rank sends (and receives) to sum ``numel`` elements over ``sites``."""
 
-    def hops(self, sites: int) -> int:
-        """Messages between sites, one after the other, that a bucket takes."""
-        return 1
+    def turns(self, numel: int, sites: int) -> Turns:
+        """How the messages that sum ``numel`` elements over ``sites`` wait for each other."""
+        return Turns(peers=sites - 1)
 
     @abstractmethod
     def reduce(
@@ -56,7 +79,7 @@ class Reduction(ABC):
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,
-    ) -> bool:
+    ) -> None:
         """Replace ``values`` by their sum over the sites. Errors are the manager's, never raised.
 
         Args:
@@ -65,9 +88,6 @@ class Reduction(ABC):
             of: what is known of the round.
             residual: fp32 ``[numel]``, filled with what the other sites could not read of our values, and with what
                 nobody could of sums that this site coded for all.
-
-        Returns:
-            whether there was a site to exchange with.
         """
 
     def scratch_elements(self, numel: int, sites: int) -> int:
@@ -75,12 +95,42 @@ class Reduction(ABC):
         return 0
 
     def take_sent(self) -> int:
-        """Bytes that this rank has sent since the last call, where they do not follow from sizes alone."""
-        return 0
+        """Bytes that this rank has sent since the last call, counted where they were handed to the wire."""
+        sent, self._sent = self._sent, 0
+        return sent
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """How many elements a bucket has, and how many buckets are under way at a time.
+
+    Args:
+        numel: elements to reduce.
+        most: elements of the largest bucket.
+        unit: elements of which a bucket, but for the last one, holds a multiple.
+    """
+
+    elements: int
+    at_most: int
+
+    @classmethod
+    def of(cls, numel: int, most: int, unit: int = 1) -> "Buckets":
+        """From sizes alone, so that all sites cut alike."""
+        elements = min(max(1, most), max(_LEAST_ELEMENTS, -(-numel // _BUCKETS)))
+        elements = -(-elements // unit) * unit
+        return cls(elements, max(UNDER_WAY, UNDER_WAY * most // elements))
+
+    def under_way(self, numel: int) -> int:
+        """Elements of a reduction that are under way at a time."""
+        return min(numel, self.at_most * self.elements)
+
+    def turns(self, numel: int, *, peers: int, hops: int) -> Turns:
+        """Of a reduction whose buckets take so many hops."""
+        return Turns(peers=peers, buckets=-(-numel // self.elements), at_most=self.at_most, hops=hops)
 
 
 class AllReduce(Reduction):
-    """fp32 in buckets, each a ring all-reduce.
+    """fp32 as it is: what is sent and received are parts of the values themselves, wherever they can be.
 
     Args:
         bucket_elements: largest message handed to the wire at once.
@@ -92,12 +142,13 @@ class AllReduce(Reduction):
     def wire_bytes(self, numel: int, sites: int) -> int:
         return ring_all_reduce_bytes(4 * numel, sites)
 
-    def hops(self, sites: int) -> int:
-        return 2 * (sites - 1)
+    def turns(self, numel: int, sites: int) -> Turns:
+        hops = 1 if sites == 2 else 2
+        return Buckets.of(numel, self._bucket_elements).turns(numel, peers=sites - 1, hops=hops)
 
     def scratch_elements(self, numel: int, sites: int) -> int:
-        # Gloo's ring keeps a copy of what it passes on.
-        return min(numel, UNDER_WAY * self._bucket_elements)
+        # What the other sites send of a bucket, or of the shard of it that this site sums.
+        return Buckets.of(numel, self._bucket_elements).under_way(numel) if sites > 1 else 0
 
     def reduce(
         self,
@@ -105,225 +156,51 @@ class AllReduce(Reduction):
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,
-    ) -> bool:
+    ) -> None:
         if residual is not None:
             residual.zero_()
-        works: deque[Work] = deque()
-        for bucket in values.split(self._bucket_elements) if values.numel() else ():
-            works.append(manager.allreduce(bucket, reduce_op=ReduceOp.SUM))
-            if len(works) == UNDER_WAY:
-                works.popleft().wait()
-        for work in works:
-            work.wait()
-        return manager.num_participants() > 1
-
-
-class CodedReduction(Reduction):
-    """Messages of a codec, summed in fp32.
-
-    A dense codec: each site is the owner of one shard of every bucket, gets the others' messages
-    for it (all-to-all), sums them in fp32 and sends the coded sum to all (all-gather). The owner
-    too takes the decoded message, so all sites hold the same bits; what this second coding loses is the
-    owner's to feed back. A sparse codec, or ``to_all``: every site gets every message and sums them in the
-    order of the sites.
-    """
-
-    def __init__(self, codec: Codec, bucket_elements: int, *, to_all: bool = False) -> None:
-        self._codec = codec
-        self._bucket_elements = bucket_elements
-        self._to_all = to_all or codec.sparse
-
-    def wire_bytes(self, numel: int, sites: int) -> int:
-        passes = 1 if self._to_all else 2
-        bucket = self._bucket(sites)
-        sizes = [min(bucket, numel - start) for start in range(0, numel, bucket)]
-        return sum(passes * (sites - 1) * self._codec.wire_bytes(self._shard(size, sites)) for size in sizes)
-
-    def hops(self, sites: int) -> int:
-        # Gloo's all-to-all is one message to each, its all-gather a ring.
-        return (0 if self._to_all else 1) + sites - 1
-
-    def scratch_elements(self, numel: int, sites: int) -> int:
-        message = self._codec.wire_bytes(self._shard(min(numel, self._bucket(sites)), sites)) // 4
-        # What a bucket sends and receives, in both passes.
-        return 4 * UNDER_WAY * sites * message
-
-    def reduce(
-        self,
-        manager: ReplicaManager,
-        values: torch.Tensor,
-        of: RoundFacts,
-        residual: torch.Tensor | None = None,
-    ) -> bool:
-        wire = ByteCollectives(manager)
-        bucket_elements = self._bucket(wire.sites)
-        scattered: deque[_Bucket] = deque()
-        gathered: deque[_Bucket] = deque()
-        residuals = residual.split(bucket_elements) if residual is not None else None
-        for index, values_of in enumerate(values.split(bucket_elements) if values.numel() else ()):
-            scattered.append(self._send(wire, values_of, residuals[index] if residuals is not None else None))
-            if len(scattered) == UNDER_WAY:
-                gathered.append(self._pass_on(wire, scattered.popleft()))
-            if len(gathered) == UNDER_WAY:
-                self._finish(wire, gathered.popleft(), of)
-        while scattered or gathered:
-            if scattered:
-                gathered.append(self._pass_on(wire, scattered.popleft()))
-            if gathered and (len(gathered) == UNDER_WAY or not scattered):
-                self._finish(wire, gathered.popleft(), of)
-        return wire.sites > 1
-
-    def _bucket(self, sites: int) -> int:
-        """Whole shards, so that nothing but the last bucket needs padding."""
-        unit = self._codec.granularity * (1 if self._to_all else sites)
-        return -(-self._bucket_elements // unit) * unit
-
-    def _shard(self, numel: int, sites: int) -> int:
-        """Elements a message carries for a bucket of ``numel``."""
-        whole = numel if self._to_all else -(-numel // sites)
-        return -(-whole // self._codec.granularity) * self._codec.granularity
-
-    def _send(self, wire: ByteCollectives, values: torch.Tensor, residual: torch.Tensor | None) -> "_Bucket":
-        """Code a bucket and hand it to the wire."""
-        copies = 1 if self._to_all else wire.sites
-        shard = self._shard(values.numel(), wire.sites)
-        padded = values
-        if values.numel() != copies * shard:
-            padded = values.new_zeros(copies * shard)
-            padded[: values.numel()] = values
-        message = torch.empty(copies, self._codec.wire_bytes(shard), dtype=torch.uint8, device=values.device)
-        for part, row in zip(padded.view(copies, shard), message, strict=True):
-            self._codec.encode(part, row)
-        if residual is not None:
-            decoded = torch.empty_like(padded).view(copies, shard)
-            for part, row in zip(decoded, message, strict=True):
-                self._codec.decode(row, part)
-            torch.sub(values, decoded.view(-1)[: values.numel()], out=residual)
-        received, work = wire.gather(message[0]) if self._to_all else wire.exchange(message)
-        return _Bucket(values, shard, received, work, residual)
-
-    def _pass_on(self, wire: ByteCollectives, bucket: "_Bucket") -> "_Bucket":
-        """Sum the shard that this site owns, and hand the sum to the wire."""
-        if self._to_all:
-            return bucket
-        wire.wait(bucket.work)
-        total = torch.empty(bucket.shard, dtype=torch.float32, device=bucket.values.device)
-        self._codec.combine(bucket.received.to(total.device), total)
-        message = torch.empty_like(bucket.received[0], device=total.device)
-        self._codec.encode(total, message)
-        if bucket.residual is not None:
-            decoded = torch.empty_like(total)
-            self._codec.decode(message, decoded)
-            own = bucket.residual[wire.rank * bucket.shard :][: bucket.shard]
-            own.add_(total.sub_(decoded)[: own.numel()])
-        return _Bucket(bucket.values, bucket.shard, *wire.gather(message))
-
-    def _finish(self, wire: ByteCollectives, bucket: "_Bucket", of: RoundFacts) -> None:
-        """Write the sum into the values."""
-        wire.wait(bucket.work)
-        values, received = bucket.values, bucket.received.to(bucket.values.device)
-        copies = 1 if self._to_all else wire.sites
-        whole = values.numel() == copies * bucket.shard
-        out = values if whole else values.new_empty(copies * bucket.shard)
-        if self._to_all:
-            self._combine(received, of, out)
-        else:
-            for part, row in zip(out.view(copies, bucket.shard), received, strict=True):
-                self._codec.decode(row, part)
-        if not whole:
-            values.copy_(out[: values.numel()])
-
-    def _combine(self, messages: torch.Tensor, of: RoundFacts, out: torch.Tensor) -> None:
-        """Overwrite ``out`` with what all sites' messages come to, where every site gets them all."""
-        self._codec.combine(messages, out)
-
-
-Combine = Callable[[torch.Tensor], torch.Tensor]
-"""fp32 ``[contributors, numel]`` to their aggregate ``[numel]``; the contributions may be overwritten."""
-
-
-class ElementwiseReduction(CodedReduction):
-    """An aggregate of the contributions, bucket by bucket, times the sum of their weights, which must be equal.
-
-    Args:
-        codec: how values travel.
-        bucket_elements: largest message handed to the wire at once.
-        combine: the aggregate of some elements.
-    """
-
-    def __init__(self, codec: Codec, bucket_elements: int, combine: Combine) -> None:
-        super().__init__(codec, bucket_elements, to_all=True)
-        self._aggregate = combine
-
-    def _combine(self, messages: torch.Tensor, of: RoundFacts, out: torch.Tensor) -> None:
-        contributors = contributing(of.weights)
-        if not contributors:
-            out.zero_()
+        if manager.process_group is None:  # a stand-in for a manager, which only knows sums
+            for part in values.split(self._bucket_elements):
+                manager.allreduce(part, reduce_op=ReduceOp.SUM).wait()
             return
-        values = out.new_empty(len(contributors), out.numel())
-        for rank, row in zip(contributors, values, strict=True):
-            self._codec.decode(messages[rank], row)
-        torch.mul(self._aggregate(values), math.fsum(of.weights), out=out)
+        wire = ByteCollectives(manager)
+        if wire.sites == 1 or not values.numel():
+            return
+        buckets = Buckets.of(values.numel(), self._bucket_elements)
+        sum_bucket = self._sum_with_peer if wire.sites == 2 else self._sum_by_owners
+        parts = enumerate(values.split(buckets.elements))
+        overlap(wire, (self._sum_on_wire(wire, part, place, sum_bucket) for place, part in parts), buckets.at_most)
+        self._sent += wire.sent
 
-
-class WholeReduction(ElementwiseReduction):
-    """An aggregate that sees this rank's shards of whole contributions: all buckets are gathered first.
-
-    Args:
-        codec: how values travel.
-        bucket_elements: largest message handed to the wire at once.
-        combine: the aggregate of this rank's shards; sums over the ranks of the site with its second argument.
-    """
-
-    def __init__(
-        self, codec: Codec, bucket_elements: int, combine: Callable[[torch.Tensor, RankSum], torch.Tensor]
-    ) -> None:
-        super().__init__(codec, bucket_elements, self._keep)
-        self._whole = combine
-        self._gathered: list[torch.Tensor] = []
-
-    def scratch_elements(self, numel: int, sites: int) -> int:
-        return sites * numel + super().scratch_elements(numel, sites)
-
-    def reduce(
+    def _sum_on_wire(
         self,
-        manager: ReplicaManager,
+        wire: ByteCollectives,
         values: torch.Tensor,
-        of: RoundFacts,
-        residual: torch.Tensor | None = None,
-    ) -> bool:
-        self._gathered.clear()
-        travelled = super().reduce(manager, values, of, residual)
-        contributors = contributing(of.weights)
-        if contributors:
-            # A rank without elements has part in the sums over the ranks all the same.
-            parts = self._gathered or [values.new_empty(len(contributors), 0)]
-            gathered = torch.cat(parts, dim=1)[:, : values.numel()]
-            self._gathered.clear()
-            values.copy_(self._whole(gathered, of.rank_sum).mul_(math.fsum(of.weights)))
-        return travelled
+        place: int,
+        sum_bucket: Callable[[ByteCollectives, torch.Tensor, int], MessagesInTurn],
+    ) -> MessagesInTurn:
+        """Where the wire takes them; what lies elsewhere is copied there and back."""
+        there = values.to(wire.device)
+        yield from sum_bucket(wire, there, place)
+        if there is not values:
+            values.copy_(there)
 
-    def _keep(self, contributions: torch.Tensor) -> torch.Tensor:
-        self._gathered.append(contributions)
-        return contributions[0]
+    def _sum_with_peer(self, wire: ByteCollectives, values: torch.Tensor, place: int) -> MessagesInTurn:
+        (peer,) = wire.others
+        theirs = torch.empty_like(values)
+        yield wire.swap({peer: values}, {peer: theirs}, place)
+        values.add_(theirs)  # of two it does not matter which is first
 
-
-def contributing(weights: Sequence[float]) -> list[int]:
-    """Ranks of the sites that give something."""
-    return [rank for rank, weight in enumerate(weights) if weight > 0]
-
-
-class _Bucket:
-    """A bucket whose messages are on their way."""
-
-    __slots__ = ("values", "shard", "received", "work", "residual")
-
-    def __init__(
-        self,
-        values: torch.Tensor,
-        shard: int,
-        received: torch.Tensor,
-        work: Work | None,
-        residual: torch.Tensor | None = None,
-    ) -> None:
-        self.values, self.shard, self.received, self.work, self.residual = values, shard, received, work, residual
+    def _sum_by_owners(self, wire: ByteCollectives, values: torch.Tensor, place: int) -> MessagesInTurn:
+        shards = values.tensor_split(wire.sites)
+        own = shards[wire.rank]
+        rows = own.new_empty(wire.sites - 1, own.numel())
+        received = dict(zip(wire.others, rows, strict=True))
+        yield wire.swap({site: shards[site] for site in wire.others}, received, 2 * place)
+        total, *rest = [{**received, wire.rank: own}[site] for site in range(wire.sites)]
+        total = total.clone() if total is own else total
+        for each in rest:
+            total.add_(each)
+        own.copy_(total)
+        # Hazard: sums come into the places from which shards were sent. Their owner has them, or there were no sum yet.
+        yield wire.swap(dict.fromkeys(wire.others, own), {site: shards[site] for site in wire.others}, 2 * place + 1)

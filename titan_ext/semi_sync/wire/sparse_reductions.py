@@ -14,7 +14,7 @@ from titan_ext.optim.rounding import seed_of
 from titan_ext.semi_sync.wire.codecs import Codec, Float32
 from titan_ext.semi_sync.wire.collectives import ByteCollectives
 from titan_ext.semi_sync.wire.manager import ReplicaManager
-from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
+from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts, Turns
 from titan_ext.semi_sync.wire.token_row_map import TokenRowMap
 
 _NUMBER = Float32()
@@ -30,12 +30,13 @@ class SparseReduction(Reduction):
         bucket_elements: about how many elements a site hands to the wire at once.
     """
 
+    cuts_anywhere = False
+
     def __init__(self, rows: TokenRowMap, width: int, codec: Codec, bucket_elements: int) -> None:
         self._rows = rows
         self._width = width
         self._codec = codec
         self._bucket_elements = bucket_elements
-        self._sent = 0
 
     def wire_bytes(self, numel: int, sites: int) -> int:
         """As if owners were even: exact for what has been reduced is ``take_sent``."""
@@ -45,9 +46,27 @@ class SparseReduction(Reduction):
         row = sum(_message_bytes(codec, width) for codec, width in tables)
         return round(2 * (sites - 1) / sites * self._rows.held.numel() * row) + (sites - 1) * self._bitmap_bytes()
 
-    def take_sent(self) -> int:
-        sent, self._sent = self._sent, 0
-        return sent
+    def wire_bytes_among(self, numel: int, holders: torch.Tensor, site: int) -> int:
+        """Bytes that a site sends where it is known who holds what.
+
+        Args:
+            numel: elements of the message.
+            holders: which site holds which row, bool ``[sites, total]``; all of them contribute.
+            site: its place among the sites.
+        """
+        sites, total = holders.shape
+        if sites == 1 or not numel:
+            return 0
+        owned = torch.arange(total) % sites == site
+        to_owners = int((holders[site] & ~owned).sum())
+        to_holders = int(holders[:, owned].sum()) - int(holders[site, owned].sum())
+        row = sum(_message_bytes(codec, width) for codec, width in self._codecs(numel))
+        return round((to_owners + to_holders) * row) + (sites - 1) * self._bitmap_bytes()
+
+    def turns(self, numel: int, sites: int) -> Turns:
+        width = sum(width for _, width in self._codecs(numel))
+        buckets = -(-self._rows.total // self._rows_at_once(max(1, width), sites))
+        return Turns(peers=sites - 1, buckets=max(1, buckets), hops=2, before=1)
 
     def reduce(
         self,
@@ -55,28 +74,30 @@ class SparseReduction(Reduction):
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,
-    ) -> bool:
+    ) -> None:
         if residual is not None:
             residual.zero_()
         wire = ByteCollectives(manager)
         if wire.sites == 1 or not values.numel():
-            return wire.sites > 1
+            return
         codecs = self._codecs(values.numel())
         tables = list(zip(codecs, self._tables(values, codecs), self._tables(residual, codecs), strict=True))
         holders = self._holders(wire)
-        self._sent += (wire.sites - 1) * self._bitmap_bytes()
         if manager.errored() is not None:
-            return True
+            self._sent += wire.sent
+            return
         exchange = _SparseExchange(wire, holders, self._senders(holders, of.weights))
         places = torch.full((self._rows.total,), -1)
         held = self._rows.ids >= 0
         places[self._rows.ids[held]] = torch.arange(self._rows.rows)[held]
-        width = sum(width for _, width in codecs)
-        step = max(1, self._bucket_elements // width) * wire.sites
+        step = self._rows_at_once(sum(width for _, width in codecs), wire.sites)
         for start in range(0, self._rows.total, step):
             seed = seed_of(of.step, start, wire.rank)
-            self._sent += exchange.run(start, min(start + step, self._rows.total), places, tables, seed)
-        return True
+            exchange.run(start, min(start + step, self._rows.total), places, tables, seed)
+        self._sent += wire.sent
+
+    def _rows_at_once(self, width: int, sites: int) -> int:
+        return max(1, self._bucket_elements // width) * sites
 
     def _senders(self, holders: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
         """Which site sends which row: bool ``[sites, total]``."""
@@ -102,12 +123,12 @@ class SparseReduction(Reduction):
         held[self._rows.held] = 1
         shifts = torch.arange(8, dtype=torch.uint8)
         gathered, work = wire.gather((held.view(-1, 8) << shifts).sum(dim=1, dtype=torch.uint8))
-        wire.wait(work)
+        work.wait()
         bits = (gathered.cpu()[:, :, None] >> shifts) & 1
         return bits.view(wire.sites, -1)[:, : self._rows.total].bool()
 
 
-class SparseAdoption(SparseReduction):
+class SparseTransfer(SparseReduction):
     """Every holder gets the row of one site: of its holders the one that comes first.
 
     ``weights`` are places in that order, the lowest first.
@@ -135,8 +156,8 @@ class _SparseExchange:
         places: torch.Tensor,
         tables: list[tuple[tuple[Codec, int], torch.Tensor, torch.Tensor | None]],
         seed: int,
-    ) -> int:
-        """Sum the rows with ids from ``start`` to below ``stop``; returns the bytes sent.
+    ) -> None:
+        """Sum the rows with ids from ``start`` to below ``stop``.
 
         An owner need not hold a row, so it could feed back nothing of what the coding of sums loses: they are rounded at
         random instead.
@@ -149,7 +170,7 @@ class _SparseExchange:
         outgoing = [places[ids[self._senders[self._rank, ids]]].to(device) for ids in owned]
         messages = [self._encode(tables, chosen) for chosen in outgoing]
         incoming = [self._senders[site, mine].nonzero().squeeze(1).to(device) for site in range(self._sites)]
-        received, sent = self._exchange(messages, [len(each) for each in incoming], codecs, device)
+        received = self._exchange(messages, [len(each) for each in incoming], codecs, device)
         # -0.0 is what leaves every number as it is when it is added, -0.0 too.
         sums = [torch.full((len(mine), width), -0.0, device=device) for _, width in codecs]
         for message, at in zip(received, incoming, strict=True):
@@ -164,11 +185,10 @@ class _SparseExchange:
         summed = [(codec, total, None) for codec, total in zip(codecs, sums, strict=True)]
         back = [self._encode(summed, at) for at in wanted]
         own = [places[ids[self._holders[self._rank, ids]]].to(device) for ids in owned]
-        received, returned = self._exchange(back, [len(each) for each in own], codecs, device)
+        received = self._exchange(back, [len(each) for each in own], codecs, device)
         for message, at in zip(received, own, strict=True):
             for (_, table, _), part in zip(tables, self._decode(message, codecs, len(at)), strict=True):
                 table[at] = part
-        return sent + returned
 
     def _owned(self, start: int, stop: int, owner: int) -> torch.Tensor:
         first = start + (owner - start) % self._sites
@@ -201,13 +221,12 @@ class _SparseExchange:
 
     def _exchange(
         self, messages: list[torch.Tensor], rows: list[int], codecs: list[tuple[Codec, int]], device: torch.device
-    ) -> tuple[list[torch.Tensor], int]:
-        """Message i goes to site i; what comes in return, and the bytes that went to others."""
+    ) -> list[torch.Tensor]:
+        """Message i goes to site i; what comes in return."""
         sizes = [sum(_rows_bytes(codec, width, count) for codec, width in codecs) for count in rows]
         received, work = self._wire.exchange_uneven(messages, sizes)
-        self._wire.wait(work)
-        sent = sum(message.numel() for site, message in enumerate(messages) if site != self._rank)
-        return list(received.to(device).split(sizes)), sent
+        work.wait()
+        return [each.to(device) for each in received]
 
 
 def _padded_width(codec: Codec, width: int) -> int:

@@ -1,0 +1,127 @@
+"""The base of losses that see each token's document and the model's last hidden states.
+
+Shapes: B batch, L sequence, D width of the model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
+from torchtitan.config import CompileConfig
+
+from titan_ext.losses.cross_entropy import PLAIN_METRIC, WeightedCrossEntropy
+from titan_ext.losses.inner_step import InnerStep
+from titan_ext.losses.tokens import Tokens
+
+
+class TokenLoss(ChunkedLossWrapper):
+    """Cross-entropy in which ``weights`` says how much each token counts, on torchtitan's chunked loss.
+
+    A loss derives from it, has a nested ``Config`` whose own fields are its settings, and overrides what it needs.
+    Called with plain labels, as validation does, it is the plain loss. All hooks run at every rank of the site.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(ChunkedLossWrapper.Config):
+        loss_fn: CrossEntropyLoss.Config = field(default_factory=CrossEntropyLoss.Config)
+        """Cross-entropy over the vocabulary."""
+
+        def corpora(self) -> Mapping[str, Any]:
+            """``TextDataLoader.Config`` of each corpus that the loss reads, by the field that names it."""
+            return {}
+
+    def __init__(self, config: Config, *, compile_config: CompileConfig | None = None) -> None:
+        super().__init__(config, compile_config=compile_config)
+        self.loss_fn = WeightedCrossEntropy(config.loss_fn, compile_config=compile_config)
+        self.active = True
+        """Whether calls are those of a step; others are plain and leave no trace."""
+
+    def weights(self, hidden: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        """How much each token counts: fp32 ``[B, L]``. Called without gradients.
+
+        Args:
+            hidden: what the head reads, after the last norm: ``[B, L, D]``.
+            tokens: whose they are.
+        """
+        return torch.ones_like(tokens.labels, dtype=torch.float32)
+
+    def attach(self, step: InnerStep) -> None:
+        """Called once, when the model and the data are there."""
+        self._step = step
+        # In place from then on: a CUDA graph writes where it was captured.
+        self._plain = torch.zeros(1, dtype=torch.float64, device=step.device)
+        self._plain_of_site = torch.zeros_like(self._plain)
+
+    def before_step(self, step: int) -> None:
+        """Called before inner step ``step``, counted from 1."""
+
+    def rescale(self, global_valid_tokens: torch.Tensor) -> float | None:
+        """After the last backward pass of a step: what to multiply loss and gradients by; None for nothing."""
+        return None
+
+    def after_step(self) -> None:
+        """Called after each inner step, before the outer loop's: sums over the site what its ranks have counted."""
+        own = self.counts()
+        total = self._step.sum_over_site(torch.cat([self._plain, own]))
+        self._plain_of_site.copy_(total[:1])
+        self._plain.zero_()
+        self.settle(total[1:])
+
+    def forget(self) -> None:
+        """Called where a step had no data, or its loss is not finite: drops what this rank has counted in it."""
+        self._plain.zero_()
+        self.counts().zero_()
+
+    def counts(self) -> torch.Tensor:
+        """What this rank has counted in the step, fp64 ``[n]``, to be summed over the site; the tensor itself."""
+        return self._plain.new_empty(0)
+
+    def settle(self, total: torch.Tensor) -> None:
+        """Take the site's sum of ``counts``; the next step counts anew."""
+
+    def after_sync(self) -> None:
+        """Called when the outer loop has changed the parameters."""
+
+    def report(self) -> dict[str, float]:
+        """Values of the last step for the log, by name."""
+        return {"cross_entropy": self._plain_of_site.item()}
+
+    @property
+    def outer_weight(self) -> float | None:
+        """Factor of the site's weight in the next round; None where the loss has no say in it."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs, equal at all ranks of the site."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+
+    def __call__(
+        self,
+        pred: torch.Tensor,
+        labels: torch.Tensor,
+        global_valid_tokens: torch.Tensor | None = None,
+        **inputs: Any,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of hidden states ``[B, L, D]`` and packed ``Tokens`` ``[B, L, 6]``, or of plain labels ``[B, L]``."""
+        if labels.dim() == 2:
+            return super().__call__(pred, labels, global_valid_tokens, **inputs)
+        tokens = Tokens.unpack(labels)
+        if not self.active:
+            return super().__call__(pred, tokens.labels, global_valid_tokens, **inputs)
+        with torch.no_grad():
+            weights = self.weights(whole(pred), tokens)
+        loss, metrics = super().__call__(pred, tokens.labels, global_valid_tokens, weights=weights)
+        self._plain.add_(metrics.pop(PLAIN_METRIC))
+        return loss, metrics
+
+
+def whole(hidden: torch.Tensor) -> torch.Tensor:
+    """Hidden states without a gradient, as a plain tensor; tensor parallelism has them whole on each rank."""
+    hidden = hidden.detach()
+    return hidden.full_tensor() if isinstance(hidden, DTensor) else hidden
