@@ -58,6 +58,11 @@ def connection_rate(link: Link, transport: Transport, connections: int = 1) -> f
     return rate
 
 
+def starts_anew(link: Link, idle_seconds: float) -> bool:
+    """Whether a connection that has been idle for so long has forgotten how fast it may send."""
+    return idle_seconds > max(_SHORTEST_PAUSE, 2 * link.rtt)
+
+
 def port_bytes_per_second(links: Links, site: int, transport: Transport) -> float:
     """Payload bytes a second that a site sends in all."""
     return min(links.port_rate(site) / 8 * PAYLOAD_SHARE, transport.max_rate or math.inf)
@@ -97,7 +102,7 @@ class Connection:
         """
         rate = connection_rate(self.link, self.transport, self.connections)
         rtt, first = self.link.rtt, float(_FIRST_WINDOW * self.transport.streams_over(self.link) * self.connections)
-        if now - self._idle_since > max(_SHORTEST_PAUSE, 2 * rtt):
+        if starts_anew(self.link, now - self._idle_since):
             self._window = first
         seconds, left = 0.0, float(payload)
         # A window a round trip, until the windows fill the link.

@@ -98,7 +98,8 @@ class Surroundings:
 def predict(work: Workload, around: Surroundings) -> Prediction:
     """What a run comes to."""
     step = around.slowest_step
-    rounds = tuple(_round(each, work, around, step) for each in work.launches)
+    period = work.steps / max(1, sum(each.times for each in work.launches))
+    rounds = tuple(_round(each, period, around, step) for each in work.launches)
     stalls = Range(
         sum(each.times * each.stall_seconds.low for each in rounds),
         sum(each.times * each.stall_seconds.likely for each in rounds),
@@ -155,8 +156,9 @@ def rate_factor_for(target: float, work: Workload, around: Surroundings) -> floa
     return high
 
 
-def _round(launch: LaunchCost, work: Workload, around: Surroundings, step: Range) -> RoundPrediction:
-    sync = sync_seconds(launch, around.wiring, work.steps / launch.times, step.likely)
+def _round(launch: LaunchCost, period: float, around: Surroundings, step: Range) -> RoundPrediction:
+    """A kind of round; ``period`` inner steps after the one before, of whichever kind."""
+    sync = sync_seconds(launch, around.wiring, period, step.likely)
     return RoundPrediction(
         rules=launch.rules,
         times=launch.times,

@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 from titan_ext.config.cost.outer_cost import LaunchCost, TransferCost
 from titan_ext.links.link import Link, Links
-from titan_ext.links.tcp import Transport, cold_seconds, connection_rate, port_bytes_per_second
+from titan_ext.links.tcp import Transport, cold_seconds, connection_rate, port_bytes_per_second, starts_anew
 from titan_ext.planner.range import Range
 
 _CONTROL_MESSAGES = 2
@@ -97,24 +97,37 @@ def sync_seconds(launch: LaunchCost, wiring: Wiring, period: float, step_seconds
     """
     if wiring.sites < 2:
         return Range.exactly(0.0)
-    waiting = _waiting(wiring, period, step_seconds)
+    waiting, idle = _waiting(wiring, period, step_seconds), _idle_seconds(launch, wiring, period, step_seconds)
     if wiring.measured is not None:
-        likely = _seconds(launch, wiring, 1.0, 1.0)
+        likely = _seconds(launch, wiring, idle, 1.0, 1.0)
         return wiring.measured.map(lambda factor: factor * likely)
-    best, usual, worst = (_seconds(launch, wiring, *shares) for shares in zip(LINK_SHARES, TRIP_SHARES, strict=True))
+    best, usual, worst = (
+        _seconds(launch, wiring, idle, *shares) for shares in zip(LINK_SHARES, TRIP_SHARES, strict=True)
+    )
     return Range(best, usual + waiting, worst + 2 * waiting)
 
 
-def _seconds(launch: LaunchCost, wiring: Wiring, rate_share: float, trip_share: float) -> float:
-    travelling = sum(_transfer_seconds(each, wiring, rate_share, trip_share) for each in launch.transfers)
+def _seconds(launch: LaunchCost, wiring: Wiring, idle: float, rate_share: float, trip_share: float) -> float:
+    travelling = sum(_transfer_seconds(each, wiring, idle, rate_share, trip_share) for each in launch.transfers)
     return travelling + trip_share * _control_seconds(wiring) + wiring.overhead_seconds
 
 
+def _idle_seconds(launch: LaunchCost, wiring: Wiring, period: float, step_seconds: float) -> float:
+    """In which nothing passes between two sites, from a round that no steps hide any more to the first message of the next."""
+    return max(0.0, period - launch.delay) * step_seconds + _quorum_seconds(wiring)
+
+
+def _quorum_seconds(wiring: Wiring) -> float:
+    return wiring.transport.quorum_trips * wiring.lighthouse_rtt
+
+
 def _control_seconds(wiring: Wiring) -> float:
-    return wiring.transport.quorum_trips * wiring.lighthouse_rtt + _CONTROL_MESSAGES * wiring.message_seconds
+    return _quorum_seconds(wiring) + _CONTROL_MESSAGES * wiring.message_seconds
 
 
-def _transfer_seconds(transfer: TransferCost, wiring: Wiring, rate_share: float, trip_share: float) -> float:
+def _transfer_seconds(
+    transfer: TransferCost, wiring: Wiring, idle: float, rate_share: float, trip_share: float
+) -> float:
     """Buckets follow each other, some at a time: the wire is busy, or waits for the trips of those."""
     if not transfer.site_bytes:
         return 0.0
@@ -122,8 +135,10 @@ def _transfer_seconds(transfer: TransferCost, wiring: Wiring, rate_share: float,
     sending = transfer.site_bytes / turns.buckets / (rate_share * wiring.bytes_per_second(turns.peers))
     trip = trip_share * wiring.message_seconds
     alone = sending + turns.hops * trip
-    starting = cold_seconds(to_each, slowest, wiring.transport, wiring.connections)
-    starting -= to_each / connection_rate(slowest, wiring.transport, wiring.connections)
+    starting = 0.0
+    if starts_anew(slowest, idle):
+        starting = cold_seconds(to_each, slowest, wiring.transport, wiring.connections)
+        starting -= to_each / connection_rate(slowest, wiring.transport, wiring.connections)
     return starting + turns.before * trip + alone + (turns.buckets - 1) * max(sending, alone / turns.at_most)
 
 
