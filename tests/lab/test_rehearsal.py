@@ -62,6 +62,7 @@ def test_a_seed_gives_one_run(sites: list) -> None:
         {"codec": "int8"},
         {"sync_every": 6, "num_fragments": 2, "fragment_sync_delay": 2},
         {"method": "des_loc", "aggregation": "median"},
+        {"method": "noloco"},
     ],
     ids=str,
 )
@@ -129,9 +130,10 @@ def test_a_plan_learns_from_a_rehearsal(sites: list, tmp_path: Path) -> None:
     for site, name in zip(outcome.sites, ("alpha", "beta"), strict=True):
         site.name = name
     write_journals(str(tmp_path), outcome)
-    plan = make_plan(sites, PlanRequest(file="demo.toml", links=[LINK], run=str(tmp_path)))
+    plan = make_plan(sites, PlanRequest(file="demo.toml", links=[LINK], steps=["1s"], run=str(tmp_path)))
     by_name = {each.what: each for each in plan.comparisons}
     assert by_name["a sync (params/0)"].ratio == pytest.approx(1, abs=0.1)
+    assert by_name["bytes of a round (params/0)"].ratio == pytest.approx(1, rel=0.01)
     assert plan.prediction.utilisation.likely == pytest.approx(outcome.utilisation, rel=0.05)
 
 

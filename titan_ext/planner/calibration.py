@@ -43,6 +43,7 @@ def calibrated(around: Surroundings, measured: Measured, work: Workload) -> Surr
     """
     steps = dict(around.step_seconds)
     steps |= {site: each for site, each in measured.step_seconds.items() if site in steps}
+    around = replace(around, step_seconds=steps)
     formula = predict(work, replace(around, wiring=replace(around.wiring, step_jitter=0.0)))
     pairs = [
         (each.sync_seconds, planned.sync_seconds.likely)
@@ -56,7 +57,7 @@ def calibrated(around: Surroundings, measured: Measured, work: Workload) -> Surr
         beside = taken.likely - by_formula if taken.likely > _FAR * by_formula else 0.0
         factor = taken.map(lambda seconds: seconds / (by_formula + beside))
         wiring = replace(wiring, measured=factor, overhead_seconds=wiring.overhead_seconds + beside)
-    return replace(around, step_seconds=steps, wiring=wiring)
+    return replace(around, wiring=wiring)
 
 
 def compare(prediction: Prediction, measured: Measured) -> list[Comparison]:

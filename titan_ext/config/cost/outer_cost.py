@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -164,13 +164,27 @@ class OuterRounds:
         return runs
 
     def _transfer(self, run: Sequence[int]) -> TransferCost:
-        reduction = self._reductions[self._fullest][run[0]]
-        largest = max(sum(stage[index].numel for index in run) for stage in self._stages)
         if self._site.config.semi_sync.pairing == "leader":
-            largest *= self._site.layout.ranks // len(self._stages)
+            turns = self._leader_turns(run)
         else:
-            largest = -(-largest // self._copies(run[0]))
-        return TransferCost(site_bytes=sum(map(self.rule_bytes, run)), turns=reduction.turns(largest, self._site.count))
+            largest = max(sum(stage[index].numel for index in run) for stage in self._stages)
+            reduction = self._reductions[self._fullest][run[0]]
+            turns = reduction.turns(-(-largest // self._copies(run[0])), self._site.count)
+        return TransferCost(site_bytes=sum(map(self.rule_bytes, run)), turns=turns)
+
+    def _leader_turns(self, run: Sequence[int]) -> Turns:
+        """Of batches of parameters that a leader collects, one after the other."""
+        batches: list[int] = []
+        for state in map(self.states.__getitem__, run):
+            sizes = {name: self._shapes[name].numel() for name in sorted(self._covered(state.rule, self._shapes))}
+            found = [sum(sizes[name] for name in each) for each in batches_of(sizes, state.rule.wire.bucket_elements)]
+            batches += state.facts.values_per_element * found
+        reduction = self._reductions[self._fullest][run[0]]
+        turns = [reduction.turns(batch, self._site.count) for batch in batches or [0]]
+        first, *rest = turns
+        trips = sum(each.before for each in turns) + sum(each.hops for each in rest)
+        buckets, at_most = sum(each.buckets for each in turns), min(each.at_most for each in turns)
+        return replace(first, buckets=buckets, at_most=at_most, before=trips)
 
     def _copies(self, index: int) -> int:
         """Replicas inside the site, which share the work where values may be cut."""
