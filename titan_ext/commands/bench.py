@@ -6,7 +6,7 @@ import signal
 import sys
 from types import ModuleType
 
-from titan_ext.bench import bytes, metrics, optim, overhead, rejoin, sync, wan
+from titan_ext.bench import bytes, metrics, optim, overhead, plan, rejoin, sync, wan
 from titan_ext.bench.chaos import command as chaos
 from titan_ext.commands.command import Command
 from titan_ext.experiments.abbie import command as abbie
@@ -25,6 +25,7 @@ _BENCHMARKS = {
     "metrics": metrics,
     "optim": optim,
     "overhead": overhead,
+    "plan": plan,
     "rejoin": rejoin,
     "sync": sync,
     "wan": wan,

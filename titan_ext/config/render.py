@@ -60,11 +60,11 @@ def render_cost(sites: list, cost: SiteCost) -> str:
     lines = [
         f"cost of {', '.join(each.name for each in sites)}",
         f"  parameters       {cost.parameters:,}",
-        f"  memory of a rank {_bytes(cost.memory_bytes)} without activations ({_parts(held)})",
+        f"  memory of a rank {bytes_text(cost.memory_bytes)} without activations ({_parts(held)})",
     ]
     lines += describe_dept(site) + describe_fomoe(site)
     if cost.host_bytes:
-        lines.append(f"  host memory      {_bytes(cost.host_bytes)} a rank ({_parts(between)})")
+        lines.append(f"  host memory      {bytes_text(cost.host_bytes)} a rank ({_parts(between)})")
     if site.config.semi_sync.method == "none":
         return "\n".join([*lines, "  between sites    nothing: semi_sync.method is none"])
     steps = site.config.training.steps
@@ -72,16 +72,16 @@ def render_cost(sites: list, cost: SiteCost) -> str:
     return "\n".join(
         [
             *lines,
-            f"  a round          {_bytes(cost.round_bytes)} sent and received; {cost.rounds} round(s) in {steps} steps,"
-            f" {_bytes(cost.run_bytes)} in all",
-            f"  per step         {_bytes(cost.bytes_per_step)} on average;"
-            f" data parallelism at every step: {_bytes(cost.every_step_bytes)}{saving}",
+            f"  a round          {bytes_text(cost.round_bytes)} sent and received; {cost.rounds} round(s) in {steps} steps,"
+            f" {bytes_text(cost.run_bytes)} in all",
+            f"  per step         {bytes_text(cost.bytes_per_step)} on average;"
+            f" data parallelism at every step: {bytes_text(cost.every_step_bytes)}{saving}",
         ]
     )
 
 
 def _parts(sizes: list[tuple[str, int]]) -> str:
-    return ", ".join(f"{name} {_bytes(size)}" for name, size in sizes if size)
+    return ", ".join(f"{name} {bytes_text(size)}" for name, size in sizes if size)
 
 
 def _section(site: Any, section: str, table: Any, everything: bool) -> tuple[list[str], int]:
@@ -107,7 +107,8 @@ def _line(site: Any, key: str, value: Any, section: str = "") -> str:
     return f"{name} = {toml_value(value)}".ljust(_WIDTH) + f"  # {origin_of(site, key)}"
 
 
-def _bytes(size: float) -> str:
+def bytes_text(size: float) -> str:
+    """``13.9 MiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"

@@ -14,6 +14,7 @@ from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan, SyncRule, Wire, 
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
 from titan_ext.semi_sync.plan.scopes import assign, matches
 from titan_ext.semi_sync.round.agreement import MOST_RULES, NAME_BYTES
+from titan_ext.semi_sync.round.clock import Clock
 from titan_ext.semi_sync.round.commit import Committer
 from titan_ext.semi_sync.round.commit_log import CommitLog
 from titan_ext.semi_sync.round.contributions import ErrorFeedback
@@ -23,6 +24,7 @@ from titan_ext.semi_sync.round.healing import Healing
 from titan_ext.semi_sync.round.lineage import Lineage
 from titan_ext.semi_sync.round.outer_norms import OuterNorms
 from titan_ext.semi_sync.round.participation import Participation
+from titan_ext.semi_sync.round.round import InFlightRound
 from titan_ext.semi_sync.site.by_leader import ByLeader
 from titan_ext.semi_sync.site.by_rank import ByRank
 from titan_ext.semi_sync.site.leader_manager import LeaderManager
@@ -68,6 +70,10 @@ class SiteOptions:
     """Who exchanges with the other sites: each rank, or rank 0 for all."""
     outer_state_device: Literal["same", "cpu"] = "same"
     """Where the global copy, the outer optimizer's state and the buffers lie."""
+    clock: Clock = field(default_factory=Clock)
+    """What it takes time from."""
+    make_in_flight: Callable[[], InFlightRound] = InFlightRound
+    """Makes what runs a round beside inner steps."""
 
 
 def build(
@@ -150,6 +156,7 @@ def build(
         device=device,
         wire=wire_device(manager),
         heartbeat_timeout_seconds=site.heartbeat_timeout_seconds,
+        clock=site.clock,
     )
     return Committer(
         exchange=exchange,

@@ -1,7 +1,6 @@
 """The outer loop: one engine that runs the sync plan of any method."""
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from titan_ext.semi_sync.build import SiteOptions, build
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.plan.resolve import resolve, settings_by_key
 from titan_ext.semi_sync.plan.schedule import StepTimer
-from titan_ext.semi_sync.round.round import InFlightRound, Launch, Role, RoundResult
+from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.site.ranks import tensors_sha256
 from titan_ext.semi_sync.state.checksum import model_checksum
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
@@ -105,8 +104,9 @@ class SemiSync:
         self._exchange, self._schedule = self._committer.exchange, self._committer.schedule
         self._progress, self._participation = self._committer.progress, self._committer.participation
         self._manager, self._states = self._exchange.manager, self._exchange.states
-        self._in_flight = InFlightRound()
-        self._timer = StepTimer()
+        self._in_flight = site.make_in_flight()
+        self._clock = site.clock
+        self._timer = StepTimer(site.clock.now)
         self._site_weight = site.weight
         self.weight_factor = 1.0
         """What the site's weight in the rounds to come is multiplied by; the training loop's to set."""
@@ -146,9 +146,9 @@ class SemiSync:
         self._in_flight.start(lambda: self._exchange.run(launch, contribution), self.inner_step + delay)
 
     def _apply_in_flight(self) -> None:
-        started = time.perf_counter()
+        started = self._clock.now()
         result = self._in_flight.wait()
-        waited = time.perf_counter() - started
+        waited = self._clock.now() - started
         # The inner loop was running when a peer's state came in; only now may it be taken in.
         _, healed = self._exchange.healing.take_in(result.launch, result.verdict)
         self._settle(replace(result, healed=healed, seconds_waited=waited))
@@ -210,7 +210,7 @@ class SemiSync:
             if problem != told:
                 logger.warning("not joining yet: %s", problem)
                 told = problem
-            time.sleep(_PAUSE_SECONDS)
+            self._clock.sleep(_PAUSE_SECONDS)
 
     def _try_to_join(self) -> str | None:
         """One quorum of a site that abstains; why it has not joined, None if it has."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from titan_ext.config.cost.inner_states import InnerStates
-from titan_ext.config.cost.outer_cost import outer_costs
+from titan_ext.config.cost.outer_cost import OuterRounds, outer_costs
 from titan_ext.config.layout import Layout, pipeline_stages
 from titan_ext.config.model import buffer_shapes, parameter_shapes
 from titan_ext.config.pipeline import is_v_shaped, within
@@ -56,30 +56,46 @@ def site_cost(site: Any) -> SiteCost:
     config, layout = site.config, site.layout
     shapes = parameter_shapes(config)
     local = {name: _local_shape(shape, layout).numel() for name, shape in shapes.items()}
-    on_site = {name: _site_elements(shape, layout) for name, shape in shapes.items()}
-    stages = _pipeline_ranks(site, list(shapes))
-    fullest = max(stages, key=lambda names: sum(local[name] for name in names))
-    held = sum(local[name] for name in fullest)
+    stages, fullest = _pipeline_ranks(site, local)
+    held = {name: _local_shape(shapes[name], layout) for name in stages[fullest]}
+    elements = sum(local[name] for name in held)
     width = 2 if config.training.dtype == "bfloat16" else _FP32
-    stage_shapes = [{name: _local_shape(shapes[name], layout) for name in names} for names in stages]
-    buffers = buffer_shapes(config)
-    stage_buffers = [{name: buffers[name] for name in names} for names in _pipeline_ranks(site, list(buffers))]
-    outer = outer_costs(site, shapes, on_site, stage_shapes, stage_buffers, stages.index(fullest))
+    outer = outer_costs(outer_rounds(site))
     inner = {
-        "parameter_bytes": held * width,
-        "gradient_bytes": held * width,
-        "optimizer_bytes": _optimizer_bytes(config, shapes, stage_shapes[stages.index(fullest)], width),
+        "parameter_bytes": elements * width,
+        "gradient_bytes": elements * width,
+        "optimizer_bytes": _optimizer_bytes(config, shapes, held, width),
     }
     between = outer["global_copy_bytes"] + outer["outer_optimizer_bytes"] + outer["send_buffer_bytes"]
     on_host = config.semi_sync.outer_state_device == "cpu"
+    on_site = sum(_site_elements(shape, layout) for shape in shapes.values())
     return SiteCost(
         parameters=sum(shape.numel() for shape in shapes.values()),
         **inner,
         memory_bytes=sum(inner.values()) + (0 if on_host else between),
         host_bytes=between if on_host else 0,
-        every_step_bytes=ring_all_reduce_bytes(_FP32 * sum(on_site.values()), site.count),
+        every_step_bytes=ring_all_reduce_bytes(_FP32 * on_site, site.count),
         bytes_per_step=outer["run_bytes"] / config.training.steps,
         **outer,
+    )
+
+
+def outer_rounds(site: Any) -> OuterRounds | None:
+    """The rounds of a ``Site``; None without an outer loop."""
+    config, layout = site.config, site.layout
+    if config.semi_sync.method == "none":
+        return None
+    shapes, buffers = parameter_shapes(config), buffer_shapes(config)
+    local = {name: _local_shape(shape, layout) for name, shape in shapes.items()}
+    stages, fullest = _pipeline_ranks(site, {name: shape.numel() for name, shape in local.items()})
+    of_buffers, _ = _pipeline_ranks(site, {name: shape.numel() for name, shape in buffers.items()})
+    return OuterRounds(
+        site,
+        shapes,
+        {name: _site_elements(shape, layout) for name, shape in shapes.items()},
+        [{name: local[name] for name in names} for names in stages],
+        [{name: buffers[name] for name in names} for names in of_buffers],
+        fullest,
     )
 
 
@@ -101,16 +117,16 @@ def _site_elements(shape: torch.Size, layout: Layout) -> int:
     return shape.numel() * copies
 
 
-def _pipeline_ranks(site: Any, names: list[str]) -> list[list[str]]:
-    """Names of the parameters on each rank of the pipeline."""
+def _pipeline_ranks(site: Any, local: Mapping[str, int]) -> tuple[list[list[str]], int]:
+    """Names of the tensors on each rank of the pipeline, and the place of the rank with the most ``local`` elements."""
     stages = pipeline_stages(site.settings, site.config)
     ranks: list[list[str]] = [[] for _ in range(site.layout.pipeline)]
     from_both_ends = is_v_shaped(site.config.parallelism.pipeline_parallel_schedule)
-    for name in names:
+    for name in local:
         stage = next((place for place, modules in enumerate(stages) if within(name, modules)), 0)
         turn, rank = divmod(stage, len(ranks))
         ranks[len(ranks) - 1 - rank if from_both_ends and turn % 2 else rank].append(name)
-    return ranks
+    return ranks, max(range(len(ranks)), key=lambda place: sum(local[name] for name in ranks[place]))
 
 
 def _optimizer_bytes(config: Any, shapes: Mapping[str, torch.Size], held: Mapping[str, torch.Size], width: int) -> int:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from titan_ext.semi_sync.state.synced_state import BindOptions, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors
 from titan_ext.semi_sync.state.untrained import AverageBuffers, with_buffers
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
-from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction
+from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction, Turns
 from titan_ext.semi_sync.wire.sparse_reductions import SparseReduction
 
 _FP32 = 4
@@ -52,15 +53,52 @@ class _Shapes:
         return None, self._settings(name)
 
 
-def outer_costs(
-    site: Any,
-    shapes: Mapping[str, torch.Size],
-    on_site: Mapping[str, int],
-    held: Sequence[Mapping[str, torch.Size]],
-    buffers: Sequence[Mapping[str, torch.Size]],
-    fullest: int,
-) -> dict[str, int]:
-    """The fields of ``SiteCost`` that the outer loop accounts for.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransferCost:
+    """Rules of a round that are reduced together, bucket after bucket."""
+
+    site_bytes: int
+    """What all ranks of the site send (and receive)."""
+    turns: Turns
+    """Of the rank that holds most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchCost:
+    """A kind of round: the rules that are launched together."""
+
+    rules: tuple[str, ...]
+    """Their keys."""
+    times: int
+    """Rounds of this kind in the run."""
+    delay: int
+    """Inner steps that overlap it."""
+    transfers: tuple[TransferCost, ...]
+
+    @property
+    def site_bytes(self) -> int:
+        """What the site sends (and receives) in one such round."""
+        return sum(each.site_bytes for each in self.transfers)
+
+
+def outer_costs(rounds: "OuterRounds | None") -> dict[str, int]:
+    """The fields of ``SiteCost`` that the outer loop accounts for; of None all are 0."""
+    if rounds is None:
+        return dict(_NOTHING)
+    launches, states = rounds.launches(), rounds.states
+    kept = sum(state.facts.copies * state.elements + (state.elements if state.feeds_back else 0) for state in states)
+    return {
+        "global_copy_bytes": _FP32 * kept,
+        "outer_optimizer_bytes": _FP32 * sum(_outer_states(state.rule) * state.elements for state in states),
+        "send_buffer_bytes": max(map(rounds.launch_memory, rounds.groups), default=0),
+        "round_bytes": max((each.site_bytes for each in launches), default=0),
+        "rounds": sum(each.times for each in launches),
+        "run_bytes": sum(each.site_bytes * each.times for each in launches),
+    }
+
+
+class OuterRounds:
+    """A site's rules and what an exchange of each takes.
 
     Args:
         site: the site.
@@ -70,25 +108,6 @@ def outer_costs(
         buffers: likewise of the buffers, which all ranks of a stage hold whole.
         fullest: the one among them whose memory counts.
     """
-    if site.config.semi_sync.method == "none":
-        return dict(_NOTHING)
-    rounds = _Rounds(site, shapes, on_site, held, buffers, fullest)
-    states = rounds.states
-    groups = rules_by_launch(rounds.plan.rules, site.config.training.steps)
-    sent = {launched: sum(map(rounds.rule_bytes, launched)) for launched in groups}
-    kept = sum(state.facts.copies * state.elements + (state.elements if state.feeds_back else 0) for state in states)
-    return {
-        "global_copy_bytes": _FP32 * kept,
-        "outer_optimizer_bytes": _FP32 * sum(_outer_states(state.rule) * state.elements for state in states),
-        "send_buffer_bytes": max(map(rounds.launch_memory, groups), default=0),
-        "round_bytes": max(sent.values(), default=0),
-        "rounds": sum(groups.values()),
-        "run_bytes": sum(sent[launched] * times for launched, times in groups.items()),
-    }
-
-
-class _Rounds:
-    """A site's rules and what an exchange of each takes; arguments as those of ``outer_costs``."""
 
     def __init__(
         self,
@@ -118,6 +137,59 @@ class _Rounds:
         self._fullest = fullest
         self.states = self._stages[fullest]
         """The plan's rules, as the fullest rank holds them."""
+        self.groups = rules_by_launch(self.plan.rules, site.config.training.steps)
+        """Rules that travel together, by their places in the plan, and how often."""
+
+    def launches(self) -> list[LaunchCost]:
+        """All kinds of rounds of the run."""
+        return [
+            LaunchCost(
+                rules=tuple(self.states[index].rule.key for index in launched),
+                times=times,
+                delay=max(self.states[index].rule.delay for index in launched),
+                transfers=tuple(map(self._transfer, self._together(launched))),
+            )
+            for launched, times in self.groups.items()
+        ]
+
+    def _together(self, launched: Sequence[int]) -> list[list[int]]:
+        """Rules that are reduced alike; see ``Exchange``, which makes one stretch of neighbours."""
+        reductions = self._reductions[self._fullest]
+        runs: list[list[int]] = []
+        for index in launched:
+            if runs and reductions[runs[-1][0]] is reductions[index]:
+                runs[-1].append(index)
+            else:
+                runs.append([index])
+        return runs
+
+    def _transfer(self, run: Sequence[int]) -> TransferCost:
+        if self._site.config.semi_sync.pairing == "leader":
+            turns = self._leader_turns(run)
+        else:
+            largest = max(sum(stage[index].numel for index in run) for stage in self._stages)
+            reduction = self._reductions[self._fullest][run[0]]
+            turns = reduction.turns(-(-largest // self._copies(run[0])), self._site.count)
+        return TransferCost(site_bytes=sum(map(self.rule_bytes, run)), turns=turns)
+
+    def _leader_turns(self, run: Sequence[int]) -> Turns:
+        """Of batches of parameters that a leader collects, one after the other."""
+        batches: list[int] = []
+        for state in map(self.states.__getitem__, run):
+            sizes = {name: self._shapes[name].numel() for name in sorted(self._covered(state.rule, self._shapes))}
+            found = [sum(sizes[name] for name in each) for each in batches_of(sizes, state.rule.wire.bucket_elements)]
+            batches += state.facts.values_per_element * found
+        reduction = self._reductions[self._fullest][run[0]]
+        turns = [reduction.turns(batch, self._site.count) for batch in batches or [0]]
+        first, *rest = turns
+        trips = sum(each.before for each in turns) + sum(each.hops for each in rest)
+        buckets, at_most = sum(each.buckets for each in turns), min(each.at_most for each in turns)
+        return replace(first, buckets=buckets, at_most=at_most, before=trips)
+
+    def _copies(self, index: int) -> int:
+        """Replicas inside the site, which share the work where values may be cut."""
+        state, reduction = self.states[index], self._reductions[self._fullest][index]
+        return self._site.layout.replicate if reduction.cuts_anywhere and state.facts.elementwise else 1
 
     def rule_bytes(self, index: int) -> int:
         """What all ranks of the site send for a rule in one round."""
@@ -125,8 +197,7 @@ class _Rounds:
         names = sorted(self._covered(state.rule, self._shapes))
         if self._site.config.semi_sync.pairing == "leader":
             return _leader_bytes(state, reduction, {name: self._shapes[name].numel() for name in names}, sites)
-        # Replicas inside the site share the work where values may be cut.
-        copies = self._site.layout.replicate if reduction.cuts_anywhere and state.facts.elementwise else 1
+        copies = self._copies(index)
         if isinstance(reduction, AllReduce) and state.facts.elementwise:
             elements = state.facts.values_per_element * sum(self._on_site[name] for name in names)
             return ring_all_reduce_bytes(_FP32 * elements // copies, sites)
@@ -188,6 +259,9 @@ class _Shared(SparseReduction):
 
     def wire_bytes(self, numel: int, sites: int) -> int:
         return self._reduction.wire_bytes_among(numel, self._among, self._site)
+
+    def turns(self, numel: int, sites: int) -> Turns:
+        return self._reduction.turns(numel, sites)
 
     def scratch_elements(self, numel: int, sites: int) -> int:
         return self._reduction.scratch_elements(numel, sites)

@@ -13,7 +13,7 @@ The first basis is unconfirmed: until the first sync it is some of the coordinat
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -30,7 +30,7 @@ from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, St
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState
 from titan_ext.semi_sync.state.views import like, local_tensor
 from titan_ext.semi_sync.wire.manager import ReplicaManager
-from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction, RoundFacts
+from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction, RoundFacts, Turns
 
 _NEVER_AGAIN = 2**62  # a period that no run reaches
 
@@ -110,6 +110,11 @@ class BasisReduction(Reduction):
     def wire_bytes(self, numel: int, sites: int) -> int:
         bases = self._of_bases.wire_bytes(numel - self._elements, sites)
         return self._reduction.wire_bytes(self._elements, sites) + bases
+
+    def turns(self, numel: int, sites: int) -> Turns:
+        of_sum = self._reduction.turns(self._elements, sites)
+        of_bases = self._of_bases.turns(numel - self._elements, sites)
+        return replace(of_sum, before=of_sum.before + of_bases.hops)
 
     def scratch_elements(self, numel: int, sites: int) -> int:
         return max(self._reduction.scratch_elements(self._elements, sites), numel - self._elements)

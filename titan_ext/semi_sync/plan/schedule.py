@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from titan_ext.semi_sync.plan.plan import SyncPlan
@@ -19,21 +19,26 @@ class Progress:
 
 
 class StepTimer:
-    """How long a site's inner steps take: from ``start``, after a step's round, to ``stop``, after the next inner step."""
+    """How long a site's inner steps take: from ``start``, after a step's round, to ``stop``, after the next inner step.
 
-    def __init__(self) -> None:
+    Args:
+        now: seconds that do not go back.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
         self._since: float | None = None
         self._seconds = 0.0
         self._steps = 0
 
     def start(self) -> None:
         """An inner step begins."""
-        self._since = time.perf_counter()
+        self._since = self._now()
 
     def stop(self) -> None:
         """It is over; the first one, of which the beginning is not known, does not count."""
         if self._since is not None:
-            self._seconds += time.perf_counter() - self._since
+            self._seconds += self._now() - self._since
             self._steps += 1
 
     def take_milliseconds(self) -> int:

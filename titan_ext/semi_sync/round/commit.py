@@ -1,7 +1,6 @@
 """The end of a round: the vote, and what follows from it."""
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -56,7 +55,7 @@ class Committer:
         Raises:
             RunError: no site's work was finite in several rounds one after the other.
         """
-        started = time.perf_counter()
+        started = self.exchange.clock.now()
         manager, lineage, healing = self.exchange.manager, self.exchange.lineage, self.exchange.healing
         self.take_over(result)
         failure, contributors = manager.errored(), result.contributors
@@ -77,7 +76,7 @@ class Committer:
         self.participation.after_round(result, committed)
         rules = result.rules
         if rules:
-            self._record(rules, result, committed, failure, time.perf_counter() - started)
+            self._record(rules, result, committed, failure, self.exchange.clock.now() - started)
         healing.end()
         return committed
 

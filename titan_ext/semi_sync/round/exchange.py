@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
@@ -13,6 +12,7 @@ from torch.profiler import record_function
 
 from titan_ext.semi_sync.plan.plan import PARAMETERS, OutlierGuard
 from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict, agree, all_gather_status
+from titan_ext.semi_sync.round.clock import Clock
 from titan_ext.semi_sync.round.contributions import (
     Contribution,
     Contributions,
@@ -63,6 +63,8 @@ class Exchange:
     """Where a message has to lie for the manager."""
     heartbeat_timeout_seconds: float = 0.0
     """After which a site that says nothing counts as dead."""
+    clock: Clock = field(default_factory=Clock)
+    """What rounds are timed by."""
     _retry_after_steps: int = field(default=0, init=False)
     """From the last table of statuses that came whole."""
     _wire_bytes: tuple[int, int] = field(default=(0, 0), init=False)
@@ -76,7 +78,7 @@ class Exchange:
             contribution: this site's, where the inner loop goes on meanwhile and changes the parameters. The ranks of
                 the site may not meet then, and a peer's state is taken in when the round is applied.
         """
-        started = time.perf_counter()
+        started = self.clock.now()
         with record_function("titan_ext::quorum"):
             self.manager.start_quorum()
         # A peer's state comes with the quorum.
@@ -90,7 +92,7 @@ class Exchange:
             sites=self.manager.num_participants(),
             verdict=verdict,
             retry_after_steps=self._retry_after_steps,
-            seconds_quorum=time.perf_counter() - started,
+            seconds_quorum=self.clock.now() - started,
         )
         if contribution is None:
             with record_function("titan_ext::heal"):
@@ -224,7 +226,7 @@ class Exchange:
     # -- the wire ----------------------------------------------------------------------------------
 
     def _reduce(self, contribution: Contribution, verdict: Verdict) -> Sum:
-        started = time.perf_counter()
+        started = self.clock.now()
         contribution, contributions, ages = self._weigh(contribution, verdict)
         of = RoundFacts(verdict.step, contributions.weights)
         parts = contribution.parts
@@ -251,7 +253,7 @@ class Exchange:
             residuals=residuals,
             in_parts=tuple(in_parts),
             ages=ages,
-            seconds=time.perf_counter() - started,
+            seconds=self.clock.now() - started,
         )
 
     def _weigh(self, contribution: Contribution, verdict: Verdict) -> tuple[Contribution, Contributions, Ages]:

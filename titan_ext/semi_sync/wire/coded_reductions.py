@@ -8,7 +8,7 @@ import torch
 from titan_ext.semi_sync.wire.codecs import Codec
 from titan_ext.semi_sync.wire.collectives import ByteCollectives, MessagesInTurn, overlap
 from titan_ext.semi_sync.wire.manager import ReplicaManager
-from titan_ext.semi_sync.wire.reductions import Buckets, RankSum, Reduction, RoundFacts
+from titan_ext.semi_sync.wire.reductions import Buckets, RankSum, Reduction, RoundFacts, Turns
 
 
 class CodedReduction(Reduction):
@@ -30,6 +30,10 @@ class CodedReduction(Reduction):
         bucket = self._buckets(numel, sites).elements
         sizes = [min(bucket, numel - start) for start in range(0, numel, bucket)]
         return sum(passes * (sites - 1) * self._codec.wire_bytes(self._shard(size, sites)) for size in sizes)
+
+    def turns(self, numel: int, sites: int) -> Turns:
+        hops = 1 if self._to_all(sites) else 2
+        return self._buckets(numel, sites).turns(numel, peers=sites - 1, hops=hops)
 
     def scratch_elements(self, numel: int, sites: int) -> int:
         buckets = self._buckets(numel, sites)

@@ -4,7 +4,7 @@ import torch
 
 from titan_ext.semi_sync.wire.collectives import ByteCollectives, MessagesInTurn, overlap
 from titan_ext.semi_sync.wire.manager import ReplicaManager
-from titan_ext.semi_sync.wire.reductions import Buckets, Reduction, RoundFacts
+from titan_ext.semi_sync.wire.reductions import Buckets, Reduction, RoundFacts, Turns
 
 
 def partner_of(site: int, sites: int, step: int) -> int | None:
@@ -30,6 +30,9 @@ class PairExchange(Reduction):
     def wire_bytes(self, numel: int, sites: int) -> int:
         """Of a site that has a partner; an odd one out sends nothing."""
         return 4 * numel if sites > 1 else 0
+
+    def turns(self, numel: int, sites: int) -> Turns:
+        return Buckets.of(numel, self._bucket_elements).turns(numel, peers=min(1, sites - 1), hops=1)
 
     def scratch_elements(self, numel: int, sites: int) -> int:
         return Buckets.of(numel, self._bucket_elements).under_way(numel) if sites > 1 else 0

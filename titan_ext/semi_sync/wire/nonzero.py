@@ -11,7 +11,7 @@ import torch
 
 from titan_ext.semi_sync.wire.collectives import ByteCollectives, MessagesInTurn, overlap
 from titan_ext.semi_sync.wire.manager import ReplicaManager
-from titan_ext.semi_sync.wire.reductions import UNDER_WAY, Reduction, RoundFacts
+from titan_ext.semi_sync.wire.reductions import UNDER_WAY, Reduction, RoundFacts, Turns
 
 BLOCK = 2**16
 """Elements of a block: two bytes address one."""
@@ -92,6 +92,9 @@ class NonzeroSum(Reduction):
             if size
         )
         return (sites - 1) * expected
+
+    def turns(self, numel: int, sites: int) -> Turns:
+        return Turns(peers=sites - 1, buckets=-(-numel // self._bucket_elements), at_most=UNDER_WAY, before=1)
 
     def reduce(
         self, manager: ReplicaManager, values: torch.Tensor, of: RoundFacts, residual: torch.Tensor | None = None

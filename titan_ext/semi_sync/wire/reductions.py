@@ -41,6 +41,21 @@ class RoundFacts:
     """Over the ranks that hold the shards of one contribution; by default this rank holds it whole."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turns:
+    """How the messages of a reduction wait for each other."""
+
+    peers: int
+    """Other sites among which what a site sends is spread."""
+    buckets: int = 1
+    at_most: int = 1
+    """Buckets that are under way at a time."""
+    hops: int = 1
+    """Messages between sites, one after the other, that a bucket takes."""
+    before: int = 0
+    """Messages, one after the other, without which no bucket begins."""
+
+
 class Reduction(ABC):
     """One way to sum tensors over sites; holds no state between rounds but the bytes that it has sent."""
 
@@ -52,6 +67,10 @@ class Reduction(ABC):
     @abstractmethod
     def wire_bytes(self, numel: int, sites: int) -> int:
         """Bytes that a rank sends (and receives) to sum ``numel`` elements over ``sites``."""
+
+    def turns(self, numel: int, sites: int) -> Turns:
+        """How the messages that sum ``numel`` elements over ``sites`` wait for each other."""
+        return Turns(peers=sites - 1)
 
     @abstractmethod
     def reduce(
@@ -105,6 +124,10 @@ class Buckets:
         """Elements of a reduction that are under way at a time."""
         return min(numel, self.at_most * self.elements)
 
+    def turns(self, numel: int, *, peers: int, hops: int) -> Turns:
+        """Of a reduction whose buckets take so many hops."""
+        return Turns(peers=peers, buckets=-(-numel // self.elements), at_most=self.at_most, hops=hops)
+
 
 class AllReduce(Reduction):
     """fp32 as it is: what is sent and received are parts of the values themselves, wherever they can be.
@@ -118,6 +141,10 @@ class AllReduce(Reduction):
 
     def wire_bytes(self, numel: int, sites: int) -> int:
         return ring_all_reduce_bytes(4 * numel, sites)
+
+    def turns(self, numel: int, sites: int) -> Turns:
+        hops = 1 if sites == 2 else 2
+        return Buckets.of(numel, self._bucket_elements).turns(numel, peers=sites - 1, hops=hops)
 
     def scratch_elements(self, numel: int, sites: int) -> int:
         # What the other sites send of a bucket, or of the shard of it that this site sums.

@@ -14,7 +14,7 @@ from titan_ext.optim.rounding import seed_of
 from titan_ext.semi_sync.wire.codecs import Codec, Float32
 from titan_ext.semi_sync.wire.collectives import ByteCollectives
 from titan_ext.semi_sync.wire.manager import ReplicaManager
-from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
+from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts, Turns
 from titan_ext.semi_sync.wire.token_row_map import TokenRowMap
 
 _NUMBER = Float32()
@@ -63,6 +63,11 @@ class SparseReduction(Reduction):
         row = sum(_message_bytes(codec, width) for codec, width in self._codecs(numel))
         return round((to_owners + to_holders) * row) + (sites - 1) * self._bitmap_bytes()
 
+    def turns(self, numel: int, sites: int) -> Turns:
+        width = sum(width for _, width in self._codecs(numel))
+        buckets = -(-self._rows.total // self._rows_at_once(max(1, width), sites))
+        return Turns(peers=sites - 1, buckets=max(1, buckets), hops=2, before=1)
+
     def reduce(
         self,
         manager: ReplicaManager,
@@ -85,12 +90,14 @@ class SparseReduction(Reduction):
         places = torch.full((self._rows.total,), -1)
         held = self._rows.ids >= 0
         places[self._rows.ids[held]] = torch.arange(self._rows.rows)[held]
-        width = sum(width for _, width in codecs)
-        step = max(1, self._bucket_elements // width) * wire.sites
+        step = self._rows_at_once(sum(width for _, width in codecs), wire.sites)
         for start in range(0, self._rows.total, step):
             seed = seed_of(of.step, start, wire.rank)
             exchange.run(start, min(start + step, self._rows.total), places, tables, seed)
         self._sent += wire.sent
+
+    def _rows_at_once(self, width: int, sites: int) -> int:
+        return max(1, self._bucket_elements // width) * sites
 
     def _senders(self, holders: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
         """Which site sends which row: bool ``[sites, total]``."""

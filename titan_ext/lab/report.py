@@ -1,0 +1,104 @@
+"""A rehearsal's outcome as text, as plain values, and as the files that a run leaves."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from titan_ext.config.render import bytes_text
+from titan_ext.lab.faults import Fault
+from titan_ext.lab.trace import Outcome, SiteTrace
+
+
+def render(file: str, outcome: Outcome, faults: Sequence[Fault]) -> str:
+    """The outcome in some lines."""
+    steps = max(site.steps for site in outcome.sites)
+    end = "" if outcome.finished else ": not to the end"
+    width = max(len(site.name) for site in outcome.sites) + 2
+    lines = [
+        f"{file}: {len(outcome.sites)} sites, {steps} steps in {duration(outcome.seconds)} of virtual time{end}",
+        f"  utilisation     {outcome.utilisation:.1%} (mean of the sites)",
+        f"  participation   {outcome.participation:.1%} of the sites in a committed round",
+        f"  faults          {_faults(faults)}",
+        f"  shared state    {outcome.state_sha256[:16] or '-'}",
+        "",
+        f"  {'site':<{width}}{'starts':>7}{'steps':>8}{'utilisation':>13}{'committed':>11}{'failed':>8}{'healed':>8}{'sent':>13}",
+    ]
+    for site in outcome.sites:
+        records = [record for _, record in site.rounds]
+        failed, healed = sum(not each.committed for each in records), sum(each.healed for each in records)
+        lines.append(
+            f"  {site.name:<{width}}{site.lives:>7}{site.steps:>8}{site.utilisation:>13.1%}{site.committed:>11}{failed:>8}"
+            f"{healed:>8}{bytes_text(site.sent_bytes):>13}" + (f"   ended: {site.error}" if site.error else "")
+        )
+    failures = list(_failures(outcome.sites))
+    if failures:
+        lines += ["", "  rounds that were not committed", *(f"    {line}" for line in failures)]
+    return "\n".join(lines)
+
+
+def plain(file: str, outcome: Outcome) -> dict[str, Any]:
+    """The outcome for JSON."""
+    return {
+        "file": file,
+        "seconds": outcome.seconds,
+        "finished": outcome.finished,
+        "utilisation": outcome.utilisation,
+        "participation": outcome.participation,
+        "state_sha256": outcome.state_sha256,
+        "sites": [
+            {
+                "name": site.name,
+                "starts": site.lives,
+                "steps": site.steps,
+                "utilisation": site.utilisation,
+                "committed_rounds": site.committed,
+                "failed_rounds": len(site.rounds) - site.committed,
+                "sent_bytes": site.sent_bytes,
+                "error": site.error,
+            }
+            for site in outcome.sites
+        ],
+    }
+
+
+def write_journals(folder: str, outcome: Outcome) -> None:
+    """Write ``metrics.jsonl`` for each site, in virtual time, as training does: for ``titan-ext plan --from``."""
+    for site in outcome.sites:
+        path = Path(folder, site.name)
+        path.mkdir(parents=True, exist_ok=True)
+        lines = sorted(_lines(site), key=lambda line: line["time"])
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def duration(seconds: float) -> str:
+    """``1 h 12 min``, ``3 min 20 s`` or ``12.3 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _lines(site: SiteTrace) -> Iterator[dict[str, Any]]:
+    for time, step in site.marks:
+        yield {"kind": "step", "step": step, "time": round(time, 6)}
+    for time, record in site.rounds:
+        yield {"kind": "round", **record.as_dict(), "time": round(time, 6)}
+
+
+def _faults(faults: Sequence[Fault]) -> str:
+    counts = Counter(fault.kind for fault in faults)
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
+
+
+def _failures(sites: Sequence[SiteTrace]) -> Iterator[str]:
+    """Each failed round once, with the sites that saw it fail."""
+    found: dict[tuple[int, str], tuple[float, list[str]]] = {}
+    for site in sites:
+        for time, record in site.rounds:
+            if not record.committed:
+                found.setdefault((record.step, record.error or ""), (time, []))[1].append(site.name)
+    for (step, error), (time, names) in sorted(found.items(), key=lambda each: each[1][0]):
+        yield f"after {duration(time)}, inner step {step}: {error} (told by {', '.join(names)})"
