@@ -170,7 +170,7 @@ class OuterRounds:
             largest = max(sum(stage[index].numel for index in run) for stage in self._stages)
             reduction = self._reductions[self._fullest][run[0]]
             turns = reduction.turns(-(-largest // self._copies(run[0])), self._site.count)
-        return TransferCost(site_bytes=sum(map(self.rule_bytes, run)), turns=turns)
+        return TransferCost(site_bytes=self._site_bytes(run), turns=turns)
 
     def _leader_turns(self, run: Sequence[int]) -> Turns:
         """Of batches of parameters that a leader collects, one after the other."""
@@ -191,19 +191,25 @@ class OuterRounds:
         state, reduction = self.states[index], self._reductions[self._fullest][index]
         return self._site.layout.replicate if reduction.cuts_anywhere and state.facts.elementwise else 1
 
-    def rule_bytes(self, index: int) -> int:
-        """What all ranks of the site send for a rule in one round."""
-        state, reduction, sites = self.states[index], self._reductions[self._fullest][index], self._site.count
-        names = sorted(self._covered(state.rule, self._shapes))
+    def _site_bytes(self, run: Sequence[int]) -> int:
+        """What all ranks of the site send in one round for rules that are reduced together."""
+        reduction, sites = self._reductions[self._fullest][run[0]], self._site.count
+        names = {index: sorted(self._covered(self.states[index].rule, self._shapes)) for index in run}
         if self._site.config.semi_sync.pairing == "leader":
-            return _leader_bytes(state, reduction, {name: self._shapes[name].numel() for name in names}, sites)
-        copies = self._copies(index)
-        if isinstance(reduction, AllReduce) and state.facts.elementwise:
-            elements = state.facts.values_per_element * sum(self._on_site[name] for name in names)
+            return sum(
+                _leader_bytes(self.states[index], reduction, {name: self._shapes[name].numel() for name in own}, sites)
+                for index, own in names.items()
+            )
+        copies = self._copies(run[0])
+        if isinstance(reduction, AllReduce) and self.states[run[0]].facts.elementwise:
+            elements = sum(
+                self.states[index].facts.values_per_element * sum(self._on_site[name] for name in own)
+                for index, own in names.items()
+            )
             return ring_all_reduce_bytes(_FP32 * elements // copies, sites)
         # A message's size follows from what one rank holds; uneven shards count as the largest.
         return (self._site.layout.ranks // len(self._stages)) * sum(
-            reductions[index].wire_bytes(-(-stage[index].numel // copies), sites)
+            reductions[run[0]].wire_bytes(-(-sum(stage[index].numel for index in run) // copies), sites)
             for stage, reductions in zip(self._stages, self._reductions, strict=True)
         )
 
