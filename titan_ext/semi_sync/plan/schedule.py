@@ -1,7 +1,6 @@
 """What is due, what is still to be tried again, and where a site stands between two rounds."""
 
 import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -25,7 +24,7 @@ class StepTimer:
         now: seconds that do not go back.
     """
 
-    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._since: float | None = None
         self._seconds = 0.0
