@@ -32,7 +32,7 @@ class Transport:
     """What one connection may have under way: half of Linux's largest receive buffer (net.ipv4.tcp_rmem, 6 MiB)."""
     message_trips: float = 0.5
     """Round trips until a message's first byte is there; its receiver need not say that it is ready."""
-    quorum_trips: float = 1.5
+    quorum_trips: float = 1.0
     """Round trips to the lighthouse and back in which a quorum comes about, with all sites there."""
     regroup_trips: float = 8.0
     """Round trips in which the sites of a new quorum connect to each other: to the store, to tell and read addresses

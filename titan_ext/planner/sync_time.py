@@ -113,8 +113,9 @@ def _seconds(launch: LaunchCost, wiring: Wiring, idle: float, rate_share: float,
 
 
 def _idle_seconds(launch: LaunchCost, wiring: Wiring, period: float, step_seconds: float) -> float:
-    """In which nothing passes between two sites, from a round that no steps hide any more to the first message of the next."""
-    return max(0.0, period - launch.delay) * step_seconds + _quorum_seconds(wiring)
+    """In which nothing leaves for another site: while the last message of a round that no steps hide any more is under way,
+    in the inner steps after it, and in the quorum of the next."""
+    return max(0.0, period - launch.delay) * step_seconds + wiring.message_seconds + _quorum_seconds(wiring)
 
 
 def _quorum_seconds(wiring: Wiring) -> float:
