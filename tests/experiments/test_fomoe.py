@@ -19,7 +19,8 @@ def test_bytes_by_formula_and_the_figures_of_every_arm(capsys):
     rows = {row["arm"]: row for row in figures["rows"]}
     assert list(rows) == list(arms(3)) == ["copies_1", "copies_2", "full"]
     for row in rows.values():
-        assert row["bytes_a_round"] == [row["expected_bytes"]] * 3
+        # Of what does not divide by the sites some own an element more.
+        assert row["bytes_a_round"] == pytest.approx([row["expected_bytes"]] * 3, abs=4)
         assert 0 < row["loss"] < 8 and 0 < row["loss_at_a_site"] < 8 and 0 <= row["evenness"] <= 1
     held = [row["parameters_held"] for row in rows.values()]
     assert held[1] - held[0] == held[2] - held[1] == 3 * 32 * 8
