@@ -65,7 +65,7 @@ def test_no_checkpoint_is_said(tmp_path):
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused(config_file, step, flags, words):
-    site = load_site(config_file, overrides=flags)
+    site = load_site(config_file, overrides=[*flags, "--checkpoint.last_save_in_hf=false"])
     checkpoint = find_checkpoint(str(config_file.parent / "a" / "checkpoint" / f"step-{step}"), Path())
     with pytest.raises(UserError, match=words):
         load_model(site, checkpoint)
