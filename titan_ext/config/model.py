@@ -205,14 +205,16 @@ def _text(settings: Settings, key: str, default: str) -> str:
 
 def buffer_shapes(config: Any) -> dict[str, torch.Size]:
     """Shape of each buffer that the sites share, by name; every rank holds the whole of it."""
-    with torch.device("meta"):
-        model = config.model_spec.model.build()
-    buffers = {name: module.get_buffer(key) for name, (module, key) in kept_buffers(model).items()}
+    kept = kept_buffers(_without_memory(config))
+    buffers = {name: module.get_buffer(key) for name, (module, key) in kept.items()}
     return {name: buffer.shape for name, buffer in buffers.items() if buffer.is_floating_point()}
 
 
 def parameter_shapes(config: Any) -> dict[str, torch.Size]:
     """Shape of each parameter of a trainer config's whole model by name, without memory; tied ones once."""
+    return {name: parameter.shape for name, parameter in _without_memory(config).named_parameters()}
+
+
+def _without_memory(config: Any) -> torch.nn.Module:
     with torch.device("meta"):
-        model = config.model_spec.model.build()
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
+        return config.model_spec.model.build()

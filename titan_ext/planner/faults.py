@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from titan_ext.errors import UserError
 from titan_ext.links.link import parse_seconds
+from titan_ext.planner.by_site import seconds_by_site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +46,5 @@ def parse_faults(texts: Sequence[str], recovery: str, sites: Sequence[str]) -> F
     Raises:
         UserError: a flag cannot be read or names no site.
     """
-    between: dict[str, float] = {}
-    for text in texts:
-        name, equals, seconds = text.rpartition("=")
-        if equals and name not in sites:
-            raise UserError(f"--mtbf {text}: must name one of the sites {', '.join(sites)}")
-        value = parse_seconds(seconds, f"--mtbf {text}")
-        if value <= 0:
-            raise UserError(f"--mtbf {text}: must be above 0")
-        for each in [name] if equals else sites:
-            if equals or each not in between:
-                between[each] = value
+    between = seconds_by_site("--mtbf", texts, sites)
     return Faults(between=between, recovery_seconds=parse_seconds(recovery, f"--recovery {recovery}"))

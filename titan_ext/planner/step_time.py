@@ -5,7 +5,7 @@ from typing import Any
 
 from titan_ext.config.model import parameter_shapes
 from titan_ext.errors import UserError
-from titan_ext.links.link import parse_seconds
+from titan_ext.planner.by_site import seconds_by_site
 from titan_ext.planner.range import Range
 
 _FLOPS = {"gflops": 1e9, "tflops": 1e12, "pflops": 1e15}
@@ -49,15 +49,5 @@ def given_step_seconds(texts: Sequence[str], sites: Sequence[str]) -> dict[str, 
     Raises:
         UserError: a flag cannot be read or names no site.
     """
-    found: dict[str, Range] = {}
-    for text in texts:
-        name, equals, seconds = text.rpartition("=")
-        if equals and name not in sites:
-            raise UserError(f"--step {text}: must name one of the sites {', '.join(sites)}")
-        value = parse_seconds(seconds, f"--step {text}")
-        if value <= 0:
-            raise UserError(f"--step {text}: must be above 0")
-        for each in [name] if equals else sites:
-            if equals or each not in found:
-                found[each] = Range.around(value, 0.97, 1.05)
-    return found
+    given = seconds_by_site("--step", texts, sites)
+    return {site: Range.around(seconds, 0.97, 1.05) for site, seconds in given.items()}

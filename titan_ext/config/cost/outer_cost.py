@@ -20,7 +20,7 @@ from titan_ext.semi_sync.state.synced_state import BindOptions, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors
 from titan_ext.semi_sync.state.untrained import AverageBuffers, with_buffers
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
-from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction, Turns
+from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction, Turns, reduced_together
 from titan_ext.semi_sync.wire.sparse_reductions import SparseReduction
 
 _FP32 = 4
@@ -147,21 +147,10 @@ class OuterRounds:
                 rules=tuple(self.states[index].rule.key for index in launched),
                 times=times,
                 delay=max(self.states[index].rule.delay for index in launched),
-                transfers=tuple(map(self._transfer, self._together(launched))),
+                transfers=tuple(map(self._transfer, reduced_together(launched, self._reductions[self._fullest]))),
             )
             for launched, times in self.groups.items()
         ]
-
-    def _together(self, launched: Sequence[int]) -> list[list[int]]:
-        """Rules that are reduced alike; see ``Exchange``, which makes one stretch of neighbours."""
-        reductions = self._reductions[self._fullest]
-        runs: list[list[int]] = []
-        for index in launched:
-            if runs and reductions[runs[-1][0]] is reductions[index]:
-                runs[-1].append(index)
-            else:
-                runs.append([index])
-        return runs
 
     def _transfer(self, run: Sequence[int]) -> TransferCost:
         if self._site.config.semi_sync.pairing == "leader":

@@ -30,7 +30,7 @@ from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.moment_ages import Ages
 from titan_ext.semi_sync.state.synced_state import Guarded, SyncedState, TakenFromPeers
 from titan_ext.semi_sync.wire.manager import ReplicaManager
-from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
+from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts, reduced_together
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ class Exchange:
         parts = contribution.parts
         residuals: dict[int, torch.Tensor] = {}
         in_parts: list[torch.Tensor] = []
-        for run in self._together(list(parts)):
+        for run in reduced_together(list(parts), self.reductions):
             values = _stretch(contribution.buffer, [parts[index] for index in run])
             wanted = [index for index in run if self.error_feedback.takes(index)]
             residual = torch.empty_like(values) if wanted else None
@@ -295,16 +295,6 @@ class Exchange:
         """Contribute nothing."""
         guarded = sum(self._is_guarded(self.states[index]) for index in parts)
         return Contribution(0.0, buffer.zero_(), parts, [0.0] * guarded)
-
-    def _together(self, rules: Sequence[int]) -> list[list[int]]:
-        """Neighbouring rules that are summed alike travel as one: fewer and fuller buckets."""
-        runs: list[list[int]] = []
-        for index in rules:
-            if runs and self.reductions[runs[-1][0]] is self.reductions[index]:
-                runs[-1].append(index)
-            else:
-                runs.append([index])
-        return runs
 
 
 def _stretch(buffer: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -100,6 +100,22 @@ class Reduction(ABC):
         return sent
 
 
+def reduced_together(rules: Sequence[int], reductions: Sequence[Reduction]) -> list[list[int]]:
+    """Neighbouring rules that are summed alike travel as one: fewer and fuller buckets.
+
+    Args:
+        rules: places in the plan.
+        reductions: of all rules of the plan, by place.
+    """
+    runs: list[list[int]] = []
+    for index in rules:
+        if runs and reductions[runs[-1][0]] is reductions[index]:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return runs
+
+
 @dataclass(frozen=True, slots=True)
 class Buckets:
     """How many elements a bucket has, and how many buckets are under way at a time.
