@@ -13,28 +13,9 @@ from typing import Any
 from unittest.mock import patch
 
 from titan_ext.bench.flags import add_numbers, check_numbers
-from titan_ext.bench.overhead import single_rank_environment
+from titan_ext.bench.overhead import SITE_CONFIG, single_rank_environment
 
 HELP = "share of a step's time that metrics take: lines of steps and rounds, norms of the outer loop"
-
-_CONFIG = """
-[model]
-name = "llama3"
-flavor = "{flavor}"
-[training]
-seq_len = {seq_len}
-local_batch_size = {batch}
-steps = 1000000
-[metrics]
-enable_tensorboard = false
-[semi_sync]
-method = "diloco"
-sync_every = {sync_every}
-[[site]]
-name = "bench"
-data = "builtin:code"
-tokenizer = "byte"
-"""
 
 _NUMBERS = {
     "seq_len": (256, 1, "tokens a sequence"),
@@ -63,7 +44,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     url = f"http://127.0.0.1:{lighthouse.address().rsplit(':', 1)[1]}"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "bench.toml"
-        file.write_text(_CONFIG.format(**vars(options)), encoding="utf-8")
+        file.write_text(SITE_CONFIG.format(**vars(options)), encoding="utf-8")
         flags = [f"--dump_folder={folder}/run", f"--replica.lighthouse={url}"]
         trainer = load_site(file, "bench", flags).config.build()
         spent = _measure(trainer, options.steps)

@@ -13,7 +13,7 @@ from statistics import median
 
 HELP = "tokens per second of a site with no sync due, against plain torchtitan's"
 
-_CONFIG = """
+SITE_CONFIG = """
 [model]
 name = "llama3"
 flavor = "{flavor}"
@@ -25,7 +25,7 @@ steps = 1000000
 enable_tensorboard = false
 [semi_sync]
 method = "diloco"
-sync_every = 1000000
+sync_every = {sync_every}
 [[site]]
 name = "bench"
 data = "builtin:code"
@@ -92,7 +92,8 @@ def _build_trainers(options: argparse.Namespace, folder: str, lighthouse: str):
 
     path = os.path.join(folder, "bench.toml")
     with open(path, "w", encoding="utf-8") as file:
-        file.write(_CONFIG.format(flavor=options.flavor, seq_len=options.seq_len, batch=options.batch))
+        text = SITE_CONFIG.format(flavor=options.flavor, seq_len=options.seq_len, batch=options.batch, sync_every=10**6)
+        file.write(text)
     configs = [
         load_site(path, "bench", [f"--dump_folder={folder}/{name}", f"--replica.lighthouse={lighthouse}"]).config
         for name in ("plain", "ours")
