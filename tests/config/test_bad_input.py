@@ -284,6 +284,23 @@ def test_every_folder_that_cannot_be_written_is_refused_by_its_key(
         check_outputs(site.config)
 
 
+def test_what_stands_in_a_files_place_is_refused(write: Callable) -> None:
+    site = load_run(write()).sites[0]
+    taken = Path(site.config.dump_folder) / "commits.jsonl"
+    taken.mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=r"^dump_folder .*: commits.jsonl, which the run writes, is a folder there; move"
+    ):
+        check_outputs(site.config)
+    taken.rmdir()
+    taken.symlink_to("nowhere")
+    with pytest.raises(UserError, match="commits.jsonl, which the run writes, is a link to nothing there"):
+        check_outputs(site.config)
+    taken.unlink()
+    taken.touch()
+    check_outputs(site.config)
+
+
 def test_a_full_disk_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the disk is full: .* MiB free, .* MiB needed"):
         check_dump_folder(tmp_path, need_bytes=2**62)

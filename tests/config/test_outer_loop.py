@@ -79,3 +79,29 @@ def test_what_cannot_be_is_refused_by_name(load, outer, words):
         load(outer)
     assert all(word in str(caught.value) for word in words), caught.value
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("outer", "flags", "note"),
+    [
+        ("", ["--semi_sync.method=diloco"], None),
+        ("", ["--semi_sync.method=diloco", "--semi_sync.sites_per_round=1"], None),
+        ("", ["--semi_sync.method=diloco", "--semi_sync.sites_per_round=2"], "sites_per_round = 2 of 2 sites"),
+        ("", ["--semi_sync.method=diloco", "--semi_sync.aggregation=median"], '"median" needs 3 sites'),
+        (
+            '[semi_sync]\naggregation = "trimmed_mean"\n[semi_sync.trimmed_mean]\nsites = 3',
+            ["--semi_sync.method=diloco"],
+            '"trimmed_mean" needs 7 sites',
+        ),
+        ("", ["--semi_sync.method=muloco", "--optimizer.name=AdamW"], 'is made for optimizer.name = "Muon", not AdamW'),
+        (
+            "[optimizer_switch]\nstep = 40\nlr_scale = 2.0",
+            ["--semi_sync.method=none"],
+            "before optimizer_switch.step (40)",
+        ),
+        ("[optimizer_switch]\nstep = 39\nlr_scale = 2.0", ["--semi_sync.method=none"], None),
+    ],
+)
+def test_what_comes_to_nothing_is_said(load, outer, flags, note):
+    notes = load(outer, *flags).notes
+    assert any(note in each for each in notes) if note else not notes

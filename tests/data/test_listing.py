@@ -122,3 +122,14 @@ def test_a_folder_of_nothing_but_test_data_is_told(tmp_path: Path, name: str, sp
     told = str(list_corpus(str(tmp_path / "corpus"), "text", split))
     assert (f"all of it is called {word} data" in told) if word else ("is called" not in told)
     assert "is called" not in str(list_corpus(str(file), "text", split))  # who names one file means it
+
+
+def test_a_copy_is_named(folder: Path) -> None:
+    content = (folder / "more.jsonl").read_bytes()
+    (folder / "more (1).jsonl").write_bytes(content)
+    (folder / "of_equal_size.jsonl").write_bytes(content.swapcase())
+    said = str(TextDataLoader.Config(dataset=str(folder), split="all").listing())
+    assert said.endswith("; 'more.jsonl' holds the same as 'more (1).jsonl': read twice")
+    (folder / "train-2.jsonl").write_bytes(content)
+    said = str(TextDataLoader.Config(dataset=str(folder), split="all").listing())
+    assert said.endswith("'more.jsonl' holds the same as 'more (1).jsonl', 1 more likewise: read twice")

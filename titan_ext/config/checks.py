@@ -15,6 +15,7 @@ from titan_ext.config.tokenizer import TokenizerChoice
 from titan_ext.errors import UserError
 from titan_ext.optim.switch import check_reset
 from titan_ext.semi_sync.build import averages_state, is_elementwise
+from titan_ext.semi_sync.methods.registry import METHODS
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan
 from titan_ext.semi_sync.plan.resolve import shares_sparse_rows
 from titan_ext.semi_sync.plan.scopes import assign
@@ -146,8 +147,11 @@ def check_sections(settings: Settings, config: Any) -> None:
         _check_reset(settings, config)
 
 
-def check_outer_loop(settings: Settings, config: Any) -> list[str]:
+def check_outer_loop(settings: Settings, config: Any, num_sites: int) -> list[str]:
     """Refuse an outer loop that its method, its plan or the model does not allow.
+
+    Args:
+        num_sites: sites of the file; others may join them.
 
     Returns:
         notes for the user.
@@ -162,10 +166,38 @@ def check_outer_loop(settings: Settings, config: Any) -> list[str]:
     if config.training.dtype != "float32" and any(rule.apply.needs_fp32 for rule in plan.rules):
         problem = f'must be "float32" with semi_sync.method = "{outer.method}"'
         raise settings.error("training.dtype", problem, config.training.dtype)
+    return _without_effect(config, plan, num_sites)
+
+
+def _without_effect(config: Any, plan: SyncPlan, num_sites: int) -> list[str]:
+    """Notes on settings that come to nothing, or to less than they say."""
+    outer, steps, notes = config.semi_sync, config.training.steps, []
     first = min(rule.period for rule in plan.rules if not rule.final)
-    if config.training.steps >= first:
-        return []
-    return [f"training.steps ({config.training.steps}) ends before the first sync (every {first} steps)"]
+    if steps < first:
+        notes.append(f"training.steps ({steps}) ends before the first sync (every {first} steps)")
+    if outer.sites_per_round is not None and outer.sites_per_round >= num_sites:
+        notes.append(
+            f"semi_sync.sites_per_round = {outer.sites_per_round} of {num_sites} sites: all take part in each round"
+        )
+    needed = max(rule.wire.aggregation.sites_needed for rule in plan.rules)
+    if needed > num_sites:
+        notes.append(
+            f'semi_sync.aggregation = "{outer.aggregation}" needs {needed} sites to do what it says; of {num_sites} it '
+            "leaves out fewer"
+        )
+    inner = METHODS.get(outer.method).inner
+    optimizers = sorted({group.optimizer_name for group in config.optimizer.param_groups})
+    if inner and inner not in optimizers:
+        notes.append(
+            f'semi_sync.method = "{outer.method}" is made for optimizer.name = "{inner}", not {", ".join(optimizers)}'
+        )
+    return notes
+
+
+def check_switch(config: Any) -> list[str]:
+    """A note for the user where training ends before the inner optimizer's settings switch."""
+    step, steps = config.optimizer_switch.step, config.training.steps
+    return [f"training.steps ({steps}) ends before optimizer_switch.step ({step})"] if step >= steps else []
 
 
 def check_rounding(config: Any) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from torchtitan.tools import filesystem
 
 from titan_ext.errors import UserError
+from titan_ext.instruments.places import FILES
 
 MINIMUM_FREE_BYTES = 64 * 2**20
 """Room for logs and TensorBoard events of a short run; checkpoints need more."""
@@ -22,9 +23,12 @@ def check_outputs(config: Any) -> None:
         config: the site's ``Trainer.Config``.
 
     Raises:
-        UserError: naming the key of a folder that cannot be created or written, or whose disk is full.
+        UserError: naming the key of a folder that cannot be created or written, or whose disk is full, or a file of the
+            run that cannot be written.
     """
     check_dump_folder(config.dump_folder)
+    for name in FILES:
+        _check_file(Path(config.dump_folder) / name)
     for key, folder in _outputs(config):
         path = os.path.join(config.dump_folder, folder)
         if not filesystem.is_remote(path):
@@ -63,6 +67,19 @@ def check_dump_folder(path: str | Path, need_bytes: int = MINIMUM_FREE_BYTES) ->
         raise UserError(
             f"dump_folder {path}: the disk is full: {free / 2**20:.0f} MiB free, {need_bytes / 2**20:.0f} MiB needed"
         )
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what stands in the way of a file that the run appends to."""
+    if path.is_symlink() and not path.exists():
+        problem = "is a link to nothing"
+    elif path.exists() and not path.is_file():
+        problem = "is a folder" if path.is_dir() else "is no regular file"
+    elif path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        problem = "cannot be read and written"
+    else:
+        return
+    raise UserError(f"dump_folder {path.parent}: {path.name}, which the run writes, {problem} there; move it away")
 
 
 def _check_writable(key: str, folder: Path) -> int:

@@ -242,8 +242,8 @@ def _check_whole(
         notes += built.tokenizer.notes
     derived: dict[str, Origin] = {}
     with findings.check():
-        notes += checks.check_outer_loop(settings, config)
-        notes += checks.check_rounding(config)
+        notes += checks.check_outer_loop(settings, config, plan.site.count)
+        notes += checks.check_rounding(config) + checks.check_switch(config)
         derived |= _pair(config, plans)
         checks.check_pairing(settings, config)
         checks.check_rows(settings, config, layout)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from titan_ext.data.corpora.contents import documents_of
 from titan_ext.data.corpora.files import ALLOWED, CorpusFile, classify, count_endings, ending
+from titan_ext.data.corpora.fingerprint import digest_of_files
 from titan_ext.data.corpora.records import shows_key
 from titan_ext.data.corpora.signature import HEAD_BYTES, encoding_of, head_problem, is_lfs_pointer
 from titan_ext.data.corpora.splits import choose_split, held_back
@@ -77,6 +78,7 @@ def list_files(
     if split in ("auto", "train") and not path.is_file() and (word := held_back(found.files, root)):
         found.notes.append(f"all of it is called {word} data")
     found.notes += _look_at(found.files, tolerant)
+    found.notes += _copies(found.files)
     return found
 
 
@@ -124,6 +126,30 @@ def _look_at(files: Sequence[CorpusFile], tolerant: bool) -> list[str]:
         if problem and not tolerant and (file.format == "text" or "NUL" in problem):
             raise UserError(f"data: {str(file.path)!r}: {problem}")
     return [f"{count} in {kind.upper()}, decoded" for kind, count in encodings.items() if kind != "utf-8"]
+
+
+def _copies(files: Sequence[CorpusFile]) -> list[str]:
+    """A note on files that hold the same as others, which somebody may have copied by mistake."""
+    sizes = {file.path: _size(file.path) for file in files}
+    alike = Counter(sizes.values())
+    candidates = [path for path, size in sizes.items() if size and alike[size] > 1][:_MOST_LOOKED_AT]
+    heads = {path: (sizes[path], _head(path)) for path in candidates}
+    alike_so_far = Counter(heads.values())
+    first: dict[bytes, Path] = {}
+    copies = []
+    for path, head in heads.items():
+        if alike_so_far[head] > 1:
+            other = first.setdefault(digest_of_files([(path, sizes[path])]), path)
+            copies += [f"{path.name!r} holds the same as {other.name!r}"] if other is not path else []
+    more = f", {len(copies) - 1} more likewise" if len(copies) > 1 else ""
+    return [f"{copies[0]}{more}: read twice"] if copies else []
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _head(path: Path) -> bytes:

@@ -10,6 +10,10 @@ _NESTEROV = {"outer_lr": 0.7, "outer_momentum": 0.9, "nesterov": True}
 register_method("diloco", outer={"sgd": _NESTEROV}, sync_every=32, outer_optimizer="sgd")(local_sgd)
 
 # MuLoCo is DiLoCo around Muon ([optimizer] name = "Muon"); its pseudo-gradients bear 4 bits (codec = "int4").
-register_method("muloco", outer={"sgd": _NESTEROV | {"outer_momentum": 0.6}}, sync_every=30, outer_optimizer="sgd")(
-    local_sgd
-)
+register_method(
+    "muloco",
+    outer={"sgd": _NESTEROV | {"outer_momentum": 0.6}},
+    inner="Muon",
+    sync_every=30,
+    outer_optimizer="sgd",
+)(local_sgd)

@@ -62,6 +62,8 @@ class Method:
     """By outer optimizer what the method takes for its settings where the user set none."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Values that the method takes where the user set none."""
+    inner: str = ""
+    """The inner optimizer of the paper where the method is nothing without it; empty for any."""
 
 
 METHODS: Registry[Method] = Registry("method")
@@ -73,6 +75,7 @@ def register_method(
     settings: type | None = None,
     fixed: Mapping[str, Any] | None = None,
     outer: Mapping[str, Mapping[str, Any]] | None = None,
+    inner: str = "",
     **defaults: Any,
 ) -> Callable[[MakeRules], MakeRules]:
     """Decorate the function that makes a method's rules.
@@ -84,6 +87,7 @@ def register_method(
         fixed: values of ``SemiSyncConfig`` fields that the method does not let the user choose.
         outer: by outer optimizer what the method takes for ``outer_lr``, ``outer_momentum`` and ``nesterov`` where the
             user set none, in the stead of the optimizer's own defaults.
+        inner: the inner optimizer that the method is made for; around others the user is told.
         **defaults: values of such fields that the method takes where the user set none; ``sync_every`` must be there.
 
     Raises:
@@ -91,7 +95,7 @@ def register_method(
     """
 
     def register(rules: MakeRules) -> MakeRules:
-        METHODS.add(name, Method(rules, settings, fixed or {}, outer or {}, defaults))
+        METHODS.add(name, Method(rules, settings, fixed or {}, outer or {}, defaults, inner))
         return rules
 
     return register

@@ -39,6 +39,11 @@ class Aggregation(ABC):
     elementwise: ClassVar[bool] = True
     """Whether an element's result depends on that element's contributions alone, however tensors are cut."""
 
+    @property
+    def sites_needed(self) -> int:
+        """Contributors below which it does less than its settings say."""
+        return 1
+
     @abstractmethod
     def build(self, codec: Codec, bucket_elements: int) -> Reduction:
         """The reduction that does it.
@@ -107,6 +112,11 @@ class WholeAggregation(Aggregation):
 class Median(ElementwiseAggregation):
     """The median of each coordinate over the sites (Yin et al. 2018, arXiv 1803.01498)."""
 
+    @property
+    def sites_needed(self) -> int:
+        """The median of two is their mean."""
+        return 3
+
     def combine(self, contributions: torch.Tensor) -> torch.Tensor:
         """The middle one, or the mean of the middle two."""
         return _trimmed_mean(contributions, (len(contributions) - 1) // 2)
@@ -127,6 +137,11 @@ class TrimmedMean(ElementwiseAggregation):
     def __post_init__(self) -> None:
         if self.sites < 1:
             raise ValueError(f"sites = {self.sites}: must be at least 1")
+
+    @property
+    def sites_needed(self) -> int:
+        """One must be left."""
+        return 2 * self.sites + 1
 
     def combine(self, contributions: torch.Tensor) -> torch.Tensor:
         """What is left of each coordinate."""
