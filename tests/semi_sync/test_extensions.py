@@ -14,6 +14,7 @@ import torch
 from titan_ext import cli
 from titan_ext.config import load_site
 from titan_ext.semi_sync.methods.registry import METHODS
+from titan_ext.semi_sync.plan.weighting import WEIGHTINGS
 from titan_ext.semi_sync.state.outer_optimizers import OUTER_OPTIMIZERS
 from titan_ext.semi_sync.testing import InProcessSites
 from titan_ext.semi_sync.wire.aggregations import AGGREGATIONS
@@ -144,6 +145,19 @@ class Krum(WholeAggregation):
         return contributions[scores.argmin()]
 """
 
+WEIGHTING = """
+from dataclasses import dataclass
+from titan_ext.semi_sync import SiteWeighting, register_weighting
+
+@register_weighting("root_of_tokens")
+@dataclass(frozen=True)
+class RootOfTokens(SiteWeighting):
+    power: float = 0.5
+
+    def own_weight(self, work):
+        return work.tokens ** self.power
+"""
+
 RUN = """
 [model]
 flavor = "tiny"
@@ -173,7 +187,7 @@ def write(tmp_path, monkeypatch):
         return path
 
     with ExitStack() as registries:
-        for registry in (METHODS, CODECS, AGGREGATIONS, OUTER_OPTIMIZERS):
+        for registry in (METHODS, CODECS, AGGREGATIONS, OUTER_OPTIMIZERS, WEIGHTINGS):
             registries.enter_context(registry.isolated())
         yield write
     for name in [each for each in sys.modules if each.split(".")[0] == PACKAGE]:
@@ -193,7 +207,7 @@ def run_rounds(path, sites: int, rounds: int = 1):
         for model, start in zip(models, STARTS):
             model.weight.data += start
         for _ in range(config.sync_every):
-            simulated.at_once(lambda site: outer[site].step())
+            simulated.at_once(lambda site: outer[site].step(tokens=site + 1))
         seen.append(torch.stack([model.weight.detach()[0] for model in models]).clone())
     simulated.at_once(lambda site: outer[site].finish())
     simulated.close()
@@ -274,6 +288,17 @@ def test_an_aggregation_that_sees_whole_contributions(write, capsys):
     assert chosen != 2, "the third site is far from both others"
     assert torch.equal(seen[0], STARTS[chosen].expand(3, 5))
     assert "krum.byzantine = 1 " in checked(path, capsys)
+
+
+def test_a_policy_of_weights_with_a_setting_of_its_own(write, capsys):
+    outer = (
+        f'method = "local_sgd"\nsync_every = 2\nweighting = "{PACKAGE}.root_of_tokens"\n'
+        "[semi_sync.root_of_tokens]\npower = 2.0"
+    )
+    path = write("root_of_tokens", WEIGHTING, outer)
+    seen, _ = run_rounds(path, 2)
+    torch.testing.assert_close(seen[0], ((4 * STARTS[0] + 16 * STARTS[1]) / 20).expand(2, 5))
+    assert "root_of_tokens.power = 2.0 " in checked(path, capsys)
 
 
 @pytest.mark.parametrize(

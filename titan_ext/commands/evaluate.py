@@ -114,9 +114,10 @@ def _counts(site: "Site", asked: str | None) -> list[int] | list[None]:
 
 def _print_header(site: "Site", checkpoint: "Checkpoint", weights: str, model: "Decoder", text: "Text | None") -> None:
     parameter = next(model.parameters())
-    kind = str(parameter.dtype).removeprefix("torch.")
-    print(f"model       {site.model.label} of site {site.name}, {kind} on {parameter.device.type}")
-    print(f"weights     {checkpoint.path}" + (", global parameters" if weights == "global" else ""))
+    dtype = str(parameter.dtype).removeprefix("torch.")
+    print(f"model       {site.model.label} of site {site.name}, {dtype} on {parameter.device.type}")
+    kind = {"global": ", global parameters", "average": ", running average of the global parameters"}
+    print(f"weights     {checkpoint.path}" + kind.get(weights, ""))
     if text is not None:
         print(f"text        {text.description}")
         print(f"            {text.tokens:,} tokens in sequences of {site.config.training.seq_len:,}")

@@ -53,9 +53,10 @@ def add_source_arguments(parser: argparse.ArgumentParser, weights: str) -> None:
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint after step N (default: the latest)")
     parser.add_argument(
         "--weights",
-        choices=["site", "global"],
+        choices=["site", "global", "average"],
         default=weights,
-        help="the site's own parameters, or the last ones that all sites agreed on (default: %(default)s)",
+        help="the site's own parameters, the last ones that all sites agreed on, or the mean of those over the rounds, "
+        'which weighting = "agnostic" keeps (default: %(default)s)',
     )
 
 

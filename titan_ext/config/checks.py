@@ -147,6 +147,12 @@ def check_sections(settings: Settings, config: Any) -> None:
         _check_reset(settings, config)
 
 
+_NO_TEXT = (
+    'needs text that the site does not train on; hold some out with data.split = "train" and data.holdout_fraction, or '
+    'with files that are called "validation" or "test"'
+)
+
+
 def check_outer_loop(settings: Settings, config: Any, num_sites: int) -> list[str]:
     """Refuse an outer loop that its method, its plan or the model does not allow.
 
@@ -163,6 +169,8 @@ def check_outer_loop(settings: Settings, config: Any, num_sites: int) -> list[st
     if plan.num_fragments > 1 or plan.fragments is not None or plan.scopes:
         binder.guard("semi_sync", type(outer), lambda: _assign(config, plan))
     _check_states(settings, config, plan)
+    if plan.weighting.needs_loss and config.dataloader.held_out() is None:
+        raise settings.error("semi_sync.weighting", _NO_TEXT, outer.weighting)
     if config.training.dtype != "float32" and any(rule.apply.needs_fp32 for rule in plan.rules):
         problem = f'must be "float32" with semi_sync.method = "{outer.method}"'
         raise settings.error("training.dtype", problem, config.training.dtype)

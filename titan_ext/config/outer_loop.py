@@ -1,4 +1,4 @@
-"""The ``[semi_sync]`` section, whose sub-tables belong to methods, codecs, aggregations and outer optimizers."""
+"""The ``[semi_sync]`` section, whose sub-tables belong to methods, codecs, aggregations, outer optimizers, weightings."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +11,8 @@ from titan_ext.errors import InvalidValue, UserError
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.methods.registry import METHODS
 from titan_ext.semi_sync.plan.plan import SyncPlan
-from titan_ext.semi_sync.plan.resolve import AVERAGE, NO_OUTER_LOOP, resolve, settings_tables
+from titan_ext.semi_sync.plan.resolve import AVERAGE, COMPONENTS, NO_OUTER_LOOP, resolve, settings_tables
+from titan_ext.semi_sync.plan.weighting import WEIGHTINGS
 from titan_ext.semi_sync.registry import Registry
 from titan_ext.semi_sync.state.outer_optimizers import OUTER_OPTIMIZERS, SHARED_KEYS
 from titan_ext.semi_sync.wire.aggregations import AGGREGATIONS
@@ -66,6 +67,7 @@ _STAND_INS: tuple[tuple[Registry[Any], dict[str, Any]], ...] = (
     (CODECS, {"codec": SemiSyncConfig.codec, "error_feedback": None}),
     (AGGREGATIONS, {"aggregation": SemiSyncConfig.aggregation}),
     (OUTER_OPTIMIZERS, {"outer_optimizer": None, **dict.fromkeys(SHARED_KEYS.values())}),
+    (WEIGHTINGS, {"weighting": SemiSyncConfig.weighting}),
 )
 _BUILT_IN = {METHODS.key: (NO_OUTER_LOOP,), OUTER_OPTIMIZERS.key: (AVERAGE,)}
 """Names that are no entries of the registries."""
@@ -84,7 +86,7 @@ def _bind_own(
 def own_tables() -> dict[str, tuple[str, type]]:
     """What has a ``[semi_sync.NAME]`` table, by NAME: the key that selects it, and the dataclass with its keys."""
     found = {name: (METHODS.key, method.settings) for name, method in METHODS.items()}
-    for registry in (CODECS, AGGREGATIONS, OUTER_OPTIMIZERS):
+    for registry in COMPONENTS:
         found |= {name: (registry.key, entry) for name, entry in registry.items()}
     shared = set(SHARED_KEYS)  # keys of [semi_sync] itself
     return {name: each for name, each in found.items() if each[1] and set(field_types(each[1])) - shared}

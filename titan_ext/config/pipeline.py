@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from titan_ext.config.settings import Settings
+from titan_ext.semi_sync.plan.resolve import resolve
 
 _KEY = "parallelism.pipeline_parallel_schedule"
 _V_SHAPED = ("zbvzerobubble", "dualpipev")
@@ -42,6 +43,12 @@ def check_schedule(settings: Settings, config: Any, stages: int) -> None:
     if schedule in _V_SHAPED and stages != 2 * ranks:
         problem = f"needs two stages a rank, and the model is cut into {stages} for {ranks} ranks"
         raise settings.error(_KEY, problem, parallelism.pipeline_parallel_schedule)
+    outer = config.semi_sync
+    if schedule in _V_SHAPED and outer.method != "none" and resolve(outer).weighting.needs_loss:
+        problem = (
+            f"cannot be weights by loss with {_KEY} = {parallelism.pipeline_parallel_schedule!r}: torch cannot evaluate"
+        )
+        raise settings.error("semi_sync.weighting", problem, outer.weighting)
     if schedule in _V_SHAPED and config.validator.enable:
         problem = (
             f"must be false with {_KEY} = {parallelism.pipeline_parallel_schedule!r}: torch cannot evaluate with it"

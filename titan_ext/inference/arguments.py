@@ -22,10 +22,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--weights",
-        choices=["site", "global"],
+        choices=["site", "global", "average"],
         default="site",
-        help="the site's own parameters, or the last ones that all sites agreed on (default: site); "
-        "after a round without delay they are the same",
+        help="the site's own parameters, the last ones that all sites agreed on, or the mean of those over the rounds, "
+        'which weighting = "agnostic" keeps (default: site); after a round without delay the first two are the same',
     )
 
 

@@ -22,13 +22,13 @@ from titan_ext.huggingface.fit import check_weights
 from titan_ext.huggingface.weights import what_instead
 from titan_ext.models.fit import check_tensors, stored_shapes
 
-Weights = Literal["site", "global"]
-"""A site's own parameters, or the last ones that all sites agreed on."""
+Weights = Literal["site", "global", "average"]
+"""A site's own parameters, the last ones that all sites agreed on, or the mean of those over the rounds."""
 
 LATEST = "latest"
 _TEXT = "dataloader.settings"
 _STEP = re.compile(r"^step-(\d+)$")
-_GLOBAL = re.compile(r"^semi_sync\.states\.[^.]+\.(.+)\.global$")
+_SHARED = re.compile(r"^semi_sync\.states\.[^.]+\.(.+)\.(global|average)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +120,14 @@ def load_weights(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint, weig
         model: whole on one device.
         spec: the model's.
         checkpoint: where from.
-        weights: "site", or "global" for the copy that the outer loop keeps.
+        weights: "site", or "global" or "average" for what the outer loop keeps.
 
     Raises:
         UserError: the checkpoint is of another model, or has no such weights.
         RunError: it cannot be read.
     """
-    if weights == "global":
-        _read_global(model, checkpoint)
+    if weights != "site":
+        _read_shared(model, checkpoint, weights)
         return
     own = ModelWrapper(model)
     if checkpoint.huggingface:
@@ -139,10 +139,15 @@ def load_weights(model: nn.Module, spec: ModelSpec, checkpoint: Checkpoint, weig
         own.load_state_dict(state)
 
 
-def _read_global(model: nn.Module, checkpoint: Checkpoint) -> None:
+def _read_shared(model: nn.Module, checkpoint: Checkpoint, weights: Weights) -> None:
     reader = FileSystemReader(checkpoint.path)
     sizes = {} if checkpoint.huggingface else _sizes(reader, checkpoint)
-    keys = {match.group(1): key for key in sizes if (match := _GLOBAL.match(key))}
+    keys = {match[1]: key for key in sizes if (match := _SHARED.match(key)) and match[2] == weights}
+    if not keys and weights == "average":
+        raise UserError(
+            f"--weights average: {checkpoint.path} holds no running average of the global parameters, which "
+            'semi_sync.weighting = "agnostic" keeps; --weights global reads the last ones'
+        )
     if not keys:
         raise UserError(
             f"--weights global: {checkpoint.path} holds no global parameters: it was saved without the outer loop's "

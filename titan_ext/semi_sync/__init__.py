@@ -11,6 +11,7 @@ from titan_ext.semi_sync.methods.registry import MethodContext, register_method
 from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncPlan, SyncRule, Wire
 from titan_ext.semi_sync.plan.resolve import fill_defaults, method_names, resolve
 from titan_ext.semi_sync.plan.scopes import ScopeConfig
+from titan_ext.semi_sync.plan.weighting import SiteWeighting, register_weighting
 from titan_ext.semi_sync.round.commit_log import Commit, CommitLog
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.outer_optimizers import OuterOptimizer, register_outer_optimizer
@@ -40,6 +41,7 @@ __all__ = [
     "SemiSyncConfig",
     "SiteOptions",
     "SiteRanks",
+    "SiteWeighting",
     "SyncPlan",
     "SyncRule",
     "TokenRowMap",
@@ -51,5 +53,6 @@ __all__ = [
     "register_codec",
     "register_method",
     "register_outer_optimizer",
+    "register_weighting",
     "resolve",
 ]

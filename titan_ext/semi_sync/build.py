@@ -72,6 +72,9 @@ class SiteOptions:
     """Where the global copy, the outer optimizer's state and the buffers lie."""
     clock: Clock = field(default_factory=Clock)
     """What it takes time from."""
+    measure_loss: Callable[[], float] | None = None
+    """Mean loss, in nats a token, of the parameters as they are on the site's own held-out text, for weights by loss
+    (``plan.weighting.needs_loss``). Called on all ranks, which get the same, after a round that was committed."""
     make_in_flight: Callable[[], InFlightRound] = InFlightRound
     """Makes what runs a round beside inner steps."""
 
@@ -109,11 +112,13 @@ def build(
         The end of a round, which holds its other phases.
 
     Raises:
-        ValueError: the site's name or the plan is too long, a scope or fragment does not fit the model, or a synced
-            state does not exist.
+        ValueError: the site's name or the plan is too long, a scope or fragment does not fit the model, a synced state
+            does not exist, or nothing measures the loss that sites are weighed by.
     """
     if len(site.name.encode()) > NAME_BYTES:
         raise ValueError(f"site name {site.name!r}: must be at most {NAME_BYTES} bytes")
+    if plan.weighting.needs_loss and site.measure_loss is None:
+        raise ValueError("weighting: sites are weighed by loss; give measure_loss, which measures it")
     if len(plan.rules) > MOST_RULES:
         raise ValueError(f"{len(plan.rules)} rules in the plan: must be at most {MOST_RULES} (fewer fragments)")
     ranks = site.ranks
@@ -153,6 +158,7 @@ def build(
         pairing=pairing,
         site=ranks,
         guard=plan.outlier_guard,
+        weighting=plan.weighting,
         device=device,
         wire=wire_device(manager),
         heartbeat_timeout_seconds=site.heartbeat_timeout_seconds,
@@ -201,7 +207,10 @@ def bind_states(
         own = outer_optimizers[rule.fragment] if outer_optimizers and not rule.scope else None
         tensors = BoundTensors(view, rule.state, names, device)
         rows = site.scope_rows.get(rule.scope) or site.token_rows or TokenRowMap.all(0)
-        states.append(bind(rule, tensors, BindOptions(own_outer=own, token_rows=rows, site=site.ranks)))
+        options = BindOptions(
+            own_outer=own, token_rows=rows, running_average=plan.weighting.averages_model, site=site.ranks
+        )
+        states.append(bind(rule, tensors, options))
     _check_covered(states, view)
     for state in states:
         if isinstance(state, SparseTable):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from titan_ext.semi_sync.plan.weighting import UNKNOWN
 from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict
 from titan_ext.semi_sync.round.commit import Committer
 from titan_ext.semi_sync.round.contributions import Contributions, Sum, new_buffer
@@ -28,6 +29,9 @@ def save(committer: Committer, in_flight: InFlightRound) -> dict[str, Any]:
         "step": committer.progress.step,
         "lineage": exchange.lineage.state_dict(),
         "tokens": committer.progress.tokens,
+        "steps": committer.progress.steps,
+        "loss": committer.progress.loss,
+        "share": committer.progress.share,
         "pending": schedule.keys(schedule.pending if result else exchange.healing.unsettled),
         "not_before": schedule.not_before,
         "end_of_data": committer.participation.state_dict(),
@@ -47,6 +51,9 @@ def load(committer: Committer, in_flight: InFlightRound, state_dict: Mapping[str
     """Restore what ``save`` returned."""
     counters, exchange, schedule = json.loads(state_dict["counters"]), committer.exchange, committer.schedule
     committer.progress.step, committer.progress.tokens = counters["step"], counters["tokens"]
+    # Checkpoints did not always count these.
+    committer.progress.steps = counters.get("steps", 0)
+    committer.progress.loss, committer.progress.share = counters.get("loss", UNKNOWN), counters.get("share", UNKNOWN)
     exchange.lineage.load_state_dict(counters["lineage"])
     schedule.pending = schedule.indices(counters["pending"])  # of another plan: what both have
     schedule.not_before = counters["not_before"]
@@ -81,6 +88,9 @@ def _describe(result: RoundResult, states: Sequence[SyncedState]) -> dict[str, A
         "step": result.launch.step,
         "weight": result.sum.weight,
         "tokens": result.launch.tokens,
+        "steps": result.launch.steps,
+        "remembered": result.sum.remembered,
+        "update_factor": result.sum.contributions.step,
         "weights": result.sum.contributions.weights,
         "table": [(site.name, site.tokens) for site in result.verdict.table],
     }
@@ -115,9 +125,17 @@ def _restored(
         states[index].fill_message(part, tensors[keys[index]])
     weight, tokens = description["weight"], description["tokens"]
     return RoundResult(
-        launch=Launch(role=Role.MEMBER, rules=rules, step=step, weight=weight, tokens=tokens),
+        launch=Launch(
+            role=Role.MEMBER, rules=rules, step=step, weight=weight, tokens=tokens, steps=description.get("steps", 0)
+        ),
         role=Role.MEMBER,
         sites=len(table),
         verdict=Verdict(table, list(rules), step),
-        sum=Sum(parts, weight, True, Contributions(weights, [[] for _ in weights])),
+        sum=Sum(
+            parts,
+            weight,
+            True,
+            Contributions(weights, [[] for _ in weights], step=description.get("update_factor", 1.0)),
+            remembered=description.get("remembered"),
+        ),
     )

@@ -59,8 +59,10 @@ class SemiSyncConfig:
     a second moment that begins at the square of ``outer_eps``, and momentum in both), or as torch has them ("adam" from
     zero and bias-corrected, as in Photon's server; "adagrad" from zero without momentum)."""
 
-    weighting: Literal["uniform", "site", "tokens"] = "uniform"
-    """A site's weight in a round's mean: equal, fixed by ``[[site]] weight``, or its tokens since the last commit."""
+    weighting: str = "uniform"
+    """A site's weight in a round's mean: equal ("uniform"), fixed by ``[[site]] weight`` ("site"), its tokens since the
+    last commit ("tokens"), those times its tokens a step ("tokens_times_batch"), by the loss of the received model on its
+    own held-out text ("q_fair", "agnostic", "tilted"), or the dotted path of a policy of your own."""
 
     outlier_threshold: float = 10.0
     """An update (pseudo-gradient) whose norm is above this many times the median of the sites' is an outlier, if at

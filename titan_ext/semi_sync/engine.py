@@ -1,6 +1,7 @@
 """The outer loop: one engine that runs the sync plan of any method."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from titan_ext.semi_sync.build import SiteOptions, build
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.plan.resolve import resolve, settings_by_key
 from titan_ext.semi_sync.plan.schedule import StepTimer
+from titan_ext.semi_sync.plan.weighting import UNKNOWN, OwnWork, Standing
 from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.site.ranks import tensors_sha256
 from titan_ext.semi_sync.state.checksum import model_checksum
@@ -108,6 +110,7 @@ class SemiSync:
         self._clock = site.clock
         self._timer = StepTimer(site.clock.now)
         self._site_weight = site.weight
+        self._measure_loss = site.measure_loss or (lambda: UNKNOWN)
         self.weight_factor = 1.0
         """What the site's weight in the rounds to come is multiplied by; the training loop's to set."""
         self._restored = False
@@ -121,7 +124,7 @@ class SemiSync:
         there.
 
         Args:
-            tokens: what the step trained on, for ``weighting = "tokens"``.
+            tokens: what the step trained on, for weights by tokens.
         """
         self._timer.stop()
         if self.plan.sync_point == "after_step":
@@ -142,7 +145,7 @@ class SemiSync:
             self._settle(self._exchange.run(launch))
             return
         # The inner loop goes on and changes the parameters: what is sent is written now.
-        contribution = self._exchange.contribution(launch.rules, launch.step, launch.weight)
+        contribution = self._exchange.contribution(launch.rules, launch.step, launch.weight, launch.standing)
         self._in_flight.start(lambda: self._exchange.run(launch, contribution), self.inner_step + delay)
 
     def _apply_in_flight(self) -> None:
@@ -155,7 +158,12 @@ class SemiSync:
 
     def _settle(self, result: RoundResult) -> bool:
         """Vote, and apply the round if the vote is a yes; otherwise it is tried again."""
-        return self._committer.commit(result)
+        committed = self._committer.commit(result)
+        received = bool(result.rules) or result.healed or self._progress.loss < 0
+        if committed and received and self.plan.weighting.needs_loss:
+            loss = self._measure_loss()
+            self._progress.loss = loss if math.isfinite(loss) else UNKNOWN
+        return committed
 
     def _begin(self, rules: Sequence[int], role: Role = Role.MEMBER) -> Launch:
         done = self._participation.all_sent
@@ -167,6 +175,8 @@ class SemiSync:
             step=self.inner_step,
             weight=self._weight() if role is Role.MEMBER else 0.0,
             tokens=self._progress.tokens,
+            steps=self._progress.steps,
+            standing=self._standing(),
             step_time_ms=self._timer.take_milliseconds(),
             done=done,
         )
@@ -174,13 +184,18 @@ class SemiSync:
         return launch
 
     def _weight(self) -> float:
-        if self.plan.weighting == "site":
-            return self._site_weight * self.weight_factor
-        return (float(self._progress.tokens) if self.plan.weighting == "tokens" else 1.0) * self.weight_factor
+        work = OwnWork(fixed=self._site_weight, tokens=self._progress.tokens, steps=self._progress.steps)
+        return self.plan.weighting.own_weight(work) * self.weight_factor
+
+    def _standing(self) -> Standing:
+        loss = self._progress.loss
+        merit = self.plan.weighting.merit(loss) if loss >= 0 else UNKNOWN
+        return Standing(loss=loss, merit=merit, share=self._progress.share)
 
     def _count(self, tokens: int) -> None:
         self._progress.step += 1
         self._progress.tokens += tokens
+        self._progress.steps += not self._participation.sits_out
         self._participation.count_step()
 
     # -- the beginning and the end -------------------------------------------------------------------

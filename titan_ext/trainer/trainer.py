@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,11 +27,12 @@ from titan_ext.replica.shutdown.graceful_shutdown import GracefulShutdown
 from titan_ext.replica.shutdown.process import GracefulExit
 from titan_ext.replica.shutdown.replica import StoppableReplica
 from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, TokenRowMap
-from titan_ext.semi_sync.plan.resolve import shares_sparse_rows
+from titan_ext.semi_sync.plan.resolve import resolve, shares_sparse_rows
 from titan_ext.semi_sync.wire.ledger import RoundRecord
 from titan_ext.semi_sync.wire.link import bytes_per_second, number_of_streams
 from titan_ext.trainer.checkpoints import CheckpointManager
 from titan_ext.trainer.cpu import finish
+from titan_ext.trainer.held_out import HeldOutLoss
 from titan_ext.trainer.metrics import MetricsProcessor
 from titan_ext.trainer.optimizers import OptimizersContainer
 from titan_ext.trainer.routing import RoutingStatistics
@@ -270,6 +271,7 @@ class Trainer(TokenStepTrainer):
                 scope_rows=expert_rows(config.fomoe, config.site, config.model_spec.model, config.semi_sync.scopes),
                 heartbeat_timeout_seconds=config.replica.heartbeat_timeout_seconds,
                 norms_every=config.metrics.outer_norms_every,
+                measure_loss=self._measure_of_loss(config),
             ),
             on_round=self._on_round,
             # All take the same steps: a site with fewer would leave the others waiting for it at their end.
@@ -280,6 +282,11 @@ class Trainer(TokenStepTrainer):
             self.optimizers.register_step_pre_hook(self._outer_step)
         if config.checkpoint.enable:
             self.checkpointer.states["semi_sync"] = self.outer
+
+    def _measure_of_loss(self, config: Config) -> Callable[[], float] | None:
+        """What measures the received model on the site's held-out text, where sites are weighed by that loss."""
+        weighting = resolve(config.semi_sync).weighting
+        return HeldOutLoss(self, weighting.loss_tokens).measure if weighting.needs_loss else None
 
     def _described(self, config: Config) -> dict[str, Any]:
         """Settings behind the model and its layout, by key."""

@@ -33,6 +33,12 @@ def _aggregations() -> Iterable[str]:
     return AGGREGATIONS
 
 
+def _weightings() -> Iterable[str]:
+    from titan_ext.semi_sync.plan.weighting import WEIGHTINGS
+
+    return WEIGHTINGS
+
+
 def _losses() -> Iterable[str]:
     from titan_ext.losses import LOSSES
     from titan_ext.losses.registry import PLAIN
@@ -71,4 +77,5 @@ _LISTS: dict[str, Callable[[], Iterable[str]]] = {
     "semi_sync.codec": _codecs,
     "semi_sync.method": _methods,
     "semi_sync.outer_optimizer": _outer_optimizers,
+    "semi_sync.weighting": _weightings,
 }

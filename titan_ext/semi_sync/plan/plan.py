@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from math import gcd
 from typing import Any, ClassVar, Literal
 
+from titan_ext.semi_sync.plan.weighting import SiteWeighting, Uniform
 from titan_ext.semi_sync.wire.aggregations import Aggregation, Mean
 from titan_ext.semi_sync.wire.codecs import Codec, Float32
 from titan_ext.semi_sync.wire.reductions import Reduction
@@ -172,7 +173,7 @@ class SyncPlan:
     scopes: tuple[ScopePatterns, ...] = ()
     sync_point: Literal["after_step", "before_step"] = "after_step"
     """Sync after the inner step, or between a step's gradient and the step."""
-    weighting: Literal["uniform", "site", "tokens"] = "uniform"
+    weighting: SiteWeighting = field(default_factory=Uniform)
     """A site's weight in a round's mean."""
     outlier_guard: OutlierGuard = field(default_factory=OutlierGuard)
     sampling: SiteSampling = field(default_factory=SiteSampling)

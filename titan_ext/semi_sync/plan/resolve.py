@@ -19,6 +19,7 @@ from titan_ext.semi_sync.plan.plan import (
     Wire,
 )
 from titan_ext.semi_sync.plan.scopes import OWN_KEYS, ScopeConfig
+from titan_ext.semi_sync.plan.weighting import WEIGHTINGS, SiteWeighting
 from titan_ext.semi_sync.registry import Registry
 from titan_ext.semi_sync.state.outer_optimizers import OUTER_OPTIMIZERS, SHARED_KEYS, OuterOptimizer
 from titan_ext.semi_sync.state.sparse_tables import SparseRows
@@ -29,6 +30,9 @@ from titan_ext.semi_sync.wire.link import bytes_per_second, number_of_streams
 
 NO_OUTER_LOOP = "none"
 """The ``method`` that trains without an outer loop."""
+
+COMPONENTS: tuple[Registry[Any], ...] = (CODECS, AGGREGATIONS, OUTER_OPTIMIZERS, WEIGHTINGS)
+"""What has names in ``[semi_sync]`` and settings in ``[semi_sync.NAME]``, besides methods."""
 
 AVERAGE = "average"
 """The ``outer_optimizer`` that takes the mean as it is."""
@@ -72,6 +76,7 @@ def resolve(config: SemiSyncConfig, moments: MomentsKept | None = None) -> SyncP
     _check_settings(config)
     rules = _rules(config, moments)
     _check_rounds(config, rules)
+    _check_weighting(config, rules)
     shared = [scope for scope in config.scopes if scope.shared != "local"]
     scoped = [rule for scope in shared for rule in _rules_of_scope(config, scope, moments)]
     return SyncPlan(
@@ -83,7 +88,7 @@ def resolve(config: SemiSyncConfig, moments: MomentsKept | None = None) -> SyncP
             for each in config.scopes
         ),
         sync_point=config.sync_point,
-        weighting=config.weighting,
+        weighting=_component(WEIGHTINGS, config.weighting, config),
         outlier_guard=OutlierGuard(threshold=config.outlier_threshold, action=config.outlier_action),
         sampling=SiteSampling(
             sites_per_round=config.sites_per_round, seed=config.sampling_seed, period=config.sync_every
@@ -110,13 +115,15 @@ def settings_tables(table: Mapping[str, Any]) -> dict[str, type | None]:
 
     Importing what the table names by a dotted path registers it; what cannot be imported has no table.
     """
-    for registry in (METHODS, CODECS, AGGREGATIONS, OUTER_OPTIMIZERS):
+    for registry in (METHODS, *COMPONENTS):
         name = table.get(registry.key)
         if isinstance(name, str) and "." in name:
             with suppress(ValueError):
                 registry.get(name)
     found: dict[str, type | None] = {name: method.settings for name, method in METHODS.items()}
-    return found | dict(CODECS.items()) | dict(AGGREGATIONS.items()) | dict(OUTER_OPTIMIZERS.items())
+    for registry in COMPONENTS:
+        found |= dict(registry.items())
+    return found
 
 
 def shares_sparse_rows(config: SemiSyncConfig) -> bool:
@@ -300,7 +307,6 @@ _CHOICES = {
     "sync_point": ("after_step", "before_step"),
     "outlier_action": ("clip", "drop"),
     "pairing": ("auto", "rank", "leader"),
-    "weighting": ("uniform", "site", "tokens"),
     "outer_state_device": ("same", "cpu"),
 }
 
@@ -320,7 +326,7 @@ def _check_wire(config: SemiSyncConfig) -> None:
     codec, aggregation = _component(CODECS, config.codec, config), _component(AGGREGATIONS, config.aggregation, config)
     loses = not (config.error_feedback and codec.lossless)
     require(loses, "error_feedback", config.error_feedback, f'false with codec "{config.codec}", which loses nothing')
-    fits = aggregation.weighted or config.weighting == "uniform"
+    fits = aggregation.weighted or not WEIGHTINGS.get(config.weighting).unequal
     require(fits, "aggregation", config.aggregation, f'"mean" with weighting = "{config.weighting}"')
     fits = aggregation.takes_sparse or not codec.sparse
     require(fits, "aggregation", config.aggregation, f'other than with codec = "{config.codec}": "mean"')
@@ -345,9 +351,26 @@ def _check_rounds(config: SemiSyncConfig, rules: Sequence[SyncRule]) -> None:
     require(count is None or not own_way, "sites_per_round", count, allowed)
 
 
+def _check_weighting(config: SemiSyncConfig, rules: Sequence[SyncRule]) -> None:
+    """Refuse weights by the loss of the received model where a site never has it, and by norms that are not measured."""
+    weighting: SiteWeighting = _component(WEIGHTINGS, config.weighting, config)
+    if weighting.needs_norms:
+        norms = f'above 1 with weighting = "{config.weighting}", which needs the updates\' norms'
+        require(config.outlier_threshold > 0, "outlier_threshold", config.outlier_threshold, norms)
+    if not weighting.needs_loss:
+        return
+    mixes = config.num_fragments > 1 or config.fragment_update_alpha > 0
+    allowed = "other than by loss with fragments or fragment_update_alpha: no site ever has all of the global model"
+    require(not mixes, "weighting", config.weighting, allowed)
+    own_way = config.sync_point == "before_step" or not all(_is_plain(rule) for rule in rules)
+    allowed = f'other than by loss with method = "{config.method}" or sync_point = "before_step"'
+    require(not own_way, "weighting", config.weighting, allowed)
+
+
 def _check_settings(config: SemiSyncConfig) -> None:
     """Settings of something that is not in use would be ignored."""
     chosen: list[tuple[Registry[Any], str]] = [(METHODS, config.method), (AGGREGATIONS, config.aggregation)]
+    chosen.append((WEIGHTINGS, config.weighting))
     parts: list[SemiSyncConfig | ScopeConfig] = [config, *config.scopes]
     for part in parts:
         chosen += [(CODECS, part.codec)] if part.codec else []
@@ -362,7 +385,7 @@ def _check_settings(config: SemiSyncConfig) -> None:
 
 
 def _owner_key(name: str) -> str:
-    for registry in (METHODS, CODECS, AGGREGATIONS, OUTER_OPTIMIZERS):
+    for registry in (METHODS, *COMPONENTS):
         if name in registry:
             return f'{registry.key} = "{name}"'
-    return f'"{name}", a method, codec, aggregation or outer optimizer,'
+    return f'"{name}", a method, codec, aggregation, outer optimizer or weighting,'

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from titan_ext.semi_sync.plan.plan import SyncPlan
+from titan_ext.semi_sync.plan.weighting import UNKNOWN
 
 
 @dataclass(slots=True)
@@ -15,6 +16,12 @@ class Progress:
     """Inner steps of the run so far; all sites share them."""
     tokens: int = 0
     """What this site has trained on since its last commit."""
+    steps: int = 0
+    """Inner steps that it has taken since then."""
+    loss: float = UNKNOWN
+    """Of the model as the site last received it, on its own held-out text, where the plan weighs sites by it."""
+    share: float = UNKNOWN
+    """What the policy of the sites' weights had this site remember."""
 
 
 class StepTimer:

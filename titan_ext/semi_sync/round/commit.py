@@ -91,7 +91,8 @@ class Committer:
     def _apply(self, result: RoundResult, summed: Sum, contributors: list[int]) -> None:
         states, step = self.exchange.states, result.verdict.step
         total = summed.contributions.total_weight
-        of = AppliedRound(step=step, weight=summed.weight, total_weight=total, ages=summed.ages)
+        shrink = summed.contributions.step
+        of = AppliedRound(step=step, weight=summed.weight, total_weight=total, ages=summed.ages, update_factor=shrink)
         self.norms.before_apply(summed.parts.items(), total, step)
         for index, part in summed.parts.items():
             states[index].apply(part, of)
@@ -101,6 +102,9 @@ class Committer:
             self.view.reset_optimizers()
         # What was trained on during a flight counts in the next round.
         self.progress.tokens = 0 if result.role.abstains else self.progress.tokens - result.launch.tokens
+        self.progress.steps = 0 if result.role.abstains else self.progress.steps - result.launch.steps
+        if summed.remembered is not None:
+            self.progress.share = summed.remembered
         self.schedule.settle(summed.parts)
         checksum = self.checksum.after({states[index].key for index in summed.parts})
         self.exchange.lineage.commit(result.verdict.table, contributors, step, checksum)
@@ -146,7 +150,8 @@ class Committer:
             participants=len(contributors),
             contributors=[result.verdict.name(rank) for rank in contributors],
             sites=result.sites,
-            measures={name: value for index in rules for name, value in self.exchange.states[index].measures.items()},
+            measures={name: value for index in rules for name, value in self.exchange.states[index].measures.items()}
+            | self._standings(result),
             bytes_sent=sent,
             bytes_received=sent,
             wire_bytes_sent=on_wire,
@@ -168,6 +173,16 @@ class Committer:
         if self.on_round is not None:
             self.on_round(record)
 
+    def _standings(self, result: RoundResult) -> dict[str, float]:
+        """Where sites are weighed by loss, that of each and its part of the weight."""
+        if result.sum is None or not self.exchange.weighting.needs_loss:
+            return {}
+        contributions, found = result.sum.contributions, {}
+        for rank, standing in enumerate(contributions.standings):
+            found[f"loss of {result.verdict.name(rank)}"] = standing.loss
+            found[f"weight of {result.verdict.name(rank)}"] = contributions.weights[rank] / contributions.total_weight
+        return {name: value for name, value in found.items() if value >= 0}
+
     def _missing(self, result: RoundResult) -> dict[str, str]:
         """Sites that did not contribute, and why."""
         table = result.verdict.table
@@ -184,4 +199,4 @@ class Committer:
 def _why_without_weight(site: SiteStatus) -> str:
     if site.rules is None:
         return "joining"
-    return "its data has ended" if site.done else "not sampled, not finite, or an outlier"
+    return "its data has ended" if site.done else "not sampled, not finite, an outlier, or without weight"

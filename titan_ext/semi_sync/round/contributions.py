@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, Literal
 
 import torch
 
 from titan_ext.semi_sync.plan.plan import OutlierGuard
+from titan_ext.semi_sync.plan.weighting import NO_STANDING, SiteWeighting, Standing
 from titan_ext.semi_sync.state.moment_ages import UNCOUNTED, Ages
 from titan_ext.semi_sync.state.synced_state import SyncedState
+
+_TOLD = 4  # a site's weight, and what it tells of its standing
 
 FEWEST_PEERS = 3
 """Of two updates none is the outlier."""
@@ -30,6 +33,8 @@ class Contribution:
     """Norm of this site's update for each guarded rule."""
     is_finite: bool = True
     """Whether what the site meant to contribute was; a NaN or an infinity is left out."""
+    standing: Standing = NO_STANDING
+    """How the model that the site received serves it."""
 
 
 @dataclass(slots=True)
@@ -40,6 +45,12 @@ class Contributions:
     """0 for a site that contributes nothing."""
     norms: list[list[float]]
     """``[site][guarded rule]``: Euclidean norm of its update."""
+    standings: list[Standing] = field(default_factory=list)
+    """How the model serves each site."""
+    step: float = 1.0
+    """What the mean update is multiplied by."""
+    remembered: dict[int, float] = field(default_factory=dict)
+    """By rank what the site is to tell of its share in the next round."""
 
     @property
     def total_weight(self) -> float:
@@ -70,6 +81,22 @@ class Contributions:
         }
         return {rank: each for rank, each in factors.items() if min(each, default=1.0) < 1.0}
 
+    def weigh(self, weighting: SiteWeighting) -> dict[int, float]:
+        """Multiply the contributors' weights by what the policy gives each, which is returned by rank, if it does."""
+        ranks = self.contributors
+        standings = [
+            replace(self.standings[rank], norm=math.sqrt(math.fsum(norm * norm for norm in self.norms[rank])))
+            for rank in ranks
+        ]
+        shares = weighting.shares(standings) if ranks else None
+        if shares is None:
+            return {}
+        factors = dict(zip(ranks, shares.factors, strict=True))
+        for rank, factor in factors.items():
+            self.weights[rank] *= factor
+        self.step, self.remembered = shares.step, dict(zip(ranks, shares.remembered, strict=False))
+        return factors
+
     def guard(self, threshold: float, action: Literal["clip", "drop"]) -> dict[int, list[float]]:
         """The outliers, whose weights are gone if they are to be dropped."""
         outliers = self.outliers(threshold)
@@ -80,7 +107,8 @@ class Contributions:
 
 
 class ContributionTable:
-    """A line for each site: its weight, the norms of its guarded updates, and how many steps its moments stand for.
+    """A line for each site: its weight and standing, the norms of its guarded updates, and how many steps its moments
+    stand for.
 
     Making it is a collective over the site.
 
@@ -106,18 +134,24 @@ class ContributionTable:
         )
 
     def line(self, rank: int, sites: int) -> torch.Tensor:
-        """This site's line in an empty table, to be summed over the sites: float64 ``[sites, 1 + guarded + parameters]``."""
+        """This site's line in an empty table, to be summed over the sites: float64 ``[sites, 4 + guarded + parameters]``."""
         counts = [self._counts[name] for name in self._names]
         ages = [UNCOUNTED if each is None else each for each in counts]
-        line = torch.tensor([self._own.weight, *self._own.norms, *ages], dtype=torch.float64)
+        standing = self._own.standing
+        told = [self._own.weight, standing.loss, standing.merit, standing.share]
+        line = torch.tensor([*told, *self._own.norms, *ages], dtype=torch.float64)
         table = torch.zeros(sites, len(line), dtype=torch.float64)
         table[rank] = line
         return table
 
     def read(self, table: torch.Tensor, guard: OutlierGuard) -> tuple[Contributions, dict[int, list[float]], Ages]:
         """What the table of all sites says: the contributions, the outliers among them, and the contributors' steps."""
-        lines, first_age = table.tolist(), 1 + len(self._own.norms)
-        contributions = Contributions([line[0] for line in lines], [line[1:first_age] for line in lines])
+        lines, first_age = table.tolist(), _TOLD + len(self._own.norms)
+        contributions = Contributions(
+            [line[0] for line in lines],
+            [line[_TOLD:first_age] for line in lines],
+            [Standing(loss=loss, merit=merit, share=share) for _, loss, merit, share, *_ in lines],
+        )
         outliers = contributions.guard(guard.threshold, guard.action)
         ranks = contributions.contributors
         ages = {
@@ -140,6 +174,8 @@ class Sum:
     """What all sites put in."""
     residuals: dict[int, torch.Tensor] = field(default_factory=dict)
     """By rule: what the reduction took away from this site's contribution, as if that had weight 1."""
+    remembered: float | None = None
+    """What this site is to tell of its share in the next round, where the policy of the weights wants that."""
     in_parts: tuple[torch.Tensor, ...] = ()
     """Stretches of which this rank has summed its part alone, as long as its like at the site have not shared theirs."""
     ages: Ages | None = None

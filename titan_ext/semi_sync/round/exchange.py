@@ -11,6 +11,7 @@ from torch.distributed import ReduceOp
 from torch.profiler import record_function
 
 from titan_ext.semi_sync.plan.plan import PARAMETERS, OutlierGuard
+from titan_ext.semi_sync.plan.weighting import NO_STANDING, SiteWeighting, Standing
 from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict, agree, all_gather_status
 from titan_ext.semi_sync.round.clock import Clock
 from titan_ext.semi_sync.round.contributions import (
@@ -57,6 +58,8 @@ class Exchange:
     """Which ranks exchange with which."""
     site: SiteRanks
     guard: OutlierGuard
+    weighting: SiteWeighting
+    """How much each site counts."""
     device: torch.device
     """Where buffers live."""
     wire: torch.device
@@ -109,13 +112,16 @@ class Exchange:
             return result
         if contribution is None or abstains:
             # Taken in by the members: what this site did before is not measured from their point.
-            contribution = self.contribution(rules, verdict.step, 0.0 if abstains else launch.weight)
+            weight = 0.0 if abstains else launch.weight
+            contribution = self.contribution(rules, verdict.step, weight, launch.standing)
         if self.manager.errored() is None:
             with record_function("titan_ext::reduce"):
                 result = replace(result, sum=self._reduce(contribution, verdict))
         return result
 
-    def contribution(self, rules: Sequence[int], step: int, weight: float) -> Contribution:
+    def contribution(
+        self, rules: Sequence[int], step: int, weight: float, standing: Standing = NO_STANDING
+    ) -> Contribution:
         """This site's weighted contribution to the rules of a round, in a fresh buffer. A collective over the site."""
         for state in self.states:
             state.check()
@@ -138,7 +144,7 @@ class Exchange:
         for index in rules:
             self.states[index].launched(all_finite)
         if all_finite:
-            return Contribution(weight, buffer, parts, norms)
+            return Contribution(weight, buffer, parts, norms, standing=standing)
         # One NaN would reach every site. What the others agree on comes back and heals this one.
         logger.warning("this site's contribution after inner step %d is not finite; it is left out of the round", step)
         return replace(self._nothing(buffer, parts), is_finite=False)
@@ -251,13 +257,14 @@ class Exchange:
             own_is_finite=contribution.is_finite,
             contributions=contributions,
             residuals=residuals,
+            remembered=contributions.remembered.get(self.manager.participating_rank()),
             in_parts=tuple(in_parts),
             ages=ages,
             seconds=self.clock.now() - started,
         )
 
     def _weigh(self, contribution: Contribution, verdict: Verdict) -> tuple[Contribution, Contributions, Ages]:
-        """Learn what every site puts in and how old its moments are, and hold back what is out of all proportion."""
+        """Learn what every site puts in and how old its moments are, hold back what is out of all proportion, and weigh."""
         rank, sites = self.manager.participating_rank(), self.manager.num_participants()
         table = ContributionTable(contribution, [self.states[index] for index in contribution.parts], self.site.gather)
         lines = table.line(rank, sites).to(self.wire)
@@ -277,6 +284,10 @@ class Exchange:
             contribution = replace(dropped, is_finite=contribution.is_finite)
         elif rank in outliers:
             self._clip(contribution, outliers[rank])
+        factor = contributions.weigh(self.weighting).get(rank, 1.0)
+        if factor != 1.0:
+            contribution.buffer.mul_(factor)
+            contribution = replace(contribution, weight=contribution.weight * factor)
         return contribution, contributions, ages
 
     def _clip(self, contribution: Contribution, factors: Sequence[float]) -> None:

@@ -7,6 +7,7 @@ from enum import Enum
 
 import torch
 
+from titan_ext.semi_sync.plan.weighting import NO_STANDING, Standing
 from titan_ext.semi_sync.round.agreement import Verdict
 from titan_ext.semi_sync.round.contributions import Sum
 
@@ -42,6 +43,10 @@ class Launch:
     """This site's weight in the mean."""
     tokens: int = 0
     """What it has trained on since its last commit."""
+    steps: int = 0
+    """Inner steps that it has taken since then."""
+    standing: Standing = NO_STANDING
+    """How the model that it received serves it."""
     step_time_ms: int = 0
     """What an inner step takes it."""
     done: bool = False

@@ -72,6 +72,7 @@ class ValuesWithGlobalCopy(SyncedState):
         self.global_flat = tensors.empty()
         self.global_parts = tensors.split(self.global_flat)
         tensors.read(self.global_flat)
+        self._average = RunningAverage(tensors, self.global_flat) if options.running_average else None
         self.outer: Optimizer | None = None
         if options.own_outer is not None and self.elements:
             self.outer = options.own_outer
@@ -94,8 +95,20 @@ class ValuesWithGlobalCopy(SyncedState):
         """Move the global copy, then the local parameters."""
         if not self.elements:
             return
-        self.move_global(of.mean(total))
+        mean = of.mean(total)
+        if of.update_factor != 1.0:
+            self.scale_update(mean, of.update_factor)
+        self.move_global(mean)
+        if self._average is not None:
+            self._average.add(self.global_flat)
         self.mix_into_local(of.step)
+
+    def scale_update(self, mean: torch.Tensor, factor: float) -> None:
+        """Multiply a mean contribution's update (fp32 ``[elements]``, in place); of values the distance to the global."""
+        if self.sends_difference:
+            mean.mul_(factor)
+        else:
+            mean.sub_(self.global_flat).mul_(factor).add_(self.global_flat)
 
     @torch.no_grad()
     def move_global(self, mean: torch.Tensor) -> None:
@@ -121,6 +134,8 @@ class ValuesWithGlobalCopy(SyncedState):
 
     def start_from_local(self) -> bool:
         """The parameters become the global copy."""
+        if self._average is not None:
+            self.tensors.refresh(self._average.parts)
         return self.tensors.refresh(self.global_parts)
 
     def global_values(self) -> list[torch.Tensor]:
@@ -132,10 +147,11 @@ class ValuesWithGlobalCopy(SyncedState):
         self.tensors.write(self.global_parts)
 
     def shared_state(self) -> NamedState:
-        """Global values and the outer optimizer's state."""
+        """Global values, the outer optimizer's state, and the running average where there is one."""
+        averages = [{}] * len(self.names) if self._average is None else self._average.shared_state()
         return {
-            name: {self.value_key: part, **self.outer_state(part)}
-            for name, part in zip(self.names, self.global_parts, strict=True)
+            name: {self.value_key: part, **self.outer_state(part), **average}
+            for name, part, average in zip(self.names, self.global_parts, averages, strict=True)
         }
 
     def load_shared_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
@@ -177,6 +193,30 @@ class ValuesWithGlobalCopy(SyncedState):
     def outer_state(self, part: torch.Tensor) -> dict[str, Any]:
         """What the outer optimizer keeps of a global part, by key."""
         return {} if self.outer is None else {f"outer.{key}": value for key, value in self.outer.state[part].items()}
+
+
+class RunningAverage:
+    """The mean of the global parameters over all rounds so far, equal at all sites.
+
+    Args:
+        tensors: the parameters on this rank.
+        start: their global values before the first round, fp32 ``[elements]``.
+    """
+
+    def __init__(self, tensors: BoundTensors, start: torch.Tensor) -> None:
+        self._flat = start.clone()
+        self.parts = tensors.split(self._flat)
+        self._rounds = torch.zeros((), device=start.device)
+
+    @torch.no_grad()
+    def add(self, values: torch.Tensor) -> None:
+        """The global values (fp32 ``[elements]``) after one more round."""
+        self._rounds += 1
+        self._flat.add_(values.sub(self._flat).div_(self._rounds))
+
+    def shared_state(self) -> list[dict[str, torch.Tensor]]:
+        """For each parameter the average, and how many rounds it is of."""
+        return [{"average": part, "rounds": self._rounds} for part in self.parts]
 
 
 class SyncedParameters(ValuesWithGlobalCopy, Guarded):

@@ -34,6 +34,8 @@ class AppliedRound:
     """Sum of the weights of all that contributed."""
     ages: Ages | None = None
     """How many steps the contributors' moments stand for, if the round has any."""
+    update_factor: float = 1.0
+    """What the mean update of the parameters is multiplied by."""
 
     def mean(self, total: torch.Tensor) -> torch.Tensor:
         """``total`` divided by the sum of the weights, in place, with the same bits at all sites."""
@@ -48,6 +50,8 @@ class BindOptions:
     """An optimizer over the model's parameters to use instead of the rule's, see ``outer_optimizers.work_on``."""
     token_rows: TokenRowMap | None = None
     """The global row of each row of the site's tables; None takes tables that are whole everywhere."""
+    running_average: bool = False
+    """Whether parameters keep the running average of their global values over the rounds."""
     site: SiteRanks = field(default_factory=lambda: SiteRanks(alone=True))
     """The ranks of the site."""
 
