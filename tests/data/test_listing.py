@@ -133,3 +133,24 @@ def test_a_copy_is_named(folder: Path) -> None:
     (folder / "train-2.jsonl").write_bytes(content)
     said = str(TextDataLoader.Config(dataset=str(folder), split="all").listing())
     assert said.endswith("'more.jsonl' holds the same as 'more (1).jsonl', 1 more likewise: read twice")
+
+
+def test_shards_that_are_not_there_are_counted(tmp_path: Path) -> None:
+    for number in (0, 1, 3):
+        (tmp_path / f"train-{number:05d}-of-00004.jsonl").write_text(line(f"text {number}"))
+    (tmp_path / "other-0-of-1.jsonl").write_text(line("whole"))
+    said = str(TextDataLoader.Config(dataset=str(tmp_path), split="all").listing())
+    assert said.endswith("; of the 4 shards 'train-*-of-00004' only 3 are there")
+
+
+def test_what_macos_hides_is_not_read(folder: Path) -> None:
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "more.jsonl").write_bytes(b"\0\5\x16\7" * 40)
+    assert ", 2 hidden" in str(TextDataLoader.Config(dataset=str(folder), split="all").listing())
+
+
+@pytest.mark.parametrize(("head", "kind"), [("%PDF-1.4\n", "PDF"), ("{\\rtf1\\ansi ", "RTF")])
+def test_documents_that_begin_with_text_are_refused(tmp_path: Path, head: str, kind: str) -> None:
+    (tmp_path / "a.txt").write_text(head + "words " * 900)
+    with pytest.raises(UserError, match=f"a.txt': it looks like {kind}, which is not read; convert it to text"):
+        TextDataLoader.Config(dataset=str(tmp_path)).listing()

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from titan_ext.errors import UserError, nearest
 _MOST_LOOKED_AT = 1000
 """Files whose beginning is looked at before training, evenly spread over the corpus: opening a million takes long."""
 _MOST_KINDS = 8
+_SHARD = re.compile(r"(\d+)-of-(\d+)")
 
 
 @dataclass(slots=True)
@@ -78,7 +80,7 @@ def list_files(
     if split in ("auto", "train") and not path.is_file() and (word := held_back(found.files, root)):
         found.notes.append(f"all of it is called {word} data")
     found.notes += _look_at(found.files, tolerant)
-    found.notes += _copies(found.files)
+    found.notes += _copies(found.files) + _gaps(found.files)
     return found
 
 
@@ -143,6 +145,20 @@ def _copies(files: Sequence[CorpusFile]) -> list[str]:
             copies += [f"{path.name!r} holds the same as {other.name!r}"] if other is not path else []
     more = f", {len(copies) - 1} more likewise" if len(copies) > 1 else ""
     return [f"{copies[0]}{more}: read twice"] if copies else []
+
+
+def _gaps(files: Sequence[CorpusFile]) -> list[str]:
+    """A note on shards whose names say that there are more of them, as ``train-00002-of-00004.parquet`` does."""
+    shards: dict[tuple[str, ...], set[int]] = {}
+    for file in files:
+        if match := _SHARD.search(file.path.name):
+            around = (str(file.path.parent), file.path.name[: match.start()], match[2], file.path.name[match.end() :])
+            shards.setdefault(around, set()).add(int(match[1]))
+    short = [(before, count, len(there)) for (_, before, count, _), there in shards.items() if len(there) < int(count)]
+    return [
+        f"of the {int(count)} shards {f'{before}*-of-{count}'!r} only {there} are there"
+        for before, count, there in short
+    ]
 
 
 def _size(path: Path) -> int:

@@ -22,11 +22,14 @@ _MAGIC = {
     b"PAR1": "Parquet",
     b"ARROW1": "Arrow",
     b"%PDF-": "PDF",
+    b"{\\rtf": "RTF",
     b"\x93NUMPY": "a NumPy array",
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
     b"\x7fELF": "a program",
 }
+_DOCUMENTS = (b"%PDF-", b"{\\rtf")
+"""What begins with text, and is none."""
 
 
 def encoding_of(head: bytes) -> str:
@@ -74,6 +77,8 @@ def head_problem(head: bytes) -> str | None:
         decode(head[: len(head) - len(decoder.getstate()[0])])
     except ValueError as error:
         return str(error)
+    if kind := next((_MAGIC[magic] for magic in _DOCUMENTS if head.startswith(magic)), None):
+        return f"it looks like {kind}, which is not read; convert it to text"
     return None
 
 

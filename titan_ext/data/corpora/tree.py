@@ -9,6 +9,9 @@ from pathlib import Path
 from titan_ext.error_text import unreadable
 from titan_ext.errors import UserError
 
+_RESOURCE_FORKS = "__MACOSX"
+"""The folder of hidden files that macOS puts into ZIP archives."""
+
 
 @dataclass(slots=True)
 class Tree:
@@ -21,7 +24,7 @@ class Tree:
     others: list[Path] = field(default_factory=list)
     """Links to nothing, pipes, devices."""
     hidden: int = 0
-    """Names that begin with a dot, which were not looked at."""
+    """Names that begin with a dot, and what macOS hides, which were not looked at."""
 
 
 def walk(folder: Path, name: str) -> Tree:
@@ -107,7 +110,7 @@ def _descend(folder: str, real: str, tree: Tree, once: _Once) -> None:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise unreadable(folder, error) from error
-    shown = [entry for entry in entries if not entry.name.startswith(".")]
+    shown = [entry for entry in entries if not entry.name.startswith(".") and entry.name != _RESOURCE_FORKS]
     tree.hidden += len(entries) - len(shown)
     folders = []
     for entry in shown:
