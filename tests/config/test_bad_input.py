@@ -284,6 +284,26 @@ def test_every_folder_that_cannot_be_written_is_refused_by_its_key(
         check_outputs(site.config)
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--optimizer_switch.betas=[0.9]"], "optimizer_switch.betas = [0.9]: must be 2 number(s)"),
+        (
+            ["--optimizer_switch.betas=[0.9,2.0]"],
+            "optimizer_switch.betas = [0.9, 2.0]: must be numbers from 0 to below 1",
+        ),
+        (["--optimizer_switch.omegas=[0.9]"], "optimizer_switch.omegas = [0.9]: must be left out: no number(s)"),
+        (["--optimizer_switch.lr_scale=nan"], "optimizer_switch.lr_scale: must be a number, got nan"),
+        (["--training.max_norm=nan"], "training.max_norm: must be a number, got nan"),
+        (["--semi_sync.sync_every=0"], "semi_sync.sync_every = 0: must be at least 1"),
+    ],
+)
+def test_flags_that_are_checked_before_anything_is_built(flags: list[str], words: str, write: Callable) -> None:
+    with pytest.raises(UserError) as refused:
+        load_run(write(), ["--optimizer_switch.step=5", *flags])
+    assert f"flag --{words}" in str(refused.value)
+
+
 def test_what_stands_in_a_files_place_is_refused(write: Callable) -> None:
     site = load_run(write()).sites[0]
     taken = Path(site.config.dump_folder) / "commits.jsonl"

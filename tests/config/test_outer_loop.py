@@ -100,6 +100,7 @@ def test_what_cannot_be_is_refused_by_name(load, outer, words):
             "before optimizer_switch.step (40)",
         ),
         ("[optimizer_switch]\nstep = 39\nlr_scale = 2.0", ["--semi_sync.method=none"], None),
+        ("[optimizer_switch]\nstep = 39", ["--semi_sync.method=none"], "optimizer_switch.step = 39 changes nothing"),
     ],
 )
 def test_what_comes_to_nothing_is_said(load, outer, flags, note):

@@ -183,6 +183,8 @@ class Binder:
         arms = tuple(arm for arm in arms if arm is not type(None))
         if len(arms) == 1:
             return self.value(arms[0], given, key, base)
+        if isinstance(given, float) and math.isnan(given):
+            raise self._settings.error(key, "must be a number, got nan")
         for arm in arms:
             with contextlib.suppress(UserError), self._settings.raising():
                 return self.value(arm, given, key, base)

@@ -144,7 +144,7 @@ def check_sections(settings: Settings, config: Any) -> None:
         with settings.findings.catch():
             binder.guard(section, type(getattr(config, section)), check)
     with settings.findings.check():
-        _check_reset(settings, config)
+        _check_switch(settings, config)
 
 
 _NO_TEXT = (
@@ -203,8 +203,10 @@ def _without_effect(config: Any, plan: SyncPlan, num_sites: int) -> list[str]:
 
 
 def check_switch(config: Any) -> list[str]:
-    """A note for the user where training ends before the inner optimizer's settings switch."""
+    """A note for the user where the inner optimizer's settings do not switch."""
     step, steps = config.optimizer_switch.step, config.training.steps
+    if config.optimizer_switch.changes_nothing():
+        return [f"optimizer_switch.step = {step} changes nothing: no other key of [optimizer_switch] is set"]
     return [f"training.steps ({steps}) ends before optimizer_switch.step ({step})"] if step >= steps else []
 
 
@@ -224,14 +226,17 @@ def check_rounding(config: Any) -> list[str]:
     ]
 
 
-def _check_reset(settings: Settings, config: Any) -> None:
-    """Refuse to reset what the inner optimizer does not keep, or only half of what belongs together."""
-    if not config.optimizer_switch.reset_states:
+def _check_switch(settings: Settings, config: Any) -> None:
+    """Refuse to change what the inner optimizer has not, and to reset what it does not keep, or half of what belongs
+    together."""
+    binder, switch = Binder(settings), config.optimizer_switch
+    if switch.step == 0:
         return
-    kept = [moments for _, moments in moments_by_size(config)]
-    binder = Binder(settings)
-    switch = config.optimizer_switch
-    binder.guard("optimizer_switch", type(switch), lambda: check_reset(switch.reset_states, kept))
+    groups = InnerStates(config.optimizer).hyper_parameters
+    binder.guard("optimizer_switch", type(switch), lambda: switch.validate_lengths(groups))
+    if switch.reset_states:
+        kept = [moments for _, moments in moments_by_size(config)]
+        binder.guard("optimizer_switch", type(switch), lambda: check_reset(switch.reset_states, kept))
 
 
 def _check_states(settings: Settings, config: Any, plan: Any) -> None:

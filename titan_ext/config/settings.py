@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_ext.config.findings import Findings, Missing, Need, SettingError
+from titan_ext.config.flags import FlagText
 from titan_ext.errors import UserError, nearest
 
 UNSET: Any = object()
@@ -137,6 +138,7 @@ class Settings:
 
 def show(value: Any) -> str:
     """A value as TOML would write it: text in up to 500 characters, since paths are long, and all else in up to 80."""
+    value = value.literal() if isinstance(value, FlagText) else value
     text = json.dumps(value, default=str, ensure_ascii=False)
     limit = 500 if isinstance(value, str | Path) else 80
     return text if len(text) <= limit else text[: limit - 1] + "…"

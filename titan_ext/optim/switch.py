@@ -50,6 +50,33 @@ class SwitchConfig:
         for key in ("betas", "omegas", "reset_states"):
             if getattr(self, key) and self.step == 0:
                 raise ValueError(f"step = 0: must be above 0 where {key} is given")
+        for key in ("betas", "omegas"):
+            given: Sequence[float] = getattr(self, key) or []
+            if not all(0 <= each < 1 or (key == "omegas" and each == 1) for each in given):
+                raise ValueError(f"{key} = {given}: must be numbers from 0 to below 1")
+        if sum(self.omegas or []) > 1 + 1e-9:
+            raise ValueError(f"omegas = {self.omegas}: must sum to at most 1")
+
+    def validate_lengths(self, groups: Iterable[Mapping[str, Any]]) -> None:
+        """Refuse lists of another length than the optimizer's.
+
+        Args:
+            groups: hyper-parameters of the optimizer's groups.
+
+        Raises:
+            ValueError: naming the key, its value and what is allowed.
+        """
+        groups = list(groups)
+        for key in ("betas", "omegas"):
+            given: Sequence[float] | None = getattr(self, key)
+            lengths = {len(group[key]) for group in groups if key in group}
+            if given is not None and lengths != {len(given)}:
+                allowed = " or ".join(map(str, sorted(lengths))) or "left out: no"
+                raise ValueError(f"{key} = {given}: must be {allowed} number(s)")
+
+    def changes_nothing(self) -> bool:
+        """Whether there is a step and nothing that changes at it."""
+        return self.step > 0 and self.lr_scale == 1 and not (self.betas or self.omegas or self.reset_states)
 
 
 class Switch:
@@ -113,19 +140,7 @@ class Switch:
     def _check(self) -> None:
         kept = (each for optimizer in self._optimizers for _, each in moments_by_parameter(optimizer))
         check_reset(self._config.reset_states, kept)
-        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        for key in ("betas", "omegas"):
-            given: Sequence[float] | None = getattr(self._config, key)
-            if given is None:
-                continue
-            lengths = {len(group[key]) for group in groups if key in group}
-            if lengths != {len(given)}:
-                allowed = " or ".join(map(str, sorted(lengths))) or "left out: no"
-                raise ValueError(f"{key} = {given}: must be {allowed} number(s)")
-            if not all(0 <= each < 1 or (key == "omegas" and each == 1) for each in given):
-                raise ValueError(f"{key} = {given}: must be numbers from 0 to below 1")
-            if key == "omegas" and sum(given) > 1 + 1e-9:
-                raise ValueError(f"omegas = {given}: must sum to at most 1")
+        self._config.validate_lengths(group for optimizer in self._optimizers for group in optimizer.param_groups)
 
 
 def check_reset(given: Sequence[str], kept: Iterable[Mapping[str, Moment]]) -> None:

@@ -25,6 +25,11 @@ class InnerStates:
             kind, defaults = resolve(group.optimizer_name), hyper_parameters(config, group.optimizer_name) or {}
             self._groups.append((group.pattern, kind, defaults | group.optimizer_kwargs))
 
+    @property
+    def hyper_parameters(self) -> list[dict[str, Any]]:
+        """Of each group."""
+        return [settings for _, _, settings in self._groups]
+
     def shapes(self, name: str, whole: torch.Size, held: torch.Size) -> dict[str, torch.Size]:
         """By key the shapes of a parameter's states on a rank.
 
