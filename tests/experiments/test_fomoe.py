@@ -1,6 +1,7 @@
 """``titan-ext bench fomoe`` at toy size: bytes of the ledger are those of the formula, at equal tokens."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 
@@ -13,8 +14,10 @@ FLAGS = [flag for key, value in SIZES.items() for flag in (f"--{key.replace('_',
 COMMAND = ["bench", "fomoe", *FLAGS, "--batch", "2", "--length", "16", "--corpus", "builtin:code", "--seeds", "1"]
 
 
-def test_bytes_by_formula_and_the_figures_of_every_arm(capsys):
-    assert cli.main([*COMMAND, "--learning-rates", "1e-2", "--workers", "1"]) == 0
+def test_bytes_by_formula_and_the_figures_of_every_arm(capsys, tmp_path):
+    plot = ["--plot", str(tmp_path / "plot")] if find_spec("matplotlib") else []
+    assert cli.main([*COMMAND, "--learning-rates", "1e-2", "--workers", "1", *plot]) == 0
+    assert {each.suffix for each in tmp_path.iterdir()} == ({".png", ".svg"} if plot else set())
     figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     rows = {row["arm"]: row for row in figures["rows"]}
     assert list(rows) == list(arms(3)) == ["copies_1", "copies_2", "full"]

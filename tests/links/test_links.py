@@ -28,14 +28,14 @@ def test_a_link(text: str, link: Link) -> None:
     ("text", "told"),
     [
         ("", "''"),
-        ("1", "'1' must be a rate"),
+        ("1", "'1': must be a rate"),
         ("1gb,80ms", "did you mean 'gbit'"),
         ("0mbit", "above 0"),
-        ("1gbit,80", "'80' must be a time"),
-        ("1gbit,80ms,0.1", "'0.1' must be a loss"),
+        ("1gbit,80", "'80': must be a time"),
+        ("1gbit,80ms,0.1", "'0.1': must be a loss"),
         ("1gbit,80ms,100%", "below 100%"),
         ("1gbit,80ms,0%,1", "RATE"),
-        ("-1gbit", "'-1gbit' must be a rate"),
+        ("-1gbit", "'-1gbit': must be a rate"),
     ],
 )
 def test_what_is_no_link(text: str, told: str) -> None:

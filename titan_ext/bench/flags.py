@@ -15,7 +15,7 @@ def flag(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
 
-def require(holds: bool, key: str, value: object, allowed: str) -> None:
+def require_flag(holds: bool, key: str, value: object, allowed: str) -> None:
     """Raises UserError, naming the flag, its value and what is allowed, unless that holds."""
     if not holds:
         raise UserError(f"{flag(key)} {_text(value)}: must be {allowed}")
@@ -30,7 +30,7 @@ def add_numbers(parser: argparse.ArgumentParser, numbers: Numbers) -> None:
 def check_numbers(options: argparse.Namespace, numbers: Numbers) -> None:
     """Raises UserError if a flag is below its least value."""
     for key, (_, least, _) in numbers.items():
-        require(getattr(options, key) >= least, key, getattr(options, key), f"at least {_text(least)}")
+        require_flag(getattr(options, key) >= least, key, getattr(options, key), f"at least {_text(least)}")
 
 
 def _text(value: object) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from titan_ext.bench.flags import Numbers, add_numbers, check_numbers, require
+from titan_ext.bench.flags import Numbers, add_numbers, check_numbers, require_flag
 
 HELP = "how near the planner comes to the laboratory"
 
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     check_numbers(options, _NUMBERS)
     variants = options.variants.split(",")
     for variant in variants:
-        require(variant in _VARIANTS, "variants", variant, f"one of {', '.join(_VARIANTS)}")
+        require_flag(variant in _VARIANTS, "variants", variant, f"one of {', '.join(_VARIANTS)}")
     figures: dict[str, Any] = {}
     every: list[Cell] = []
     base = _load()

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
-from titan_ext.bench.flags import require
+from titan_ext.bench.flags import require_flag
 from titan_ext.errors import UserError
 
 HELP = "rounds over a long or slow link, against torchft and plain TCP (root, Linux)"
@@ -259,23 +259,23 @@ def _checked(options: argparse.Namespace) -> tuple[list[str], list[int]]:
     from titan_ext.semi_sync.wire.codecs import CODECS
 
     for key, least in (("sites", 2), ("rounds", 1), ("blocks", 0), ("batch", 1), ("seq_len", 1), ("parameters", 1e4)):
-        require(getattr(options, key) >= least, key, getattr(options, key), f"at least {least:g}")
+        require_flag(getattr(options, key) >= least, key, getattr(options, key), f"at least {least:g}")
     for key in ("rtt", "down_mbit", "slow_mbit"):
-        require(getattr(options, key) >= 0, key, getattr(options, key), "at least 0")
-    require(options.rate_mbit > 0, "rate_mbit", options.rate_mbit, "above 0")
-    require(0 <= options.loss < 100, "loss", options.loss, "at least 0 and below 100")
+        require_flag(getattr(options, key) >= 0, key, getattr(options, key), "at least 0")
+    require_flag(options.rate_mbit > 0, "rate_mbit", options.rate_mbit, "above 0")
+    require_flag(0 <= options.loss < 100, "loss", options.loss, "at least 0 and below 100")
     if options.fragments < 1 or options.sync_every % options.fragments:
         raise UserError(f"--fragments {options.fragments}: must divide --sync-every ({options.sync_every})")
     if not 0 < options.delay < options.sync_every // options.fragments:
         raise UserError(f"--delay {options.delay}: must be above 0 and below --sync-every / --fragments")
     codecs = options.codecs.split(",")
     for codec in codecs:
-        require(codec in CODECS, "codecs", codec, f"of {', '.join(CODECS)}")
-    require(codecs[0] == "fp32", "codecs", options.codecs, "fp32 first, with which the others are compared")
+        require_flag(codec in CODECS, "codecs", codec, f"of {', '.join(CODECS)}")
+    require_flag(codecs[0] == "fp32", "codecs", options.codecs, "fp32 first, with which the others are compared")
     return codecs, _numbers(options.streams)
 
 
 def _numbers(text: str) -> list[int]:
     numbers = [int(each) if each.strip().isdecimal() else 0 for each in text.split(",")]
-    require(all(0 < number <= 256 for number in numbers), "streams", text, "numbers from 1 to 256, such as 1,8")
+    require_flag(all(0 < number <= 256 for number in numbers), "streams", text, "numbers from 1 to 256, such as 1,8")
     return numbers

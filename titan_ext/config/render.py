@@ -9,6 +9,7 @@ from titan_ext.config.fomoe import describe_fomoe
 from titan_ext.config.resolved import dump_resolved, origin_of
 from titan_ext.config.settings import Origin
 from titan_ext.config.toml_text import toml_value
+from titan_ext.launcher.text import bytes_text
 
 _WIDTH = 58
 
@@ -105,12 +106,3 @@ def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 def _line(site: Any, key: str, value: Any, section: str = "") -> str:
     name = key.removeprefix(section + ".") if section else key
     return f"{name} = {toml_value(value)}".ljust(_WIDTH) + f"  # {origin_of(site, key)}"
-
-
-def bytes_text(size: float) -> str:
-    """``13.9 MiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
-        size /= 1024
-    raise AssertionError("unreachable")

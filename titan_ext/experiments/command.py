@@ -4,14 +4,30 @@ import argparse
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from titan_ext.bench.flags import Numbers, check_numbers, require
+from titan_ext.bench.flags import Numbers, check_numbers, require_flag
 from titan_ext.experiments.plots import check_plot
 
 if TYPE_CHECKING:
     from titan_ext.experiments.tuning import Run
+
+S = TypeVar("S")
+
+
+def begin(parser: argparse.ArgumentParser, examples: str) -> None:
+    """Show the examples below the help, laid out as they are written."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = examples
+
+
+def add_corpus(parser: argparse.ArgumentParser) -> None:
+    """``--corpus``, with which the text that comes with the package is trained on unless another is given."""
+    parser.add_argument(
+        "--corpus", default="builtin:docs", help="file, folder, glob or built-in (default: builtin:docs)"
+    )
 
 
 def add_learning_rates(parser: argparse.ArgumentParser, text: str) -> None:
@@ -30,16 +46,16 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def check_sizes(options: argparse.Namespace, sizes: Numbers) -> None:
     """Raises UserError unless all numbers, the width of the model and the steps of its rounds are in range."""
     check_numbers(options, sizes)
-    require(options.dim % 32 == 0, "dim", options.dim, "a multiple of 32")
+    require_flag(options.dim % 32 == 0, "dim", options.dim, "a multiple of 32")
     every = options.sync_every
-    require(options.steps % every == 0, "steps", options.steps, f"a multiple of --sync-every ({every})")
+    require_flag(options.steps % every == 0, "steps", options.steps, f"a multiple of --sync-every ({every})")
 
 
 def check_run_arguments(options: argparse.Namespace) -> None:
     """Raises UserError if the flags of ``add_run_arguments``, or ``--target``, do not fit this machine."""
-    require(options.workers is None or options.workers >= 1, "workers", options.workers, "at least 1")
+    require_flag(options.workers is None or options.workers >= 1, "workers", options.workers, "at least 1")
     target = getattr(options, "target", None)
-    require(target is None or math.isfinite(target), "target", target, "a number")
+    require_flag(target is None or math.isfinite(target), "target", target, "a number")
     if options.plot is not None:
         check_plot(options.plot)
     import torch
@@ -47,7 +63,12 @@ def check_run_arguments(options: argparse.Namespace) -> None:
     found = ["cpu"]
     if torch.accelerator.is_available():
         found.append(torch.accelerator.current_accelerator().type)
-    require(options.device in found, "device", options.device, f"of {', '.join(found)} on this machine")
+    require_flag(options.device in found, "device", options.device, f"of {', '.join(found)} on this machine")
+
+
+def settings_of(options: argparse.Namespace, kind: type[S]) -> S:
+    """The dataclass of a comparison's settings, each from the flag of its name."""
+    return kind(**{each.name: getattr(options, each.name) for each in fields(cast(Any, kind))})
 
 
 def chosen(text: str, key: str, known: Sequence[str]) -> list[str]:
@@ -58,7 +79,7 @@ def chosen(text: str, key: str, known: Sequence[str]) -> list[str]:
     """
     names = list(dict.fromkeys(text.split(",")))
     for name in names:
-        require(name in known, key, name, f"of {', '.join(known)}")
+        require_flag(name in known, key, name, f"of {', '.join(known)}")
     return names
 
 
@@ -73,7 +94,7 @@ def learning_rates(text: str) -> list[float]:
     except ValueError:
         grid = []
     fine = bool(grid) and all(0 < each < math.inf for each in grid)
-    require(fine, "learning_rates", text, "numbers above 0, such as 1e-3,2e-3")
+    require_flag(fine, "learning_rates", text, "numbers above 0, such as 1e-3,2e-3")
     return grid
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from titan_ext.instruments.run import Run
 from titan_ext.instruments.site import SiteHistory, number, round_seconds
+from titan_ext.launcher.text import duration_text
 
 LATEST_ROUNDS = 20
 _LOSS_BEFORE, _LOSS_NOW = 200, 5
@@ -72,10 +73,10 @@ def _by_age(site: SiteHistory, now: float) -> Standing:
     starting = begun is not None and begun >= (site.last_time or 0.0)
     every, last = site.setting("semi_sync", "sync_every"), site.last
     if not starting and every and last is not None and last.step % every == 0 and age > _PATIENT_STEPS * usual:
-        return Standing(State.WAITING, f"in the round after step {last.step} for {duration(age)}")
+        return Standing(State.WAITING, f"in the round after step {last.step} for {duration_text(age)}")
     pauses = max((seconds for each in site.rounds.values() if (seconds := round_seconds(each))), default=0.0)
     if age > max(_SILENT_SECONDS, _SILENT_STEPS * usual + 2 * pauses) * (4 if starting else 1):
-        return Standing(State.SILENT, f"has written nothing for {duration(age)}")
+        return Standing(State.SILENT, f"has written nothing for {duration_text(age)}")
     if starting:
         ended = next((each.text for each in reversed(site.events) if each.kind == "waiting"), "")
         return Standing(State.STARTING, f"again: {ended}" if ended else "")
@@ -196,13 +197,3 @@ MEASURES: Mapping[str, tuple[Measure, str]] = {
 def measure_all(run: Run, site: SiteHistory, now: float) -> dict[str, float | None]:
     """All measures of a site."""
     return {name: measure(run, site, now) for name, (measure, _) in MEASURES.items()}
-
-
-def duration(seconds: float) -> str:
-    """``12 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
-    whole = round(seconds)
-    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            rest = whole % size // part
-            return f"{whole // size} {unit}" + (f" {rest} {smaller}" if rest else "")
-    return f"{whole} s"

@@ -10,9 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from titan_ext.instruments.measures import duration
 from titan_ext.instruments.plot import AXES, loss_plot
-from titan_ext.launcher.text import bytes_text, number_text
+from titan_ext.launcher.text import bytes_text, duration_text, number_text
 
 COLORS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta")
 """Of the sites' curves."""
@@ -122,7 +121,7 @@ def _cells(site: Mapping[str, Any], now: float) -> list[Text]:
         Text(loss, "bold red" if not site["is_finite"] else ""),
         Text(_percent(part), "red" if part is not None and part < 0.8 else ""),
         Text(_percent(stall), "yellow" if stall is not None and stall > 0.2 else ""),
-        Text("-" if age is None else f"{duration(age)} ago", "red" if measures["silent"] else ""),
+        Text("-" if age is None else f"{duration_text(age)} ago", "red" if measures["silent"] else ""),
         Text(number_text(site["tokens_per_second"], ",.0f")),
         Text(number_text(site["round"], "d")),
         Text(bytes_text(site["bytes_sent"])),

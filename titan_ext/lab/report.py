@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from titan_ext.config.render import bytes_text
 from titan_ext.lab.faults import Fault
 from titan_ext.lab.trace import Outcome, SiteTrace
+from titan_ext.launcher.text import bytes_text, duration_text
 
 
 def render(file: str, outcome: Outcome, faults: Sequence[Fault]) -> str:
@@ -17,7 +17,7 @@ def render(file: str, outcome: Outcome, faults: Sequence[Fault]) -> str:
     end = "" if outcome.finished else ": not to the end"
     width = max(len(site.name) for site in outcome.sites) + 2
     lines = [
-        f"{file}: {len(outcome.sites)} sites, {steps} steps in {duration(outcome.seconds)} of virtual time{end}",
+        f"{file}: {len(outcome.sites)} sites, {steps} steps in {duration_text(outcome.seconds)} of virtual time{end}",
         f"  utilisation     {outcome.utilisation:.1%} (mean of the sites)",
         f"  participation   {outcome.participation:.1%} of the sites in a committed round",
         f"  faults          {_faults(faults)}",
@@ -72,15 +72,6 @@ def write_journals(folder: str, outcome: Outcome) -> None:
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def duration(seconds: float) -> str:
-    """``1 h 12 min``, ``3 min 20 s`` or ``12.3 s``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
 def _lines(site: SiteTrace) -> Iterator[dict[str, Any]]:
     for time, step in site.marks:
         yield {"kind": "step", "step": step, "time": round(time, 6)}
@@ -101,4 +92,4 @@ def _failures(sites: Sequence[SiteTrace]) -> Iterator[str]:
             if not record.committed:
                 found.setdefault((record.step, record.error or ""), (time, []))[1].append(site.name)
     for (step, error), (time, names) in sorted(found.items(), key=lambda each: each[1][0]):
-        yield f"after {duration(time)}, inner step {step}: {error} (told by {', '.join(names)})"
+        yield f"after {duration_text(time)}, inner step {step}: {error} (told by {', '.join(names)})"

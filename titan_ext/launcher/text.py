@@ -25,6 +25,18 @@ def bytes_text(value: float | None) -> str:
     return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
+def duration_text(seconds: float) -> str:
+    """``12.3 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
+    whole = round(seconds)
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 else "")
+
+
 def step_text(record: Mapping[str, Any], total: int) -> str:
     """``step  12/120  loss 4.1234  9,123 tokens/s  lr 1.00e-03``."""
     width = len(str(total))

@@ -1,14 +1,12 @@
 """Links between sites, and how users write them: ``1gbit,80ms,0.1%``, ``east-west=1gbit,80ms``."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from titan_ext.errors import UserError, one_of
+from titan_ext.errors import UserError
+from titan_ext.semi_sync.wire.link import RATE_UNITS, quantity
 
-_RATES = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
 _TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z%]*)", re.IGNORECASE)
 LINK_FORM = "RATE[,ROUND-TRIP TIME[,LOSS]] such as 1gbit,80ms or 200mbit,40ms,0.1%"
 
 
@@ -131,7 +129,7 @@ def parse_link(text: str, of: str = "") -> Link:
 
 def parse_rate(text: str, where: str) -> float:
     """Bits a second from ``200mbit``; raises UserError that begins with ``where``."""
-    rate = _number(text, _RATES, where, "a rate such as 200mbit or 1gbit")
+    rate = _number(text, RATE_UNITS, where, "a rate such as 200mbit or 1gbit")
     if rate <= 0:
         raise UserError(f"{where}: the rate must be above 0")
     return rate
@@ -159,13 +157,10 @@ def rate_text(rate: float) -> str:
 
 
 def _number(text: str, units: Mapping[str, float], where: str, form: str) -> float:
-    match = _NUMBER.fullmatch(text.strip())
-    if match is None or not match[2]:
-        raise UserError(f"{where}: {text!r} must be {form}")
-    unit = match[2].lower()
-    if unit not in units:
-        raise UserError(f"{where}: {text!r} must be {form}; the unit {one_of(unit, units)}")
-    return float(match[1]) * units[unit]
+    try:
+        return quantity(text, units, form)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def parse_pair(names: str, sites: Sequence[str]) -> frozenset[str]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from titan_ext.errors import require
 from titan_ext.optim.quasi_hyperbolic import QHADOPT
-from titan_ext.optim.shards import require
 
 
 class ADOPT(QHADOPT):
@@ -44,5 +44,5 @@ class ADOPT(QHADOPT):
         super().__init__(params, lr, betas, (1.0,), eps, clip_exponent, weight_decay, state_dtype)
 
     def _check(self, group: dict[str, Any]) -> None:
-        require(group, "omegas", tuple(group["omegas"]) == (1.0,), "left out: they are QHADOPT's")
+        require(tuple(group["omegas"]) == (1.0,), "omegas", group["omegas"], "left out: they are QHADOPT's")
         super()._check(group)

@@ -13,12 +13,12 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from titan_ext.errors import require
 from titan_ext.optim import low_rank_layout as layout
 from titan_ext.optim.low_rank_step import Matrix, size, take_step
 from titan_ext.optim.moments import Moment, adam_moments
 from titan_ext.optim.projection import projection, rotated
 from titan_ext.optim.rounding import seed_of, shard_of
-from titan_ext.optim.shards import require
 from titan_ext.optim.wide import adamw_step, keep_wide, working_dtype
 
 logger = logging.getLogger(__name__)
@@ -287,18 +287,18 @@ def _is_low_rank(name: str, shape: Sequence[int], settings: Mapping[str, Any]) -
 
 
 def _check(group: dict[str, Any]) -> None:
-    require(group, "lr", torch.as_tensor(group["lr"]).numel() == 1 and group["lr"] >= 0, "one number, at least 0")
+    require(torch.as_tensor(group["lr"]).numel() == 1 and group["lr"] >= 0, "lr", group["lr"], "one number, at least 0")
     for key in ("weight_decay", "adamw_lr"):
-        require(group, key, group[key] >= 0, "at least 0")
-    require(group, "eps", group["eps"] > 0, "above 0")
+        require(group[key] >= 0, key, group[key], "at least 0")
+    require(group["eps"] > 0, "eps", group["eps"], "above 0")
     for key in ("betas", "adamw_betas"):
         decays = isinstance(group[key], Sequence) and len(group[key]) == 2 and all(0 <= each < 1 for each in group[key])
-        require(group, key, decays, "two numbers in [0, 1)")
-    require(group, "omega", 0 <= group["omega"] <= 1, "from 0 to 1")
+        require(decays, key, group[key], "two numbers in [0, 1)")
+    require(0 <= group["omega"] <= 1, "omega", group["omega"], "from 0 to 1")
     for key, least in (("rank", 1), ("refresh_every", 1), ("power_iterations", 0)):
-        require(group, key, type(group[key]) is int and group[key] >= least, f"a whole number, at least {least}")
-    require(group, "error_feedback", isinstance(group["error_feedback"], bool), "True or False")
-    require(group, "basis_from", group["basis_from"] in _BASES, " or ".join(map(repr, _BASES[1:])))
+        require(type(group[key]) is int and group[key] >= least, key, group[key], f"a whole number, at least {least}")
+    require(isinstance(group["error_feedback"], bool), "error_feedback", group["error_feedback"], "True or False")
+    require(group["basis_from"] in _BASES, "basis_from", group["basis_from"], " or ".join(map(repr, _BASES[1:])))
     names = group["adamw_names"]
     words = isinstance(names, Sequence) and not isinstance(names, str) and all(isinstance(each, str) for each in names)
-    require(group, "adamw_names", words, "a list of words")
+    require(words, "adamw_names", group["adamw_names"], "a list of words")

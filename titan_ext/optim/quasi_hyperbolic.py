@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from titan_ext.errors import require
 from titan_ext.optim.moments import Moment
 from titan_ext.optim.rounding import copy_randomly, seed_of, shard_of
-from titan_ext.optim.shards import local, local_gradient, require
+from titan_ext.optim.shards import local, local_gradient
 
 _STATE_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 # Elements worked on at once, which bounds the temporaries: enough to fill a GPU, or what a CPU's caches hold.
@@ -105,22 +106,30 @@ class _QuasiHyperbolic(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         betas, omegas, extra = group["betas"], group["omegas"], int(self._has_squares)
-        require(group, "lr", torch.as_tensor(group["lr"]).numel() == 1 and group["lr"] >= 0, "one number, at least 0")
-        require(group, "weight_decay", group["weight_decay"] >= 0, "at least 0")
-        require(group, "eps", group.get("eps", 1) > 0, "above 0")
-        require(group, "clip_exponent", group.get("clip_exponent", 0) >= 0, "at least 0, inf not to clip")
+        require(
+            torch.as_tensor(group["lr"]).numel() == 1 and group["lr"] >= 0, "lr", group["lr"], "one number, at least 0"
+        )
+        require(group["weight_decay"] >= 0, "weight_decay", group["weight_decay"], "at least 0")
+        require(group.get("eps", 1) > 0, "eps", group.get("eps"), "above 0")
+        require(
+            group.get("clip_exponent", 0) >= 0,
+            "clip_exponent",
+            group.get("clip_exponent"),
+            "at least 0, inf not to clip",
+        )
         mixed = isinstance(omegas, Sequence) and len(omegas) > 0 and all(each >= 0 for each in omegas)
         # Ten times 0.1 may sum to just over 1.
         mixed = mixed and math.fsum(omegas) <= 1 + 1e-9
-        require(group, "omegas", mixed, "one number of at least 0 for each momentum, together at most 1")
+        require(mixed, "omegas", group["omegas"], "one number of at least 0 for each momentum, together at most 1")
         wanted = len(omegas) + extra
         decays = isinstance(betas, Sequence) and len(betas) == wanted and all(0 <= each < 1 for each in betas)
         last = ", the last for the second moment" if extra else ""
-        require(group, "betas", decays, f"{wanted} numbers in [0, 1): one for each of omegas{last}")
+        require(decays, "betas", group["betas"], f"{wanted} numbers in [0, 1): one for each of omegas{last}")
         for parameter in group["params"]:
             allowed = _state_dtype(group, parameter) in _STATE_DTYPES
             names = "torch.bfloat16, torch.float32 or torch.float64"
-            require(group, "state_dtype", allowed, f"{names}, or None for parameters of these, not {parameter.dtype}")
+            fine = f"{names}, or None for parameters of these, not {parameter.dtype}"
+            require(allowed, "state_dtype", group["state_dtype"], fine)
 
     def _keys(self, group: dict[str, Any]) -> list[str]:
         momenta = [self._momentum_key.format(place) for place in range(len(group["omegas"]))]

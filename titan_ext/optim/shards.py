@@ -1,17 +1,7 @@
-"""What the optimizers that work on local shards have in common: shards and complaints."""
-
-from typing import Any
+"""What the optimizers that work on local shards have in common: their shards."""
 
 import torch
 from torch.distributed.tensor import DTensor
-
-from titan_ext.errors import InvalidValue
-
-
-def require(group: dict[str, Any], key: str, fine: bool, allowed: str) -> None:
-    """Raise ``InvalidValue`` for a group's ``key``, with what is ``allowed``, unless it is ``fine``."""
-    if not fine:
-        raise InvalidValue(key, group[key], f"must be {allowed}")
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from titan_ext.config.cost.cost import SiteCost
-from titan_ext.config.render import bytes_text
+from titan_ext.launcher.text import bytes_text
 from titan_ext.links.link import rate_text
 from titan_ext.links.tcp import connection_rate
 from titan_ext.planner.advice import Advice, Option, Variants

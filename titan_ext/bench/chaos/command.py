@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from titan_ext.bench.flags import Numbers, add_numbers, check_numbers, require
+from titan_ext.bench.flags import Numbers, add_numbers, check_numbers, require_flag
 from titan_ext.errors import RunError
 
 if TYPE_CHECKING:
@@ -175,4 +175,4 @@ def _judge(disturbed: "Outcome", calm: "Outcome | None", config: "RunConfig") ->
 def _check(options: argparse.Namespace) -> None:
     check_numbers(options, _SIZES)
     for key in ("faults_per_hour", "minutes"):
-        require(getattr(options, key) > 0, key, getattr(options, key), "above 0")
+        require_flag(getattr(options, key) > 0, key, getattr(options, key), "above 0")

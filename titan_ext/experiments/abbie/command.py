@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from titan_ext.bench.flags import require
+from titan_ext.bench.flags import require_flag
 from titan_ext.experiments import command
 from titan_ext.experiments.abbie.variants import VARIANTS, Result, Settings, describe, training_of
 
@@ -58,8 +58,7 @@ _LEAST = {"steps": 1, "batch": 1, "length": 1, "seeds": 1, "speed_turns": 0}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes, variants, and where results go."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = _EXAMPLES
+    command.begin(parser, _EXAMPLES)
     parser.add_argument("--flavor", choices=_DEFAULTS, default="tiny", help="size of the model (default: tiny)")
     for key, kind, text in (
         ("steps", int, "steps of a run"),
@@ -73,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(VARIANTS)
     parser.add_argument("--variants", default=",".join(VARIANTS), help=f"comma-separated, of {names} (default: all)")
     parser.add_argument("--iterations", default="1,2,4,8", help="numbers to evaluate at (default: 1,2,4,8)")
-    parser.add_argument("--corpus", default="builtin:docs", help="file, folder, glob, built-in (default: builtin:docs)")
+    command.add_corpus(parser)
     parser.add_argument("--compile", action="store_true", help="train compiled blocks")
     parser.add_argument("--speed-turns", type=int, default=10, help="turns of each speed; 0: none (default: 10)")
     command.add_run_arguments(parser)
@@ -150,10 +149,11 @@ def _checked(options: argparse.Namespace) -> tuple[Settings, float, list[str]]:
         if getattr(options, key) is None:
             setattr(options, key, getattr(defaults, key))
     for key, least in _LEAST.items():
-        require(getattr(options, key) >= least, key, getattr(options, key), f"at least {least}")
-    require(0 < options.lr < math.inf, "lr", options.lr, "a number above 0")
+        require_flag(getattr(options, key) >= least, key, getattr(options, key), f"at least {least}")
+    require_flag(0 < options.lr < math.inf, "lr", options.lr, "a number above 0")
     variants = command.chosen(options.variants, "variants", list(VARIANTS))
-    settings = _settings(options)
+    options.iterations = _iterations(options)
+    settings = command.settings_of(options, Settings)
     command.check_run_arguments(options)
     from titan_ext.experiments.text import check_text
 
@@ -161,20 +161,11 @@ def _checked(options: argparse.Namespace) -> tuple[Settings, float, list[str]]:
     return settings, options.lr, variants
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _iterations(options: argparse.Namespace) -> tuple[int, ...]:
     try:
         iterations = tuple(sorted({int(each) for each in options.iterations.split(",")}))
     except ValueError:
         iterations = ()
     fine = bool(iterations) and iterations[0] >= 1
-    require(fine, "iterations", options.iterations, "numbers of at least 1, such as 1,2,4,8")
-    return Settings(
-        flavor=options.flavor,
-        steps=options.steps,
-        batch=options.batch,
-        length=options.length,
-        iterations=iterations,
-        corpus=options.corpus,
-        device=options.device,
-        compile=options.compile,
-    )
+    require_flag(fine, "iterations", options.iterations, "numbers of at least 1, such as 1,2,4,8")
+    return iterations

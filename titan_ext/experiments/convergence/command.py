@@ -15,10 +15,10 @@ the same command goes on where it was.
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
-from titan_ext.bench.flags import Numbers, add_numbers, require
+from titan_ext.bench.flags import Numbers, add_numbers, require_flag
 from titan_ext.experiments import command
 from titan_ext.experiments.convergence.methods import METHODS, Result, Settings, slow_beta
 from titan_ext.experiments.tuning import rounded_rate
@@ -47,8 +47,7 @@ _SIZES: Numbers = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes, methods, tuning, and where results go."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = _EXAMPLES
+    command.begin(parser, _EXAMPLES)
     add_numbers(parser, _SIZES)
     names = ",".join(name for name, method in METHODS.items() if method.standard)
     parser.add_argument(
@@ -64,9 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="decay of MT-DAO's and LoRDO's momentum (default: one with a half-life of 1.7%% of the steps)",
     )
     parser.add_argument("--omega", type=float, default=0.9, help="weight of MT-DAO's momentum (default: 0.9)")
-    parser.add_argument(
-        "--corpus", default="builtin:docs", help="file, folder, glob or builtin (default: builtin:docs)"
-    )
+    command.add_corpus(parser)
     parser.add_argument("--target", type=float, help="validation loss to count steps to, in nats a token")
     command.add_run_arguments(parser)
 
@@ -132,10 +129,10 @@ def _checked(options: argparse.Namespace) -> tuple[Settings, dict[str, list[floa
     command.check_sizes(options, _SIZES)
     if options.slow_beta is None:
         options.slow_beta = slow_beta(options.steps)
-    require(0 <= options.slow_beta < 1, "slow_beta", options.slow_beta, "from 0 to below 1")
-    require(0 <= options.omega <= 1, "omega", options.omega, "from 0 to 1")
+    require_flag(0 <= options.slow_beta < 1, "slow_beta", options.slow_beta, "from 0 to below 1")
+    require_flag(0 <= options.omega <= 1, "omega", options.omega, "from 0 to 1")
     command.check_run_arguments(options)
-    settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+    settings = command.settings_of(options, Settings)
     grid = command.learning_rates(options.learning_rates)
     grids = {
         method: [rounded_rate(METHODS[method].lr_scale * lr) for lr in grid]

@@ -21,12 +21,12 @@ and the same command goes on where it was.
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from titan_ext.bench.flags import Numbers, add_numbers, require
+from titan_ext.bench.flags import Numbers, add_numbers, require_flag
 from titan_ext.data.tokenizers.bpe import SMALLEST_VOCABULARY
 from titan_ext.experiments import command
 from titan_ext.experiments.dept.arms import ARMS, Result, Settings, describe
@@ -65,8 +65,7 @@ _ARMS = "std,glob,trim,spec-opt"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Corpus, sizes, arms, tuning, and where results go."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = _EXAMPLES
+    command.begin(parser, _EXAMPLES)
     parser.add_argument(
         "--corpus",
         required=True,
@@ -171,12 +170,12 @@ def _checked(options: argparse.Namespace) -> tuple[Settings, dict[str, list[floa
         UserError: an option is out of range, a language is not there, or what a plot needs is missing.
     """
     command.check_sizes(options, _SIZES)
-    require(0 < options.adapt_lr < math.inf, "adapt_lr", options.adapt_lr, "a number above 0")
+    require_flag(0 < options.adapt_lr < math.inf, "adapt_lr", options.adapt_lr, "a number above 0")
     grid = [rounded_rate(lr) for lr in command.learning_rates(options.learning_rates)]
     arms = command.chosen(options.arms, "arms", list(ARMS))
     _check_languages(options)
     command.check_run_arguments(options)
-    settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+    settings = command.settings_of(options, Settings)
     return settings, dict.fromkeys(arms, grid)
 
 
@@ -184,10 +183,12 @@ def _check_languages(options: argparse.Namespace) -> None:
     """They become a tuple; each has its folder."""
     corpus = Path(options.corpus)
     there = sorted(path.name for path in corpus.iterdir() if path.is_dir()) if corpus.is_dir() else []
-    require(bool(there), "corpus", options.corpus, "a folder with a folder for each language")
+    require_flag(bool(there), "corpus", options.corpus, "a folder with a folder for each language")
     languages = tuple(dict.fromkeys(options.languages.split(",")))
-    require(len(languages) >= 2, "languages", options.languages, "at least two, comma-separated")
+    require_flag(len(languages) >= 2, "languages", options.languages, "at least two, comma-separated")
     for key, language in [("languages", each) for each in languages] + [("unseen", options.unseen)]:
-        require(language in there, key, language, f"of --corpus: {', '.join(there)}")
-    require(options.unseen not in languages, "unseen", options.unseen, f"none of --languages ({','.join(languages)})")
+        require_flag(language in there, key, language, f"of --corpus: {', '.join(there)}")
+    require_flag(
+        options.unseen not in languages, "unseen", options.unseen, f"none of --languages ({','.join(languages)})"
+    )
     options.languages = languages

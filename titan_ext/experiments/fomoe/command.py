@@ -12,12 +12,12 @@ its own ledger. Every arm is tuned on one seed over a grid of learning rates, an
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
-from titan_ext.bench.flags import Numbers, add_numbers, require
+from titan_ext.bench.flags import Numbers, add_numbers, require_flag
 from titan_ext.experiments import command
-from titan_ext.experiments.fomoe.arms import Result, Settings, arms, expected_bytes
+from titan_ext.experiments.fomoe.arms import Result, Settings, arms
 
 HELP = "experts shared out over sites: loss and bytes against experts that are everywhere"
 
@@ -48,14 +48,11 @@ _UNEVEN_BYTES = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes, arms, tuning, and where results go."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = _EXAMPLES
+    command.begin(parser, _EXAMPLES)
     add_numbers(parser, _SIZES)
     parser.add_argument("--arms", help="comma-separated: copies_1, copies_2, … and full (default: all)")
     command.add_learning_rates(parser, "grid of learning rates")
-    parser.add_argument(
-        "--corpus", default="builtin:docs", help="file, folder, glob or builtin (default: builtin:docs)"
-    )
+    command.add_corpus(parser)
     command.add_run_arguments(parser)
 
 
@@ -67,6 +64,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         RunError: a worker failed.
     """
     settings, grids = _checked(options)
+    from titan_ext.experiments.fomoe.report import draw, rows
     from titan_ext.experiments.fomoe.train import train
     from titan_ext.experiments.report import TunedOutcome, tuned_outcomes
 
@@ -74,34 +72,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         options, settings, grids, train=train, arguments=(settings,), result_type=Result, describe=lambda arm: arm
     )
     found = tuned_outcomes(TunedOutcome, grids, options.seeds, done)
-    rows = [_row(settings, outcome) for outcome in found.values()]
-    figures = {**asdict(settings), "seeds": options.seeds, "rows": rows, "claims": _claims(settings, found, rows)}
+    figures = {**asdict(settings), "seeds": options.seeds, "rows": rows(settings, found.values())}
+    figures["claims"] = _claims(found, figures["rows"])
     _print(figures)
+    if options.plot is not None:
+        print("drawn:", *draw(figures["rows"], options.plot))
     return figures
 
 
-def _row(settings: Settings, outcome: Any) -> dict[str, Any]:
-    from titan_ext.experiments.report import grid_figures, number
-
-    first = outcome.runs[0]
-    at_sites = [loss for each in outcome.runs for loss in each.loss_of_sites if loss is not None]
-    return {
-        "arm": outcome.method,
-        "label": outcome.method,
-        "lr": outcome.lr,
-        "loss": number(outcome.loss),
-        "deviation": number(outcome.deviation),
-        "losses": [number(loss) for loss in outcome.losses],
-        "loss_at_a_site": number(sum(at_sites) / len(at_sites)) if at_sites else None,
-        "parameters_held": first.parameters_held,
-        "bytes_a_round": first.bytes_a_round,
-        "expected_bytes": expected_bytes(settings, arms(settings.sites)[outcome.method], first.body),
-        "evenness": number(first.entropy, 4),
-        "grid": grid_figures(outcome),
-    }
-
-
-def _claims(settings: Settings, found: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _claims(found: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     from titan_ext.experiments.claims import SeedDifferences, claim
 
     sent = [each for row in rows for each in row["bytes_a_round"] if abs(each - row["expected_bytes"]) > _UNEVEN_BYTES]
@@ -117,31 +96,15 @@ def _claims(settings: Settings, found: Mapping[str, Any], rows: list[dict[str, A
 
 def _print(figures: Mapping[str, Any]) -> None:
     from titan_ext.experiments.claims import print_claims
+    from titan_ext.experiments.fomoe.report import table
     from titan_ext.experiments.report import rates_tried
-    from titan_ext.launcher.text import bytes_text, columns, number_text
 
     tokens = figures["sites"] * figures["batch"] * figures["length"]
     print(
         f"{figures['sites']} sites, {figures['experts']} experts, {tokens:,} tokens of {figures['corpus']} a step, "
         f"{figures['steps']} steps, a round every {figures['sync_every']}, {figures['seeds']} seed(s)\n"
     )
-    titles = ["arm", "lr", "loss", "+-", "seeds", "at a site", "held", "sent a round", "by formula", "evenness"]
-    body = [
-        [
-            row["arm"],
-            f"{row['lr']:g}",
-            number_text(row["loss"], ".4f"),
-            number_text(row["deviation"], ".4f"),
-            " ".join(number_text(loss, ".4f") for loss in row["losses"]),
-            number_text(row["loss_at_a_site"], ".4f"),
-            f"{row['parameters_held']:,}",
-            bytes_text(row["bytes_a_round"][0]),
-            bytes_text(row["expected_bytes"]),
-            number_text(row["evenness"], ".3f"),
-        ]
-        for row in figures["rows"]
-    ]
-    print(*columns([titles, *body]), sep="\n")
+    print(*table(figures["rows"]), sep="\n")
     print("\nloss by learning rate, on the first seed", *rates_tried(figures["rows"]), sep="\n")
     print_claims("\nexpected, and what came out (noise: standard deviation over seeds)", figures["claims"])
 
@@ -150,10 +113,10 @@ def _checked(options: argparse.Namespace) -> tuple[Settings, dict[str, list[floa
     """The settings, and each arm's learning rates, before anything is trained."""
     command.check_sizes(options, _SIZES)
     sites = options.sites
-    require(options.experts % sites == 0, "experts", options.experts, f"a multiple of --sites ({sites})")
-    require(options.top_k <= options.experts, "top_k", options.top_k, f"at most --experts ({options.experts})")
+    require_flag(options.experts % sites == 0, "experts", options.experts, f"a multiple of --sites ({sites})")
+    require_flag(options.top_k <= options.experts, "top_k", options.top_k, f"at most --experts ({options.experts})")
     command.check_run_arguments(options)
-    settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+    settings = command.settings_of(options, Settings)
     known = list(arms(sites))
     chosen = known if options.arms is None else command.chosen(options.arms, "arms", known)
     grid = command.learning_rates(options.learning_rates)

@@ -1,12 +1,16 @@
 """What a site asks of its link to the others: connections, and a rate it stays below."""
 
 import re
+from collections.abc import Mapping
+
+from titan_ext.errors import one_of
 
 MOST_STREAMS = 64
 """Connections for a pair of sites."""
 
-_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
-_RATE = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})", re.IGNORECASE)
+RATE_UNITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
+"""Bits a second."""
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z%]*)", re.IGNORECASE)
 
 
 def number_of_streams(streams: int | str) -> int:
@@ -30,7 +34,28 @@ def bytes_per_second(rate: str | None) -> float:
     """
     if rate is None:
         return 0.0
-    match = _RATE.fullmatch(rate.strip())
-    if match is None or float(match[1]) <= 0:
-        raise ValueError(f'max_rate = {rate!r}: must be a number with kbit, mbit or gbit, such as "400mbit"')
-    return float(match[1]) * _UNITS[match[2].lower()] / 8
+    try:
+        bits = quantity(rate, RATE_UNITS, "a rate such as 400mbit or 1gbit")
+    except ValueError as error:
+        raise ValueError(f"max_rate = {error}") from None
+    if bits <= 0:
+        raise ValueError(f"max_rate = {rate!r}: must be above 0")
+    return bits / 8
+
+
+def quantity(text: str, units: Mapping[str, float], form: str) -> float:
+    """A number with one of these units, such as ``80ms``, times what the unit is worth.
+
+    Args:
+        form: what is allowed, for the complaint: ``a rate such as 400mbit``.
+
+    Raises:
+        ValueError: it has no number or no unit, or another unit.
+    """
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is None or not match[2]:
+        raise ValueError(f"{text!r}: must be {form}")
+    unit = match[2].lower()
+    if unit not in units:
+        raise ValueError(f"{text!r}: must be {form}; the unit {one_of(unit, units)}")
+    return float(match[1]) * units[unit]
