@@ -226,3 +226,13 @@ def test_nodes_that_are_not_told_apart_are_refused_before_anything_starts(flags,
     said = capsys.readouterr().err
     assert all(word in said for word in words), said
     assert said.startswith("titan-ext: error:") and said.count("\n") == 1
+
+
+def test_two_sites_of_a_machine_do_not_listen_on_one_port(tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    sites = '[[site]]\nname = "east"\n[[site]]\nname = "west"\n'
+    file.write_text(f'dump_folder = "{tmp_path}/out"\ndata = "builtin:docs"\nrendezvous_port = {free_port()}\n{sites}')
+    assert cli.main(["launch", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert 'site "west": rendezvous_port = ' in said and 'site "east" on this machine has it too' in said
+    assert said.startswith("titan-ext: error:") and said.count("\n") == 1

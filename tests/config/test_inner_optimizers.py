@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.distributed import checkpoint
 
-from titan_ext.config import dump_resolved, load_site, site_cost
+from titan_ext.config import dump_resolved, load_run, load_site, site_cost
 from titan_ext.config.binder import Binder
 from titan_ext.config.model import parameter_shapes
 from titan_ext.config.optimizer import bind_optimizer
@@ -371,3 +371,10 @@ def test_every_momentum_has_a_period_where_none_is_given(write):
     text = written("QHADOPT", "betas = [0.9, 0.99, 0.999]\nomegas = [0.3, 0.3]").replace('"diloco"', '"mt_dao"')
     periods = {rule.state: rule.period for rule in plan_of(load_site(write(text), "alpha").config).rules}
     assert periods == {"params": 5, "exp_avg_0": 5, "exp_avg_1": 5, "exp_avg_sq": 5}
+
+
+@pytest.mark.parametrize(("basis_from", "told"), [("gradient", True), ("outer", False), (None, False)])
+def test_bases_that_are_no_shared_state_are_told(write, basis_from, told):
+    given = f'basis_from = "{basis_from}"' if basis_from else ""
+    text = written("LowRankAdamW", f"rank = 4\n{given}").replace('"diloco"', '"lordo"')
+    assert any("LoRDO-Local" in note for note in load_run(write(text)).sites[0].notes) is told

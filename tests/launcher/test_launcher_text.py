@@ -114,6 +114,8 @@ def test_shared_state_is_compared() -> None:
     assert not compare_shared_state({"east": same, "west": None}, complete=True)[0]
     assert compare_shared_state({"east": none, "west": none}, complete=True) == (True, "the sites shared no state")
     assert compare_shared_state({"east": same}, complete=False)[1].endswith("at every other site it must be the same")
+    in_part = same | {"scopes_not_compared": ["experts", "embeddings"]}
+    assert compare_shared_state({"east": in_part, "west": in_part}, complete=True)[1].endswith("experts, embeddings")
 
 
 def test_cores_and_gpus_are_dealt_by_ranks() -> None:

@@ -4,7 +4,7 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -243,8 +243,8 @@ def _parts(args: argparse.Namespace, sites: Sequence["Site"]) -> list[NodeOfSite
                 raise UserError(
                     f"{flag} {value}: every site here is on this machine alone (nodes = 1, or --local-nodes)"
                 )
-        for site in sites if args.local_nodes is None else ():
-            check_port(f'site "{site.name}": rendezvous_port = {site.nodes.port}', site.nodes.port or 0)
+        if args.local_nodes is None:
+            _check_ports({site.name: site.nodes.port for site in sites if site.nodes.port})
         return all_nodes_here(sites)
     site = spread[0]
     if len(sites) > 1:
@@ -264,6 +264,20 @@ def _parts(args: argparse.Namespace, sites: Sequence["Site"]) -> list[NodeOfSite
     if node.rank == 0:
         check_port(f'site "{site.name}": rendezvous_port = {node.port}', node.port)
     return [NodeOfSite(site, node)]
+
+
+def _check_ports(ports: Mapping[str, int]) -> None:
+    """The stores of the sites on this machine, each of one node, can listen on their ports."""
+    owners: dict[int, str] = {}
+    for name, port in ports.items():
+        where = f'site "{name}": rendezvous_port = {port}'
+        if port in owners:
+            raise UserError(
+                f'{where}: site "{owners[port]}" on this machine has it too; give each a port of its own in its '
+                "[[site]] table, or leave it out for a free one"
+            )
+        check_port(where, port)
+        owners[port] = name
 
 
 def _plan(

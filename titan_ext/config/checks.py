@@ -179,7 +179,8 @@ def check_outer_loop(settings: Settings, config: Any, num_sites: int) -> list[st
 
 def _without_effect(config: Any, plan: SyncPlan, num_sites: int) -> list[str]:
     """Notes on settings that come to nothing, or to less than they say."""
-    outer, steps, notes = config.semi_sync, config.training.steps, []
+    outer, steps = config.semi_sync, config.training.steps
+    notes = METHODS.get(outer.method).notes([group.optimizer_kwargs for group in config.optimizer.param_groups])
     first = min(rule.period for rule in plan.rules if not rule.final)
     if steps < first:
         notes.append(f"training.steps ({steps}) ends before the first sync (every {first} steps)")

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+from titan_ext.config.sections import DEPT_METHOD, DEPT_UNTIED
+from titan_ext.semi_sync.config import SemiSyncConfig
+
 FLAVOR = "debugmodel"
 MODEL = "llama3"
 TOKENIZER = "byte"
@@ -64,7 +67,7 @@ def _warmup(situation: Situation) -> Any:
 
 
 def _seed(situation: Situation) -> Any:
-    return situation.site_index if situation.get("dept.variant") in ("spec", "spec-opt") else 0
+    return situation.site_index if situation.get("dept.variant") in DEPT_UNTIED else 0
 
 
 def _loads_initially(situation: Situation) -> bool:
@@ -74,9 +77,10 @@ def _loads_initially(situation: Situation) -> bool:
 def _method(situation: Situation) -> Any:
     if situation.site_count == 1:
         return "none"
-    return MISSING if situation.get("dept.variant") == "none" else "local_sgd"
+    return MISSING if situation.get("dept.variant") == "none" else DEPT_METHOD
 
 
+_VARIANTS = " and ".join(f'"{each}"' for each in DEPT_UNTIED)
 DEFAULTS = (
     Default("metrics.log_freq", 1, "metrics.jsonl has a line for every step"),
     Default("metrics.enable_tensorboard", True, "a run leaves TensorBoard events"),
@@ -84,7 +88,7 @@ DEFAULTS = (
         "debug.seed",
         _seed,
         "sites start from equal parameters without sending them; embeddings of their own differ",
-        '0; the site\'s index under dept.variant "spec" and "spec-opt"',
+        f"0; the site's index under dept.variant {_VARIANTS}",
     ),
     Default(
         "checkpoint.last_save_model_only",
@@ -115,13 +119,13 @@ DEFAULTS = (
         "semi_sync.method",
         _method,
         "a single site has nobody to sync with; DEPT averages parameters",
-        '"diloco"; "none" for a single site, "local_sgd" under DEPT',
+        f'"{SemiSyncConfig().method}"; "none" for a single site, "{DEPT_METHOD}" under DEPT',
     ),
     Default(
         "semi_sync.reset_inner_optimizer",
-        lambda situation: situation.get("dept.variant") != "none" and situation.get("semi_sync.method") == "local_sgd",
+        lambda situation: situation.get("dept.variant") != "none" and situation.get("semi_sync.method") == DEPT_METHOD,
         "DEPT's authors begin each round with a fresh inner optimizer",
-        "false; true under DEPT with local_sgd",
+        f"false; true under DEPT with {DEPT_METHOD}",
     ),
 )
 

@@ -21,6 +21,12 @@ class SiteConfig:
     """The site's weight in a round's mean under ``semi_sync.weighting = "site"``."""
 
 
+DEPT_METHOD = "local_sgd"
+"""How DEPT's authors average; the method under a variant unless the user names another."""
+DEPT_UNTIED = ("spec", "spec-opt")
+"""Variants whose sites draw embeddings of their own."""
+
+
 @dataclass(kw_only=True, slots=True)
 class DeptConfig:
     """Embeddings apart from the body: DEPT (arXiv 2410.05021)."""

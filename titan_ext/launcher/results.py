@@ -86,7 +86,9 @@ def compare_shared_state(summaries: Mapping[str, Mapping[str, Any] | None], *, c
             f"{name} {digest[:_DIGEST_CHARACTERS] or 'none'}" for name, digest in digests.items()
         )
     digest = distinct.pop()
+    own = {name: None for summary in summaries.values() for name in (summary or {}).get("scopes_not_compared", ())}
+    rest = f"; not compared, as sites hold different parts: scope {', '.join(own)}" if own else ""
     if len(digests) > 1:
-        return True, f"all {len(digests)} sites hold the same shared state, sha256 {digest}"
-    rest = "" if complete else "; at every other site it must be the same"
+        return True, f"all {len(digests)} sites hold the same shared state, sha256 {digest}{rest}"
+    rest += "" if complete else "; at every other site it must be the same"
     return True, f"shared state sha256 {digest}{rest}"

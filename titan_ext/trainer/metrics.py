@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,8 +125,14 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
             "" if record.committed else f" - NOT COMMITTED: {record.error}",
         )
 
-    def summarize(self, *, site: str, step: int, ledger: Ledger | None, shared_state_sha256: str) -> None:
-        """Write ``summary.json``."""
+    def summarize(
+        self, *, site: str, step: int, ledger: Ledger | None, shared_state_sha256: str, not_compared: Sequence[str] = ()
+    ) -> None:
+        """Write ``summary.json``.
+
+        Args:
+            not_compared: scopes that the checksum leaves out, for sites need not hold the same of them.
+        """
         ledger = ledger or Ledger()
         self.journal.summarize(
             {
@@ -142,6 +148,7 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
                 "seconds_syncing": round(ledger.seconds, 3),
                 "seconds": round(time.perf_counter() - self._started, 3),
                 "shared_state_sha256": shared_state_sha256,
+                "scopes_not_compared": list(not_compared),
             }
         )
 

@@ -8,10 +8,10 @@ import torch
 from torch.optim import Optimizer
 from torchtitan.components.optimizer import OptimizersContainer as _TorchtitanContainer
 
-from titan_ext.optim import ADOPT, QHADOPT, QHSGDM, DeMo, LowRankAdamW, Muon, QHAdamW
+from titan_ext.optim import ADOPT, QHADOPT, QHSGDM, SGD, DeMo, LowRankAdamW, Muon, QHAdamW
 
 _OURS: dict[str, Callable[..., Optimizer]] = {
-    "SGD": torch.optim.SGD,
+    "SGD": SGD,
     "ADOPT": ADOPT,
     "QHAdamW": QHAdamW,
     "QHADOPT": QHADOPT,
@@ -29,8 +29,9 @@ _IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable", "maximize
 
 
 def _implementation(group: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs for a group from the implementation asked for: torch has no fused SGD for sharded parameters."""
-    return {"fused": False, "foreach": True} if group.optimizer_name == "SGD" and asked["fused"] else {}
+    """What differs for a group from the implementation asked for."""
+    takes_shards = getattr(_OURS.get(group.optimizer_name), "fused_takes_shards", True)
+    return {"fused": False, "foreach": True} if asked["fused"] and not takes_shards else {}
 
 
 def as_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:

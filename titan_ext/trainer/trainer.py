@@ -211,6 +211,7 @@ class Trainer(TokenStepTrainer):
             step=self.step,
             ledger=self.outer.ledger if self.outer is not None else None,
             shared_state_sha256=digest,
+            not_compared=[scope.name for scope in self.config.semi_sync.scopes if scope.shared != "full"],
         )
 
     def _save_seed(self) -> None:

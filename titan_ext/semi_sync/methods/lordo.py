@@ -290,11 +290,18 @@ class FirstBases(SyncedState):
         self._bases.compute(dict(zip(self.names, self.tensors.split(summed), strict=True)), out)
 
 
+def _notes(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not any(group.get("basis_from") == "gradient" for group in groups):
+        return []
+    return ['optimizer.basis_from = "gradient": every site finds its own bases (LoRDO-Local, the baseline)']
+
+
 @register_method(
     "lordo",
     settings=LordoSettings,
     outer=NESTEROV,
     fixed={"fragment_sync_delay": 0, "error_feedback": False},
+    notes=_notes,
     sync_every=32,
     outer_optimizer="average",
     error_feedback=False,

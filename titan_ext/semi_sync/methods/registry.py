@@ -47,6 +47,8 @@ class MethodContext:
 
 
 MakeRules = Callable[[MethodContext], Sequence[SyncRule]]
+Notes = Callable[[Sequence[Mapping[str, Any]]], list[str]]
+"""What a user should know of a method's use with an inner optimizer of these settings, by group of parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Method:
     """Values that the method takes where the user set none."""
     inner: str = ""
     """The inner optimizer of the paper where the method is nothing without it; empty for any."""
+    notes: Notes = lambda groups: []
+    """For ``titan-ext check`` and the start of a run."""
 
 
 METHODS: Registry[Method] = Registry("method")
@@ -76,6 +80,7 @@ def register_method(
     fixed: Mapping[str, Any] | None = None,
     outer: Mapping[str, Mapping[str, Any]] | None = None,
     inner: str = "",
+    notes: Notes = lambda groups: [],
     **defaults: Any,
 ) -> Callable[[MakeRules], MakeRules]:
     """Decorate the function that makes a method's rules.
@@ -88,6 +93,7 @@ def register_method(
         outer: by outer optimizer what the method takes for ``outer_lr``, ``outer_momentum`` and ``nesterov`` where the
             user set none, in the stead of the optimizer's own defaults.
         inner: the inner optimizer that the method is made for; around others the user is told.
+        notes: what a user should know of the method's use with an inner optimizer.
         **defaults: values of such fields that the method takes where the user set none; ``sync_every`` must be there.
 
     Raises:
@@ -95,7 +101,7 @@ def register_method(
     """
 
     def register(rules: MakeRules) -> MakeRules:
-        METHODS.add(name, Method(rules, settings, fixed or {}, outer or {}, defaults, inner))
+        METHODS.add(name, Method(rules, settings, fixed or {}, outer or {}, defaults, inner, notes))
         return rules
 
     return register
