@@ -6,7 +6,7 @@ import signal
 import sys
 from types import ModuleType
 
-from titan_ext.bench import bytes, metrics, optim, overhead, plan, rejoin, sync, wan
+from titan_ext.bench import boxes, bytes, metrics, optim, overhead, plan, rejoin, sync, wan
 from titan_ext.bench.chaos import command as chaos
 from titan_ext.commands.command import Command
 from titan_ext.experiments.abbie import command as abbie
@@ -17,6 +17,7 @@ from titan_ext.experiments.fomoe import command as fomoe
 # Each with HELP, add_arguments(parser) and run(options) -> figures; its docstring describes it.
 _BENCHMARKS = {
     "abbie": abbie,
+    "boxes": boxes,
     "bytes": bytes,
     "chaos": chaos,
     "convergence": convergence,

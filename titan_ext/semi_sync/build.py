@@ -14,6 +14,7 @@ from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan, SyncRule, Wire, 
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
 from titan_ext.semi_sync.plan.scopes import assign, matches
 from titan_ext.semi_sync.round.agreement import MOST_RULES, NAME_BYTES
+from titan_ext.semi_sync.round.box import RoundBox
 from titan_ext.semi_sync.round.clock import Clock
 from titan_ext.semi_sync.round.commit import Committer
 from titan_ext.semi_sync.round.commit_log import CommitLog
@@ -169,7 +170,9 @@ def build(
         schedule=schedule,
         progress=progress,
         checksum=checksum,
-        participation=Participation(states, plan.sampling, site.name),
+        participation=Participation(
+            states, plan.sampling, site.name, RoundBox(plan.box, ranks, site.clock, _inner_device(view))
+        ),
         view=view,
         norms=OuterNorms(states, ranks, site.norms_every),
         reset_inner_optimizer=plan.reset_inner_optimizer,
@@ -309,6 +312,11 @@ def _device(site: SiteOptions, states: Sequence[SyncedState]) -> torch.device:
     if site.outer_state_device == "cpu":
         return torch.device("cpu")
     return next((state.tensors.device for state in states if state.numel), torch.device("cpu"))
+
+
+def _inner_device(view: ModelView) -> torch.device:
+    """Where inner steps run."""
+    return next((each.device for each in view.parameters.values()), torch.device("cpu"))
 
 
 def _as_text(values: Mapping[str, Any] | None) -> dict[str, str]:

@@ -59,10 +59,24 @@ class SemiSyncConfig:
     a second moment that begins at the square of ``outer_eps``, and momentum in both), or as torch has them ("adam" from
     zero and bias-corrected, as in Photon's server; "adagrad" from zero without momentum)."""
 
-    weighting: str = "uniform"
-    """A site's weight in a round's mean: equal ("uniform"), fixed by ``[[site]] weight`` ("site"), its tokens since the
-    last commit ("tokens"), those times its tokens a step ("tokens_times_batch"), by the loss of the received model on its
-    own held-out text ("q_fair", "agnostic", "tilted"), or the dotted path of a policy of your own."""
+    weighting: str | None = None
+    """A site's weight in a round's mean: equal ("uniform", the default where all take the same steps), fixed by
+    ``[[site]] weight`` ("site"), its tokens since the last commit ("tokens", the default with another ``round_box``),
+    those times its tokens a step ("tokens_times_batch"), by the loss of the received model on its own held-out text
+    ("q_fair", "agnostic", "tilted"), or the dotted path of a policy of your own."""
+
+    round_box: Literal["steps", "speed", "seconds", "tokens"] = "steps"
+    """What ends a site's part of a round: ``sync_every`` inner steps at all sites ("steps"); so many at the fastest and,
+    at the others, as many as fit in the same time at their measured speed ("speed": DyLU, arXiv 2401.09135, by the time
+    model of arXiv 2306.17453); as many as fit in ``round_box_size`` seconds; or as many as make ``round_box_size`` tokens.
+    No site takes more than ``sync_every``. All count ``sync_every`` steps, by which the learning rate and the run go."""
+
+    round_box_size: float | None = None
+    """Seconds or tokens of a round, with ``round_box = "seconds"`` or ``"tokens"``."""
+
+    round_box_grace: float = 0.1
+    """Share by which a round's time may grow for steps that would otherwise just not fit, where that makes more tokens a
+    second of all sites together. A site that has slowed down ends its part when this is over."""
 
     outlier_threshold: float = 10.0
     """An update (pseudo-gradient) whose norm is above this many times the median of the sites' is an outlier, if at

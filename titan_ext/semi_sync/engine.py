@@ -18,6 +18,7 @@ from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.plan.resolve import resolve, settings_by_key
 from titan_ext.semi_sync.plan.schedule import StepTimer
 from titan_ext.semi_sync.plan.weighting import UNKNOWN, OwnWork, Standing
+from titan_ext.semi_sync.round.box import told
 from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.site.ranks import tensors_sha256
 from titan_ext.semi_sync.state.checksum import model_checksum
@@ -126,7 +127,7 @@ class SemiSync:
         Args:
             tokens: what the step trained on, for weights by tokens.
         """
-        self._timer.stop()
+        self._timer.stop(taken=not self.sits_out)
         if self.plan.sync_point == "after_step":
             self._count(tokens)
         if self._in_flight.due(self.inner_step):
@@ -177,6 +178,7 @@ class SemiSync:
             tokens=self._progress.tokens,
             steps=self._progress.steps,
             standing=self._standing(),
+            pace=told(self._participation.box.pace(self._progress.tokens)),
             step_time_ms=self._timer.take_milliseconds(),
             done=done,
         )

@@ -188,7 +188,8 @@ class Trainer(TokenStepTrainer):
     def _outer_step(self, *_: object) -> None:
         if self.token_loss is not None and (factor := self.token_loss.outer_weight) is not None:
             self.outer.weight_factor = factor
-        self.outer.step(tokens=self.ntokens_seen - self._tokens_reported)
+        # Of the whole site: others may have more or fewer ranks that read.
+        self.outer.step(tokens=(self.ntokens_seen - self._tokens_reported) * self._reading_ranks())
         self._tokens_reported = self.ntokens_seen
 
     def train(self) -> None:

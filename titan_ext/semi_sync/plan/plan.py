@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from math import gcd
 from typing import Any, ClassVar, Literal
 
+from titan_ext.semi_sync.plan.box import Box
 from titan_ext.semi_sync.plan.weighting import SiteWeighting, Uniform
 from titan_ext.semi_sync.wire.aggregations import Aggregation, Mean
 from titan_ext.semi_sync.wire.codecs import Codec, Float32
@@ -177,6 +178,8 @@ class SyncPlan:
     """A site's weight in a round's mean."""
     outlier_guard: OutlierGuard = field(default_factory=OutlierGuard)
     sampling: SiteSampling = field(default_factory=SiteSampling)
+    box: Box = field(default_factory=Box)
+    """What ends a site's part of a round."""
     reset_inner_optimizer: bool = False
     """Set the inner optimizer's states to zero after each round."""
 

@@ -9,6 +9,7 @@ import titan_ext.semi_sync.methods  # noqa: F401  (registration)
 from titan_ext.errors import InvalidValue, gather_invalid, refuse, require, require_one_of
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.methods.registry import METHODS, Method, MethodContext, MomentsKept
+from titan_ext.semi_sync.plan.box import Box
 from titan_ext.semi_sync.plan.plan import (
     PARAMETERS,
     OutlierGuard,
@@ -93,6 +94,12 @@ def resolve(config: SemiSyncConfig, moments: MomentsKept | None = None) -> SyncP
         sampling=SiteSampling(
             sites_per_round=config.sites_per_round, seed=config.sampling_seed, period=config.sync_every
         ),
+        box=Box(
+            kind=config.round_box,
+            steps=config.sync_every,
+            size=config.round_box_size or 0.0,
+            grace=config.round_box_grace,
+        ),
         reset_inner_optimizer=config.reset_inner_optimizer,
     )
 
@@ -142,6 +149,8 @@ def _filled(config: SemiSyncConfig) -> SemiSyncConfig:
     filled = replace(config, **{key: defaults[key] for key in unset if key in defaults})
     if filled.error_feedback is None:
         filled.error_feedback = CODECS.get(filled.codec).error_feedback
+    if filled.weighting is None:
+        filled.weighting = "uniform" if filled.round_box == "steps" else "tokens"
     if filled.fragments is not None:
         filled.num_fragments = len(filled.fragments)
     return filled
@@ -308,6 +317,7 @@ _CHOICES = {
     "outlier_action": ("clip", "drop"),
     "pairing": ("auto", "rank", "leader"),
     "outer_state_device": ("same", "cpu"),
+    "round_box": ("steps", "speed", "seconds", "tokens"),
 }
 
 
@@ -336,7 +346,7 @@ def _check_wire(config: SemiSyncConfig) -> None:
 
 
 def _check_rounds(config: SemiSyncConfig, rules: Sequence[SyncRule]) -> None:
-    """Refuse sampling sites, or forgetting the inner optimizer, where rounds have no common end."""
+    """Refuse sampling or boxing sites, or forgetting the inner optimizer, where rounds have no common end."""
     count, method = config.sites_per_round, config.method
     require(count is None or count >= 1, "sites_per_round", count, "at least 1, or left out for all sites")
     for key in ("sites_per_round", "reset_inner_optimizer"):
@@ -349,6 +359,19 @@ def _check_rounds(config: SemiSyncConfig, rules: Sequence[SyncRule]) -> None:
     own_way = config.sync_point == "before_step" or not all(_is_plain(rule) for rule in rules)
     allowed = f'left out with method = "{method}" or sync_point = "before_step"'
     require(count is None or not own_way, "sites_per_round", count, allowed)
+    _check_box(config, own_way)
+
+
+def _check_box(config: SemiSyncConfig, own_way: bool) -> None:
+    box, size, grace = config.round_box, config.round_box_size, config.round_box_grace
+    sized = box in ("seconds", "tokens")
+    require(sized or size is None, "round_box_size", size, f'left out with round_box = "{box}"')
+    require(not sized or (size or 0) > 0, "round_box_size", size, f'above 0 with round_box = "{box}"')
+    require(0 <= grace <= 1, "round_box_grace", grace, "from 0 to 1")
+    overlap = config.num_fragments > 1 or config.fragment_sync_delay > 0
+    require(box == "steps" or not overlap, "round_box", box, '"steps" with fragments or a delay: rounds overlap')
+    allowed = f'"steps" with method = "{config.method}" or sync_point = "before_step"'
+    require(box == "steps" or not own_way, "round_box", box, allowed)
 
 
 def _check_weighting(config: SemiSyncConfig, rules: Sequence[SyncRule]) -> None:

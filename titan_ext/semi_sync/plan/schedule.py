@@ -41,9 +41,9 @@ class StepTimer:
         """An inner step begins."""
         self._since = self._now()
 
-    def stop(self) -> None:
-        """It is over; the first one, of which the beginning is not known, does not count."""
-        if self._since is not None:
+    def stop(self, taken: bool = True) -> None:
+        """It is over; the first one, of which the beginning is not known, does not count, nor one that was not taken."""
+        if taken and self._since is not None:
             self._seconds += self._now() - self._since
             self._steps += 1
 

@@ -57,6 +57,8 @@ class SiteStatus:
     """Indices of the rules it is about to exchange; None to abstain and learn the round from the others."""
     tokens: int = 0
     """What it has trained on since its last commit."""
+    pace: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Where rounds are boxed: microseconds of its time model's terms (0 if unknown), and tokens of 1000 inner steps."""
     step_time_ms: int = 0
     """Milliseconds that an inner step takes it; 0 if it has taken none yet."""
     done: bool = False
@@ -236,7 +238,7 @@ def all_gather_status(manager: ReplicaManager, own: SiteStatus, wire: torch.devi
     return [_unpack(line) for line in table.tolist()]
 
 
-_NUMBERS = 13
+_NUMBERS = 17
 _RULE_WORDS = MOST_RULES // BITS
 _NAME_WORD = 7  # bytes in a word
 _NAME_WORDS = -(-NAME_BYTES // _NAME_WORD)
@@ -261,6 +263,7 @@ def _pack(own: SiteStatus) -> list[int]:
         own.step,
         own.tokens,
         own.step_time_ms,
+        *own.pace,
         int(own.rules is None) | int(own.done) << 1,
         *rules,
         *(int.from_bytes(name[start : start + _NAME_WORD], "big") for start in range(0, len(name), _NAME_WORD)),
@@ -268,8 +271,8 @@ def _pack(own: SiteStatus) -> list[int]:
 
 
 def _unpack(line: list[int]) -> SiteStatus:
-    fingerprint, run, origin, salt, *positions, checksum, step, tokens, step_time_ms, flags = line[:_NUMBERS]
-    generation, round_, known_generation, known_round = positions
+    fingerprint, run, origin, salt, *positions, flags = line[:_NUMBERS]
+    generation, round_, known_generation, known_round, checksum, step, tokens, step_time_ms, *pace = positions
     words = line[_NUMBERS : _NUMBERS + _RULE_WORDS]
     name = b"".join(word.to_bytes(_NAME_WORD, "big") for word in line[_NUMBERS + _RULE_WORDS :])
     rules = [index * BITS + bit for index, word in enumerate(words) for bit in range(BITS) if word >> bit & 1]
@@ -286,5 +289,6 @@ def _unpack(line: list[int]) -> SiteStatus:
         rules=None if flags & 1 else rules,
         tokens=tokens,
         step_time_ms=step_time_ms,
+        pace=(pace[0], pace[1], pace[2], pace[3]),
         done=bool(flags & 2),
     )

@@ -73,7 +73,7 @@ class Committer:
         else:
             self._undo(result, failure)
             healing.give_up(result)
-        self.participation.after_round(result, committed)
+        self.participation.after_round(result, manager.participating_rank(), committed)
         rules = result.rules
         if rules:
             self._record(rules, result, committed, failure, self.exchange.clock.now() - started)

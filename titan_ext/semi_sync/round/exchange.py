@@ -180,6 +180,7 @@ class Exchange:
             rules=None if abstains else list(launch.rules),
             tokens=launch.tokens,
             step_time_ms=launch.step_time_ms,
+            pace=launch.pace,
             done=launch.done,
             **self.lineage.status_fields(),
         )

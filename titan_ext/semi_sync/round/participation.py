@@ -1,10 +1,11 @@
-"""Whether a site trains and contributes: it may not have been sampled, or its data may have ended."""
+"""Whether a site trains and contributes: it may not be sampled, have done its part, or its data may have ended."""
 
 import random
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SiteSampling
+from titan_ext.semi_sync.round.box import RoundBox
 from titan_ext.semi_sync.round.round import RoundResult
 from titan_ext.semi_sync.state.synced_state import SyncedState
 
@@ -22,16 +23,18 @@ class Participation:
         states: the plan's rules bound to this rank.
         sampling: how sites are sampled.
         name: of this site.
+        box: what ends its part of a round.
 
     Raises:
         ValueError: sites are to be sampled, and this one has no name.
     """
 
-    def __init__(self, states: Sequence[SyncedState], sampling: SiteSampling, name: str) -> None:
+    def __init__(self, states: Sequence[SyncedState], sampling: SiteSampling, name: str, box: RoundBox) -> None:
         if sampling.sites_per_round is not None and not name:
             raise ValueError("sites_per_round: sites are sampled by name; give site_name")
         self._sampling, self._name = sampling, name
         self._is_sampled = True
+        self.box = box
         self._keys = [state.key for state in states]
         self._final = {index for index, state in enumerate(states) if state.rule.final}
         self._parameters = {index for index, state in enumerate(states) if state.rule.state == PARAMETERS} - self._final
@@ -44,7 +47,7 @@ class Participation:
     @property
     def sits_out(self) -> bool:
         """Whether this site takes no inner steps at present."""
-        return self.data_ended or not self._is_sampled
+        return self.data_ended or not self._is_sampled or self.box.is_full
 
     @property
     def all_sent(self) -> bool:
@@ -55,6 +58,7 @@ class Participation:
         """An inner step of the run is over; if this site took it, every part of the model has changed."""
         if not self.sits_out:
             self._unsent = set(self._parameters)
+            self.box.count_step()
 
     def launch(self, rules: Collection[int]) -> bool:
         """A round takes these rules along; whether that has something of this site's to bring.
@@ -65,11 +69,12 @@ class Participation:
         self._unsent -= set(rules)
         return self._is_sampled and contributes
 
-    def after_round(self, result: RoundResult, committed: bool) -> None:
+    def after_round(self, result: RoundResult, rank: int, committed: bool) -> None:
         """A round has ended: sample anew, and see whether the run is over. All its sites come to the same answers.
 
         Args:
             result: with the statuses of its sites.
+            rank: this site's place among them.
             committed: otherwise what it took along is to be sent again.
         """
         table, sampling = result.verdict.table, self._sampling
@@ -81,16 +86,23 @@ class Participation:
             self._unsent.clear()  # local work was dropped for a peer's state
         elif not committed:
             self._unsent |= self._parameters & set(result.launch.rules)
+        if result.rules:
+            self.box.after_round(table, rank, committed)
+        elif committed:
+            self.box.begin()
         self.run_is_over = committed and bool(result.rules) and all(site.done for site in table)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        return {"reached": self.data_ended, "unsent": [self._keys[index] for index in sorted(self._unsent)]}
+        unsent = [self._keys[index] for index in sorted(self._unsent)]
+        return {"reached": self.data_ended, "unsent": unsent, "box": self.box.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what ``state_dict`` returned."""
         unsent = set(state["unsent"])
         self.data_ended = state["reached"]
+        if "box" in state:  # checkpoints did not always have one
+            self.box.load_state_dict(state["box"])
         self._unsent = {index for index, key in enumerate(self._keys) if key in unsent}
 
 

@@ -47,6 +47,8 @@ class Launch:
     """Inner steps that it has taken since then."""
     standing: Standing = NO_STANDING
     """How the model that it received serves it."""
+    pace: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """What its inner steps take in a boxed round, as ``SiteStatus`` has it."""
     step_time_ms: int = 0
     """What an inner step takes it."""
     done: bool = False

@@ -1,0 +1,128 @@
+"""Boxed rounds of unequal sites, on clocks of their own."""
+
+import pytest
+import torch
+
+from titan_ext.semi_sync import SemiSyncConfig
+from titan_ext.semi_sync.round.clock import Clock
+from titan_ext.semi_sync.testing import InProcessSites
+
+
+class Sites:
+    """Sites with one parameter, to which site k adds k + 1 in each inner step; a step takes what ``seconds`` says."""
+
+    def __init__(self, config: SemiSyncConfig, seconds: list[float], tokens: list[int] | None = None) -> None:
+        self.seconds, self.tokens = seconds, tokens or [10] * len(seconds)
+        self.times = [0.0] * len(seconds)
+        self.models = [torch.nn.Linear(1, 1, bias=False) for _ in seconds]
+        for model in self.models:
+            model.weight.data.zero_()
+        self.sites = InProcessSites(len(seconds))
+        options = [{"clock": Clock(now=lambda site=site: self.times[site])} for site in range(len(seconds))]
+        self.waited = [0.0] * len(seconds)
+        self.outer = self.sites.outer_loops(config, self.models, options=options)
+        for site, outer in enumerate(self.outer):
+            outer._manager.start_quorum = lambda site=site: self.meet(site)
+
+    def step(self) -> None:
+        """One inner step of the run, with the exchange where all meet."""
+        tokens = [0] * len(self.seconds)
+        for site, outer in enumerate(self.outer):
+            if not outer.sits_out:
+                self.models[site].weight.data += site + 1
+                self.times[site] += self.seconds[site]
+                tokens[site] = self.tokens[site]
+                self.taken[site] += 1
+        self.sites.at_once(lambda site: self.outer[site].step(tokens=tokens[site]))
+
+    def meet(self, site: int) -> None:
+        """The quorum comes when the last site does."""
+        self.waited[site] = max(self.times) - self.times[site]
+        self.times[site] = max(self.times)
+
+    def round(self, period: int) -> list[int]:
+        """The steps that each site took in it."""
+        self.taken = [0] * len(self.seconds)
+        for _ in range(period):
+            self.step()
+        return self.taken
+
+    def value(self) -> float:
+        values = {model.weight.item() for model in self.models}
+        assert len(values) == 1, "all sites hold the same"
+        return values.pop()
+
+
+def test_unequal_sites_come_together_and_count_by_their_tokens():
+    sites = Sites(SemiSyncConfig(method="local_sgd", sync_every=12, round_box="speed"), [1.0, 3.0], [5, 20])
+    assert sites.round(12) == [12, 12], "nothing is known of their speed yet"
+    before = sites.value()
+    assert before == pytest.approx((60 * 12 + 240 * 24) / 300)
+    for _ in range(3):
+        assert sites.round(12) == [12, 4]
+        assert max(sites.waited) == pytest.approx(0.0)
+        assert sites.value() - before == pytest.approx((60 * 12 + 80 * 8) / 140)
+        before = sites.value()
+    assert [outer.inner_step for outer in sites.outer] == [48, 48]
+    sites.sites.close()
+
+
+def test_a_box_of_tokens():
+    config = SemiSyncConfig(method="diloco", sync_every=10, round_box="tokens", round_box_size=60)
+    sites = Sites(config, [1.0, 1.0], [30, 8])
+    assert sites.round(10) == [10, 10]
+    assert sites.round(10) == [2, 8]
+    sites.sites.close()
+
+
+def test_a_box_of_seconds():
+    config = SemiSyncConfig(method="local_sgd", sync_every=10, round_box="seconds", round_box_size=6.0)
+    sites = Sites(config, [1.0, 0.5, 2.0])
+    assert sites.round(10) == [10, 10, 10]
+    assert sites.round(10) == [6, 10, 3]
+    sites.sites.close()
+
+
+def test_a_site_that_slows_down_ends_its_part_when_the_time_is_over_and_recovers():
+    """Throttled 4 times for three rounds: the others wait for a part of a round once, and everything returns."""
+    sites = Sites(SemiSyncConfig(method="local_sgd", sync_every=16, round_box="speed"), [1.0, 1.0])
+    for _ in range(2):
+        assert sites.round(16) == [16, 16]
+    sites.seconds[1] = 4.0
+    first = sites.round(16)
+    assert first[0] == 16 and first[1] <= 6, "ended at a look at the clock, not after 64 s"
+    assert sites.waited[0] <= 8.0
+    for _ in range(2):
+        assert sites.round(16) == [16, 4]
+        assert max(sites.waited) == 0.0
+    sites.seconds[1] = 1.0
+    assert sites.round(16) == [16, 4]
+    assert sites.round(16) == [16, 16], "its budget is what it was"
+    sites.sites.close()
+
+
+@pytest.mark.parametrize("stop", [5, 13, 24])
+def test_a_resumed_round_has_the_budget_that_it_had(stop):
+    config = SemiSyncConfig(method="diloco", sync_every=12, round_box="tokens", round_box_size=40)
+    whole, first, second = (Sites(config, [1.0, 3.0], [5, 10]) for _ in range(3))
+    for sites, steps in ((whole, 36), (first, stop)):
+        sites.taken = [0, 0]
+        for _ in range(steps):
+            sites.step()
+    second.taken = list(first.taken)
+    for outer, old, model, before in zip(second.outer, first.outer, second.models, first.models, strict=True):
+        outer.load_state_dict(old.state_dict())
+        model.weight.data.copy_(before.weight.data)
+    second.sites.at_once(lambda site: second.outer[site].join())
+    for _ in range(36 - stop):
+        second.step()
+    assert second.taken == whole.taken and second.value() == whole.value()
+    for sites in (whole, first, second):
+        sites.sites.close()
+
+
+def test_by_default_nothing_is_measured():
+    sites = Sites(SemiSyncConfig(method="local_sgd", sync_every=4), [1.0, 3.0])
+    for _ in range(3):
+        assert sites.round(4) == [4, 4]
+    sites.sites.close()
