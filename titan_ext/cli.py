@@ -103,6 +103,7 @@ def run(arguments: Sequence[str]) -> int:
     if rest and not command.takes_overrides:
         parser.error(f"{command.name} does not know {' '.join(rest)}")
     options.overrides = rest
+    options.arguments = list(arguments)
     assert command.run is not None, "argparse has asked for an action"
     return command.run(options)
 

@@ -4,15 +4,19 @@ import argparse
 import json
 import signal
 import sys
+from pathlib import Path
 from types import ModuleType
 
 from titan_ext.bench import boxes, bytes, metrics, optim, overhead, plan, rejoin, sync, wan
 from titan_ext.bench.chaos import command as chaos
+from titan_ext.bench.conformance import command as conformance
 from titan_ext.commands.command import Command
+from titan_ext.experiments import pages, records
 from titan_ext.experiments.abbie import command as abbie
 from titan_ext.experiments.convergence import command as convergence
 from titan_ext.experiments.dept import command as dept
 from titan_ext.experiments.fomoe import command as fomoe
+from titan_ext.experiments.tiny import command as tiny
 
 # Each with HELP, add_arguments(parser) and run(options) -> figures; its docstring describes it.
 _BENCHMARKS = {
@@ -20,6 +24,7 @@ _BENCHMARKS = {
     "boxes": boxes,
     "bytes": bytes,
     "chaos": chaos,
+    "conformance": conformance,
     "convergence": convergence,
     "dept": dept,
     "fomoe": fomoe,
@@ -28,7 +33,9 @@ _BENCHMARKS = {
     "overhead": overhead,
     "plan": plan,
     "rejoin": rejoin,
+    "results": pages,
     "sync": sync,
+    "tiny": tiny,
     "wan": wan,
 }
 
@@ -42,20 +49,33 @@ def _action(name: str, benchmark: ModuleType) -> Command:
             figures = benchmark.run(options)
         finally:
             signal.signal(signal.SIGTERM, before)
+        if options.record is not None:
+            print("recorded:", records.keep(name, options.arguments, figures, options.record))
         print(json.dumps({"benchmark": name, **figures}), flush=True)
         return 0
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        benchmark.add_arguments(parser)
+        parser.add_argument(
+            "--record",
+            type=Path,
+            nargs="?",
+            const=records.RESULTS,
+            metavar="FOLDER",
+            help=f"keep the figures with this command as FOLDER/{name}.json (default: titan_ext/experiments/results)",
+        )
 
     return Command(
         name=name,
         help=benchmark.HELP,
         description=benchmark.__doc__ or "",
-        add_arguments=benchmark.add_arguments,
+        add_arguments=add_arguments,
         run=run,
     )
 
 
 COMMAND = Command(
     name="bench",
-    help="measure speed; every figure is a ratio within one run",
+    help="measure speed, bytes and behaviour; reproduce papers; results of both",
     actions=tuple(_action(*each) for each in _BENCHMARKS.items()),
 )

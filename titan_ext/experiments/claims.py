@@ -2,9 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf, isfinite, sqrt
 from statistics import mean, stdev
 from typing import Any
+
+# 97.5% quantiles of Student's distribution for 1, 2, … degrees of freedom; beyond, the normal distribution's.
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+_NORMAL = 1.96
 
 
 def claim(text: str, holds: bool, figures: str) -> dict[str, Any]:
@@ -41,6 +45,15 @@ class SeedDifferences:
         if not all(map(isfinite, self.values)):
             return inf
         return stdev(self.values) if len(self.values) > 1 else 0.0
+
+    @property
+    def half_width(self) -> float | None:
+        """Of the 95% interval of the mean by Student's t, over seeds; None for a single seed or where a run diverged."""
+        count = len(self.values)
+        if count < 2 or not isfinite(self.noise):
+            return None
+        quantile = _STUDENT[count - 2] if count - 2 < len(_STUDENT) else _NORMAL
+        return quantile * self.noise / sqrt(count)
 
     @property
     def is_below(self) -> bool:

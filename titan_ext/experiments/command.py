@@ -30,9 +30,9 @@ def add_corpus(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_learning_rates(parser: argparse.ArgumentParser, text: str) -> None:
+def add_learning_rates(parser: argparse.ArgumentParser, text: str, default: str = "2e-3,4e-3,8e-3") -> None:
     """``--learning-rates``; ``text`` says what they are."""
-    parser.add_argument("--learning-rates", default="2e-3,4e-3,8e-3", help=f"{text} (default: 2e-3,4e-3,8e-3)")
+    parser.add_argument("--learning-rates", default=default, help=f"{text} (default: {default})")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +107,7 @@ def train_missing(
     arguments: tuple,
     result_type: type,
     describe: Callable[[str], object],
+    pool: Callable[..., Any] | None = None,
 ) -> "dict[Run, Any]":
     """Every run that the comparison needs, from ``--out`` or trained now.
 
@@ -118,6 +119,7 @@ def train_missing(
         arguments: the same for all runs.
         result_type: what it returns, a dataclass of JSON values.
         describe: what a run of a method depends on besides settings, as JSON values.
+        pool: makes the processes, as ``RunPool`` does, which is the default.
 
     Raises:
         UserError: ``--out`` cannot be made, or holds something else.
@@ -128,5 +130,5 @@ def train_missing(
     store: ResultStore[Any] = ResultStore(options.out, settings, result_type, describe)
     cores = len(os.sched_getaffinity(0)) if settings.device == "cpu" else 1
     workers = options.workers or cores
-    with RunPool(train, arguments, workers, threads=max(1, cores // workers)) as pool:
-        return run_all(grids, options.seeds, store, pool)
+    with (pool or RunPool)(train, arguments, workers, threads=max(1, cores // workers)) as processes:
+        return run_all(grids, options.seeds, store, processes)

@@ -1,0 +1,1 @@
+"""Other people's tests and implementations beside ours (``titan-ext bench conformance``)."""
