@@ -60,9 +60,13 @@ class ExactOptimizer(Optimizer):
         return loss
 
     def _step_parameter(self, group: dict[str, Any], parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
         state = self.state.get(parameter, {})
         if "step" in state:
             state["step"] += 1
+        if parameter.numel() <= _PIECE:
+            self._step_piece(group, parameter.detach(), parameter.grad, state)
+            return
         alike = {key: value for key, value in state.items() if key != "step"}
         pieces = zip(*(_pieces(each) for each in (parameter, parameter.grad, *alike.values())), strict=True)
         for piece, gradient, *values in pieces:

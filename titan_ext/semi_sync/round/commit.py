@@ -4,8 +4,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from torch.profiler import record_function
-
 from titan_ext.errors import RunError
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
 from titan_ext.semi_sync.round.agreement import SiteStatus
@@ -14,6 +12,7 @@ from titan_ext.semi_sync.round.exchange import Exchange
 from titan_ext.semi_sync.round.outer_norms import OuterNorms
 from titan_ext.semi_sync.round.participation import Participation
 from titan_ext.semi_sync.round.round import RoundResult
+from titan_ext.semi_sync.round.spans import span
 from titan_ext.semi_sync.state.checksum import SharedChecksum
 from titan_ext.semi_sync.state.synced_state import AppliedRound, TakenFromPeers
 from titan_ext.semi_sync.state.views import ModelView
@@ -59,13 +58,13 @@ class Committer:
         manager, lineage, healing = self.exchange.manager, self.exchange.lineage, self.exchange.healing
         self.take_over(result)
         failure, contributors = manager.errored(), result.contributors
-        with record_function("titan_ext::vote"):
+        with span("vote"):
             committed = manager.should_commit()
         if committed:
             if result.verdict.opening is not None:
                 lineage.open(manager, *result.verdict.opening)
             if result.sum is not None and contributors:
-                with record_function("titan_ext::apply"):
+                with span("apply"):
                     self.exchange.complete(result.sum)
                     self._apply(result, result.sum, contributors)
             if result.sum is not None:

@@ -8,7 +8,6 @@ from typing import Any, TypeGuard
 
 import torch
 from torch.distributed import ReduceOp
-from torch.profiler import record_function
 
 from titan_ext.semi_sync.plan.plan import PARAMETERS, OutlierGuard
 from titan_ext.semi_sync.plan.weighting import NO_STANDING, SiteWeighting, Standing
@@ -26,6 +25,7 @@ from titan_ext.semi_sync.round.differences import InCommon, name_differences
 from titan_ext.semi_sync.round.healing import Healing
 from titan_ext.semi_sync.round.lineage import Lineage
 from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
+from titan_ext.semi_sync.round.spans import span
 from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.moment_ages import Ages
@@ -82,12 +82,12 @@ class Exchange:
                 the site may not meet then, and a peer's state is taken in when the round is applied.
         """
         started = self.clock.now()
-        with record_function("titan_ext::quorum"):
+        with span("quorum"):
             self.manager.start_quorum()
         # A peer's state comes with the quorum.
         role = Role.HEALED if self.healing.is_behind else launch.role
         abstains = role.abstains
-        with record_function("titan_ext::agree"):
+        with span("agree"):
             verdict = self._verdict(launch, abstains)
         result = RoundResult(
             launch=launch,
@@ -98,7 +98,7 @@ class Exchange:
             seconds_quorum=self.clock.now() - started,
         )
         if contribution is None:
-            with record_function("titan_ext::heal"):
+            with span("heal"):
                 ready, healed = self.healing.take_in(launch, verdict)
             result = replace(result, healed=healed)
             if not ready:
@@ -115,7 +115,7 @@ class Exchange:
             weight = 0.0 if abstains else launch.weight
             contribution = self.contribution(rules, verdict.step, weight, launch.standing)
         if self.manager.errored() is None:
-            with record_function("titan_ext::reduce"):
+            with span("reduce"):
                 result = replace(result, sum=self._reduce(contribution, verdict))
         return result
 
@@ -129,7 +129,7 @@ class Exchange:
         if weight <= 0:
             return self._nothing(buffer, parts)
         squares = []
-        with record_function("titan_ext::contribution"):
+        with span("contribution"):
             for index, part in parts.items():
                 state = self.states[index]
                 state.write(part, step)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class SharedChecksum:
         if not self._states:
             return 0
         total = sum(self._site.gather(sum(self._parts.values()))) & _MASK
-        return _hash(f"{total:x}") >> 2 or 1
+        return _digest(f"{total:x}") >> 2 or 1
 
 
 def model_checksum(states: Sequence[SyncedState], site: SiteRanks, speaks_for: Callable[[str], bool]) -> int:
@@ -61,7 +62,7 @@ def model_checksum(states: Sequence[SyncedState], site: SiteRanks, speaks_for: C
         for name, tensor in zip(state.names, state.tensors.locals(), strict=True)
     }
     total = sum(site.gather(state_checksum(parameters, speaks_for))) & _MASK
-    return _hash(f"{total:x}") >> 2 or 1
+    return _digest(f"{total:x}") >> 2 or 1
 
 
 def state_checksum(state: Mapping[str, Mapping[str, Any]], speaks_for: Callable[[str], bool]) -> int:
@@ -75,31 +76,46 @@ def state_checksum(state: Mapping[str, Mapping[str, Any]], speaks_for: Callable[
         state: tensors and plain values by parameter and key.
         speaks_for: whether this rank counts a parameter's shard.
     """
+    # Equal on all ranks are plain values and steps; which of them hold the parameter depends on the layout.
+    counted = [
+        (_label(name, key), value)
+        for name, values in state.items()
+        if speaks_for(name)
+        for key, value in values.items()
+        if isinstance(value, torch.Tensor) and value.dim()
+    ]
     total = 0
-    for name, values in state.items():
-        if not speaks_for(name):
-            continue
-        for key, value in values.items():
-            label = f"{name}|{key}"
-            if not isinstance(value, torch.Tensor) or value.dim() == 0:
-                # Equal on all ranks; which of them hold the parameter depends on the layout.
-                continue
-            total += _hash(label) * _sums(value)
+    for device in {value.device for _, value in counted}:
+        here = [(label, value) for label, value in counted if value.device == device]
+        with torch.no_grad():
+            # One transfer from a GPU for all tensors.
+            sums = torch.stack([each for _, value in here for each in _sums(value)]).tolist()
+        for (label, _), plain, squares in zip(here, sums[::2], sums[1::2], strict=True):
+            total += label * (plain + 3 * squares)
     return total & _MASK
 
 
-@torch.no_grad()
-def _sums(value: torch.Tensor) -> int:
-    bits = value.detach().contiguous().view(-1).view(_BY_SIZE[value.element_size()])
-    piece = _PIECE if bits.device.type == "cpu" else max(1, bits.numel())
-    plain, squares = bits.new_zeros((), dtype=torch.int64), bits.new_zeros((), dtype=torch.int64)
-    for part in bits.split(piece):
-        wide = part.to(torch.int64)
-        plain += wide.sum()
-        squares += torch.dot(wide, wide) if wide.device.type == "cpu" else (wide * wide).sum()
-    # Both wrap around at 2**64, in whatever order.
-    return (int(plain) + 3 * int(squares)) & _MASK
+def _sums(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the elements' bits and that of their squares; both wrap around at 2**64, in whatever order."""
+    bits = value.detach().reshape(-1).view(_BY_SIZE[value.element_size()])
+    if bits.device.type != "cpu":
+        wide = bits.to(torch.int64)
+        return wide.sum(), (wide * wide).sum()
+    if bits.numel() <= _PIECE:
+        return _sums_on_cpu(bits)
+    plain, squares = zip(*(_sums_on_cpu(part) for part in bits.split(_PIECE)), strict=True)
+    return torch.stack(plain).sum(), torch.stack(squares).sum()
 
 
-def _hash(text: str) -> int:
+def _sums_on_cpu(bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    wide = bits.to(torch.int64)
+    return wide.sum(), torch.dot(wide, wide)
+
+
+def _digest(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") | 1
+
+
+@lru_cache(maxsize=65536)
+def _label(name: str, key: str) -> int:
+    return _digest(f"{name}|{key}")

@@ -43,11 +43,10 @@ class BoundTensors:
 
     def split(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """Views of a flat ``[elements]`` tensor in the shapes of the local tensors."""
-        parts, start = [], 0
-        for shape in self.shapes:
-            parts.append(flat[start : start + shape.numel()].view(shape))
-            start += shape.numel()
-        return parts
+        if not self.shapes:
+            return []
+        parts = flat[: self.elements].split([shape.numel() for shape in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     @torch.no_grad()
     def read(self, out: torch.Tensor) -> None:
