@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from titan_ext.commands.command import Command
 from titan_ext.errors import UserError
+from titan_ext.inference import relative
 from titan_ext.inference.arguments import add_run_arguments, open_run
 from titan_ext.inference.tasks import Score, Tasks, prepare_harness
 
@@ -31,6 +32,7 @@ _EXAMPLES = """\
 examples:
   titan-ext eval FILE.toml --site east --iterations 1,2,4,8            on the documents that data.split leaves out
   titan-ext eval FILE.toml --site east --corpus data/valid.jsonl       on other text
+  titan-ext eval FILE.toml --relative runs/alone                       each site's model against one trained alone
   titan-ext eval FILE.toml --site east --tokens 0 --tasks hellaswag,lambada_openai,arc_easy,commonsense_qa
 """
 
@@ -44,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=int, default=2**18, help="tokens to predict (default %(default)s); 0: no perplexity"
     )
     parser.add_argument("--batch-size", type=int, help="sequences at a time (default: training.local_batch_size)")
+    parser.add_argument(
+        "--relative",
+        metavar="FOLDER",
+        help="compare every site's federated model with the one that it trained alone (FOLDER: dump_folder of runs with "
+        "semi_sync.method none), at equal steps: who loses by taking part",
+    )
     parser.add_argument("--tasks", metavar="NAME,…", help="tasks of lm-evaluation-harness")
     parser.add_argument("--task-folder", type=Path, metavar="PATH", help="YAML files of tasks of your own")
     parser.add_argument("--limit", type=int, help="examples of each task at most (default: all)")
@@ -57,6 +65,9 @@ def run(options: argparse.Namespace) -> int:
         RunError: the checkpoint cannot be read.
     """
     _check(options)
+    if options.relative is not None:
+        print(json.dumps(relative.run(options), ensure_ascii=False), flush=True)
+        return 0
     if options.tasks:
         prepare_harness()
     from titan_ext.inference.model import load_model
