@@ -29,7 +29,7 @@ def save(committer: Committer, in_flight: InFlightRound) -> dict[str, Any]:
         "step": committer.progress.step,
         "lineage": exchange.lineage.state_dict(),
         "tokens": committer.progress.tokens,
-        "steps": committer.progress.steps,
+        "work": {states[index].key: done for index, done in committer.progress.work.items()},
         "loss": committer.progress.loss,
         "share": committer.progress.share,
         "pending": schedule.keys(schedule.pending if result else exchange.healing.unsettled),
@@ -52,7 +52,12 @@ def load(committer: Committer, in_flight: InFlightRound, state_dict: Mapping[str
     counters, exchange, schedule = json.loads(state_dict["counters"]), committer.exchange, committer.schedule
     committer.progress.step, committer.progress.tokens = counters["step"], counters["tokens"]
     # Checkpoints did not always count these.
-    committer.progress.steps = counters.get("steps", 0)
+    everything = dict.fromkeys((state.key for state in exchange.states), (counters["tokens"], 0))
+    committer.progress.work = {
+        index: (tokens, steps)
+        for key, (tokens, steps) in counters.get("work", everything).items()
+        for index in schedule.indices([key])
+    }
     committer.progress.loss, committer.progress.share = counters.get("loss", UNKNOWN), counters.get("share", UNKNOWN)
     exchange.lineage.load_state_dict(counters["lineage"])
     schedule.pending = schedule.indices(counters["pending"])  # of another plan: what both have
@@ -88,7 +93,7 @@ def _describe(result: RoundResult, states: Sequence[SyncedState]) -> dict[str, A
         "step": result.launch.step,
         "weight": result.sum.weight,
         "tokens": result.launch.tokens,
-        "steps": result.launch.steps,
+        "work": {states[index].key: done for index, done in result.launch.work.items()},
         "remembered": result.sum.remembered,
         "update_factor": result.sum.contributions.step,
         "weights": result.sum.contributions.weights,
@@ -124,10 +129,9 @@ def _restored(
     for index, part in parts.items():
         states[index].fill_message(part, tensors[keys[index]])
     weight, tokens = description["weight"], description["tokens"]
+    work = {keys.index(key): (done[0], done[1]) for key, done in description.get("work", {}).items()}
     return RoundResult(
-        launch=Launch(
-            role=Role.MEMBER, rules=rules, step=step, weight=weight, tokens=tokens, steps=description.get("steps", 0)
-        ),
+        launch=Launch(role=Role.MEMBER, rules=rules, step=step, weight=weight, tokens=tokens, work=work),
         role=Role.MEMBER,
         sites=len(table),
         verdict=Verdict(table, list(rules), step),

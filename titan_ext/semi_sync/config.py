@@ -61,9 +61,9 @@ class SemiSyncConfig:
 
     weighting: str | None = None
     """A site's weight in a round's mean: equal ("uniform", the default where all take the same steps), fixed by
-    ``[[site]] weight`` ("site"), its tokens since the last commit ("tokens", the default with another ``round_box``),
-    those times its tokens a step ("tokens_times_batch"), by the loss of the received model on its own held-out text
-    ("q_fair", "agnostic", "tilted"), or the dotted path of a policy of your own."""
+    ``[[site]] weight`` ("site"), its tokens since the last commit of what travels ("tokens", the default with another
+    ``round_box``), those times its tokens a step ("tokens_times_batch"), by the loss of the received model on its own
+    held-out text ("q_fair", "agnostic", "tilted"), or the dotted path of a policy of your own."""
 
     round_box: Literal["steps", "speed", "seconds", "tokens"] = "steps"
     """What ends a site's part of a round: ``sync_every`` inner steps at all sites ("steps"); so many at the fastest and,

@@ -174,9 +174,9 @@ class SemiSync:
             role=role,
             rules=tuple(rules),
             step=self.inner_step,
-            weight=self._weight() if role is Role.MEMBER else 0.0,
+            weight=self._weight(rules) if role is Role.MEMBER else 0.0,
             tokens=self._progress.tokens,
-            steps=self._progress.steps,
+            work={index: self._progress.work.get(index, (0, 0)) for index in rules},
             standing=self._standing(),
             pace=told(self._participation.box.pace(self._progress.tokens)),
             step_time_ms=self._timer.take_milliseconds(),
@@ -185,8 +185,10 @@ class SemiSync:
         self._exchange.healing.begin(launch)
         return launch
 
-    def _weight(self) -> float:
-        work = OwnWork(fixed=self._site_weight, tokens=self._progress.tokens, steps=self._progress.steps)
+    def _weight(self, rules: Sequence[int]) -> float:
+        # One weight a round; its first rule is of the parameters where any is.
+        tokens, steps = self._progress.work.get(rules[0], (0, 0)) if rules else (0, 0)
+        work = OwnWork(fixed=self._site_weight, tokens=tokens, steps=steps)
         return self.plan.weighting.own_weight(work) * self.weight_factor
 
     def _standing(self) -> Standing:
@@ -197,7 +199,10 @@ class SemiSync:
     def _count(self, tokens: int) -> None:
         self._progress.step += 1
         self._progress.tokens += tokens
-        self._progress.steps += not self._participation.sits_out
+        taken = not self._participation.sits_out
+        for index in range(len(self.plan.rules)):
+            done = self._progress.work.get(index, (0, 0))
+            self._progress.work[index] = (done[0] + tokens, done[1] + taken)
         self._participation.count_step()
 
     # -- the beginning and the end -------------------------------------------------------------------

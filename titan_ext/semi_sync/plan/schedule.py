@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from titan_ext.semi_sync.plan.plan import SyncPlan
 from titan_ext.semi_sync.plan.weighting import UNKNOWN
@@ -16,8 +16,8 @@ class Progress:
     """Inner steps of the run so far; all sites share them."""
     tokens: int = 0
     """What this site has trained on since its last commit."""
-    steps: int = 0
-    """Inner steps that it has taken since then."""
+    work: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By rule tokens and inner steps of this site since the last commit of what the rule covers."""
     loss: float = UNKNOWN
     """Of the model as the site last received it, on its own held-out text, where the plan weighs sites by it."""
     share: float = UNKNOWN

@@ -32,7 +32,7 @@ class OwnWork:
     fixed: float = 1.0
     """Its ``[[site]] weight``."""
     tokens: int = 0
-    """What it has trained on since its last commit."""
+    """What it has trained on since the last commit of what travels."""
     steps: int = 0
     """Inner steps that it has taken since then."""
 
@@ -127,7 +127,7 @@ class Fixed(SiteWeighting):
 @register_weighting("tokens")
 @dataclass(frozen=True)
 class ByTokens(SiteWeighting):
-    """By the tokens that a site has trained on since its last commit (FedAvg, arXiv 1602.05629)."""
+    """By the tokens that a site has trained on since the last commit of what travels (FedAvg, arXiv 1602.05629)."""
 
     def own_weight(self, work: OwnWork) -> float:
         """Those tokens."""

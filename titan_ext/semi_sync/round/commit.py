@@ -101,12 +101,21 @@ class Committer:
             self.view.reset_optimizers()
         # What was trained on during a flight counts in the next round.
         self.progress.tokens = 0 if result.role.abstains else self.progress.tokens - result.launch.tokens
-        self.progress.steps = 0 if result.role.abstains else self.progress.steps - result.launch.steps
+        self._settle_work(result, summed)
         if summed.remembered is not None:
             self.progress.share = summed.remembered
         self.schedule.settle(summed.parts)
         checksum = self.checksum.after({states[index].key for index in summed.parts})
         self.exchange.lineage.commit(result.verdict.table, contributors, step, checksum)
+
+    def _settle_work(self, result: RoundResult, summed: Sum) -> None:
+        """What the round has brought is done; what was done during its flight counts in the next one of its rules."""
+        if result.role.abstains:
+            self.progress.work.clear()
+        for index in summed.parts:
+            tokens, steps = self.progress.work.get(index, (0, 0))
+            sent_tokens, sent_steps = result.launch.work.get(index, (tokens, steps))
+            self.progress.work[index] = (tokens - sent_tokens, steps - sent_steps)
 
     def _recover(self, summed: Sum) -> None:
         """After a round that left this site out as not finite, go on from what the sites share."""

@@ -43,8 +43,8 @@ class Launch:
     """This site's weight in the mean."""
     tokens: int = 0
     """What it has trained on since its last commit."""
-    steps: int = 0
-    """Inner steps that it has taken since then."""
+    work: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """For each of the rules tokens and inner steps since its last commit."""
     standing: Standing = NO_STANDING
     """How the model that it received serves it."""
     pace: tuple[int, int, int, int] = (0, 0, 0, 0)
