@@ -36,7 +36,7 @@ class SemiSyncConfig:
     """Share of the local parameters kept when a result is applied (alpha); 0 takes the global ones."""
 
     outer_optimizer: str | None = None
-    """"average", "sgd", "adam", "yogi", "adagrad", or the dotted path of one of your own."""
+    """"average", "sgd", "delayed_nesterov", "adam", "yogi", "adagrad", or the dotted path of one of your own."""
 
     outer_lr: float | None = None
     """Learning rate of the outer optimizer; by default 0.01 for an adaptive one, and the method's own for "sgd" (0.7 in

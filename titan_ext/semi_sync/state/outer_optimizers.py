@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from titan_ext.errors import require, require_one_of
 from titan_ext.optim import Yogi
+from titan_ext.optim.delayed_nesterov import DelayedNesterov
 from titan_ext.optim.exact import ExactAdagrad, ExactAdam, ExactSGD, FedAdagrad, FedAdam
 from titan_ext.semi_sync.registry import Registry
 from titan_ext.semi_sync.state.views import local_tensor, materialize_state
@@ -95,6 +96,32 @@ class Sgd(OuterOptimizer):
     def create(self, parameters: list[torch.Tensor]) -> Optimizer:
         """SGD with the same bits on all machines."""
         return ExactSGD(parameters, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+
+
+@register_outer_optimizer("delayed_nesterov")
+@dataclass(frozen=True, kw_only=True)
+class DelayedNesterovSettings(OuterOptimizer):
+    """Delayed Nesterov (arXiv 2401.09135): each round is an arrival, and momentum is renewed once a cycle of them. For runs
+    in which different sites contribute to neighbouring rounds (``sites_per_round``)."""
+
+    lr: float = 0.7
+    """Learning rate."""
+    momentum: float = 0.9
+    """Momentum, from 0 to below 1."""
+    cycle: int = 4
+    """Rounds of a cycle (the paper's N: as many as make all sites contribute)."""
+    spread: float = 0.0
+    """Share of the momentum that each round applies (c), from 0, the paper's choice, to 1 / cycle."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "from 0 to below 1")
+        require(self.cycle >= 1, "cycle", self.cycle, "at least 1")
+        require(0 <= self.spread * self.cycle <= 1, "spread", self.spread, "from 0 to 1 / cycle")
+
+    def create(self, parameters: list[torch.Tensor]) -> Optimizer:
+        """With the same bits on all machines."""
+        return DelayedNesterov(parameters, lr=self.lr, momentum=self.momentum, cycle=self.cycle, spread=self.spread)
 
 
 @dataclass(frozen=True, kw_only=True)
