@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from titan_ext.optim import ADOPT, QHADOPT, QHSGDM, QHAdamW, quasi_hyperbolic
+from titan_ext.optim import ADOPT, QHADOPT, QHSGDM, QHAdamW, momenta
 from titan_ext.semi_sync.state.views import materialize_state
 
 SHAPES = ((3, 2), (4,))
@@ -219,7 +219,7 @@ def test_bfloat16_parameters_stay_through_a_step_of_no_length():
 
 @pytest.mark.parametrize("kind", ALL)
 def test_each_parameter_has_its_own_dtype_and_step_count(kind, monkeypatch):
-    monkeypatch.setattr(quasi_hyperbolic, "_CPU_BATCH", 5)
+    monkeypatch.setattr(momenta, "_CPU_BATCH", 5)
     kinds = [torch.float32, torch.float64, torch.float32, torch.float32, torch.bfloat16]
 
     def run(places):

@@ -59,9 +59,9 @@ class SiteOptions:
     allow_rollback: bool = False
     """Go on from a checkpoint older than the site's last commit even if a site that took part in it is missing."""
     token_rows: TokenRowMap | None = None
+    """Which rows of the run's tables it holds, for scopes with ``shared = "sparse_rows"``."""
     scope_rows: Mapping[str, TokenRowMap] = field(default_factory=dict)
     """By scope, where its rows stand for something else than the others'."""
-    """Which rows of the run's tables it holds, for scopes with ``shared = "sparse_rows"``."""
     heartbeat_timeout_seconds: float = 0.0
     """After which the lighthouse takes a site for dead. A round that breaks is tried again after about as long; until
     then a quorum would be waited for, and the inner loop goes on instead."""
@@ -116,12 +116,7 @@ def build(
         ValueError: the site's name or the plan is too long, a scope or fragment does not fit the model, a synced state
             does not exist, or nothing measures the loss that sites are weighed by.
     """
-    if len(site.name.encode()) > NAME_BYTES:
-        raise ValueError(f"site name {site.name!r}: must be at most {NAME_BYTES} bytes")
-    if plan.weighting.needs_loss and site.measure_loss is None:
-        raise ValueError("weighting: sites are weighed by loss; give measure_loss, which measures it")
-    if len(plan.rules) > MOST_RULES:
-        raise ValueError(f"{len(plan.rules)} rules in the plan: must be at most {MOST_RULES} (fewer fragments)")
+    _check(plan, site)
     ranks = site.ranks
     lineage = Lineage(site.name, site.commit_log, ranks, allow_rollback=site.allow_rollback)
     view = ModelView(model_parts, optimizers)
@@ -129,13 +124,6 @@ def build(
     states = bind_states(plan, view, site, outer_optimizers)
     warn_of_rounding(view)
     pairing, manager = _pair(plan, site, states, view, adapt_manager(manager))
-    in_common = InCommon(
-        plan=plan.fingerprint(),
-        tensors={key: short_hash(value) for key, value in pairing.fingerprint(states).items()},
-        settings=_as_text(must_agree),
-        behind_plan=_as_text(settings),
-        behind_tensors=_as_text(model),
-    )
     device = _device(site, states)
     schedule, progress = Schedule(plan), Progress()
     checksum = SharedChecksum(states, ranks, pairing.speaks_for)
@@ -151,7 +139,13 @@ def build(
     exchange = Exchange(
         manager=manager,
         states=states,
-        in_common=in_common,
+        in_common=InCommon(
+            plan=plan.fingerprint(),
+            tensors={key: short_hash(value) for key, value in pairing.fingerprint(states).items()},
+            settings=_as_text(must_agree),
+            behind_plan=_as_text(settings),
+            behind_tensors=_as_text(model),
+        ),
         lineage=lineage,
         healing=healing,
         error_feedback=ErrorFeedback(states, device),
@@ -179,6 +173,15 @@ def build(
         keep_local_work=keep_local_work,
         on_round=on_round,
     )
+
+
+def _check(plan: SyncPlan, site: SiteOptions) -> None:
+    if len(site.name.encode()) > NAME_BYTES:
+        raise ValueError(f"site name {site.name!r}: must be at most {NAME_BYTES} bytes")
+    if plan.weighting.needs_loss and site.measure_loss is None:
+        raise ValueError("weighting: sites are weighed by loss; give measure_loss, which measures it")
+    if len(plan.rules) > MOST_RULES:
+        raise ValueError(f"{len(plan.rules)} rules in the plan: must be at most {MOST_RULES} (fewer fragments)")
 
 
 def bind_states(
