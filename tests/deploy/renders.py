@@ -16,8 +16,7 @@ FLAGS = {
     "skypilot": ["--lighthouse", "http://10.0.0.5:29510", "--accelerator", "H100"],
 }
 
-RUN = """\
-dump_folder = "/data/runs"
+_TRAINS = """\
 [model]
 flavor = "tiny"
 [training]
@@ -31,7 +30,10 @@ method = "diloco"
 sync_every = 2
 [replica]
 min_sites = 2
-secret_file = "secrets/run"
+"""
+RUN = f"""\
+dump_folder = "/data/runs"
+{_TRAINS}secret_file = "secrets/run"
 join_timeout_seconds = 90.0
 [[site]]
 name = "east"
@@ -57,20 +59,7 @@ def small_run(dump_folder: Path, **nodes: int) -> str:
     )
     return f"""\
 dump_folder = "{dump_folder}"
-[model]
-flavor = "tiny"
-[training]
-seq_len = 64
-local_batch_size = 4
-steps = 4
-[parallelism]
-data_parallel_shard_degree = 2
-[semi_sync]
-method = "diloco"
-sync_every = 2
-[replica]
-min_sites = 2
-{sites}"""
+{_TRAINS}{sites}"""
 
 
 def deploy(file: Path, to: str, out: Path, *flags: str) -> dict[str, str]:
