@@ -22,6 +22,9 @@ _HEAD = """\
 Written by `titan-ext bench results` from the JSON files beside it. Each is what the named command printed, run with
 `--record` on the named machine; intervals are 95%, by Student's t over seeds. A claim that does not hold says so.
 """
+_IN_TABLE = ("constant", "methods")
+"""Parts of ``titan-ext bench tiny`` whose arms are methods; arms of both are in the table once."""
+
 _NO_COLUMNS = ("part", "arm", "method")
 """What a table leaves out: it is in the heading, or in the label."""
 
@@ -83,7 +86,7 @@ def table(records: Mapping[str, Record]) -> list[str]:
         "bytes a site and step",
         "loss against data parallelism with its own optimizer",
     ]
-    rows = [each for each in figures["rows"] if each["part"] in ("methods", "cause") and each["k"] is not None]
+    rows = [each for each in figures["rows"] if each["part"] in _IN_TABLE and each["k"] is not None]
     body = [
         [
             row["label"],
