@@ -1,5 +1,6 @@
 """A loss with weights on torchtitan's chunked loss: equal to it, bit for bit, where it does nothing."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -62,3 +63,64 @@ def test_tokens_travel_as_one_tensor() -> None:
     assert packed.shape == (2, 32, 6) and packed.dtype == torch.int64
     again = Tokens.unpack(packed)
     assert all(getattr(again, name).equal(getattr(tokens, name)) for name in Tokens.__slots__)
+
+
+def reference_with_z(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, z_loss: float) -> tuple:
+    """Loss, plain loss and sum of squared log Z in float64, token by token."""
+    loss = plain = squares = torch.zeros((), dtype=torch.float64)
+    for row, label, weight in zip(logits.double(), labels.tolist(), weights.double(), strict=True):
+        if label == -100:
+            continue
+        log_z = row.exp().sum().log()
+        plain = plain + log_z - row[label]
+        squares = squares + log_z**2
+        loss = loss + weight * (log_z - row[label] + z_loss * log_z**2)
+    return loss, plain, squares
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+@pytest.mark.parametrize("kind", [TokenLoss, Halves])
+def test_the_z_loss_is_that_of_the_equation_under_any_weights(chunks: int, kind: type[TokenLoss]) -> None:
+    tokens, lm_head, states = batch(), head(), torch.randn(2, 32, 16)
+    loss = with_head(kind.Config(num_chunks=chunks, z_loss=0.3).build(compile_config=None), lm_head)
+    loss.attach(inner_step(loss))
+    value, *gradients = results(loss, lm_head, states, tokens.pack())
+    leaf, weight = states.double().requires_grad_(), lm_head.weight.detach().double().requires_grad_()
+    weights = loss.weights(states, tokens).flatten()
+    wanted, plain, squares = reference_with_z((leaf @ weight.T).flatten(0, 1), tokens.labels.flatten(), weights, 0.3)
+    (wanted / 57).backward()
+    torch.testing.assert_close(value.double(), wanted.detach() / 57, rtol=1e-5, atol=1e-6)
+    for found, each in zip(gradients, (weight.grad, leaf.grad), strict=True):
+        torch.testing.assert_close(found.double(), each, rtol=1e-4, atol=1e-6)
+    loss.after_step()
+    assert loss.report() == pytest.approx(
+        {"cross_entropy": plain.item() / 57, "z_loss": 0.3 * squares.item() / 57}, rel=1e-5
+    )
+
+
+def test_validation_has_no_z_loss() -> None:
+    tokens, lm_head, states = batch(), head(), torch.randn(2, 32, 16)
+    loss = with_head(TokenLoss.Config(num_chunks=4, z_loss=0.3).build(compile_config=None), lm_head)
+    loss.attach(inner_step(loss))
+    expected = results(plain_loss(4, lm_head), lm_head, states, tokens.labels)
+    assert all(map(torch.equal, results(loss, lm_head, states, tokens.labels), expected))
+
+
+def test_the_loss_is_also_measured_against_the_frequencies_of_the_sites_tokens() -> None:
+    tokens, lm_head = batch(), head()
+    loss = with_head(TokenLoss.Config(num_chunks=4, unigram_documents=2).build(compile_config=None), lm_head)
+    texts = ("aab", "b", "never read")
+    loss.attach(inner_step(loss, documents=texts))
+    loss(torch.randn(2, 32, 16), tokens.pack(), torch.tensor(59))
+    loss.after_step()
+    found = loss.report()
+    tokenizer = loss._step.tokenizer
+    counts = [1] * tokenizer.get_vocab_size()
+    for text in texts[:2]:
+        for token in tokenizer.encode(text, add_bos=True, add_eos=True):
+            counts[token] += 1
+    learnt = [label for label in tokens.labels.flatten().tolist() if label != -100]
+    wanted = -sum(math.log(counts[label] / sum(counts)) for label in learnt) / 59
+    assert found["unigram_ce"] == pytest.approx(wanted)
+    assert found["normalised_loss"] == pytest.approx(found["cross_entropy"] - wanted)
+    assert "z_loss" not in found

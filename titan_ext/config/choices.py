@@ -1,5 +1,6 @@
 """Sections that choose between classes of torchtitan: ``[loss]`` and ``[activation_checkpoint]``."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import gcd
@@ -9,7 +10,7 @@ from titan_ext.config.binder import Binder
 from titan_ext.config.losses import outside_tables, own_table, registered_loss
 from titan_ext.config.settings import Settings
 from titan_ext.config.unknown import unknown_key
-from titan_ext.errors import UserError
+from titan_ext.errors import UserError, require
 
 _CHUNKS = 8
 
@@ -28,10 +29,25 @@ class LossSection:
     num_chunks: int | None = None
     """Parts of the sequence; by default 8, or the largest power of two below that divides ``training.seq_len``."""
 
+    z_loss: float = 0.0
+    """Each token's loss also has this times the square of the log of its softmax's denominator, which keeps logits from
+    drifting (PaLM, arXiv 2204.02311, section 5: 1e-4). Lines of the kind "loss" in metrics.jsonl say what it comes to."""
+
+    unigram_documents: int = 0
+    """The site's first documents, whose tokens' frequencies the loss is also measured against: lines of the kind "loss" in
+    metrics.jsonl have ``unigram_ce`` and ``normalised_loss``, which can be compared between vocabularies (UNIGRAM-CE of
+    DEPT, arXiv 2410.05021, section 4.3). 0: none."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.z_loss < math.inf, "z_loss", self.z_loss, "at least 0, and finite")
+        require(self.unigram_documents >= 0, "unigram_documents", self.unigram_documents, "at least 0")
+
 
 def bind_loss(settings: Settings, binder: Binder, base: Any, vocabulary: int, seq_len: int) -> Any:
     """The loss config: torchtitan's chunked or plain cross-entropy, a ``TokenLoss``, or the flavor's own kind."""
     from torchtitan.components.loss import BaseLoss, ChunkedLossWrapper, CrossEntropyLoss
+
+    from titan_ext.losses import TokenLoss
 
     wrapped = isinstance(base, ChunkedLossWrapper.Config) and type(base.loss_fn) is CrossEntropyLoss.Config
     if not wrapped and type(base) not in (BaseLoss.Config, CrossEntropyLoss.Config):
@@ -40,6 +56,8 @@ def bind_loss(settings: Settings, binder: Binder, base: Any, vocabulary: int, se
     table = outside_tables(settings, name)
     section = binder.table(LossSection(num_chunks=base.num_chunks if wrapped else None), table, "loss")
     inner = CrossEntropyLoss.Config(global_vocab_size=vocabulary)
+    if owner is None and (section.z_loss or section.unigram_documents):
+        owner = TokenLoss
     if not section.chunked and owner is None:
         return inner
     chunks = section.num_chunks if settings.get("loss.num_chunks") is not None else None
@@ -50,7 +68,8 @@ def bind_loss(settings: Settings, binder: Binder, base: Any, vocabulary: int, se
     if owner is None:
         return ChunkedLossWrapper.Config(num_chunks=chunks, loss_fn=inner)
     # One that sees hidden states applies the head itself: not chunked, to the whole sequence at once.
-    start = owner.Config(num_chunks=chunks if section.chunked else 1, loss_fn=inner)
+    common = {key: getattr(section, key) for key in ("z_loss", "unigram_documents")}
+    start = owner.Config(num_chunks=chunks if section.chunked else 1, loss_fn=inner, **common)
     return binder.table(start, own_table(settings, owner.Config, f"loss.{name}"), f"loss.{name}")
 
 

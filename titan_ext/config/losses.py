@@ -29,8 +29,12 @@ def registered_loss(settings: Settings, binder: Binder) -> tuple[str, Any]:
 
 
 def name_of(config: Any) -> str | None:
-    """The name by which the loss of a config is registered; None for any other."""
-    losses, _ = _losses()
+    """The name of a loss that sees tokens; None for any other."""
+    from titan_ext.losses import TokenLoss
+
+    losses, plain = _losses()
+    if config._owner is TokenLoss:
+        return plain
     return next((name for name in losses if losses.get(name) is config._owner), None)
 
 

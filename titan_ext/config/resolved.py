@@ -160,6 +160,8 @@ def _loss(loss: Any) -> dict[str, Any]:
             "name": name_in_file(loss, name),
             "chunked": True,
             "num_chunks": loss.num_chunks,
+            "z_loss": loss.z_loss,
+            "unigram_documents": loss.unigram_documents,
             **({name: own} if own else {}),
         }
     if isinstance(loss, ChunkedLossWrapper.Config) and type(loss.loss_fn) is CrossEntropyLoss.Config:

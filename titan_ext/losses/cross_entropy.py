@@ -1,4 +1,4 @@
-"""Cross-entropy with a weight for each token, on whole and on vocabulary-parallel logits.
+"""Cross-entropy with a weight for each token and a z-loss, on whole and on vocabulary-parallel logits.
 
 Shapes: B batch, L sequence, V vocabulary (or this rank's share of it), T = B L.
 """
@@ -15,24 +15,37 @@ from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.config import CompileConfig
 from torchtitan.distributed.spmd_types import current_spmd_mesh, spmd_mesh_size
 
-PLAIN_METRIC = "cross_entropy_mean"
-"""Name of the loss without weights; its ending tells the chunked loss to add it up."""
+from titan_ext.losses.vocabulary import log_partition
 
-_Sums = tuple[torch.Tensor, torch.Tensor]
+PLAIN_METRIC, Z_METRIC = "cross_entropy_mean", "z_squared_mean"
+"""Names of the losses without weights; their ending tells the chunked loss to add them up."""
+
+_Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 class WeightedCrossEntropy(torchtitan_loss.CrossEntropyLoss):
     """torchtitan's cross-entropy; with weights, each token's part is multiplied by its own.
 
     Weights of 1 give the bits of torchtitan's loss and gradients.
+
+    Args:
+        config: torchtitan's.
+        compile_config: torchtitan's.
+        z_loss: each token's loss also has this times the square of the log of its softmax's denominator (PaLM,
+            arXiv 2204.02311, section 5).
     """
 
     def __init__(
-        self, config: torchtitan_loss.CrossEntropyLoss.Config, *, compile_config: CompileConfig | None = None
+        self,
+        config: torchtitan_loss.CrossEntropyLoss.Config,
+        *,
+        compile_config: CompileConfig | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         self.fn: Callable[..., Any] = weighted_sums
         self._maybe_compile(compile_config)
         self._weighted = self.fn
+        self._z_loss = z_loss
         super().__init__(config, compile_config=compile_config)  # makes ``fn`` the plain loss
 
     def __call__(
@@ -43,42 +56,54 @@ class WeightedCrossEntropy(torchtitan_loss.CrossEntropyLoss):
         weights: torch.Tensor | None = None,
         **inputs: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss over ``global_valid_tokens``; with ``weights`` ``[B, L]`` also what it is without them."""
+        """The loss over ``global_valid_tokens``; with ``weights`` ``[B, L]`` also what its parts are without them."""
         if weights is None:
             return super().__call__(pred, labels, global_valid_tokens, **inputs)
         with spmd.no_typecheck():
-            loss, plain = self._weighted(pred, labels, weights, self.global_vocab_size)
-            return loss / global_valid_tokens, {PLAIN_METRIC: plain.detach() / global_valid_tokens}
+            loss, plain, z = self._weighted(pred, labels, weights, self.global_vocab_size, self._z_loss)
+            parts = {PLAIN_METRIC: plain, Z_METRIC: z}
+            metrics = {name: each.detach() / global_valid_tokens for name, each in parts.items() if each is not None}
+            return loss / global_valid_tokens, metrics
 
 
 def weighted_sums(
-    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, global_vocab_size: int | None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor,
+    global_vocab_size: int | None,
+    z_loss: float = 0.0,
 ) -> _Sums:
-    """Sums over tokens of the negative log-likelihood, with weights and without.
+    """Sums over tokens: of the loss with weights, of the negative log-likelihood without, and of the squared log Z.
 
     Args:
         logits: ``[B, L, V]``.
         labels: int64 ``[B, L]``.
         weights: fp32 ``[B, L]``, without a gradient.
         global_vocab_size: rows of the whole vocabulary.
+        z_loss: factor of the squared log Z in the loss; with 0 it is not computed (None).
     """
     labels, weights = labels.flatten(), weights.flatten()
+    own, group, columns = _own_columns(logits, global_vocab_size)
+    own = own.flatten(0, 1).float()
+    if group is None:
+        each = F.cross_entropy(own, labels, reduction="none", ignore_index=IGNORE_INDEX)
+        loss, plain = _summed(each * weights, labels), _summed(each, labels)
+    else:
+        each = torchtitan_loss._LossParallelCrossEntropy.apply(own, labels, group, columns, "none")
+        loss, plain = (each * weights).sum(), each.sum()
+    if not z_loss:
+        return loss, plain, None
+    squares = log_partition(own, group).square() * (labels != IGNORE_INDEX)
+    return loss + z_loss * (squares * weights).sum(), plain, squares.sum()
+
+
+def _own_columns(logits: torch.Tensor, global_vocab_size: int | None) -> tuple[torch.Tensor, Any, Any]:
+    """This rank's columns, the group that has the others (None where they are all), and how many there are in all."""
     if isinstance(logits, DTensor):
-        return _parallel(logits.to_local(), labels, weights, logits.device_mesh.get_group("tp"), logits.shape[-1])
+        return logits.to_local(), logits.device_mesh.get_group("tp"), logits.shape[-1]
     if spmd_mesh_size("tp") > 1:
-        return _parallel(logits, labels, weights, current_spmd_mesh().get_group("tp"), global_vocab_size)
-    each = F.cross_entropy(logits.flatten(0, 1).float(), labels, reduction="none", ignore_index=IGNORE_INDEX)
-    return _summed(each * weights, labels), _summed(each, labels)
-
-
-def _parallel(
-    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, group: Any, global_vocab_size: int
-) -> _Sums:
-    """As ``weighted_sums``, of this rank's columns ``[B, L, V]``."""
-    each = torchtitan_loss._LossParallelCrossEntropy.apply(
-        logits.flatten(0, 1).float(), labels, group, global_vocab_size, "none"
-    )
-    return (each * weights).sum(), each.sum()
+        return logits, current_spmd_mesh().get_group("tp"), global_vocab_size
+    return logits, None, logits.shape[-1]
 
 
 def _summed(each: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

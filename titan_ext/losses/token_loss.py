@@ -5,16 +5,22 @@ Shapes: B batch, L sequence, D width of the model.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
-from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
+from torchtitan.components.loss import IGNORE_INDEX, ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.config import CompileConfig
 
-from titan_ext.losses.cross_entropy import PLAIN_METRIC, WeightedCrossEntropy
+from titan_ext.data.tokenizers.counting import count_tokens
+from titan_ext.data.tokenizers.unigram import Unigram
+from titan_ext.losses.cross_entropy import PLAIN_METRIC, Z_METRIC, WeightedCrossEntropy
 from titan_ext.losses.inner_step import InnerStep
 from titan_ext.losses.tokens import Tokens
+
+_PARTS = ("cross_entropy", "z_squared", "unigram_ce")
+"""What is summed over the tokens without weights."""
 
 
 class TokenLoss(ChunkedLossWrapper):
@@ -29,13 +35,20 @@ class TokenLoss(ChunkedLossWrapper):
         loss_fn: CrossEntropyLoss.Config = field(default_factory=CrossEntropyLoss.Config)
         """Cross-entropy over the vocabulary."""
 
+        z_loss: float = 0.0
+        """As ``LossSection.z_loss``."""
+
+        unigram_documents: int = 0
+        """As ``LossSection.unigram_documents``."""
+
         def corpora(self) -> Mapping[str, Any]:
             """``TextDataLoader.Config`` of each corpus that the loss reads, by the field that names it."""
             return {}
 
     def __init__(self, config: Config, *, compile_config: CompileConfig | None = None) -> None:
         super().__init__(config, compile_config=compile_config)
-        self.loss_fn = WeightedCrossEntropy(config.loss_fn, compile_config=compile_config)
+        self.loss_fn = WeightedCrossEntropy(config.loss_fn, compile_config=compile_config, z_loss=config.z_loss)
+        self._z_loss, self._unigram_documents = config.z_loss, config.unigram_documents
         self.active = True
         """Whether calls are those of a step; others are plain and leave no trace."""
 
@@ -52,8 +65,13 @@ class TokenLoss(ChunkedLossWrapper):
         """Called once, when the model and the data are there."""
         self._step = step
         # In place from then on: a CUDA graph writes where it was captured.
-        self._plain = torch.zeros(1, dtype=torch.float64, device=step.device)
+        self._plain = torch.zeros(len(_PARTS), dtype=torch.float64, device=step.device)
+        """Of this rank's tokens, each divided by the number of all tokens: see ``_PARTS``."""
         self._plain_of_site = torch.zeros_like(self._plain)
+        self._unigram: torch.Tensor | None = None
+        if self._unigram_documents:
+            counts = count_tokens(islice(step.documents(), self._unigram_documents), step.tokenizer)
+            self._unigram = Unigram(counts).log_probabilities.to(step.device)
 
     def before_step(self, step: int) -> None:
         """Called before inner step ``step``, counted from 1."""
@@ -66,9 +84,9 @@ class TokenLoss(ChunkedLossWrapper):
         """Called after each inner step, before the outer loop's: sums over the site what its ranks have counted."""
         own = self.counts()
         total = self._step.sum_over_site(torch.cat([self._plain, own]))
-        self._plain_of_site.copy_(total[:1])
+        self._plain_of_site.copy_(total[: len(_PARTS)])
         self._plain.zero_()
-        self.settle(total[1:])
+        self.settle(total[len(_PARTS) :])
 
     def forget(self) -> None:
         """Called where a step had no data, or its loss is not finite: drops what this rank has counted in it."""
@@ -87,7 +105,13 @@ class TokenLoss(ChunkedLossWrapper):
 
     def report(self) -> dict[str, float]:
         """Values of the last step for the log, by name."""
-        return {"cross_entropy": self._plain_of_site.item()}
+        cross_entropy, z_squared, unigram = self._plain_of_site.tolist()
+        found = {"cross_entropy": cross_entropy}
+        if self._z_loss:
+            found["z_loss"] = self._z_loss * z_squared
+        if self._unigram is not None:
+            found |= {"unigram_ce": unigram, "normalised_loss": cross_entropy - unigram}
+        return found
 
     @property
     def outer_weight(self) -> float | None:
@@ -117,8 +141,16 @@ class TokenLoss(ChunkedLossWrapper):
         with torch.no_grad():
             weights = self.weights(whole(pred), tokens)
         loss, metrics = super().__call__(pred, tokens.labels, global_valid_tokens, weights=weights)
-        self._plain.add_(metrics.pop(PLAIN_METRIC))
+        self._plain[0].add_(metrics.pop(PLAIN_METRIC))
+        if self._z_loss:
+            self._plain[1].add_(metrics.pop(Z_METRIC))
+        if self._unigram is not None:
+            self._plain[2].add_(self._unigram_sum(tokens.labels) / global_valid_tokens)
         return loss, metrics
+
+    def _unigram_sum(self, labels: torch.Tensor) -> torch.Tensor:
+        learnt = labels != IGNORE_INDEX
+        return -(self._unigram[torch.where(learnt, labels, 0)] * learnt).sum()
 
 
 def whole(hidden: torch.Tensor) -> torch.Tensor:
