@@ -49,6 +49,16 @@ def test_a_loss_and_its_settings_come_from_the_file_and_go_into_the_record(tmp_p
     assert again.config.loss == first and dump_resolved(again)["loss"]["adapt"]["unit"] == "block"
 
 
+def test_a_z_loss_goes_with_any_loss_and_into_the_record(tmp_path: Path, anchors: Path) -> None:
+    for number, text in enumerate(("", adapt(anchors))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        site = load_run(write(folder, text), ["--loss.z_loss=1e-4", "--loss.unigram_documents=3"], needs=()).sites[0]
+        Path(site.config.dump_folder).mkdir(parents=True)
+        assert (site.config.loss.z_loss, site.config.loss.unigram_documents) == (1e-4, 3)
+        assert load_site(save_resolved(site), needs=()).config.loss == site.config.loss
+
+
 def test_a_loss_that_is_not_chunked_sees_the_sequence_at_once(tmp_path: Path, anchors: Path) -> None:
     site = load_site(write(tmp_path, adapt(anchors)), "a", ["--loss.chunked=false"], needs=())
     assert site.config.loss.num_chunks == 1
@@ -66,6 +76,9 @@ def test_a_loss_that_is_not_chunked_sees_the_sequence_at_once(tmp_path: Path, an
         ("ADAPT", ["--loss.adapt.unit=word"], r"loss.adapt.unit"),
         ("ADAPT", ["--loss.name=cross_entropy"], r'loss.adapt.*read only with loss.name = "adapt"'),
         ("ADAPT", ["--loss.adapt.score=bm25", "--loss.adapt.center"], r"loss.adapt.center.*false with score"),
+        ("", ["--loss.z_loss=-1"], r"loss.z_loss.*at least 0"),
+        ("", ["--loss.unigram_documents=-1"], r"loss.unigram_documents.*at least 0"),
+        ("", ["--loss.z_loss=1e-4", "--parallelism.context_parallel_degree=2"], r"context_parallel_degree"),
         ("ADAPT", ["--parallelism.context_parallel_degree=2"], r"context_parallel_degree.*adapt"),
         ("ADAPT", ["--debug.spmd_typechecking"], r"debug.spmd_typechecking.*adapt"),
     ],

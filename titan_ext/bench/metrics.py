@@ -1,4 +1,4 @@
-"""Share of a site's time that its metrics take: lines of steps and rounds, norms of the outer loop.
+"""Share of a site's time that its metrics take: lines of steps and rounds, norms of the outer loop and of inner steps.
 
 One site trains with an outer loop of its own, and what the metrics' functions take is added up in the same run.
 """
@@ -15,13 +15,14 @@ from unittest.mock import patch
 from titan_ext.bench.flags import add_numbers, check_numbers
 from titan_ext.bench.overhead import SITE_CONFIG, single_rank_environment
 
-HELP = "share of a step's time that metrics take: lines of steps and rounds, norms of the outer loop"
+HELP = "share of a step's time that metrics take: lines of steps and rounds, norms of rounds and of steps"
 
 _NUMBERS = {
     "seq_len": (256, 1, "tokens a sequence"),
     "batch": (4, 1, "sequences a step"),
     "sync_every": (10, 1, "inner steps a round"),
     "steps": (60, 1, "steps that are measured"),
+    "norms_every": (20, 1, "inner steps between two measurements of parameters, updates and activations"),
 }
 
 
@@ -46,6 +47,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
         file = Path(folder) / "bench.toml"
         file.write_text(SITE_CONFIG.format(**vars(options)), encoding="utf-8")
         flags = [f"--dump_folder={folder}/run", f"--replica.lighthouse={url}"]
+        flags += [f"--metrics.{each}_norms_every={options.norms_every}" for each in ("parameter", "activation")]
         trainer = load_site(file, "bench", flags).config.build()
         spent = _measure(trainer, options.steps)
         trainer.close()
@@ -77,14 +79,17 @@ def _timed() -> Iterator[dict[str, float]]:
     from titan_ext.semi_sync.round.outer_norms import OuterNorms
     from titan_ext.trainer.journal import RunJournal
     from titan_ext.trainer.metrics import MetricsProcessor
+    from titan_ext.trainer.norms import ActivationNorms, ParameterNorms
 
-    spent = {"rounds": 0.0, "steps": 0.0, "norms": 0.0}
+    spent = {"rounds": 0.0, "steps": 0.0, "norms": 0.0, "inner_norms": 0.0}
     busy: list[str] = []
     parts = [
         (MetricsProcessor, "log_round", "rounds"),
         (RunJournal, "add", "steps"),
         (OuterNorms, "before_apply", "norms"),
         (OuterNorms, "after_apply", "norms"),
+        *((ParameterNorms, name, "inner_norms") for name in ("before_step", "after_step")),
+        *((ActivationNorms, name, "inner_norms") for name in ("listen", "stop_listening", "take", "_add", "_look")),
     ]
     with ExitStack() as stack:
         for owner, name, part in parts:

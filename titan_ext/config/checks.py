@@ -49,8 +49,9 @@ def check_numbers(settings: Settings, config: Any) -> None:
         refuse("training.global_batch_size", "must be -1 (one local batch a rank) or at least 1", batch)
     if not config.training.max_norm > 0:
         refuse("training.max_norm", "must be above 0 (inf turns clipping off)", config.training.max_norm)
-    if config.metrics.outer_norms_every < 0:
-        refuse("metrics.outer_norms_every", "must be at least 0", config.metrics.outer_norms_every)
+    for name in ("outer_norms_every", "parameter_norms_every", "activation_norms_every"):
+        if (every := getattr(config.metrics, name)) < 0:
+            refuse(f"metrics.{name}", "must be at least 0", every)
     if not 0 <= config.metrics.serve_port < 65536:
         refuse("metrics.serve_port", "must be 0 or a port below 65536", config.metrics.serve_port)
     if config.lr_scheduler.warmup_steps < 0:

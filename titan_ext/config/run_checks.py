@@ -28,6 +28,8 @@ def run_checks(settings: Settings, config: Any, layout: Layout) -> list[Callable
         lambda: check_rates(settings, config),
         lambda: check_compile(settings, config),
         lambda: check_optimizers(settings, config),
+        lambda: check_batch_warmup(settings, config, layout),
+        lambda: check_norms(settings, config),
     ]
 
 
@@ -53,7 +55,11 @@ def check_checkpoints(settings: Settings, config: Any, layout: Layout) -> None:
     if checkpoint.create_seed_checkpoint and layout.ranks > 1:
         problem = f"must be false with {layout.ranks} ranks: one rank makes it (nproc = 1, parallel degrees 1)"
         raise settings.error("checkpoint.create_seed_checkpoint", problem, True)
-    absent = {"semi_sync": config.semi_sync.method == "none", "loss": not hasattr(config.loss, "corpora")}
+    absent = {
+        "semi_sync": config.semi_sync.method == "none",
+        "loss": not hasattr(config.loss, "corpora"),
+        "spikes": config.spikes.action == "none",
+    }
     known = [name for name in STATES if not absent.get(name, False)]
     for name in checkpoint.exclude_from_loading:
         if name not in known:
@@ -110,6 +116,43 @@ def check_compile(settings: Settings, config: Any) -> None:
     backends = torch.compiler.list_backends(exclude_tags=())
     if section.backend not in backends:
         raise settings.error("compile.backend", f"unknown; {hint(section.backend, backends)}", section.backend)
+
+
+def check_batch_warmup(settings: Settings, config: Any, layout: Layout) -> None:
+    """Refuse a batch that cannot grow.
+
+    Raises:
+        UserError: naming the key to change.
+    """
+    warmup, training = config.batch_warmup, config.training
+    start, key = warmup.start_batch_size, "batch_warmup.start_batch_size"
+    if warmup.steps == 0:
+        if start:
+            raise settings.error(key, "is not read without batch_warmup.steps", start)
+        return
+    a_pass = training.local_batch_size * layout.batch
+    if training.global_batch_size <= a_pass:
+        problem = f"needs training.global_batch_size above {a_pass}, the sequences of one pass: it is what grows"
+        raise settings.error("batch_warmup.steps", problem, warmup.steps)
+    if start and (start % a_pass or start > training.global_batch_size):
+        problem = f"must be a multiple of {a_pass}, the sequences of one pass, up to training.global_batch_size"
+        raise settings.error(key, problem, start)
+
+
+def check_norms(settings: Settings, config: Any) -> None:
+    """Refuse to look at activations of a model that is not run eagerly.
+
+    Raises:
+        UserError: naming the key to change.
+    """
+    key = "metrics.activation_norms_every"
+    if not config.metrics.activation_norms_every:
+        return
+    if not config.training.disable_cuda_graphs:
+        raise settings.error(key, "needs training.disable_cuda_graphs = true", config.metrics.activation_norms_every)
+    if config.compile.enable and "model" in config.compile.components:
+        problem = 'needs a model that is not compiled: compile.components without "model"'
+        raise settings.error(key, problem, config.metrics.activation_norms_every)
 
 
 def check_optimizers(settings: Settings, config: Any) -> None:

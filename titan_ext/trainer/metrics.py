@@ -13,6 +13,7 @@ from torchtitan.components.metrics import _get_metrics_rank
 from titan_ext.config.pipeline import is_v_shaped
 from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord
 from titan_ext.trainer.journal import RunJournal
+from titan_ext.trainer.spikes import Spike
 from titan_ext.trainer.wandb import name_wandb_run
 
 # The only one of these schedules by whose name torchtitan knows that the first rank has the loss.
@@ -32,6 +33,14 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         """Inner steps from one round whose norms are measured to the next, at least: those of the mean pseudo-gradient, of
         the outer optimizer's state and of the model, in all and by layer, the cosine between the sites' updates and
         their noise scale. 0: none is."""
+
+        parameter_norms_every: int = 0
+        """Inner steps from one line of the kind "norms" in metrics.jsonl to the next, with the norms of parameters, of what
+        the step added to them and of gradients, by layer; such a step holds a second copy of the parameters. 0: none."""
+
+        activation_norms_every: int = 0
+        """As ``parameter_norms_every``, with the root mean square of what each layer puts out and each layer's largest
+        attention logit in the batch's first sequence. Needs a model that is neither compiled nor in a CUDA graph."""
 
     def __init__(
         self, config: Config, *, dump_folder: str = "./outputs", pp_schedule: str = "1F1B", **options: Any
@@ -86,6 +95,29 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         if self.is_logging_rank:
             self.logger.log({f"loss/{name}": value for name, value in values.items()}, step)
             self.journal.add("loss", {"step": step, **values})
+
+    def log_norms(self, step: int, norms: dict[str, dict[str, float]]) -> None:
+        """Log the norms of a step by what is measured and by layer."""
+        if self.is_logging_rank:
+            numbers = {f"{what}/{layer}": each for what, layers in norms.items() for layer, each in layers.items()}
+            self.logger.log({f"norms/{name}": each for name, each in numbers.items()}, step)
+            self.journal.add("norms", {"step": step, **norms})
+
+    def log_spike(self, step: int, spike: Spike, action: str) -> None:
+        """Log a step that stands out, and what becomes of it."""
+        if not self.is_logging_rank:
+            return
+        limits = {f"{signal}_limit": limit for signal, limit in spike.limits.items()}
+        self.journal.add(
+            "spike", {"step": step, "action": action, "loss": spike.loss, "grad_norm": spike.grad_norm, **limits}
+        )
+        torchtitan_metrics.logger.warning(
+            "step %d stands out (loss %.4f, gradient norm %.4f): %s",
+            step,
+            spike.loss,
+            spike.grad_norm,
+            "left out" if action == "skip" else "gradient clipped",
+        )
 
     def log_not_finite(self, step: int) -> None:
         """Log a step whose loss is a NaN or an infinity, of which torchtitan reports nothing else."""

@@ -49,7 +49,17 @@ class OptimizersContainer(_TorchtitanContainer):
     class Config(_TorchtitanContainer.Config):
         pass
 
+    leave_out_next_step = False
+    """Whether the next step comes to nothing but its hooks, to which the outer loop may belong."""
+
     _saved: Sequence[Mapping[str, Any]] = ()  # hyper-parameters of the checkpoint that was loaded, by group
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """A step of every optimizer, unless it is to be left out."""
+        if self.leave_out_next_step:
+            self.leave_out_next_step = False
+            return None
+        return super().step(closure)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """States as they were saved; hyper-parameters stay as they are configured now."""

@@ -53,11 +53,11 @@ class TokenStepTrainer(torchtitan_trainer.Trainer):
 
     def train_step(self, data_iterator: Iterator[tuple[_Batch, torch.Tensor]]) -> None:
         """torchtitan's, between the loss's hooks."""
+        self._passes, self._loss_so_far = 0, 0.0
         if self.token_loss is None:
             super().train_step(data_iterator)
             return
         self.token_loss.before_step(self.step)
-        self._passes, self._loss_so_far = 0, 0.0
         try:
             super().train_step(data_iterator)
         except Exception:
@@ -81,20 +81,30 @@ class TokenStepTrainer(torchtitan_trainer.Trainer):
     def forward_backward_step(self, **batch: Any) -> torch.Tensor:
         """As torchtitan's; after the last of a step loss and gradients are as the loss adds up its tokens."""
         loss = super().forward_backward_step(**batch)
-        if self.token_loss is None:
-            return loss
         self._passes += 1
         if self._passes < self.gradient_accumulation_steps:
             self._loss_so_far = self._loss_so_far + loss.detach()
             return loss
-        factor = self.token_loss.rescale(batch["global_valid_tokens"])
-        if factor is None:
-            return loss
+        before = self._loss_so_far
+        factor = None if self.token_loss is None else self.token_loss.rescale(batch["global_valid_tokens"])
+        if factor is not None:
+            self._multiply_gradients(factor)
+            loss = (before + loss.detach()) * factor - before
+        self.after_backward(before + loss.detach())
+        return loss
+
+    def after_backward(self, loss: torch.Tensor) -> None:
+        """Called once a step, when the whole gradient is there.
+
+        Args:
+            loss: this rank's part of the step's.
+        """
+
+    def _multiply_gradients(self, factor: float) -> None:
         for part in self.model_parts:
             for parameter in part.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
-        return (self._loss_so_far + loss.detach()) * factor - self._loss_so_far
 
     def state_of_loss(self) -> dict[str, Any]:
         """What of the loss belongs into checkpoints, by its name there; empty where it keeps nothing."""

@@ -30,19 +30,21 @@ from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, TokenRowMap
 from titan_ext.semi_sync.plan.resolve import resolve, shares_sparse_rows
 from titan_ext.semi_sync.wire.ledger import RoundRecord
 from titan_ext.semi_sync.wire.link import bytes_per_second, number_of_streams
+from titan_ext.trainer.batch_warmup import BatchWarmupConfig
 from titan_ext.trainer.checkpoints import CheckpointManager
 from titan_ext.trainer.cpu import finish
 from titan_ext.trainer.held_out import HeldOutLoss
+from titan_ext.trainer.gradient_step import GradientStepTrainer
 from titan_ext.trainer.metrics import MetricsProcessor
 from titan_ext.trainer.optimizers import OptimizersContainer
 from titan_ext.trainer.routing import RoutingStatistics
-from titan_ext.trainer.token_step import TokenStepTrainer
+from titan_ext.trainer.spikes import SpikesConfig
 
 # On top of the lighthouse's patience: what a heartbeat may take to arrive.
 _HEARTBEAT_MARGIN_SECONDS = 1.0
 
 
-class Trainer(TokenStepTrainer):
+class Trainer(GradientStepTrainer):
     """torchtitan's trainer for one site of several.
 
     Each inner step is torchtitan's own; after it the outer loop may exchange with the other sites.
@@ -77,6 +79,12 @@ class Trainer(TokenStepTrainer):
         optimizer_switch: SwitchConfig = field(default_factory=SwitchConfig)
         """A change of the inner optimizer's settings at one step."""
 
+        spikes: SpikesConfig = field(default_factory=SpikesConfig)
+        """Steps whose loss or gradient stands out."""
+
+        batch_warmup: BatchWarmupConfig = field(default_factory=BatchWarmupConfig)
+        """A global batch that grows over the first steps."""
+
     def __init__(self, config: Config) -> None:
         self.outer: SemiSync | None = None
         self.replica: StoppableReplica | None = None
@@ -100,7 +108,7 @@ class Trainer(TokenStepTrainer):
         except ValueError as error:
             raise UserError(f"optimizer_switch.{error}") from error
         if config.checkpoint.enable:
-            self.checkpointer.states |= self.state_of_loss()
+            self.checkpointer.states |= self.state_of_loss() | self.state_of_spikes()
         if config.semi_sync.method != "none" and not config.checkpoint.create_seed_checkpoint:
             self._build_outer_loop(config)
 
@@ -163,6 +171,8 @@ class Trainer(TokenStepTrainer):
             # Raised after all of the step but its report.
             if not str(error).startswith("Loss is not finite"):
                 raise
+            if self.config.spikes.action == "skip":
+                return True  # it came to nothing, and has been logged as a spike
             if self.outer is None:
                 problem = f"the loss of step {self.step} is not finite: lower the learning rate, or look at the data"
                 raise RunError(problem) from None

@@ -124,7 +124,7 @@ class OuterNorms:
         layers = self._squares.setdefault(what, {})
         for name, norm in zip(state.names, torch.stack(norms).tolist() if norms else (), strict=True):
             layer = layer_of(name)
-            layers[layer] = layers.get(layer, 0.0) + (scale * norm) ** 2 / _copies(state.tensors.view.tensor(name))
+            layers[layer] = layers.get(layer, 0.0) + (scale * norm) ** 2 / copies(state.tensors.view.tensor(name))
 
 
 def _is_whole(state: SyncedState) -> TypeGuard[SyncedParameters]:
@@ -132,7 +132,7 @@ def _is_whole(state: SyncedState) -> TypeGuard[SyncedParameters]:
     return isinstance(state, SyncedParameters) and not isinstance(state, SparseTable)
 
 
-def _copies(parameter: torch.Tensor) -> int:
+def copies(parameter: torch.Tensor) -> int:
     """Ranks of the site that hold the same values of the parameter."""
     if not isinstance(parameter, DTensor):
         return 1  # on one rank, or on pipeline stages of names of their own
