@@ -135,7 +135,8 @@ def build_config(settings: Settings, site: SiteConfig, header: SiteHeader, weigh
     }
     rows = getattr(spec.model, "vocab_size", chosen.vocabulary if chosen else 1) if spec else 1
     with findings.catch():
-        changes["loss"] = bind_loss(settings, binder, base.loss, rows, max(1, changes["training"].seq_len))
+        length, taught = max(1, changes["training"].seq_len), changes["regularizer"].teaches
+        changes["loss"] = bind_loss(settings, binder, base.loss, rows, length, taught)
     config = _assembled(settings, base, changes)
     derived |= {f"model.{key}": Origin.WEIGHTS for key in (model.taken if model else ())}
     if model is not None and model.vocabulary_derived:

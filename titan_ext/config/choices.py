@@ -43,8 +43,19 @@ class LossSection:
         require(self.unigram_documents >= 0, "unigram_documents", self.unigram_documents, "at least 0")
 
 
-def bind_loss(settings: Settings, binder: Binder, base: Any, vocabulary: int, seq_len: int) -> Any:
-    """The loss config: torchtitan's chunked or plain cross-entropy, a ``TokenLoss``, or the flavor's own kind."""
+def bind_loss(
+    settings: Settings, binder: Binder, base: Any, vocabulary: int, seq_len: int, taught: bool = False
+) -> Any:
+    """The loss config: torchtitan's chunked or plain cross-entropy, a ``TokenLoss``, or the flavor's own kind.
+
+    Args:
+        settings: of the site.
+        binder: theirs.
+        base: the flavor's loss.
+        vocabulary: rows of the model.
+        seq_len: tokens of a sequence.
+        taught: whether another model's logits are to be compared with.
+    """
     from torchtitan.components.loss import BaseLoss, ChunkedLossWrapper, CrossEntropyLoss
 
     from titan_ext.losses import TokenLoss
@@ -56,7 +67,7 @@ def bind_loss(settings: Settings, binder: Binder, base: Any, vocabulary: int, se
     table = outside_tables(settings, name)
     section = binder.table(LossSection(num_chunks=base.num_chunks if wrapped else None), table, "loss")
     inner = CrossEntropyLoss.Config(global_vocab_size=vocabulary)
-    if owner is None and (section.z_loss or section.unigram_documents):
+    if owner is None and (section.z_loss or section.unigram_documents or taught):
         owner = TokenLoss
     if not section.chunked and owner is None:
         return inner

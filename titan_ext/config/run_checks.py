@@ -1,6 +1,8 @@
 """Settings that bind without complaint and that a run would stumble over: refused before it starts."""
 
 import inspect
+import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +32,7 @@ def run_checks(settings: Settings, config: Any, layout: Layout) -> list[Callable
         lambda: check_optimizers(settings, config),
         lambda: check_batch_warmup(settings, config, layout),
         lambda: check_norms(settings, config),
+        lambda: check_regularizer(settings, config, layout),
     ]
 
 
@@ -59,6 +62,7 @@ def check_checkpoints(settings: Settings, config: Any, layout: Layout) -> None:
         "semi_sync": config.semi_sync.method == "none",
         "loss": not hasattr(config.loss, "corpora"),
         "spikes": config.spikes.action == "none",
+        "regularizer": not config.regularizer.phases or config.semi_sync.method != "none",
     }
     known = [name for name in STATES if not absent.get(name, False)]
     for name in checkpoint.exclude_from_loading:
@@ -153,6 +157,27 @@ def check_norms(settings: Settings, config: Any) -> None:
     if config.compile.enable and "model" in config.compile.components:
         problem = 'needs a model that is not compiled: compile.components without "model"'
         raise settings.error(key, problem, config.metrics.activation_norms_every)
+
+
+def check_regularizer(settings: Settings, config: Any, layout: Layout) -> None:
+    """Refuse passes beside the step's where there can be none.
+
+    Raises:
+        UserError: naming the key to change.
+    """
+    regularizer = config.regularizer
+    if regularizer.runs_passes and not config.training.disable_cuda_graphs:
+        raise settings.error("regularizer.phases", "ewc and distillation need training.disable_cuda_graphs = true")
+    if not regularizer.teaches:
+        return
+    if layout.pipeline > 1:
+        key = "parallelism.pipeline_parallel_degree"
+        raise settings.error(key, "must be 1 with distillation in regularizer.phases", layout.pipeline)
+    rounds = [phase for phase in regularizer.phases if phase.kind() is not None and phase.kind().teaches]
+    for one, other in itertools.combinations(rounds, 2):
+        ends = [math.inf if each.until_round == -1 else each.until_round for each in (one, other)]
+        if max(one.from_round, other.from_round) < min(ends):
+            raise settings.error("regularizer.phases", "two that distil overlap: one until_round must come first")
 
 
 def check_optimizers(settings: Settings, config: Any) -> None:

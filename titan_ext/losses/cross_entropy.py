@@ -15,12 +15,12 @@ from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.config import CompileConfig
 from torchtitan.distributed.spmd_types import current_spmd_mesh, spmd_mesh_size
 
-from titan_ext.losses.vocabulary import log_partition
+from titan_ext.losses.vocabulary import log_partition, softened_divergence
 
-PLAIN_METRIC, Z_METRIC = "cross_entropy_mean", "z_squared_mean"
+PLAIN_METRIC, Z_METRIC, DIVERGENCE_METRIC = "cross_entropy_mean", "z_squared_mean", "divergence_mean"
 """Names of the losses without weights; their ending tells the chunked loss to add them up."""
 
-_Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+_Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
 
 
 class WeightedCrossEntropy(torchtitan_loss.CrossEntropyLoss):
@@ -46,6 +46,8 @@ class WeightedCrossEntropy(torchtitan_loss.CrossEntropyLoss):
         self._maybe_compile(compile_config)
         self._weighted = self.fn
         self._z_loss = z_loss
+        self.teaching: tuple[float, float] | None = None
+        """Share of the divergence from a teacher in each token's loss, and the temperature; None without a teacher."""
         super().__init__(config, compile_config=compile_config)  # makes ``fn`` the plain loss
 
     def __call__(
@@ -54,14 +56,21 @@ class WeightedCrossEntropy(torchtitan_loss.CrossEntropyLoss):
         labels: torch.Tensor,
         global_valid_tokens: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
+        teacher: torch.Tensor | None = None,
         **inputs: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss over ``global_valid_tokens``; with ``weights`` ``[B, L]`` also what its parts are without them."""
+        """The loss over ``global_valid_tokens``; with ``weights`` ``[B, L]`` also what its parts are without them.
+
+        ``teacher`` has the logits of another model, this rank's columns ``[B, L, V]``; read only with ``weights``.
+        """
         if weights is None:
             return super().__call__(pred, labels, global_valid_tokens, **inputs)
         with spmd.no_typecheck():
-            loss, plain, z = self._weighted(pred, labels, weights, self.global_vocab_size, self._z_loss)
-            parts = {PLAIN_METRIC: plain, Z_METRIC: z}
+            taught = None if teacher is None else (teacher, *self.teaching)
+            loss, plain, z, divergence = self._weighted(
+                pred, labels, weights, self.global_vocab_size, self._z_loss, taught
+            )
+            parts = {PLAIN_METRIC: plain, Z_METRIC: z, DIVERGENCE_METRIC: divergence}
             metrics = {name: each.detach() / global_valid_tokens for name, each in parts.items() if each is not None}
             return loss / global_valid_tokens, metrics
 
@@ -72,8 +81,9 @@ def weighted_sums(
     weights: torch.Tensor,
     global_vocab_size: int | None,
     z_loss: float = 0.0,
+    taught: tuple[torch.Tensor, float, float] | None = None,
 ) -> _Sums:
-    """Sums over tokens: of the loss with weights, of the negative log-likelihood without, and of the squared log Z.
+    """Sums over tokens: of the loss with weights; without, of the negative log-likelihood, squared log Z and divergence.
 
     Args:
         logits: ``[B, L, V]``.
@@ -81,23 +91,33 @@ def weighted_sums(
         weights: fp32 ``[B, L]``, without a gradient.
         global_vocab_size: rows of the whole vocabulary.
         z_loss: factor of the squared log Z in the loss; with 0 it is not computed (None).
+        taught: a teacher's logits, the share of the divergence from them, and its temperature.
     """
     labels, weights = labels.flatten(), weights.flatten()
-    own, group, columns = _own_columns(logits, global_vocab_size)
+    own, group, columns = own_columns(logits, global_vocab_size)
     own = own.flatten(0, 1).float()
     if group is None:
         each = F.cross_entropy(own, labels, reduction="none", ignore_index=IGNORE_INDEX)
-        loss, plain = _summed(each * weights, labels), _summed(each, labels)
     else:
         each = torchtitan_loss._LossParallelCrossEntropy.apply(own, labels, group, columns, "none")
-        loss, plain = (each * weights).sum(), each.sum()
-    if not z_loss:
-        return loss, plain, None
-    squares = log_partition(own, group).square() * (labels != IGNORE_INDEX)
-    return loss + z_loss * (squares * weights).sum(), plain, squares.sum()
+
+    def summed(values: torch.Tensor) -> torch.Tensor:
+        return _summed(values, labels) if group is None else values.sum()
+
+    mixed, plain, squares, divergence = each, summed(each), None, None
+    if taught is not None:
+        teacher, share, temperature = taught
+        divergence = softened_divergence(teacher.flatten(0, 1).float(), own, group, temperature)
+        divergence = divergence * (labels != IGNORE_INDEX)
+        mixed = (1 - share) * each + share * divergence
+    if z_loss:
+        squares = log_partition(own, group).square() * (labels != IGNORE_INDEX)
+        mixed = mixed + z_loss * squares
+    sums = (None if part is None else part.sum() for part in (squares, divergence))
+    return summed(mixed * weights), plain, *sums
 
 
-def _own_columns(logits: torch.Tensor, global_vocab_size: int | None) -> tuple[torch.Tensor, Any, Any]:
+def own_columns(logits: torch.Tensor, global_vocab_size: int | None) -> tuple[torch.Tensor, Any, Any]:
     """This rank's columns, the group that has the others (None where they are all), and how many there are in all."""
     if isinstance(logits, DTensor):
         return logits.to_local(), logits.device_mesh.get_group("tp"), logits.shape[-1]

@@ -15,11 +15,17 @@ from torchtitan.config import CompileConfig
 
 from titan_ext.data.tokenizers.counting import count_tokens
 from titan_ext.data.tokenizers.unigram import Unigram
-from titan_ext.losses.cross_entropy import PLAIN_METRIC, Z_METRIC, WeightedCrossEntropy
+from titan_ext.losses.cross_entropy import (
+    DIVERGENCE_METRIC,
+    PLAIN_METRIC,
+    Z_METRIC,
+    WeightedCrossEntropy,
+    own_columns,
+)
 from titan_ext.losses.inner_step import InnerStep
 from titan_ext.losses.tokens import Tokens
 
-_PARTS = ("cross_entropy", "z_squared", "unigram_ce")
+_PARTS = ("cross_entropy", "z_squared", "unigram_ce", "divergence")
 """What is summed over the tokens without weights."""
 
 
@@ -49,6 +55,7 @@ class TokenLoss(ChunkedLossWrapper):
         super().__init__(config, compile_config=compile_config)
         self.loss_fn = WeightedCrossEntropy(config.loss_fn, compile_config=compile_config, z_loss=config.z_loss)
         self._z_loss, self._unigram_documents = config.z_loss, config.unigram_documents
+        self._teacher: torch.Tensor | None = None
         self.active = True
         """Whether calls are those of a step; others are plain and leave no trace."""
 
@@ -105,12 +112,14 @@ class TokenLoss(ChunkedLossWrapper):
 
     def report(self) -> dict[str, float]:
         """Values of the last step for the log, by name."""
-        cross_entropy, z_squared, unigram = self._plain_of_site.tolist()
+        cross_entropy, z_squared, unigram, divergence = self._plain_of_site.tolist()
         found = {"cross_entropy": cross_entropy}
         if self._z_loss:
             found["z_loss"] = self._z_loss * z_squared
         if self._unigram is not None:
             found |= {"unigram_ce": unigram, "normalised_loss": cross_entropy - unigram}
+        if self.loss_fn.teaching is not None:
+            found["divergence"] = divergence
         return found
 
     @property
@@ -140,13 +149,28 @@ class TokenLoss(ChunkedLossWrapper):
             return super().__call__(pred, tokens.labels, global_valid_tokens, **inputs)
         with torch.no_grad():
             weights = self.weights(whole(pred), tokens)
-        loss, metrics = super().__call__(pred, tokens.labels, global_valid_tokens, weights=weights)
+        taught = {} if self._teacher is None else {"teacher": self._teacher}
+        self._teacher = None
+        loss, metrics = super().__call__(pred, tokens.labels, global_valid_tokens, weights=weights, **taught)
+        if taught:
+            self._plain[3].add_(metrics.pop(DIVERGENCE_METRIC))
         self._plain[0].add_(metrics.pop(PLAIN_METRIC))
         if self._z_loss:
             self._plain[1].add_(metrics.pop(Z_METRIC))
         if self._unigram is not None:
             self._plain[2].add_(self._unigram_sum(tokens.labels) / global_valid_tokens)
         return loss, metrics
+
+    @torch.no_grad()
+    def learn_from(self, hidden: torch.Tensor) -> None:
+        """Take what another model makes of the batch that is the next to come.
+
+        Its logits are held whole until then, whatever the chunks.
+
+        Args:
+            hidden: what the head reads, ``[B, L, D]``, with the other model's head in place.
+        """
+        self._teacher, _, _ = own_columns(self.lm_head(hidden), self.loss_fn.global_vocab_size)
 
     def _unigram_sum(self, labels: torch.Tensor) -> torch.Tensor:
         learnt = labels != IGNORE_INDEX

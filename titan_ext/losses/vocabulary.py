@@ -33,3 +33,24 @@ def log_partition(logits: torch.Tensor, group: dist.ProcessGroup | None) -> torc
         return torch.logsumexp(logits, dim=-1)
     highest = funcol.all_reduce(logits.detach().amax(-1), reduceOp="max", group=group)
     return highest + total((logits - highest[:, None]).exp().sum(-1), group).log()
+
+
+def softened_divergence(
+    teacher: torch.Tensor, own: torch.Tensor, group: dist.ProcessGroup | None, temperature: float
+) -> torch.Tensor:
+    """T^2 KL(teacher || own) at temperature T, summed over the vocabulary (arXiv 1503.02531, section 2.1).
+
+    Args:
+        teacher: logits without a gradient, this rank's columns ``[T, V]``.
+        own: those that are trained.
+        group: has the other columns; None where these are all.
+        temperature: what logits are divided by.
+
+    Returns:
+        ``[T]``.
+    """
+    wanted, found = teacher / temperature, own / temperature
+    wanted = wanted - log_partition(wanted, group)[:, None]
+    # The probabilities sum to 1, so that the log of the own denominator stands alone: it is of all columns.
+    parts = total((wanted.exp() * (wanted - found)).sum(-1), group)
+    return temperature**2 * (parts + log_partition(found, group))

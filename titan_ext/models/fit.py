@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # What may stand in a checkpoint beside the weights: the trainer's other states, and in Hugging Face's files a buffer
 # and a tied head.
 _BESIDE = re.compile(
-    r"^(optimizer|lr_scheduler|dataloader|train_state|semi_sync|loss|spikes)\b|\.inv_freq$|^lm_head\.weight$"
+    r"^(optimizer|lr_scheduler|dataloader|train_state|semi_sync|loss|regularizer|spikes)\b|\.inv_freq$|^lm_head\.weight$"
 )
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 _HEADS = "n_heads or head_dim"

@@ -10,11 +10,11 @@ from torchtitan.distributed import utils as dist_utils
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.trainer.batch_warmup import passes_at
 from titan_ext.trainer.norms import ActivationNorms, ParameterNorms
+from titan_ext.trainer.regularized_step import RegularizedStepTrainer
 from titan_ext.trainer.spikes import Spike, SpikeDetector
-from titan_ext.trainer.token_step import TokenStepTrainer
 
 
-class GradientStepTrainer(TokenStepTrainer):
+class GradientStepTrainer(RegularizedStepTrainer):
     """torchtitan's step, in which a gradient may be looked at, clipped or left aside before the optimizer takes it."""
 
     metrics_processor: Any
@@ -55,9 +55,10 @@ class GradientStepTrainer(TokenStepTrainer):
         if self._spikes is not None:
             self._look_for_spike(self._spikes, loss)
 
-    def state_of_spikes(self) -> dict[str, Any]:
-        """What checkpoints keep of it, by its name there."""
-        return {"spikes": self._spikes} if self._spikes is not None else {}
+    def state_of_step(self) -> dict[str, Any]:
+        """What checkpoints keep of loss, regularisers and spikes, by its name there."""
+        spikes = {"spikes": self._spikes} if self._spikes is not None else {}
+        return self.state_of_loss() | self.state_of_regularizer() | spikes
 
     def _look_for_spike(self, detector: SpikeDetector, loss: torch.Tensor) -> None:
         has_loss = not self.parallel_dims.pp_enabled or self.pp_has_last_stage

@@ -32,6 +32,7 @@ STATES = {
     "train_state": "the count of steps and tokens",
     "semi_sync": "the outer loop",
     "loss": "the loss's state",
+    "regularizer": "the model that training started from",
     "spikes": "the losses and norms that spikes are known by",
 }
 """What a run keeps in checkpoints beside its model, by name, in words."""

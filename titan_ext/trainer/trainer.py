@@ -22,6 +22,7 @@ from titan_ext.errors import RunError, UserError
 from titan_ext.export.llama import is_llama, llama_config
 from titan_ext.models.capabilities import tell_step
 from titan_ext.optim.switch import Switch, SwitchConfig
+from titan_ext.regularizers import RegularizerConfig
 from titan_ext.replica import ReplicaConfig
 from titan_ext.replica.shutdown.graceful_shutdown import GracefulShutdown
 from titan_ext.replica.shutdown.process import GracefulExit
@@ -85,6 +86,9 @@ class Trainer(GradientStepTrainer):
         batch_warmup: BatchWarmupConfig = field(default_factory=BatchWarmupConfig)
         """A global batch that grows over the first steps."""
 
+        regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
+        """What keeps inner steps near the model that the site has received."""
+
     def __init__(self, config: Config) -> None:
         self.outer: SemiSync | None = None
         self.replica: StoppableReplica | None = None
@@ -108,7 +112,7 @@ class Trainer(GradientStepTrainer):
         except ValueError as error:
             raise UserError(f"optimizer_switch.{error}") from error
         if config.checkpoint.enable:
-            self.checkpointer.states |= self.state_of_loss() | self.state_of_spikes()
+            self.checkpointer.states |= self.state_of_step()
         if config.semi_sync.method != "none" and not config.checkpoint.create_seed_checkpoint:
             self._build_outer_loop(config)
 

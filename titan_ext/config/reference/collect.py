@@ -279,6 +279,7 @@ def _purpose(name: str, config: Any) -> str:
 
 _LISTED = {
     "optimizer.param_groups": "[[optimizer.param_groups]] tables, instead of the short form.",
+    "regularizer.phases": "[[regularizer.phases]] tables: rounds in which inner steps are kept near the received model.",
     "semi_sync.scopes": "[[semi_sync.scopes]] tables: parameters that the sites share in a way of their own.",
 }
 """Sections that are lists of tables."""
