@@ -16,6 +16,7 @@ from titan_ext.experiments.abbie import command as abbie
 from titan_ext.experiments.convergence import command as convergence
 from titan_ext.experiments.dept import command as dept
 from titan_ext.experiments.fomoe import command as fomoe
+from titan_ext.experiments.mup import command as mup
 from titan_ext.experiments.tiny import command as tiny
 
 # Each with HELP, add_arguments(parser) and run(options) -> figures; its docstring describes it.
@@ -29,6 +30,7 @@ _BENCHMARKS = {
     "dept": dept,
     "fomoe": fomoe,
     "metrics": metrics,
+    "mup": mup,
     "optim": optim,
     "overhead": overhead,
     "plan": plan,

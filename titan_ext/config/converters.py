@@ -19,7 +19,10 @@ TORCHTITANS = {
     "nvfp4": "torchtitan.components.quantization.NVFP4LinearConverter",
     "lora": "torchtitan.components.lora.LoRAConverter",
 }
-OURS = {"power_linear": "titan_ext.models.power_linear.PowerLinearConverter"}
+OURS = {
+    "mup": "titan_ext.models.mup.MupConverter",
+    "power_linear": "titan_ext.models.power_linear.PowerLinearConverter",
+}
 KNOWN = TORCHTITANS | OURS
 _COMPILED = "model_compile_enabled"
 
@@ -40,13 +43,15 @@ def convert_model(settings: Settings, spec: Any, compile_config: Any) -> Any:
     if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):
         raise settings.error(f"model.{KEY}", "must be [[model.converters]] tables, one for each", tables)
     configs = [_bound(settings, f"model.{KEY}[{place}]", table, compile_config) for place, table in enumerate(tables)]
-    model = spec.model
+    model, keeps_weights = spec.model, True
     with _told_as(settings, f"model.{KEY}"):
         _check_order(configs)
     for place, config in enumerate(configs):
         with _told_as(settings, f"model.{KEY}[{place}]"):
-            model = config.build().convert(model)
-    if not all(getattr(config._owner, "keeps_weights", True) for config in configs):
+            converter = config.build()
+            model = converter.convert(model)
+            keeps_weights = keeps_weights and getattr(converter, "keeps_weights", True)
+    if not keeps_weights:
         spec = dataclasses.replace(spec, state_dict_adapter=None)
     return dataclasses.replace(spec, model=model) if configs else spec
 

@@ -13,6 +13,9 @@ from titan_ext.config.layout import Layout, pipeline_stages
 from titan_ext.config.losses import check_loss
 from titan_ext.config.pipeline import check_schedule, trained_parameters, within
 from titan_ext.config.settings import Settings, hint
+from titan_ext.models.mup import ScaledLinear
+from titan_ext.optim.moments import moments_by_parameter
+from titan_ext.trainer.optimizers import as_arguments
 from titan_ext.trainer.resuming import STATES
 
 # What has no meaning where no checkpoint is read or written, and would be passed over in silence.
@@ -41,6 +44,7 @@ def model_checks(settings: Settings, config: Any) -> list[Callable[[], None]]:
     return [
         lambda: check_schedule(settings, config, len(pipeline_stages(settings, config))),
         lambda: check_groups(settings, config),
+        lambda: check_scaled_rates(settings, config),
     ]
 
 
@@ -224,6 +228,25 @@ def check_groups(settings: Settings, config: Any) -> None:
             of = f"of pipeline stage {stage}" if config.parallelism.pipeline_parallel_degree > 1 else "of the model"
             problem = f"matches no parameter {of} that none before it does"
             raise settings.error(f"optimizer.param_groups[{place}].pattern", problem, patterns[place])
+
+
+def check_scaled_rates(settings: Settings, config: Any) -> None:
+    """Refuse layers whose learning rates follow muP's rules for Adam under an optimizer of another kind.
+
+    Raises:
+        UserError: naming the optimizer.
+    """
+    if not any(config.model_spec.model.traverse(ScaledLinear.Config)):
+        return
+    for group in config.optimizer.param_groups:
+        factory = config.optimizer._owner._resolve_optimizer_factory(group.optimizer_name)
+        optimizer = factory([torch.nn.Parameter(torch.zeros(2, 2))], **as_arguments(group.optimizer_kwargs))
+        kept = [moment.order for _, each in moments_by_parameter(optimizer) for moment in each.values()]
+        if 2 not in kept:
+            problem = (
+                f"{group.optimizer_name} has no second moment, and muP's learning rates are for those that have one"
+            )
+            raise settings.error(_name_key(settings), problem)
 
 
 def _first_match(patterns: Sequence[str], name: str) -> int | None:

@@ -113,8 +113,7 @@ def weighted_sums(
     if z_loss:
         squares = log_partition(own, group).square() * (labels != IGNORE_INDEX)
         mixed = mixed + z_loss * squares
-    sums = (None if part is None else part.sum() for part in (squares, divergence))
-    return summed(mixed * weights), plain, *sums
+    return summed(mixed * weights), plain, _sum(squares), _sum(divergence)
 
 
 def own_columns(logits: torch.Tensor, global_vocab_size: int | None) -> tuple[torch.Tensor, Any, Any]:
@@ -124,6 +123,10 @@ def own_columns(logits: torch.Tensor, global_vocab_size: int | None) -> tuple[to
     if spmd_mesh_size("tp") > 1:
         return logits, current_spmd_mesh().get_group("tp"), global_vocab_size
     return logits, None, logits.shape[-1]
+
+
+def _sum(values: torch.Tensor | None) -> torch.Tensor | None:
+    return None if values is None else values.sum()
 
 
 def _summed(each: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

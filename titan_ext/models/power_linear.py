@@ -114,7 +114,7 @@ class PowerLinearConverter(ModelConfigConverter):
         for name, config, parent, attribute in list(model_config.traverse(Linear.Config)):
             if type(config) is Linear.Config and any(fnmatchcase(name, pattern) for pattern in patterns):
                 found += 1
-                _put(parent, attribute, self._under_power(config))
+                put(parent, attribute, self._under_power(config))
         if not found:
             raise ValueError(f"modules = {patterns}: no linear layer of the model matches")
         return model_config
@@ -142,7 +142,8 @@ def _rooted(initialise: Callable[[torch.Tensor], Any], exponent: float) -> Calla
     return initialise_under_power
 
 
-def _put(parent: Any, attribute: Any, value: Any) -> None:
+def put(parent: Any, attribute: Any, value: Any) -> None:
+    """Put a part into its parent, where traversing a model's config found another."""
     if isinstance(parent, list):
         parent[attribute] = value
     else:

@@ -1,5 +1,6 @@
 """torchtitan's optimizer container, open to more inner optimizers."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch.optim import Optimizer
 from torchtitan.components.optimizer import OptimizersContainer as _TorchtitanContainer
 
+from titan_ext.models.mup import lr_multipliers
 from titan_ext.optim import ADOPT, QHADOPT, QHSGDM, SGD, DeMo, LowRankAdamW, Muon, QHAdamW
 
 _OURS: dict[str, Callable[..., Optimizer]] = {
@@ -115,4 +117,26 @@ class OptimizersContainer(_TorchtitanContainer):
             replace(each, optimizer_kwargs=_implementation(each, impl_kwargs) | as_arguments(each.optimizer_kwargs))
             for each in param_group_configs
         ]
-        return _TorchtitanContainer._build_param_groups(model, groups, impl_kwargs)
+        built, patterns = _TorchtitanContainer._build_param_groups(model, groups, impl_kwargs)
+        return _by_rate(built, patterns, lr_multipliers(model))
+
+
+def _default_rate(name: str) -> Any:
+    return inspect.signature(OptimizersContainer._resolve_optimizer_factory(name)).parameters["lr"].default
+
+
+def _by_rate(groups: dict, patterns: dict, multipliers: Mapping[int, float]) -> tuple[dict, dict]:
+    """The groups, each divided by what its parameters' learning rates are multiplied by."""
+    divided: dict[str, list] = {name: [] for name in groups}
+    found: dict[str, list] = {name: [] for name in groups}
+    for name, group, pattern in ((n, g, p) for n in groups for g, p in zip(groups[n], patterns[n], strict=True)):
+        rates = [multipliers.get(id(each), 1.0) for each in group["params"]]
+        for rate in dict.fromkeys(rates):
+            chosen = {
+                key: [each for each, own in zip(group[key], rates, strict=True) if own == rate]
+                for key in ("params", "param_names")
+            }
+            scaled = {} if rate == 1.0 else {"lr": rate * group.get("lr", _default_rate(name))}
+            divided[name].append({**group, **chosen, **scaled})
+            found[name].append(pattern)
+    return divided, found

@@ -1,0 +1,61 @@
+"""``titan-ext personalize`` on a checkpoint of a real run: what moves, and what is measured."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader
+
+from tests.end_to_end.forked import SiteRun, lighthouse, start_ranks, start_site
+from tests.end_to_end.test_layouts import write_config
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    reader = FileSystemReader(str(folder))
+    found = reader.read_metadata().state_dict_metadata
+    prefixes = ("tok_embeddings.", "layers.", "norm.", "lm_head.")
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in found.items()
+        if name.startswith(prefixes) and hasattr(entry, "size")
+    }
+    dcp.load(state, storage_reader=reader)
+    return state
+
+
+def personalize(config: Path, *arguments: str) -> SiteRun:
+    return start_ranks(config, "a", 1, "", _call, [str(config), "--site=a", *arguments])
+
+
+def _call(arguments: list[str]) -> None:
+    from titan_ext.cli import main
+
+    raise SystemExit(main(["personalize", *arguments]))
+
+
+def test_each_way_goes_on_from_the_checkpoint_and_moves_what_it_should(tmp_path, text_corpus):
+    data = f'{{dataset = "{text_corpus}", split = "train", holdout_fraction = 0.1}}'
+    config = write_config(tmp_path, ["a"], [data], {}, "[checkpoint]\nenable = true\ninterval = 5\n")
+    with lighthouse(1) as url:
+        site = start_site(config, "a", 1, url)
+        assert site.wait() == [0], site.log()[-3000:]
+    out = tmp_path / "adapted"
+    flags = [f"--dump_folder={tmp_path}", f"--out={out}", "--steps=4", "--lr=1e-2", "--tokens=2000"]
+    found = personalize(config, *flags, "--by=fine-tune,freeze,ewc,distillation", "--strength=1.0")
+    assert found.wait() == [0], found.log()[-3000:]
+    report = json.loads([line for line in found.log().splitlines() if line.startswith('{"site"')][-1])
+    assert [row["way"] for row in report["ways"]] == ["none", "fine-tune", "freeze", "ewc", "distillation"]
+    before = weights(tmp_path / "a" / "checkpoint" / "step-5")
+    assert before
+    distance = {}
+    for row in report["ways"][1:]:
+        after = weights(out / row["way"] / "checkpoint" / "step-4")
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert moved == ({"lm_head.weight"} if row["way"] == "freeze" else set(before)), row["way"]
+        distance[row["way"]] = sum((after[name] - before[name]).square().sum().item() for name in before) ** 0.5
+        assert row["gain"] == report["ways"][0]["loss"] - row["loss"]
+    assert distance["ewc"] < 1.1 * distance["fine-tune"]
+    assert len(set(distance.values())) == 4
+    again = personalize(config, *flags, "--by=freeze")
+    assert again.wait() != [0] and "is there already" in again.log()
