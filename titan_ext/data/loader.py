@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache
 from typing import Any, get_args
 
@@ -21,6 +21,7 @@ from titan_ext.data.corpora.listing import Listing
 from titan_ext.data.corpora.stream import PREFIX, StreamFeed
 from titan_ext.data.dataset import PackedTextDataset
 from titan_ext.data.feed import CorpusFeed, Feed, Selection
+from titan_ext.data.mix import MixChange, MixedDataLoader, check_mix
 from titan_ext.data.order import Split
 from titan_ext.data.packing import Sample
 from titan_ext.data.progress import Progress, reader_states
@@ -100,9 +101,20 @@ class TextDataLoader(ParallelAwareDataloader):
         refuses, "continue" goes on at the same place, says what changed, and may read documents of the epoch twice or
         not at all."""
 
+        mix: dict[str, float] = field(default_factory=dict)
+        """Shares of corpora in the site's tokens, such as {wiki = 0.7, code = 0.3}: each name is a file or folder directly in
+        the folder ``dataset``, with its ending or without. They need not sum to 1. Nothing: all of ``dataset`` is one corpus."""
+
+        mix_changes: list[MixChange] = field(default_factory=list)
+        """[[data.mix_changes]] tables: other shares from a step on."""
+
+        def build(self, **parts: Any) -> Any:
+            """The loader: of one corpus, or of several in their shares."""
+            return MixedDataLoader(self, **parts) if self.mix else ParallelAwareDataloader.Config.build(self, **parts)
+
         def held_out(self) -> "TextDataLoader.Config | None":
             """The documents that this leaves out of training; None where it takes all."""
-            rest = replace(self, split="validation")
+            rest = replace(self, split="validation", mix={}, mix_changes=[])
             return rest if self.split == "train" and (self.holdout_fraction > 0 or rest._has_files()) else None
 
         def _has_files(self) -> bool:
@@ -126,6 +138,7 @@ class TextDataLoader(ParallelAwareDataloader):
         def validate(self) -> None:
             """Raises UserError, naming the key, for a value outside its range."""
             require(self.dataset_path is None, "data.dataset_path", self.dataset_path, "unset: dataset names the path")
+            check_mix(self)
             require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1 document")
             require(self.share_count >= 1, "data.share_count", self.share_count, "at least 1 site")
             require(

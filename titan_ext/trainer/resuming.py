@@ -21,7 +21,7 @@ _RULE = re.compile(r"^semi_sync\.states\.[^.]+\.(.+)$")
 # are its copies of the parameters, whatever its method calls them.
 _NEEDED = {
     "optimizer": re.compile(r"^optimizer\.state\."),
-    "dataloader": re.compile(r"^dataloader\.ranks$"),
+    "dataloader": re.compile(r"^dataloader\.(ranks|mix)$"),
     "train_state": re.compile(r"^train_state\.step$"),
     "semi_sync": re.compile(r"^semi_sync\.counters$|^semi_sync\.states\..*\.(global|slow)$"),
 }

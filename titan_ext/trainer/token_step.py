@@ -9,6 +9,7 @@ import spmd_types as spmd
 import torch
 from torchtitan import trainer as torchtitan_trainer
 
+from titan_ext.data.mix import MixedDataLoader
 from titan_ext.data.packing import IDENTITY
 from titan_ext.losses import InnerStep, TokenLoss, Tokens
 
@@ -54,6 +55,8 @@ class TokenStepTrainer(torchtitan_trainer.Trainer):
     def train_step(self, data_iterator: Iterator[tuple[_Batch, torch.Tensor]]) -> None:
         """torchtitan's, between the loss's hooks."""
         self._passes, self._loss_so_far = 0, 0.0
+        if isinstance(self.dataloader, MixedDataLoader):
+            self.dataloader.before_step(self.step)
         if self.token_loss is None:
             super().train_step(data_iterator)
             return

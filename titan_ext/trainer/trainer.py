@@ -34,8 +34,8 @@ from titan_ext.semi_sync.wire.link import bytes_per_second, number_of_streams
 from titan_ext.trainer.batch_warmup import BatchWarmupConfig
 from titan_ext.trainer.checkpoints import CheckpointManager
 from titan_ext.trainer.cpu import finish
-from titan_ext.trainer.held_out import HeldOutLoss
 from titan_ext.trainer.gradient_step import GradientStepTrainer
+from titan_ext.trainer.held_out import HeldOutLoss
 from titan_ext.trainer.metrics import MetricsProcessor
 from titan_ext.trainer.optimizers import OptimizersContainer
 from titan_ext.trainer.routing import RoutingStatistics
