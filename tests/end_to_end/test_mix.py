@@ -21,8 +21,8 @@ def test_a_mix_is_resumed_exactly_and_changes_at_its_step(tmp_path):
     for name, letter in {"wiki": "w", "code": "c"}.items():
         texts = [letter * (30 + number % 17) + str(number) for number in range(200)]
         (corpora / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    data = f'{{dataset = "{corpora}", mix = {{wiki = 0.75, code = 0.25}}, mix_changes = [{{step = 4, mix = {{code = 1.0}}}}]}}'
-    checkpoints = "[checkpoint]\nenable = true\ninterval = 3\nkeep_latest_k = 0\n"
+    mix = f'dataset = "{corpora}", mix = {{wiki = 0.75, code = 0.25}}'
+    data = f"{{{mix}, mix_changes = [{{step = 4, mix = {{code = 1.0}}}}]}}"
     config = write_config(tmp_path / "run", ["a"], [data], {}, checkpoints)
     whole = trajectory(train(config))
     folder = config.parent / "a"
@@ -31,8 +31,9 @@ def test_a_mix_is_resumed_exactly_and_changes_at_its_step(tmp_path):
     assert trajectory(train(config)) == whole[3:]
     shutil.rmtree(folder / "checkpoint" / "step-5")
     (folder / "metrics.jsonl").unlink()
-    other = trajectory(train(config, f'--data={{dataset = "{corpora}", mix = {{wiki = 0.75, code = 0.25}}}}'))
+    write_config(config.parent, ["a"], [f"{{{mix}}}"], {}, checkpoints)
+    other = trajectory(train(config))
     assert other[0] == whole[3] and other[1] != whole[4], "the change is at the fifth step"
     shutil.rmtree(folder / "checkpoint" / "step-5")
-    one = train(config, f"--data={corpora / 'wiki.jsonl'}")
-    assert "the place in the data (of another kind in the checkpoint)" in one.log()
+    write_config(config.parent, ["a"], [f'"{corpora / "wiki.jsonl"}"'], {}, checkpoints)
+    assert "the place in the data (of another kind in the checkpoint)" in train(config).log()
