@@ -23,6 +23,7 @@ def test_a_mix_is_resumed_exactly_and_changes_at_its_step(tmp_path):
         (corpora / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     mix = f'dataset = "{corpora}", mix = {{wiki = 0.75, code = 0.25}}'
     data = f"{{{mix}, mix_changes = [{{step = 4, mix = {{code = 1.0}}}}]}}"
+    checkpoints = "[checkpoint]\nenable = true\ninterval = 3\nkeep_latest_k = 0\n"
     config = write_config(tmp_path / "run", ["a"], [data], {}, checkpoints)
     whole = trajectory(train(config))
     folder = config.parent / "a"

@@ -17,6 +17,7 @@ from titan_ext.experiments.convergence import command as convergence
 from titan_ext.experiments.dept import command as dept
 from titan_ext.experiments.fomoe import command as fomoe
 from titan_ext.experiments.mup import command as mup
+from titan_ext.experiments.sparsity import command as sparsity
 from titan_ext.experiments.tiny import command as tiny
 
 # Each with HELP, add_arguments(parser) and run(options) -> figures; its docstring describes it.
@@ -35,6 +36,7 @@ _BENCHMARKS = {
     "overhead": overhead,
     "plan": plan,
     "rejoin": rejoin,
+    "sparsity": sparsity,
     "results": pages,
     "sync": sync,
     "tiny": tiny,

@@ -17,7 +17,7 @@ from titan_ext.experiments.models import loss_of, train_step
 from titan_ext.experiments.text import Batch, joined
 from titan_ext.semi_sync import SemiSyncConfig
 from titan_ext.semi_sync.testing import InProcessSites
-from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
+from titan_ext.semi_sync.wire.ledger import RoundRecord, ring_all_reduce_bytes
 
 
 class InnerTraining:
@@ -122,6 +122,10 @@ class SemiSynchronous:
         self.diverged = self.diverged or left_out or not all(map(isfinite, losses))
         if self.diverged:
             _erase(self.models)
+
+    def last_round(self) -> RoundRecord | None:
+        """The first site's record of its last round; None before the first."""
+        return self._outer[0].ledger.last
 
     def bytes_sent(self) -> list[int]:
         """By the outer loop's ledger."""
