@@ -55,3 +55,16 @@ def test_a_wrong_option_is_one_line(command, flags, said, capsys):
         assert said in str(error)
         return
     assert code == 2 and said in capsys.readouterr().err
+
+
+def test_sites_that_lose_are_counted_against_themselves_alone(corpus, capsys):
+    flags = ["--dim", "32", "--layers", "1", "--steps", "8", "--sync-every", "2", "--batch", "2", "--length", "16"]
+    command = ["bench", "pafl", "--corpus", str(corpus), "--languages", "latin,greek", *flags]
+    assert cli.main([*command, "--seeds", "1", "--workers", "1"]) == 0
+    rows = {row["arm"]: row for row in figures_of(capsys)["rows"]}
+    assert list(rows) == ["alone", "federated", "proximal", "ewc", "distillation"]
+    assert rows["alone"]["losing"] == [0]
+    for row in rows.values():
+        alone = rows["alone"]["by_site"]
+        assert row["losing"] == [sum(own > theirs for own, theirs in zip(row["by_site"], alone))]
+    assert len({row["loss"] for row in rows.values()}) == 5

@@ -17,6 +17,7 @@ from titan_ext.experiments.convergence import command as convergence
 from titan_ext.experiments.dept import command as dept
 from titan_ext.experiments.fomoe import command as fomoe
 from titan_ext.experiments.mup import command as mup
+from titan_ext.experiments.pafl import command as pafl
 from titan_ext.experiments.sparsity import command as sparsity
 from titan_ext.experiments.tiny import command as tiny
 
@@ -34,6 +35,7 @@ _BENCHMARKS = {
     "mup": mup,
     "optim": optim,
     "overhead": overhead,
+    "pafl": pafl,
     "plan": plan,
     "rejoin": rejoin,
     "sparsity": sparsity,

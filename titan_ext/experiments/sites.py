@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from titan_ext.experiments.models import loss_of, train_step
 from titan_ext.experiments.text import Batch, joined
-from titan_ext.semi_sync import SemiSyncConfig
+from titan_ext.semi_sync import SemiSync, SemiSyncConfig
 from titan_ext.semi_sync.testing import InProcessSites
 from titan_ext.semi_sync.wire.ledger import RoundRecord, ring_all_reduce_bytes
 
@@ -32,12 +32,12 @@ class InnerTraining:
     def __init__(self, model: nn.Module, optimizer: Optimizer, rate: Callable[[int], float]) -> None:
         self.model = model
         self.optimizer = optimizer
-        self._rates = LambdaLR(optimizer, rate)
+        self.rates = LambdaLR(optimizer, rate)
 
     def step(self, batch: Batch) -> float:
         """One inner step; returns its loss."""
         loss = loss_of(self.model, batch)
-        train_step(self.model, loss, self.optimizer, self._rates)
+        train_step(self.model, loss, self.optimizer, self.rates)
         return loss.item()
 
 
@@ -122,6 +122,10 @@ class SemiSynchronous:
         self.diverged = self.diverged or left_out or not all(map(isfinite, losses))
         if self.diverged:
             _erase(self.models)
+
+    def outer_loop(self, site: int) -> SemiSync:
+        """A site's outer loop."""
+        return self._outer[site]
 
     def last_round(self) -> RoundRecord | None:
         """The first site's record of its last round; None before the first."""

@@ -67,7 +67,7 @@ def training_text(settings: TextSettings, seed: int) -> Iterator[list[Batch]]:
     """
     sites = [_site_text(settings, seed, site) for site in range(settings.sites)]
     while True:
-        yield [_batch(list(islice(site, settings.batch))) for site in sites]
+        yield [stacked(list(islice(site, settings.batch))) for site in sites]
 
 
 @lru_cache(maxsize=1)
@@ -79,7 +79,7 @@ def validation_text(settings: TextSettings) -> list[Batch]:
     """
     found = list(islice(_dataset(settings, "validation"), _VALIDATION_SEQUENCES * 64))
     chosen = found[:: max(1, len(found) // _VALIDATION_SEQUENCES)][:_VALIDATION_SEQUENCES]
-    return [_batch(chosen[start : start + _TOGETHER]) for start in range(0, len(chosen), _TOGETHER)]
+    return [stacked(chosen[start : start + _TOGETHER]) for start in range(0, len(chosen), _TOGETHER)]
 
 
 def check_text(settings: TextSettings) -> None:
@@ -90,7 +90,7 @@ def check_text(settings: TextSettings) -> None:
 
 def _site_text(settings: TextSettings, seed: int, site: int) -> Iterator[Sample]:
     dataset = _dataset(settings, "train", seed, site, settings.sites)
-    return _shuffled(dataset, np.random.default_rng([seed, site]))
+    return shuffled(dataset, seed, site)
 
 
 def _dataset(settings: TextSettings, split: Split, seed: int = 0, share: int = 0, shares: int = 1) -> PackedTextDataset:
@@ -115,8 +115,9 @@ def _corpus(name: str) -> Corpus:
     return open_corpus(name)
 
 
-def _shuffled(samples: Iterable[Sample], generator: np.random.Generator) -> Iterator[Sample]:
+def shuffled(samples: Iterable[Sample], seed: int, site: int) -> Iterator[Sample]:
     """The samples in an order that is random within a window; the last window of them is left out."""
+    generator = np.random.default_rng([seed, site])
     source = iter(samples)
     window = list(islice(source, _WINDOW))
     for sample in source:
@@ -125,7 +126,8 @@ def _shuffled(samples: Iterable[Sample], generator: np.random.Generator) -> Iter
         window[place] = sample
 
 
-def _batch(samples: list[Sample]) -> Batch:
+def stacked(samples: list[Sample]) -> Batch:
+    """One batch of samples."""
     return Batch(
         torch.stack([inputs["input"] for inputs, _ in samples]),
         torch.stack([labels for _, labels in samples]),

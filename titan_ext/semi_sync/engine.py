@@ -23,6 +23,7 @@ from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.site.ranks import tensors_sha256
 from titan_ext.semi_sync.state.checksum import model_checksum
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
+from titan_ext.semi_sync.state.synced_state import SyncedState
 from titan_ext.semi_sync.state.views import like, moments_kept
 from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord
 from titan_ext.semi_sync.wire.manager import ReplicaManager
@@ -336,9 +337,16 @@ class SemiSync:
 
         Where a method's sites differ until the end, the values are this site's own.
         """
+        return self._values_of(self._states)
+
+    def received_parameters(self) -> dict[str, torch.Tensor]:
+        """As ``global_parameters``, only those that are the same at all sites: what the last round has brought."""
+        return self._values_of([state for state in self._states if state.facts.equal_at_all_sites])
+
+    def _values_of(self, states: Sequence[SyncedState]) -> dict[str, torch.Tensor]:
         return {
             name: like(self._committer.view.tensor(name), part)
-            for state in self._states
+            for state in states
             for name, part in zip(state.names, state.global_values(), strict=False)  # some states have none
         }
 

@@ -57,7 +57,10 @@ def adapted_config(
     """
     phases = [] if way.regularizer is None else [Phase(name=way.regularizer, strength=strength)]
     regularizer = RegularizerConfig(phases=phases)
+    # mypy knows no fields of configs that torchtitan's __init_subclass__ makes.
     whole: Any = config
+    optimizer: Any = config.optimizer
+    checkpoints: Any = config.checkpoint
     return replace(
         whole,
         dump_folder=str(folder),
@@ -73,7 +76,7 @@ def adapted_config(
             expert_parallel_degree=1,
         ),
         lr_scheduler=replace(config.lr_scheduler, warmup_steps=0, total_steps=None, decay_ratio=0.0),
-        optimizer=replace(config.optimizer, param_groups=_groups(config, way, lr)),
+        optimizer=replace(optimizer, param_groups=_groups(config, way, lr)),
         optimizer_switch=SwitchConfig(),
         spikes=SpikesConfig(),
         batch_warmup=BatchWarmupConfig(),
@@ -81,7 +84,7 @@ def adapted_config(
         loss=_seeing_tokens(config.loss) if regularizer.teaches else config.loss,
         validator=replace(config.validator, enable=False),
         checkpoint=replace(
-            config.checkpoint,
+            checkpoints,
             enable=True,
             interval=steps,
             initial_load_path=str(checkpoint),

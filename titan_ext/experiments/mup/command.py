@@ -198,7 +198,8 @@ def _checked(options: argparse.Namespace) -> tuple[Settings, list[int], list[flo
     require(fine, "dims", options.dims, "two or more multiples of 32")
     require(options.base_dim % 32 == 0, "base_dim", options.base_dim, "a multiple of 32")
     require(0 < options.check_lr < math.inf, "check_lr", options.check_lr, "above 0")
-    settings = Settings(**{each.name: getattr(options, each.name, 1) for each in fields(Settings)})
+    chosen: dict[str, Any] = {each.name: getattr(options, each.name, 1) for each in fields(Settings)}
+    settings = Settings(**chosen)
     from titan_ext.experiments.text import check_text
 
     grid = command.learning_rates(options.learning_rates)

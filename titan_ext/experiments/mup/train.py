@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -51,7 +52,7 @@ def train(settings: Settings, run: Run) -> Result:
     started, seen = time.perf_counter(), hashlib.sha256()
     model = build_model(settings, *arm_and_dim(run.method), run.seed)
     optimizer = build_optimizer(model, run.lr)
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings.steps))
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate, steps=settings.steps))
     for (batch,) in islice(training_text(settings, run.seed), settings.steps):
         seen.update(batch.inputs.numpy().tobytes())
         loss = loss_of(model, batch.to(settings.device))
@@ -93,8 +94,9 @@ def _change(settings: Settings, model: nn.Module, lr: float, steps: int, seed: i
 def outputs(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
     """What embedding, each layer and head put out."""
     found: dict[str, torch.Tensor] = {}
-    parts = {"tok_embeddings": model.tok_embeddings, "lm_head": model.lm_head}
-    layers: Any = model.layers
+    whole: Any = model
+    parts: dict[str, nn.Module] = {"tok_embeddings": whole.tok_embeddings, "lm_head": whole.lm_head}
+    layers = whole.layers
     parts |= {f"layers.{number}": layer for number, layer in layers.items()}
     hooks = [
         part.register_forward_hook(lambda _, __, output, name=name: found.__setitem__(name, output.float()))

@@ -1,0 +1,60 @@
+"""What is compared: sites alone, sites together, and together near the received model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+
+from titan_ext.regularizers import Phase
+
+ALONE, TOGETHER = "alone", "federated"
+ARMS = (ALONE, TOGETHER, "proximal", "ewc", "distillation")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What all runs share."""
+
+    corpus: str
+    """Folder with a folder for each language."""
+    languages: str
+    """Comma-separated, one for each site: the first has all of its documents, each next half of the share before."""
+    dim: int
+    layers: int
+    steps: int
+    """Inner steps; a multiple of ``sync_every``."""
+    batch: int
+    length: int
+    sync_every: int
+    device: str
+
+    @property
+    def names(self) -> list[str]:
+        """The languages."""
+        return self.languages.split(",")
+
+    @property
+    def rounds(self) -> int:
+        """Of a run."""
+        return self.steps // self.sync_every
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What a run came to."""
+
+    losses: list[float | None]
+    """Of each site on held-out text of its language, nats a byte token: of its own model alone, of the shared one together."""
+    tokens_sha256: str
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Mean over the sites; infinite for a run that diverged."""
+        known = [loss for loss in self.losses if loss is not None]
+        return sum(known) / len(known) if len(known) == len(self.losses) else inf
+
+
+def phases(arm: str, rounds: int) -> list[Phase]:
+    """The arm's regularisers: the proximal term in all rounds, the others in the second half of them."""
+    later: Mapping[str, int] = {} if arm == "proximal" else {"from_round": rounds // 2}
+    return [] if arm in (ALONE, TOGETHER) else [Phase(name=arm, **later)]

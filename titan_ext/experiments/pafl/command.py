@@ -1,0 +1,171 @@
+"""Which sites lose by taking part (PaFL, arXiv 2305.02728): languages of unequal size, each at a site of its own.
+
+Each site trains alone, or all train one model by averaging every --sync-every steps, on as many tokens: as it is, or near
+the received model: by a proximal term in all rounds, or by elastic weight consolidation or distillation in the second
+half of them. The first language has all of its documents, each next one half of the share before.
+
+  loss       mean over the sites of the loss on held-out text of their language, nats a token, and tokens are bytes
+  worst      of the site where it is highest; spread: standard deviation over the sites
+  losing     sites whose loss is above that of their model alone, mean over the seeds
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from statistics import mean, pstdev
+from typing import Any
+
+from titan_ext.bench.flags import Numbers, add_numbers, check_numbers, require
+from titan_ext.experiments import command
+
+HELP = "PaFL: how many sites lose by taking part, with regularisers and without"
+
+_EXAMPLES = """\
+examples:
+  titan-ext bench pafl --corpus FOLDER --out runs/pafl                          all arms, three seeds
+  titan-ext bench pafl --corpus FOLDER --languages en,de --seeds 1              a first look
+"""
+_SIZES: Numbers = {
+    # default, least, help
+    "dim": (64, 32, "width of the model, a multiple of 32"),
+    "layers": (2, 1, "transformer blocks"),
+    "steps": (320, 2, "inner steps, a multiple of --sync-every"),
+    "batch": (4, 1, "sequences a site and step"),
+    "length": (64, 1, "tokens a sequence"),
+    "sync_every": (16, 1, "inner steps between rounds"),
+    "seeds": (3, 1, "runs of each arm"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Corpus, sizes, and where results go."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EXAMPLES
+    text = "with a folder for each language, and in that files train* and valid*"
+    parser.add_argument("--corpus", required=True, metavar="FOLDER", help=text)
+    parser.add_argument("--languages", default="en,es,fr,pl", help="one for each site (default: en,es,fr,pl)")
+    add_numbers(parser, _SIZES)
+    parser.add_argument("--learning-rates", default="4e-3", help="grid of learning rates (default: 4e-3 alone)")
+    command.add_run_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Train what is missing, print the table, and return its figures.
+
+    Raises:
+        UserError: an option is out of range, or the corpus cannot be read.
+        RunError: a worker failed.
+    """
+    from titan_ext.experiments.pafl.arms import ARMS, Result, Settings
+    from titan_ext.experiments.pafl.train import check_corpus, train
+    from titan_ext.experiments.report import TunedOutcome, tuned_outcomes
+
+    check_numbers(options, _SIZES)
+    require(options.dim % 32 == 0, "dim", options.dim, "a multiple of 32")
+    every = options.sync_every
+    require(options.steps % (2 * every) == 0, "steps", options.steps, f"a multiple of twice --sync-every ({every})")
+    command.check_run_arguments(options)
+    languages = options.languages.split(",")
+    fine = len(languages) > 1 and len(set(languages)) == len(languages)
+    require(fine, "languages", options.languages, "two or more names of folders, each once")
+    settings = Settings(**{each.name: getattr(options, each.name) for each in fields(Settings)})
+    check_corpus(settings)
+    grid = command.learning_rates(options.learning_rates)
+    grids = {arm: list(grid) for arm in ARMS}
+    done = command.train_missing(
+        options, settings, grids, train=train, arguments=(settings,), result_type=Result, describe=lambda arm: arm
+    )
+    found = tuned_outcomes(TunedOutcome, grids, options.seeds, done)
+    rows = [_row(outcome, found) for outcome in found.values()]
+    figures = {**asdict(settings), "seeds": options.seeds, "rows": rows, "claims": _claims(rows)}
+    _print(figures)
+    if options.plot is not None:
+        _plot(figures, options.plot)
+    return figures
+
+
+def _row(outcome: Any, found: Mapping[str, Any]) -> dict[str, Any]:
+    from titan_ext.experiments.pafl.arms import ALONE
+    from titan_ext.experiments.report import number
+
+    losing = [
+        sum(own is None or own > alone for own, alone in zip(ours.losses, theirs.losses, strict=True))
+        for ours, theirs in zip(outcome.runs, found[ALONE].runs, strict=True)
+    ]
+    by_site = [[loss for run in outcome.runs if (loss := run.losses[site]) is not None] for site in _sites(outcome)]
+    means = [mean(losses) for losses in by_site if losses]
+    return {
+        "arm": outcome.method,
+        "lr": outcome.lr,
+        "loss": number(outcome.loss),
+        "deviation": number(outcome.deviation),
+        "by_site": [number(each) for each in means],
+        "worst": number(max(means)) if means else None,
+        "spread": number(pstdev(means)) if means else None,
+        "losing": losing,
+    }
+
+
+def _sites(outcome: Any) -> range:
+    return range(len(outcome.runs[0].losses))
+
+
+def _claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from titan_ext.experiments.claims import claim
+    from titan_ext.experiments.pafl.arms import ALONE, TOGETHER
+
+    losing = {row["arm"]: mean(row["losing"]) for row in rows}
+    judged = [
+        claim(
+            "some sites lose by taking part as it is", losing[TOGETHER] > 0, f"{losing[TOGETHER]:.2f} sites on average"
+        )
+    ]
+    for arm in (each for each in losing if each not in (ALONE, TOGETHER)):
+        text = f"with {arm} fewer sites lose (the paper: half as many with distillation on language)"
+        figures = f"{losing[arm]:.2f} against {losing[TOGETHER]:.2f}"
+        judged.append(claim(text, losing[arm] < losing[TOGETHER], figures))
+    return judged
+
+
+def _print(figures: Mapping[str, Any]) -> None:
+    from titan_ext.experiments.claims import print_claims
+    from titan_ext.launcher.text import columns, number_text
+
+    languages = figures["languages"].split(",")
+    parts = ", ".join(f"{name} 1/{2**place}" for place, name in enumerate(languages))
+    print(
+        f"sites: {parts} of the documents; {figures['steps']} steps, a round every {figures['sync_every']}, "
+        f"{figures['seeds']} seed(s)\n"
+    )
+    titles = ["arm", "lr", "loss", "+-", *languages, "worst", "spread", "losing"]
+    body = [
+        [
+            row["arm"],
+            f"{row['lr']:g}",
+            number_text(row["loss"], ".4f"),
+            number_text(row["deviation"], ".4f"),
+            *(number_text(loss, ".4f") for loss in row["by_site"]),
+            number_text(row["worst"], ".4f"),
+            number_text(row["spread"], ".4f"),
+            f"{mean(row['losing']):.2f}",
+        ]
+        for row in figures["rows"]
+    ]
+    print(*columns([titles, *body]), sep="\n")
+    print_claims("\nexpected, and what came out", figures["claims"])
+
+
+def _plot(figures: Mapping[str, Any], path: Any) -> None:
+    from titan_ext.experiments.plots import new_figure, save
+
+    figure = new_figure(8)
+    axes = figure.subplots()
+    alone = figures["rows"][0]["by_site"]
+    for row in figures["rows"][1:]:
+        gaps = [own - theirs for own, theirs in zip(row["by_site"], alone, strict=True)]
+        axes.plot(figures["languages"].split(","), gaps, marker="o", label=row["arm"])
+    axes.axhline(0.0, color="black", linewidth=0.8)
+    axes.set(xlabel="site, by size", ylabel="loss less that of the site alone, nats a token")
+    axes.legend()
+    for file in save(figure, path):
+        print(f"plot: {file}")
