@@ -159,3 +159,33 @@ def test_a_second_moment_does_not_begin_anew_alone(name):
         Switch(SwitchConfig(step=3, reset_states=second), [build(parameters)])
     with pytest.raises(ValueError, match="'exp_avg_7' must be one of"):
         Switch(SwitchConfig(step=3, reset_states=["exp_avg_7"]), [build(parameters)])
+
+
+def test_two_momenta_after_warm_up_are_those_of_the_authors_runs():
+    """Weights [1, 0] to [.05, .95], betas [.9, .999, .999], both momenta from zero, twice the rate; steps are counted on.
+
+    Against the equations of MT-DAO's Adam in plain loops, every momentum divided by its own 1 - beta^n.
+    """
+    parameter = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    optimizer = QHAdamW([parameter], lr=0.01, betas=(0.9, 0.9, 0.999), omegas=(1.0, 0.0))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    settings = {"betas": [0.9, 0.999, 0.999], "omegas": [0.05, 0.95], "reset_states": ["exp_avg_0", "exp_avg_1"]}
+    switch = Switch(SwitchConfig(step=3, lr_scale=2.0, **settings), [optimizer], [schedule])
+    x, u, v = [1.0, -2.0], [[0.0, 0.0], [0.0, 0.0]], [0.0, 0.0]
+    betas, omegas, rate = (0.9, 0.9), (1.0, 0.0), 0.01
+    for taken in range(8):
+        if taken == 3:
+            betas, omegas, rate, u = (0.9, 0.999), (0.05, 0.95), 0.02, [[0.0, 0.0], [0.0, 0.0]]
+        gradient = [1.0 + taken, 0.5 * (-1) ** taken]
+        for i, g in enumerate(gradient):
+            v[i] = 0.999 * v[i] + 0.001 * g * g
+            step = (1 - sum(omegas)) * g
+            for j, (beta, omega) in enumerate(zip(betas, omegas)):
+                u[j][i] = beta * u[j][i] + (1 - beta) * g
+                step += omega * u[j][i] / (1 - beta ** (taken + 1))
+            x[i] -= rate * step / ((v[i] / (1 - 0.999 ** (taken + 1))) ** 0.5 + 1e-8)
+        switch.before_step(taken)
+        parameter.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+        schedule.step()
+        assert parameter.tolist() == pytest.approx(x, rel=1e-9), taken

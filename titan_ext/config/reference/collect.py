@@ -38,6 +38,10 @@ SITE = "site"
 _HIDDEN = {
     "data.dataset_path",
     "validator.dataloader.dataset_path",
+    "validator.dataloader.mix",
+    "validator.dataloader.mix_changes",
+    "validator.dataloader.mix_changes.step",
+    "validator.dataloader.mix_changes.mix",
     "profiler.trace_post_processor",
     "semi_sync.settings",
 }
@@ -278,6 +282,7 @@ def _purpose(name: str, config: Any) -> str:
 
 
 _LISTED = {
+    "data.mix_changes": "[[data.mix_changes]] tables, [[site.data.mix_changes]] in a site's: other shares from a step on.",
     "optimizer.param_groups": "[[optimizer.param_groups]] tables, instead of the short form.",
     "regularizer.phases": "[[regularizer.phases]] tables: rounds in which inner steps are kept near the received model.",
     "semi_sync.scopes": "[[semi_sync.scopes]] tables: parameters that the sites share in a way of their own.",
