@@ -19,7 +19,7 @@ LETTERS = {"wiki": "w", "code": "c", "mail": "m"}
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpora")
     for place, (name, letter) in enumerate(LETTERS.items()):
-        texts = [letter * (20 + 7 * number % 60) + str(number) for number in range(50 + 20 * place)]
+        texts = [f"{letter}{number:03d}" * (5 + 2 * number % 15) for number in range(50 + 20 * place)]
         path = folder / f"{name}.jsonl"
         if name == "mail":  # a folder of files
             (folder / name).mkdir()
