@@ -16,7 +16,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from titan_ext.bench.flags import Numbers, add_numbers, check_numbers, require
+from titan_ext.bench.flags import Numbers, add_numbers, check_numbers, require_flag
 from titan_ext.errors import UserError
 from titan_ext.experiments import command
 from titan_ext.experiments.mup.arms import ARMS, Result, Settings, method_of
@@ -45,8 +45,7 @@ _NOT_GROWING = 0.25
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes, widths, tuning, and where results go."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = _EXAMPLES
+    command.begin(parser, _EXAMPLES)
     add_numbers(parser, _SIZES)
     parser.add_argument("--dims", default="32,64,128", help="comma-separated widths (default: 32,64,128)")
     parser.add_argument("--check", action="store_true", help="the coordinate check alone")
@@ -56,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="2e-3,4e-3,8e-3,1.6e-2",
         help="grid of learning rates (default: 2e-3,4e-3,8e-3,1.6e-2)",
     )
-    parser.add_argument(
-        "--corpus", default="builtin:docs", help="file, folder, glob or builtin (default: builtin:docs)"
-    )
+    command.add_corpus(parser)
     command.add_run_arguments(parser)
 
 
@@ -195,9 +192,9 @@ def _checked(options: argparse.Namespace) -> tuple[Settings, list[int], list[flo
     except ValueError:
         raise UserError(f"--dims {options.dims}: must be whole numbers, such as 32,64,128") from None
     fine = len(dims) > 1 and all(dim >= 32 and dim % 32 == 0 for dim in dims)
-    require(fine, "dims", options.dims, "two or more multiples of 32")
-    require(options.base_dim % 32 == 0, "base_dim", options.base_dim, "a multiple of 32")
-    require(0 < options.check_lr < math.inf, "check_lr", options.check_lr, "above 0")
+    require_flag(fine, "dims", options.dims, "two or more multiples of 32")
+    require_flag(options.base_dim % 32 == 0, "base_dim", options.base_dim, "a multiple of 32")
+    require_flag(0 < options.check_lr < math.inf, "check_lr", options.check_lr, "above 0")
     chosen: dict[str, Any] = {each.name: getattr(options, each.name, 1) for each in fields(Settings)}
     settings = Settings(**chosen)
     from titan_ext.experiments.text import check_text

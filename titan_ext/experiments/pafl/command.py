@@ -11,11 +11,11 @@ half of them. The first language has all of its documents, each next one half of
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from statistics import mean, pstdev
 from typing import Any
 
-from titan_ext.bench.flags import Numbers, add_numbers, check_numbers, require
+from titan_ext.bench.flags import Numbers, add_numbers, check_numbers, require_flag
 from titan_ext.experiments import command
 
 HELP = "PaFL: how many sites lose by taking part, with regularisers and without"
@@ -39,8 +39,7 @@ _SIZES: Numbers = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Corpus, sizes, and where results go."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = _EXAMPLES
+    command.begin(parser, _EXAMPLES)
     text = "with a folder for each language, and in that files train* and valid*"
     parser.add_argument("--corpus", required=True, metavar="FOLDER", help=text)
     parser.add_argument("--languages", default="en,es,fr,pl", help="one for each site (default: en,es,fr,pl)")
@@ -61,14 +60,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from titan_ext.experiments.report import TunedOutcome, tuned_outcomes
 
     check_numbers(options, _SIZES)
-    require(options.dim % 32 == 0, "dim", options.dim, "a multiple of 32")
+    require_flag(options.dim % 32 == 0, "dim", options.dim, "a multiple of 32")
     every = options.sync_every
-    require(options.steps % (2 * every) == 0, "steps", options.steps, f"a multiple of twice --sync-every ({every})")
+    require_flag(
+        options.steps % (2 * every) == 0, "steps", options.steps, f"a multiple of twice --sync-every ({every})"
+    )
     command.check_run_arguments(options)
     languages = options.languages.split(",")
     fine = len(languages) > 1 and len(set(languages)) == len(languages)
-    require(fine, "languages", options.languages, "two or more names of folders, each once")
-    settings = Settings(**{each.name: getattr(options, each.name) for each in fields(Settings)})
+    require_flag(fine, "languages", options.languages, "two or more names of folders, each once")
+    settings = command.settings_of(options, Settings)
     check_corpus(settings)
     grid = command.learning_rates(options.learning_rates)
     grids = {arm: list(grid) for arm in ARMS}

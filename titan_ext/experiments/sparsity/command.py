@@ -13,10 +13,10 @@ under a power; "dense" averages all. Every arm is trained at the same learning r
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
-from titan_ext.bench.flags import Numbers, add_numbers, require
+from titan_ext.bench.flags import Numbers, add_numbers, require_flag
 from titan_ext.errors import UserError
 from titan_ext.experiments import command
 from titan_ext.experiments.sparsity.arms import DENSE, PLAIN, POWER, Result, Settings, arm_names
@@ -43,17 +43,14 @@ _SIZES: Numbers = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes, sparsities, tuning, and where results go."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = _EXAMPLES
+    command.begin(parser, _EXAMPLES)
     add_numbers(parser, _SIZES)
     parser.add_argument(
         "--sparsities", default="0.5,0.8,0.95,0.99", help="comma-separated shares of zeros (default: 0.5,0.8,0.95,0.99)"
     )
     parser.add_argument("--exponent", type=float, default=1.25, help="power of SparsyFed's layers (default: 1.25)")
     parser.add_argument("--learning-rates", default="4e-3", help="grid of learning rates (default: 4e-3 alone)")
-    parser.add_argument(
-        "--corpus", default="builtin:docs", help="file, folder, glob or builtin (default: builtin:docs)"
-    )
+    command.add_corpus(parser)
     command.add_run_arguments(parser)
 
 
@@ -172,14 +169,14 @@ def _plot(rows: list[dict[str, Any]], path: Any) -> None:
 def _checked(options: argparse.Namespace) -> tuple[Settings, list[float], dict[str, list[float]]]:
     command.check_sizes(options, _SIZES)
     command.check_run_arguments(options)
-    require(options.exponent >= 1, "exponent", options.exponent, "at least 1")
+    require_flag(options.exponent >= 1, "exponent", options.exponent, "at least 1")
     try:
         sparsities = sorted({float(each) for each in options.sparsities.split(",")})
     except ValueError:
         raise UserError(f"--sparsities {options.sparsities}: must be numbers, such as 0.5,0.95") from None
     fine = all(0 < each < 1 for each in sparsities)
-    require(fine, "sparsities", options.sparsities, "above 0 and below 1")
-    settings = Settings(**{each.name: getattr(options, each.name) for each in fields(Settings)})
+    require_flag(fine, "sparsities", options.sparsities, "above 0 and below 1")
+    settings = command.settings_of(options, Settings)
     grid = command.learning_rates(options.learning_rates)
     from titan_ext.experiments.text import check_text
 
