@@ -79,11 +79,11 @@ def test_all_questions_with_their_arms(corpus, monkeypatch, capsys, tmp_path):
         assert len(row["losses"]) == 2 and len(row["curve"]) == 20 and row["trials"] == 1
         if row["arm"] == "ddp":
             assert row["gap"] == 0 and row["gap_half_width"] == 0 and row["bytes_sent"] == 0
-    by_arm = {row["arm"]: row for row in figures["rows"] if row["part"] == "methods"}
+    by_arm = {row["arm"]: row for row in figures["rows"] if row["part"] in ("des_loc", "methods")}
     assert 2 * by_arm["des_loc_k32"]["bytes_sent"] < 1.2 * by_arm["local_adam_k32"]["bytes_sent"]
     assert by_arm["local_sgd_k32"]["bytes_sent"] * 3 == by_arm["local_adam_k32"]["bytes_sent"]
     claims = [each["claim"] for each in figures["claims"]]
-    assert any(each.startswith("methods, ") and "DES-LOC" in each for each in claims)
+    assert any(each.startswith("des_loc, ") and "DES-LOC" in each for each in claims)
     assert any(each.startswith("low_rank, ") and "1%" in each for each in claims)
     assert any(each.startswith("cause, ") and "MT-DAO" in each for each in claims)
     monkeypatch.setattr(RunPool, "train", lambda self, runs: pytest.fail("trained again"))

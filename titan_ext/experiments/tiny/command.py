@@ -15,7 +15,8 @@ lies at its edge, and run at its best one with all seeds.
   decay        the same with a learning rate that falls to 0 over the last tenth
   ratio        K against the half-life of the slow momentum
   noise        batches of a quarter and of four times the size; half as many steps
-  methods      DES-LOC against Local Adam, and DiLoCo and FedAvg
+  des_loc      DES-LOC against Local Adam
+  methods      DiLoCo and FedAvg against Local Adam
   low_rank     LoRDO and low-rank data parallelism, each with a fast and a slow momentum; half as many steps
   bases        LoRDO's rank, first bases, error feedback and renewals of the bases; half as many steps
 
