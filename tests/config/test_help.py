@@ -98,7 +98,7 @@ def test_a_key_is_explained(key: str, fragments: list[str], capsys: pytest.Captu
         ("validator.dataset", "did you mean validator.dataloader.dataset?"),
         ("checkpoint.enable_checkpoint", "did you mean checkpoint.enable? (an older name)"),
         ("float8.recipe_name", "no home here"),
-        ("elephant", "allowed: site, model, data"),
+        ("elephant", "allowed: site, region, model, data"),
     ],
 )
 def test_what_is_no_key_is_answered(key: str, advice: str, capsys: pytest.CaptureFixture) -> None:

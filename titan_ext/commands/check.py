@@ -56,6 +56,7 @@ def _as_text(file: str, sites: list, everything: bool) -> str:
     from titan_ext.config.cost.cost import site_cost
     from titan_ext.config.findings import counted, missing_lines
     from titan_ext.config.render import render_cost, render_site
+    from titan_ext.config.tree import render_tree
 
     costs = {site.name: (site, site_cost(site)) for site in sites}
     missing = _missing(file, costs)
@@ -68,6 +69,8 @@ def _as_text(file: str, sites: list, everything: bool) -> str:
         blocks.append("\n".join(data))
     blocks += [render_site(site, everything=everything) for site in sites]
     blocks += [render_cost(same, cost) for same, cost in _alike(costs)]
+    if tree := render_tree(sites):
+        blocks.append(tree)
     return "\n\n".join(blocks)
 
 

@@ -17,6 +17,7 @@ from titan_ext.optim.switch import check_reset
 from titan_ext.semi_sync.build import averages_state, is_elementwise
 from titan_ext.semi_sync.methods.registry import METHODS
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan
+from titan_ext.semi_sync.plan.regions import REGION
 from titan_ext.semi_sync.plan.resolve import shares_sparse_rows
 from titan_ext.semi_sync.plan.scopes import assign
 
@@ -172,6 +173,12 @@ def check_outer_loop(settings: Settings, config: Any, num_sites: int) -> list[st
     _check_states(settings, config, plan)
     if plan.weighting.needs_loss and config.dataloader.held_out() is None:
         raise settings.error("semi_sync.weighting", _NO_TEXT, outer.weighting)
+    for group in plan.groups:
+        if group.split("/")[0] not in config.site.labels:
+            if group.startswith(REGION):
+                raise settings.error(REGION, "is missing: [semi_sync] speaks of regions, so every site needs one")
+            problem = f'has no "{group}", by which a scope of [semi_sync] is shared; every site needs one'
+            raise settings.error("labels", problem, config.site.labels)
     if config.training.dtype != "float32" and any(rule.apply.needs_fp32 for rule in plan.rules):
         problem = f'must be "float32" with semi_sync.method = "{outer.method}"'
         raise settings.error("training.dtype", problem, config.training.dtype)

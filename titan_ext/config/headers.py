@@ -10,15 +10,17 @@ from titan_ext.config.binder import Binder, field_types
 from titan_ext.config.findings import Findings
 from titan_ext.config.flags import parse_flags
 from titan_ext.config.nodes import settle_nodes
+from titan_ext.config.regions import Regions, check_region, read_regions, region_settings
 from titan_ext.config.sections import SiteConfig, SiteHeader
 from titan_ext.config.settings import UNSET, Origin, Settings, hint
 from titan_ext.config.source import read_file
 from titan_ext.config.unknown import unknown_key, unknown_section
 from titan_ext.errors import UserError
+from titan_ext.semi_sync.plan.regions import REGION
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 _SHARE = ("share_index", "share_count")
-_ONLY_IN_SITE = ("name", "index", "count")
+_ONLY_IN_SITE = ("name", "index", "count", REGION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +59,29 @@ def plan_sites(path: str, overrides: Sequence[str], known: KnownNames, findings:
     tables = read_file(path)
     flags = parse_flags(overrides)
     whole = Settings(str(path), findings=findings)
-    whole.merge({key: value for key, value in tables.items() if key != "site"}, Origin.FILE)
+    whole.merge({key: value for key, value in tables.items() if key not in ("site", REGION)}, Origin.FILE)
+    regions = read_regions(whole, tables.get(REGION, []))
+    for settings in regions.values():
+        _check_names(Settings(str(path), findings=findings).merge(settings, Origin.FILE), known)
     sites = _site_tables(whole, tables)
     _check_names(whole, known)
     _check_names(Settings(str(path), findings=findings).merge(flags, Origin.FLAG), known)
-    plans = [_plan(whole, table, flags, place, len(sites), known) for place, table in enumerate(sites)]
+    plans = []
+    for place, table in enumerate(sites):
+        plans.append(_plan(_of_regions(whole, regions, table), table, flags, place, len(sites), known))
+        check_region(plans[-1].settings, plans[-1].header.region, regions)
     _check_unique(str(path), plans, findings)
     _share_out(plans)
+    _count_labels(plans)
     return plans
+
+
+def _of_regions(whole: Settings, regions: Regions, table: Mapping[str, Any]) -> Settings:
+    """The file's settings with those of a site's regions over them."""
+    settings = whole.copy()
+    for each in region_settings(regions, table):
+        settings.merge(each, Origin.FILE)
+    return settings
 
 
 def _site_tables(whole: Settings, tables: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -104,6 +121,7 @@ def _plan(whole: Settings, table: Mapping, flags: Mapping, place: int, count: in
         index=place if header.index is None else header.index,
         count=count if header.count is None else header.count,
         weight=header.weight,
+        labels={**header.labels, **({REGION: header.region} if header.region else {})},
     )
     _check_header(settings, site, count)
     return SitePlan(settings, header, site)
@@ -150,7 +168,7 @@ def _check_names(settings: Settings, known: KnownNames, in_site: bool = False) -
             for error in unknown_section(settings, name, allowed, known.homes):
                 settings.refuse(error)
         else:
-            shown = allowed if in_site else [*allowed, "site"]
+            shown = allowed if in_site else [*allowed, "site", REGION]
             settings.refuse(unknown_key(settings, "", name, shown, known.homes))
 
 
@@ -191,6 +209,17 @@ def _share_out(plans: Sequence[SitePlan]) -> None:
         if len(group) > 1 and not telling:
             for place, plan in enumerate(group):
                 plan.settings.merge({"data": {"share_index": place, "share_count": len(group)}}, Origin.TITAN_EXT)
+
+
+def _count_labels(plans: Sequence[SitePlan]) -> None:
+    """Tell each site how many sites of the file have its labels."""
+    for plan in plans:
+        for key, label in plan.site.labels.items():
+            plan.site.label_counts[key] = sum(other.site.labels.get(key) == label for other in plans)
+        in_order = sorted(plans, key=lambda each: each.site.name)
+        paths = [other.site.labels.get(REGION) for other in in_order]
+        plan.site.regions = [path for path in paths if path] if all(paths) else []
+        plan.site.place = [other.site.name for other in in_order].index(plan.site.name)
 
 
 def select(file: str, plans: Sequence[SitePlan], name: str | None) -> SitePlan:

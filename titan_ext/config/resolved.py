@@ -15,6 +15,7 @@ from titan_ext.config.choices import activation_modes
 from titan_ext.config.losses import name_in_file, name_of, own_fields
 from titan_ext.config.settings import Origin
 from titan_ext.data.tokenizers.traits import identity
+from titan_ext.semi_sync.plan.regions import REGION
 
 FILE_NAME = "config.json"
 # Keys whose default is ours because torchtitan has no such key.
@@ -58,6 +59,7 @@ def dump_resolved(site: Any) -> dict[str, Any]:
                 "index": site.index,
                 "count": site.count,
                 "weight": site.weight,
+                **_labels(config.site.labels),
                 "nproc": site.nproc,
                 "nodes": site.nodes.count,
                 **({"rendezvous_port": site.nodes.port} if site.nodes.port else {}),
@@ -173,3 +175,10 @@ def _activation_checkpoint(policy: Any) -> dict[str, Any]:
     kind = None if policy is None else type(policy)
     mode = next(mode for mode, owner in activation_modes().items() if owner is kind)
     return {"mode": mode, **(plain(policy) if policy is not None else {})}
+
+
+def _labels(labels: Mapping[str, str]) -> dict[str, Any]:
+    """A site's region and its other labels as keys of its table."""
+    others = {key: label for key, label in labels.items() if key != REGION}
+    region = {REGION: labels[REGION]} if REGION in labels else {}
+    return {**region, **({"labels": others} if others else {})}

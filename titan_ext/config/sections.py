@@ -20,6 +20,18 @@ class SiteConfig:
     weight: float = 1.0
     """The site's weight in a round's mean under ``semi_sync.weighting = "site"``."""
 
+    labels: dict[str, str] = field(default_factory=dict)
+    """What it has in common with some of the other sites, its region among them."""
+
+    label_counts: dict[str, int] = field(default_factory=dict)
+    """By key of ``labels`` the number of sites with this site's."""
+
+    regions: list[str] = field(default_factory=list)
+    """Region of each site of the file, in the order of a quorum (of their names); empty where one has none."""
+
+    place: int = 0
+    """Of this site in that order."""
+
 
 DEPT_METHOD = "local_sgd"
 """How DEPT's authors average; the method under a variant unless the user names another."""
@@ -66,6 +78,14 @@ class SiteHeader:
     weight: float = 1.0
     """Weight in a round's mean under ``semi_sync.weighting = "site"``."""
 
+    region: str | None = None
+    """Where the site is in the tree of sites: a path of at most three names such as ``eu/de``. The sites of a region are
+    close to each other; see ``semi_sync.topology`` and ``semi_sync.region_sync_every``."""
+
+    labels: dict[str, str] = field(default_factory=dict)
+    """What the site has in common with some of the others, such as ``{ language = "de", modality = "speech" }``: parameters
+    of a scope with ``shared = "group"`` and ``group = "language"`` are averaged among the sites of one language."""
+
     tokenizer: str = "byte"
     """``byte``, a folder that holds ``tokenizer.json`` (or ``vocab.json`` and ``merges.txt``, or ``vocab.txt``), or the
     path of one."""
@@ -90,3 +110,14 @@ class SiteHeader:
 
     hf_assets_path: str | None = None
     """Folder with Hugging Face weights and ``config.json``; by default the tokenizer's folder."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RegionHeader:
+    """Keys of a ``[[region]]`` table that are not sections; the sections count for every site of the region."""
+
+    name: str
+    """Letters, digits, ``.``, ``_`` and ``-``."""
+
+    parent: str | None = None
+    """Path of the region that it is a part of; by default none."""

@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 
 from titan_ext.semi_sync.compat.torchft_manager import adapt_manager
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan, SyncRule, Wire, short_hash
+from titan_ext.semi_sync.plan.regions import REGION, level_labels
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
 from titan_ext.semi_sync.plan.scopes import assign, matches
-from titan_ext.semi_sync.round.agreement import MOST_RULES, NAME_BYTES
+from titan_ext.semi_sync.round.agreement import BITS, MOST_GROUPS, MOST_RULES, NAME_BYTES
 from titan_ext.semi_sync.round.box import RoundBox
 from titan_ext.semi_sync.round.clock import Clock
 from titan_ext.semi_sync.round.commit import Committer
@@ -33,6 +34,7 @@ from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.site.shards import SiteShards
 from titan_ext.semi_sync.state.checksum import SharedChecksum
+from titan_ext.semi_sync.state.group_parameters import WithGroup
 from titan_ext.semi_sync.state.sparse_tables import SparseRows, SparseTable, reduce_by_row
 from titan_ext.semi_sync.state.synced_state import BindOptions, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors
@@ -40,7 +42,9 @@ from titan_ext.semi_sync.state.untrained import FROZEN, AverageBuffers, with_buf
 from titan_ext.semi_sync.state.views import ModelView, warn_of_rounding
 from titan_ext.semi_sync.wire.ledger import RoundRecord
 from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
-from titan_ext.semi_sync.wire.reductions import Reduction
+from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction
+from titan_ext.semi_sync.wire.some_sites import WithinGroup
+from titan_ext.semi_sync.wire.through_regions import ThroughRegions
 from titan_ext.semi_sync.wire.token_row_map import TokenRowMap
 
 
@@ -52,6 +56,9 @@ class SiteOptions:
     """Under which commits are recorded; no two sites of a run share one. At most 64 bytes."""
     weight: float = 1.0
     """Its weight under ``weighting = "site"``."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What it has in common with some of the others, by key, such as ``{"language": "de"}``; for scopes with
+    ``shared = "group"``."""
     ranks: SiteRanks = field(default_factory=SiteRanks)
     """Its ranks; by default those of the default process group."""
     commit_log: CommitLog | None = None
@@ -118,6 +125,7 @@ def build(
     """
     _check(plan, site)
     ranks = site.ranks
+    labels = _labels(plan, site)
     lineage = Lineage(site.name, site.commit_log, ranks, allow_rollback=site.allow_rollback)
     view = ModelView(model_parts, optimizers)
     plan = with_buffers(plan, {name for names in ranks.gather(view.buffers()) for name in names})
@@ -149,11 +157,13 @@ def build(
         lineage=lineage,
         healing=healing,
         error_feedback=ErrorFeedback(states, device),
-        reductions=build_reductions(states),
+        reductions=build_reductions(states, plan.topology),
         pairing=pairing,
         site=ranks,
         guard=plan.outlier_guard,
         weighting=plan.weighting,
+        groups=plan.groups,
+        labels=labels,
         device=device,
         wire=wire_device(manager),
         heartbeat_timeout_seconds=site.heartbeat_timeout_seconds,
@@ -182,6 +192,18 @@ def _check(plan: SyncPlan, site: SiteOptions) -> None:
         raise ValueError("weighting: sites are weighed by loss; give measure_loss, which measures it")
     if len(plan.rules) > MOST_RULES:
         raise ValueError(f"{len(plan.rules)} rules in the plan: must be at most {MOST_RULES} (fewer fragments)")
+
+
+def _labels(plan: SyncPlan, site: SiteOptions) -> tuple[int, ...]:
+    """For each of the plan's groups a number of the site's label, equal at sites with an equal label."""
+    if len(plan.groups) > MOST_GROUPS:
+        raise ValueError(f"scopes: shared by {', '.join(plan.groups)}: must be at most {MOST_GROUPS} labels")
+    region = site.labels.get(REGION)
+    known = {**site.labels, **(level_labels(region) if region else {})}
+    for group in plan.groups:
+        if group not in known:
+            raise ValueError(f'site "{site.name}" has no label "{group.split("/")[0]}", by which something is shared')
+    return tuple(int(short_hash(known[group]), 16) % 2**BITS for group in plan.groups)
 
 
 def bind_states(
@@ -223,7 +245,7 @@ def bind_states(
             reduce_by_row(state, [name for name, place in home.items() if place[0] == state.rule.scope], sizes)
     if frozen:
         # All but those of which every site has its own or other rows.
-        apart = {rule.scope for rule in plan.rules if isinstance(rule.apply, SparseRows)}
+        apart = {rule.scope for rule in plan.rules if isinstance(rule.apply, (SparseRows, WithGroup))}
         names = [name for name in view.frozen() if name in home and home[name][0] not in apart]
         states.append(bind(FROZEN, BoundTensors(view, PARAMETERS, names)))
     return states
@@ -283,15 +305,24 @@ def _probe(rule: SyncRule) -> SyncedState:
     return bind(rule, BoundTensors(ModelView([], []), rule.state, []))
 
 
-def build_reductions(states: Sequence[SyncedState]) -> list[Reduction]:
-    """How each state is summed: its own way, or that of its rule's wire, which neighbours of a scope share."""
-    shared: dict[tuple[str, Wire], Reduction] = {}
+def build_reductions(states: Sequence[SyncedState], topology: str = "flat") -> list[Reduction]:
+    """How each state is summed: its own way, or that of its rule's wire, which neighbours of a scope share.
+
+    Args:
+        states: the plan's rules bound to this rank.
+        topology: the plan's; sums over all sites go through regions where it says so.
+    """
+    shared: dict[tuple[str, str, Wire, bool], Reduction] = {}
     reductions = []
     for state in states:
-        key = (state.rule.scope, state.rule.wire)
-        if state.reduction is None and key not in shared:
-            shared[key] = state.rule.wire.build_reduction()
-        reductions.append(state.reduction or shared[key])
+        wire, group, own = state.rule.wire, state.rule.group, state.reduction
+        through = topology == "regions" and not group and (own is None or isinstance(own, AllReduce))
+        key = (state.rule.scope, group, wire, own is None)
+        if key not in shared and (own is None or through):
+            whole = wire.build_reduction() if own is None else own
+            within = WithinGroup(whole, group) if group else whole
+            shared[key] = ThroughRegions(whole, wire.bucket_elements) if through else within
+        reductions.append(shared[key] if own is None or through else own)
     return reductions
 
 

@@ -97,6 +97,8 @@ def _describe(result: RoundResult, states: Sequence[SyncedState]) -> dict[str, A
         "remembered": result.sum.remembered,
         "update_factor": result.sum.contributions.step,
         "weights": result.sum.contributions.weights,
+        "rank": result.sum.contributions.rank,
+        "labels": result.sum.contributions.labels,
         "table": [(site.name, site.tokens) for site in result.verdict.table],
     }
 
@@ -130,16 +132,18 @@ def _restored(
         states[index].fill_message(part, tensors[keys[index]])
     weight, tokens = description["weight"], description["tokens"]
     work = {keys.index(key): (done[0], done[1]) for key, done in description.get("work", {}).items()}
+    norms: list[list[float]] = [[] for _ in weights]
+    contributions = Contributions(
+        weights,
+        norms,
+        step=description.get("update_factor", 1.0),
+        rank=description.get("rank", 0),
+        labels=description.get("labels", {}),
+    )
     return RoundResult(
         launch=Launch(role=Role.MEMBER, rules=rules, step=step, weight=weight, tokens=tokens, work=work),
         role=Role.MEMBER,
         sites=len(table),
         verdict=Verdict(table, list(rules), step),
-        sum=Sum(
-            parts,
-            weight,
-            True,
-            Contributions(weights, [[] for _ in weights], step=description.get("update_factor", 1.0)),
-            remembered=description.get("remembered"),
-        ),
+        sum=Sum(parts, weight, True, contributions, remembered=description.get("remembered")),
     )

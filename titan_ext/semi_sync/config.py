@@ -101,6 +101,14 @@ class SemiSyncConfig:
     scopes: list[ScopeConfig] = field(default_factory=list)
     """Parameters with settings of their own, or that stay at their site: ``[[semi_sync.scopes]]`` tables."""
 
+    topology: Literal["flat", "regions"] = "flat"
+    """Who sends to whom in a round: every site to every other ("flat"), or the sites of a region to one of them, which
+    speaks for it ("regions"): between regions travels what one site sends. Needs ``region`` at every site, and a mean."""
+
+    region_sync_every: int | None = None
+    """Inner steps between two averages of the parameters among the sites of one region, below ``sync_every`` (HierFAVG,
+    arXiv 1905.06641). None: regions do not average by themselves."""
+
     sites_per_round: int | None = None
     """How many of the run's sites train in a round, sampled anew for each; the others wait. None: all."""
 

@@ -352,8 +352,13 @@ class SemiSync:
 
     def shared_state_sha256(self) -> str:
         """Hash of the global parameters: equal at all sites after a commit. A collective over the site."""
-        tables = {name for state in self._states if isinstance(state, SparseTable) for name in state.names}
-        shared = [(name, value) for name, value in self.global_parameters().items() if name not in tables]
+        apart = {
+            name
+            for state in self._states
+            if isinstance(state, SparseTable) or state.facts.equal_in_group
+            for name in state.names
+        }
+        shared = [(name, value) for name, value in self.global_parameters().items() if name not in apart]
         return tensors_sha256(shared, self._exchange.site)
 
     def state_dict(self) -> dict[str, Any]:

@@ -281,6 +281,7 @@ class Trainer(GradientStepTrainer):
             site=SiteOptions(
                 name=config.site.name,
                 weight=config.site.weight,
+                labels=config.site.labels,
                 commit_log=CommitLog(Path(config.dump_folder) / "commits.jsonl"),
                 allow_rollback=config.replica.allow_rollback,
                 token_rows=self._token_rows(),

@@ -11,6 +11,7 @@ from tests.config.test_bad_input import checked
 from titan_ext.config import load_site, site_cost
 from titan_ext.config.cost.outer_cost import rules_by_launch
 from titan_ext.config.model import parameter_shapes
+from titan_ext.errors import UserError
 from titan_ext.semi_sync import Average, SyncRule, method_names
 
 
@@ -128,3 +129,29 @@ def test_rounds_of_any_number_of_steps_are_counted(steps: int) -> None:
         return
     due = [tuple(i for i, rule in enumerate(rules) if rule.due(step)) for step in range(1, steps + 1)]
     assert found == Counter([each for each in due if each]) + Counter([(2,)])
+
+
+def test_a_group_of_sites_sends_among_itself(write: Callable) -> None:
+    """Of three sites two share the embeddings; the third has nobody to send its own to."""
+    scope = (
+        '[[semi_sync.scopes]]\nname = "tables"\nparameters = ["tok_embeddings.*", "lm_head.*"]\nshared = "group"\n'
+        'group = "language"\n'
+    )
+    text = GOOD + '[[site]]\nname = "gamma"\ndata = "builtin:docs"\n' + scope
+    for name, language in (("alpha", "de"), ("beta", "de"), ("gamma", "en")):
+        text = text.replace(f'name = "{name}"\n', f'name = "{name}"\nlabels = {{ language = "{language}" }}\n')
+    path = write(text)
+    for name, peers in (("alpha", 1), ("gamma", 0)):
+        site = load_site(path, name)
+        tables = sum(
+            shape.numel()
+            for name, shape in parameter_shapes(site.config).items()
+            if name.split(".")[0] in ("tok_embeddings", "lm_head")
+        )
+        assert site_cost(site).round_bytes == round(4 * (numel(site) - tables) * 4 / 3) + peers * 4 * tables
+
+
+def test_a_site_without_the_label_of_a_scope_is_refused(write: Callable) -> None:
+    scope = '[[semi_sync.scopes]]\nname = "a"\nparameters = ["norm.*"]\nshared = "group"\ngroup = "language"\n'
+    with pytest.raises(UserError, match=r'labels.*has no "language"'):
+        load_site(write(GOOD + scope), "alpha")

@@ -12,7 +12,7 @@ from titan_ext.config.cost.inner_states import InnerStates
 from titan_ext.config.fomoe import expert_rows, holders
 from titan_ext.config.outer_loop import plan_of
 from titan_ext.semi_sync.build import bind, build_reductions, shared_buffers
-from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncRule
+from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncRule, not_in_vain
 from titan_ext.semi_sync.plan.scopes import assign
 from titan_ext.semi_sync.site.shards import batches_of
 from titan_ext.semi_sync.state.sparse_tables import SparseTable, reduce_by_row
@@ -22,6 +22,7 @@ from titan_ext.semi_sync.state.untrained import AverageBuffers, with_buffers
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction, Turns, reduced_together
 from titan_ext.semi_sync.wire.sparse_reductions import SparseReduction
+from titan_ext.semi_sync.wire.through_regions import ThroughRegions
 
 _FP32 = 4
 _NOTHING = dict.fromkeys(
@@ -133,7 +134,7 @@ class OuterRounds:
         self._rows = expert_rows(config.fomoe, config.site, config.model_spec.model, config.semi_sync.scopes)
         stages = [{**own, **beside} for own, beside in zip(held, buffers, strict=True)]
         self._stages = [[self._bound(rule, names) for rule in self.plan.rules] for names in stages]
-        self._reductions = [build_reductions(stage) for stage in self._stages]
+        self._reductions = [self._summed(stage) for stage in self._stages]
         self._fullest = fullest
         self.states = self._stages[fullest]
         """The plan's rules, as the fullest rank holds them."""
@@ -158,7 +159,7 @@ class OuterRounds:
         else:
             largest = max(sum(stage[index].numel for index in run) for stage in self._stages)
             reduction = self._reductions[self._fullest][run[0]]
-            turns = reduction.turns(-(-largest // self._copies(run[0])), self._site.count)
+            turns = reduction.turns(-(-largest // self._copies(run[0])), self._sites(run[0]))
         return TransferCost(site_bytes=self._site_bytes(run), turns=turns)
 
     def _leader_turns(self, run: Sequence[int]) -> Turns:
@@ -169,7 +170,7 @@ class OuterRounds:
             found = [sum(sizes[name] for name in each) for each in batches_of(sizes, state.rule.wire.bucket_elements)]
             batches += state.facts.values_per_element * found
         reduction = self._reductions[self._fullest][run[0]]
-        turns = [reduction.turns(batch, self._site.count) for batch in batches or [0]]
+        turns = [reduction.turns(batch, self._sites(run[0])) for batch in batches or [0]]
         first, *rest = turns
         trips = sum(each.before for each in turns) + sum(each.hops for each in rest)
         buckets, at_most = sum(each.buckets for each in turns), min(each.at_most for each in turns)
@@ -182,7 +183,7 @@ class OuterRounds:
 
     def _site_bytes(self, run: Sequence[int]) -> int:
         """What all ranks of the site send in one round for rules that are reduced together."""
-        reduction, sites = self._reductions[self._fullest][run[0]], self._site.count
+        reduction, sites = self._reductions[self._fullest][run[0]], self._sites(run[0])
         names = {index: sorted(self._covered(self.states[index].rule, self._shapes)) for index in run}
         if self._site.config.semi_sync.pairing == "leader":
             return sum(
@@ -206,9 +207,22 @@ class OuterRounds:
         """Bytes of the buffers of a round of these rules, on the fullest rank."""
         reductions = self._reductions[self._fullest]
         scratch = max(
-            reductions[index].scratch_elements(self.states[index].numel, self._site.count) for index in launched
+            reductions[index].scratch_elements(self.states[index].numel, self._sites(index)) for index in launched
         )
         return _FP32 * (sum(self.states[index].numel for index in launched) + scratch)
+
+    def _summed(self, stage: Sequence[SyncedState]) -> list[Reduction]:
+        """How each state of a rank is summed; through regions as the sites of the file are in them."""
+        own, made = self._site.config.site, build_reductions(stage, self.plan.topology)
+        if not own.regions:
+            return made
+        known = {id(each): each.of_sites(own.regions, own.place) for each in made if isinstance(each, ThroughRegions)}
+        return [known.get(id(each), each) for each in made]
+
+    def _sites(self, index: int) -> int:
+        """Sites that share a rule: all of the run, or those of the file that have this site's label."""
+        group = self.states[index].rule.group
+        return self._site.config.site.label_counts[group] if group else self._site.count
 
     def _bound(self, rule: SyncRule, held: Mapping[str, torch.Size]) -> SyncedState:
         """The rule on a rank; experts that are known to be at some sites travel by row."""
@@ -288,7 +302,7 @@ def _launches(rules: Sequence[tuple[int, SyncRule]], steps: int) -> Counter[tupl
     for index, rule in rules:
         for step in range((rule.offset - 1) % rule.period + 1, steps + 1, rule.period):
             launched.setdefault(step, []).append(index)
-    return Counter(map(tuple, launched.values()))
+    return Counter(tuple(not_in_vain(dict(rules), each)) for each in launched.values())
 
 
 def _leader_bytes(state: SyncedState, reduction: Reduction, sizes: Mapping[str, int], sites: int) -> int:

@@ -23,16 +23,19 @@ from titan_ext.config.model import VOCABULARY
 from titan_ext.config.optimizer import hyper_parameters, optimizer_names
 from titan_ext.config.outer_loop import own_tables
 from titan_ext.config.reference.torchtitan_keys import OPTIMIZER_TEXTS, TEXTS
-from titan_ext.config.sections import SiteHeader
+from titan_ext.config.sections import RegionHeader, SiteHeader
 from titan_ext.config.toml_text import toml_value
 from titan_ext.data import TextDataLoader
 from titan_ext.models import own_names
 from titan_ext.models.sizes import Sizes
 from titan_ext.models.upstream import upstream_names
 from titan_ext.semi_sync.methods.registry import METHODS
+from titan_ext.semi_sync.plan.regions import REGION
 from titan_ext.trainer.trainer import Trainer
 
 SITE = "site"
+TABLES: dict[str, type] = {SITE: SiteHeader, REGION: RegionHeader}
+"""Dataclasses of the keys of ``[[NAME]]`` tables that are not sections."""
 """Keys of a ``[[site]]`` table; those that may also stand at the top of a file, for all sites, are among them."""
 
 _HIDDEN = {
@@ -79,7 +82,7 @@ class Key:
 def sections() -> dict[str, str]:
     """What each section is for, by its name, in the order of a file."""
     plain = Trainer.Config()
-    names = [SITE, "model", "data", *(name for name in section_names())]
+    names = [*TABLES, "model", "data", *(name for name in section_names())]
     found = {name: _purpose(name, getattr(plain, name, None)) for name in names}
     found |= {"validator.dataloader": "Data of the validation; keys as in [data]."} | _LISTED
     found |= {f"loss.{name}": f'Settings of name = "{name}".' for name in loss_tables()}
@@ -92,7 +95,8 @@ def all_keys() -> tuple[Key, ...]:
     plain = Trainer.Config()
     file = "titan_ext/config/build.py"
     keys = [Key(name, "a string", toml_value("runs/FILE"), text, file) for name, text in _TOP.items()]
-    keys += [_key(f"{SITE}.{name}", SiteHeader, name, _DEFAULT) for name in field_types(SiteHeader)]
+    for table, header in TABLES.items():
+        keys += [_key(f"{table}.{name}", header, name, _DEFAULT) for name in field_types(header)]
     for section in sections():
         if section == "model":
             keys += _model_keys()
@@ -100,7 +104,7 @@ def all_keys() -> tuple[Key, ...]:
             keys += _optimizer_keys(plain.optimizer)
         elif section == "activation_checkpoint":
             keys += _activation_keys()
-        elif "." not in section and section != SITE:
+        elif "." not in section and section not in TABLES:
             keys += _section_keys(section, _owner(section, plain))
     keys += _section_keys("validator.dataloader", TextDataLoader.Config(infinite=False))
     for name, config in loss_tables().items():
@@ -291,6 +295,7 @@ _LISTED = {
 
 _PURPOSES = {
     SITE: "A [[site]] table for each site. All but name, index and count may also stand at the top, for all sites.",
+    REGION: "A [[region]] table for each region of a tree of sites; its sections count for all sites of the region.",
     "model": "The model and its sizes.",
     "data": 'The site\'s corpus; data = "PATH" is short for its dataset.',
     "profiler": "torch's profiler and memory snapshots.",

@@ -4,7 +4,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Mapping
 
-from titan_ext.config.reference.collect import SITE, Key
+from titan_ext.config.reference.collect import TABLES, Key
 
 _HEADING = """\
 # Configuration
@@ -33,7 +33,7 @@ def key_text(key: Key, choices: str = "") -> str:
 def section_text(name: str, purpose: str, keys: Iterable[Key]) -> str:
     """The keys of a section with their defaults, for a terminal."""
     width = min(120, shutil.get_terminal_size((100, 24)).columns)
-    lines = [f"[{name}]  {purpose}" if name != SITE else f"[[site]]  {purpose}"]
+    lines = [f"[[{name}]]  {purpose}" if name in TABLES else f"[{name}]  {purpose}"]
     for key in keys:
         lines.append(f"{key.name} = {key.default}" if key.default else f"{key.name} (must be given)")
         lines += _wrapped(key.text, width)
@@ -56,7 +56,7 @@ def markdown(purposes: Mapping[str, str], keys: Iterable[Key]) -> str:
     for name, found in by_section.items():
         if not found:
             continue
-        title = {"": "At the top of the file", SITE: "`[[site]]`"}.get(name, f"`[{name}]`")
+        title = "At the top of the file" if not name else f"`[[{name}]]`" if name in TABLES else f"`[{name}]`"
         lines += ["", f"## {title}", ""] + ([purposes[name], ""] if name else [])
         lines += ["| key | type | default | |", "|---|---|---|---|"]
         lines += [_row(key) for key in found]

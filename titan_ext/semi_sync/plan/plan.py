@@ -5,11 +5,13 @@ sees the configuration, and two methods never differ in code that touches the wi
 """
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from math import gcd
 from typing import Any, ClassVar, Literal
 
 from titan_ext.semi_sync.plan.box import Box
+from titan_ext.semi_sync.plan.regions import LEVELS, REGION
 from titan_ext.semi_sync.plan.weighting import SiteWeighting, Uniform
 from titan_ext.semi_sync.wire.aggregations import Aggregation, Mean
 from titan_ext.semi_sync.wire.codecs import Codec, Float32
@@ -100,6 +102,9 @@ class SyncRule:
     scope: str = ""
     """Name of the scope whose parameters it covers; empty for those of no other scope."""
 
+    group: str = ""
+    """Key of the sites' label: only sites that have one label in common average it. Empty: all sites do."""
+
     name: str | None = None
     """Told apart by this from another rule of the same state and fragment."""
 
@@ -182,6 +187,8 @@ class SyncPlan:
     """What ends a site's part of a round."""
     reset_inner_optimizer: bool = False
     """Set the inner optimizer's states to zero after each round."""
+    topology: Literal["flat", "regions"] = "flat"
+    """Whether values go from site to site, or through one site of each region."""
 
     def __post_init__(self) -> None:
         keys = [rule.key for rule in self.rules]
@@ -194,7 +201,13 @@ class SyncPlan:
 
     def due(self, step: int) -> list[int]:
         """Indices of the rules to launch after inner step ``step``."""
-        return [index for index, rule in enumerate(self.rules) if rule.due(step)]
+        return not_in_vain(self.rules, [index for index, rule in enumerate(self.rules) if rule.due(step)])
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Keys of the sites' labels by which some rules are shared."""
+        levels = LEVELS if self.topology == "regions" else ()
+        return tuple(sorted({rule.group for rule in self.rules if rule.group}.union(levels)))
 
     def final(self) -> list[int]:
         """Indices of the rules to launch after the last inner step."""
@@ -209,6 +222,14 @@ class SyncPlan:
         for rule in self.rules:
             described |= _leaves(f"rule {rule.key}", rule)
         return described
+
+
+def not_in_vain(rules: Sequence[SyncRule] | Mapping[int, SyncRule], launched: Sequence[int]) -> list[int]:
+    """Rules that are launched together, without averages of regions where all sites average the same parameters."""
+    by_all = {
+        rules[index].fragment for index in launched if rules[index].state == PARAMETERS and not rules[index].group
+    }
+    return [index for index in launched if rules[index].name != REGION or rules[index].fragment not in by_all]
 
 
 def short_hash(text: str) -> str:

@@ -19,10 +19,13 @@ from titan_ext.semi_sync.plan.plan import (
     SyncRule,
     Wire,
 )
+from titan_ext.semi_sync.plan.regions import REGION
 from titan_ext.semi_sync.plan.scopes import OWN_KEYS, ScopeConfig
 from titan_ext.semi_sync.plan.weighting import WEIGHTINGS, SiteWeighting
 from titan_ext.semi_sync.registry import Registry
+from titan_ext.semi_sync.state.group_parameters import WithGroup
 from titan_ext.semi_sync.state.outer_optimizers import OUTER_OPTIMIZERS, SHARED_KEYS, OuterOptimizer
+from titan_ext.semi_sync.state.region_average import RegionAverage
 from titan_ext.semi_sync.state.sparse_tables import SparseRows
 from titan_ext.semi_sync.state.synced_parameters import Average, OuterStep
 from titan_ext.semi_sync.wire.aggregations import AGGREGATIONS
@@ -78,10 +81,11 @@ def resolve(config: SemiSyncConfig, moments: MomentsKept | None = None) -> SyncP
     rules = _rules(config, moments)
     _check_rounds(config, rules)
     _check_weighting(config, rules)
+    _check_regions(config, rules)
     shared = [scope for scope in config.scopes if scope.shared != "local"]
     scoped = [rule for scope in shared for rule in _rules_of_scope(config, scope, moments)]
     return SyncPlan(
-        rules=(*rules, *scoped),
+        rules=(*rules, *scoped, *_rules_of_regions(config, rules)),
         num_fragments=config.num_fragments,
         fragments=None if config.fragments is None else tuple(tuple(each) for each in config.fragments),
         scopes=tuple(
@@ -101,6 +105,7 @@ def resolve(config: SemiSyncConfig, moments: MomentsKept | None = None) -> SyncP
             grace=config.round_box_grace,
         ),
         reset_inner_optimizer=config.reset_inner_optimizer,
+        topology=config.topology,
     )
 
 
@@ -244,12 +249,21 @@ def _check_scopes(config: SemiSyncConfig) -> None:
         require(unique, f"{key}.name", scope.name, "a name of its own, of letters, digits and '_'")
         patterns = "a list of patterns of parameters' names, such as 'tok_embeddings.*'"
         require(bool(scope.parameters), f"{key}.parameters", scope.parameters, patterns)
-        require_one_of(f"{key}.shared", scope.shared, ("full", "sparse_rows", "local"))
+        require_one_of(f"{key}.shared", scope.shared, ("full", "group", "sparse_rows", "local"))
+        _check_group(key, scope)
         with gather_invalid() as invalid:
             _of_scope(config, scope)
         for each in invalid:
             if getattr(scope, each.key, None) is not None:  # others are those of the whole, and told of it
                 refuse(InvalidValue(f"{key}.{each.key}", each.value, each.problem))
+
+
+def _check_group(key: str, scope: ScopeConfig) -> None:
+    if scope.shared != "group":
+        require(scope.group is None, f"{key}.group", scope.group, 'left out unless shared = "group"')
+    else:
+        allowed = '"region", or a key of the sites\' labels, such as "language"'
+        require(bool(scope.group), f"{key}.group", scope.group, allowed)
 
 
 def _of_scope(config: SemiSyncConfig, scope: ScopeConfig) -> SemiSyncConfig:
@@ -278,13 +292,62 @@ def _rules_of_scope(config: SemiSyncConfig, scope: ScopeConfig, moments: Moments
         ValueError: the method has ways of its own with what is to be shared by row.
     """
     rules = [replace(rule, scope=scope.name) for rule in _rules(_of_scope(config, scope), moments)]
-    if scope.shared != "sparse_rows":
+    if scope.shared == "full":
         return rules
     if not all(_is_plain(rule) for rule in rules):
         raise ValueError(
-            f'scopes ({scope.name}): shared = "sparse_rows": cannot be had with method = "{config.method}"'
+            f'scopes ({scope.name}): shared = "{scope.shared}": cannot be had with method = "{config.method}"'
         )
+    if scope.shared == "group":
+        return [replace(rule, group=scope.group, apply=WithGroup(inner=rule.apply)) for rule in rules]
     return [replace(rule, apply=SparseRows(inner=rule.apply)) for rule in rules]
+
+
+def _rules_of_regions(config: SemiSyncConfig, rules: Sequence[SyncRule]) -> list[SyncRule]:
+    """The inner level: every fragment of the parameters, averaged within each region."""
+    if config.region_sync_every is None:
+        return []
+    wire = Wire(bucket_bytes=int(config.bucket_mib * 2**20))
+    fragments = sorted({rule.fragment for rule in rules if rule.state == PARAMETERS})
+    return [
+        SyncRule(
+            name=REGION,
+            group=REGION,
+            fragment=fragment,
+            period=config.region_sync_every,
+            wire=wire,
+            apply=RegionAverage(),
+        )
+        for fragment in fragments
+    ]
+
+
+def _check_regions(config: SemiSyncConfig, rules: Sequence[SyncRule]) -> None:
+    """Refuse a tree for what is not a weighted mean of whole tensors, and levels that do not go together."""
+    period, method = config.region_sync_every, config.method
+    if config.topology == "regions":
+        plain = all(_is_plain(rule) for rule in rules) and not shares_sparse_rows(config)
+        allowed = f'"flat" with method = "{method}" or rows of tables, which have ways of their own'
+        require(plain, "topology", config.topology, allowed)
+        allowed = f'"mean" with topology = "{config.topology}"'
+        require(config.aggregation == "mean", "aggregation", config.aggregation, allowed)
+    if period is None:
+        return
+    require(
+        1 <= period < config.sync_every,
+        "region_sync_every",
+        period,
+        f"from 1 to below sync_every ({config.sync_every})",
+    )
+    plain = all(_is_plain(rule) and rule.state == PARAMETERS for rule in rules)
+    allowed = f'left out with method = "{method}", which exchanges more than parameters'
+    require(plain, "region_sync_every", period, allowed)
+    apart = not (config.sites_per_round or config.reset_inner_optimizer or config.fragment_sync_delay)
+    apart = apart and config.round_box == "steps"
+    allowed = "left out with fragment_sync_delay, sites_per_round, round_box or reset_inner_optimizer"
+    require(apart, "region_sync_every", period, allowed)
+    loss = _component(WEIGHTINGS, config.weighting, config).needs_loss
+    require(not loss, "region_sync_every", period, f'left out with weighting = "{config.weighting}"')
 
 
 def _is_plain(rule: SyncRule) -> bool:
@@ -316,6 +379,7 @@ _CHOICES = {
     "sync_point": ("after_step", "before_step"),
     "outlier_action": ("clip", "drop"),
     "pairing": ("auto", "rank", "leader"),
+    "topology": ("flat", "regions"),
     "outer_state_device": ("same", "cpu"),
     "round_box": ("steps", "speed", "seconds", "tokens"),
 }

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from titan_ext.semi_sync.plan.plan import SyncPlan
+from titan_ext.semi_sync.plan.plan import SyncPlan, not_in_vain
 from titan_ext.semi_sync.plan.weighting import UNKNOWN
 
 
@@ -90,7 +90,8 @@ class Schedule:
 
     def take(self) -> list[int]:
         """All that waits, which a round now sees to."""
-        taken, self.pending = self.pending, []
+        # An average of regions that waits from a failed round must not undo what all sites agree on now.
+        taken, self.pending = not_in_vain(self._plan.rules, self.pending), []
         self.not_before = 0
         return taken
 

@@ -33,8 +33,12 @@ class ScopeConfig:
     parameters: list[str]
     """Patterns of names, with ``*`` and ``?``: ``tok_embeddings.*``."""
 
-    shared: Literal["full", "sparse_rows", "local"] = "full"
-    """Every element with every site; each row of a table with the sites that hold it; or with nobody."""
+    shared: Literal["full", "group", "sparse_rows", "local"] = "full"
+    """Every element with every site, or with the sites that have one label in common ("group"); each row of a table with
+    the sites that hold it; or with nobody."""
+
+    group: str | None = None
+    """With ``shared = "group"``: "region", or a key of the sites' ``labels``, such as "language"."""
 
     sync_every: int | None = None
     """Inner steps between two syncs of the scope's parameters."""

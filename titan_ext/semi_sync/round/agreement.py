@@ -20,6 +20,8 @@ BITS = 62
 
 NAME_BYTES = 64
 MOST_RULES = 8 * BITS
+MOST_GROUPS = 8
+"""Keys of labels by which a plan's rules are shared."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -51,6 +53,10 @@ class SiteStatus:
     """The last commit of the run that it remembers; later than ``position`` where an older checkpoint was loaded."""
     checksum: int = 0
     """Of the shared state; 0 where a method has none that is equal at all sites."""
+    labels: tuple[int, ...] = ()
+    """For each of the plan's groups the number of this site's label; at most ``MOST_GROUPS``."""
+    group_checksums: tuple[int, ...] = ()
+    """For each of them the checksum of what its sites alone share; 0 if it is not known."""
     step: int
     """Inner steps taken."""
     rules: list[int] | None
@@ -81,6 +87,8 @@ class Verdict:
     """The problem is one of this site itself that trying again does not mend."""
     diverged: bool = False
     """This site's shared state is not that of the others."""
+    diverged_in_group: bool = False
+    """What this site shares with the sites of a label is not theirs."""
     states_differ: bool = False
     """Some site's is not."""
     settings_differ: bool = False
@@ -99,6 +107,14 @@ class Verdict:
     def all_join(self) -> bool:
         """Whether every site abstained."""
         return all(site.rules is None for site in self.table)
+
+    def labels(self, groups: Sequence[str]) -> dict[str, list[int]]:
+        """By group key the number of each site's label.
+
+        Args:
+            groups: the plan's.
+        """
+        return {group: [site.labels[place] for site in self.table] for place, group in enumerate(groups)}
 
     def name(self, rank: int) -> str:
         """Of the site with this rank in the quorum."""
@@ -140,10 +156,14 @@ def agree(table: Sequence[SiteStatus], rank: int) -> Verdict:
     if len({(site.step, *site.rules) for site in members}) > 1:
         problem = f"the sites are at different points of the schedule (we: inner step {own.step})"
         return Verdict(table, [], own.step, problem, resync_step=max(site.step for site in members) + 1)
-    diverged = _diverged(members)
+    whole, in_group = _diverged(members), _diverged_from_group(members)
+    diverged = whole or in_group
     if diverged:
         problem = f"the shared state of {_names(diverged)} is not that of the others"
-        return Verdict(table, [], own.step, problem, diverged=own in diverged, states_differ=True)
+        astray = not whole and own in in_group
+        return Verdict(
+            table, [], own.step, problem, diverged=own in diverged, diverged_in_group=astray, states_differ=True
+        )
     return Verdict(table, members[0].rules, members[0].step)
 
 
@@ -207,12 +227,25 @@ def described(run: int, position: Position) -> str:
 
 def _diverged(members: Sequence[SiteStatus]) -> list[SiteStatus]:
     """Members whose shared state differs from that of most, of the first where there is no majority."""
-    stated = [site for site in members if site.checksum and site.position == members[0].position]
-    if not stated:
+    return _unlike_most([(site, site.checksum) for site in members if site.position == members[0].position])
+
+
+def _diverged_from_group(members: Sequence[SiteStatus]) -> list[SiteStatus]:
+    """Members whose part of the shared state differs from that of most with their label."""
+    groups: dict[tuple[int, int], list[tuple[SiteStatus, int]]] = {}
+    for site in members:
+        if site.position == members[0].position:
+            for place, label in enumerate(site.labels):
+                groups.setdefault((place, label), []).append((site, site.group_checksums[place]))
+    return [site for stated in groups.values() for site in _unlike_most(stated)]
+
+
+def _unlike_most(stated: Sequence[tuple[SiteStatus, int]]) -> list[SiteStatus]:
+    sums = Counter(checksum for _, checksum in stated if checksum)
+    if not sums:
         return []
-    sums = Counter(site.checksum for site in stated)
     right = max(sums, key=lambda each: sums[each])  # of equals the first: the order of the table
-    return [site for site in stated if site.checksum != right]
+    return [site for site, checksum in stated if checksum not in (0, right)]
 
 
 def _names(sites: Sequence[SiteStatus]) -> str:
@@ -238,11 +271,11 @@ def all_gather_status(manager: ReplicaManager, own: SiteStatus, wire: torch.devi
     return [_unpack(line) for line in table.tolist()]
 
 
-_NUMBERS = 17
+_NUMBERS = 18
 _RULE_WORDS = MOST_RULES // BITS
 _NAME_WORD = 7  # bytes in a word
 _NAME_WORDS = -(-NAME_BYTES // _NAME_WORD)
-_WORDS = _NUMBERS + _RULE_WORDS + _NAME_WORDS
+_WORDS = _NUMBERS + 2 * MOST_GROUPS + _RULE_WORDS + _NAME_WORDS
 
 
 def _pack(own: SiteStatus) -> list[int]:
@@ -265,13 +298,21 @@ def _pack(own: SiteStatus) -> list[int]:
         own.step_time_ms,
         *own.pace,
         int(own.rules is None) | int(own.done) << 1,
+        len(own.labels),
+        *_filled(own.labels),
+        *_filled(own.group_checksums),
         *rules,
         *(int.from_bytes(name[start : start + _NAME_WORD], "big") for start in range(0, len(name), _NAME_WORD)),
     ]
 
 
+def _filled(numbers: Sequence[int]) -> list[int]:
+    return [*numbers, *[0] * (MOST_GROUPS - len(numbers))]
+
+
 def _unpack(line: list[int]) -> SiteStatus:
-    fingerprint, run, origin, salt, *positions, flags = line[:_NUMBERS]
+    fingerprint, run, origin, salt, *positions, flags, groups = line[:_NUMBERS]
+    labels, line = line[_NUMBERS : _NUMBERS + 2 * MOST_GROUPS], line[2 * MOST_GROUPS :]
     generation, round_, known_generation, known_round, checksum, step, tokens, step_time_ms, *pace = positions
     words = line[_NUMBERS : _NUMBERS + _RULE_WORDS]
     name = b"".join(word.to_bytes(_NAME_WORD, "big") for word in line[_NUMBERS + _RULE_WORDS :])
@@ -285,6 +326,8 @@ def _unpack(line: list[int]) -> SiteStatus:
         position=Position(generation, round_),
         known=Position(known_generation, known_round),
         checksum=checksum,
+        labels=tuple(labels[:groups]),
+        group_checksums=tuple(labels[MOST_GROUPS:][:groups]),
         step=step,
         rules=None if flags & 1 else rules,
         tokens=tokens,

@@ -14,7 +14,7 @@ from titan_ext.semi_sync.round.participation import Participation
 from titan_ext.semi_sync.round.round import RoundResult
 from titan_ext.semi_sync.round.spans import span
 from titan_ext.semi_sync.state.checksum import SharedChecksum
-from titan_ext.semi_sync.state.synced_state import AppliedRound, TakenFromPeers
+from titan_ext.semi_sync.state.synced_state import TakenFromPeers
 from titan_ext.semi_sync.state.views import ModelView
 from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord
 
@@ -89,12 +89,11 @@ class Committer:
 
     def _apply(self, result: RoundResult, summed: Sum, contributors: list[int]) -> None:
         states, step = self.exchange.states, result.verdict.step
-        total = summed.contributions.total_weight
-        shrink = summed.contributions.step
-        of = AppliedRound(step=step, weight=summed.weight, total_weight=total, ages=summed.ages, update_factor=shrink)
-        self.norms.before_apply(summed.parts.items(), total, step)
+        of = {group: summed.of_group(group, step) for group in ("", *self.exchange.groups)}
+        self.norms.before_apply(summed.parts.items(), of[""].total_weight, step)
         for index, part in summed.parts.items():
-            states[index].apply(part, of)
+            if of[states[index].rule.group].total_weight > 0:  # a group's sites may all have nothing to give
+                states[index].apply(part, of[states[index].rule.group])
         self.norms.after_apply(list(summed.parts), summed.contributions)
         self.exchange.error_feedback.settle(summed)
         if self.reset_inner_optimizer:
@@ -105,8 +104,10 @@ class Committer:
         if summed.remembered is not None:
             self.progress.share = summed.remembered
         self.schedule.settle(summed.parts)
-        checksum = self.checksum.after({states[index].key for index in summed.parts})
-        self.exchange.lineage.commit(result.verdict.table, contributors, step, checksum)
+        changed = {states[index].key for index in summed.parts}
+        checksum = self.checksum.after(changed)
+        of_groups = {group: self.checksum.after(changed, group) for group in self.exchange.groups}
+        self.exchange.lineage.commit(result.verdict.table, contributors, step, checksum, of_groups)
 
     def _settle_work(self, result: RoundResult, summed: Sum) -> None:
         """What the round has brought is done; what was done during its flight counts in the next one of its rules."""

@@ -4,8 +4,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ class Commit:
     """What the contributors have trained on since their last commit, all together."""
     digest: str | None
     """Checksum of shared parameters and outer optimizer state; equal at all sites. None where a method has none."""
+    group_digests: Mapping[str, str] = field(default_factory=dict)
+    """By group key the checksum of what only the sites with this site's label share."""
 
 
 class CommitLog:
@@ -49,7 +51,10 @@ class CommitLog:
 
     def append(self, commit: Commit) -> None:
         """Write a commit through to the disk; a disk that takes no more is reported and training goes on."""
-        line = json.dumps({**asdict(commit), "time": round(time.time(), 3)}) + "\n"
+        values = asdict(commit)
+        if not commit.group_digests:
+            del values["group_digests"]
+        line = json.dumps({**values, "time": round(time.time(), 3)}) + "\n"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "ab") as file:

@@ -1,7 +1,7 @@
 """What the sites put into a round, and what comes back. Equal tables of contributions lead to equal means."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import torch
 from titan_ext.semi_sync.plan.plan import OutlierGuard
 from titan_ext.semi_sync.plan.weighting import NO_STANDING, SiteWeighting, Standing
 from titan_ext.semi_sync.state.moment_ages import UNCOUNTED, Ages
-from titan_ext.semi_sync.state.synced_state import SyncedState
+from titan_ext.semi_sync.state.synced_state import AppliedRound, Guarded, SyncedState
 
 _TOLD = 4  # a site's weight, and what it tells of its standing
 
@@ -51,6 +51,10 @@ class Contributions:
     """What the mean update is multiplied by."""
     remembered: dict[int, float] = field(default_factory=dict)
     """By rank what the site is to tell of its share in the next round."""
+    rank: int = 0
+    """Of this site."""
+    labels: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """By group key a number of each site's label."""
 
     @property
     def total_weight(self) -> float:
@@ -62,24 +66,45 @@ class Contributions:
         """Ranks of the sites that are averaged."""
         return [rank for rank, weight in enumerate(self.weights) if weight > 0]
 
-    def outliers(self, threshold: float) -> dict[int, list[float]]:
-        """By rank of each site with an update above ``threshold`` times the contributors' median norm: the
+    def within(self, group: str) -> "Contributions":
+        """Those of the sites with this site's label; of all sites without a group."""
+        if not group:
+            return self
+        labels = self.labels[group]
+        own = [
+            weight if label == labels[self.rank] else 0.0 for weight, label in zip(self.weights, labels, strict=True)
+        ]
+        return replace(self, weights=own)
+
+    def outliers(self, threshold: float, groups: Sequence[str] = ()) -> dict[int, list[float]]:
+        """By rank of each site with an update above ``threshold`` times the median norm of its peers: the
         factor for each guarded rule that brings it back to that bound.
 
         Where most contributors did not move at all, the median is that of those that did.
+
+        Args:
+            threshold: 0 lets everything pass.
+            groups: of each guarded rule, whose sites are compared with those of their own label; by default all are.
         """
-        contributors = self.contributors
-        if threshold <= 0 or len(contributors) < FEWEST_PEERS:
+        if threshold <= 0:
             return {}
-        bounds = [threshold * _usual(norms) for norms in zip(*(self.norms[rank] for rank in contributors), strict=True)]
-        factors = {
-            rank: [
-                min(1.0, bound / norm) if norm > 0 else 1.0
-                for bound, norm in zip(bounds, self.norms[rank], strict=True)
-            ]
-            for rank in contributors
-        }
+        contributors = self.contributors
+        factors = {rank: [1.0] * len(self.norms[rank]) for rank in contributors}
+        for column in range(len(self.norms[contributors[0]]) if contributors else 0):
+            for peers in self._peers(contributors, groups[column] if groups else ""):
+                bound = threshold * _usual([self.norms[rank][column] for rank in peers])
+                for rank in peers if len(peers) >= FEWEST_PEERS else ():
+                    norm = self.norms[rank][column]
+                    factors[rank][column] = min(1.0, bound / norm) if norm > 0 else 1.0
         return {rank: each for rank, each in factors.items() if min(each, default=1.0) < 1.0}
+
+    def _peers(self, ranks: Sequence[int], group: str) -> list[list[int]]:
+        if not group:
+            return [list(ranks)]
+        by_label: dict[int, list[int]] = {}
+        for rank in ranks:
+            by_label.setdefault(self.labels[group][rank], []).append(rank)
+        return list(by_label.values())
 
     def weigh(self, weighting: SiteWeighting) -> dict[int, float]:
         """Multiply the contributors' weights by what the policy gives each, which is returned by rank, if it does."""
@@ -97,9 +122,11 @@ class Contributions:
         self.step, self.remembered = shares.step, dict(zip(ranks, shares.remembered, strict=False))
         return factors
 
-    def guard(self, threshold: float, action: Literal["clip", "drop"]) -> dict[int, list[float]]:
+    def guard(
+        self, threshold: float, action: Literal["clip", "drop"], groups: Sequence[str] = ()
+    ) -> dict[int, list[float]]:
         """The outliers, whose weights are gone if they are to be dropped."""
-        outliers = self.outliers(threshold)
+        outliers = self.outliers(threshold, groups)
         if action == "drop":
             for rank in outliers:
                 self.weights[rank] = 0.0
@@ -118,8 +145,9 @@ class ContributionTable:
         gather: a value of every rank of the site, a collective.
     """
 
-    def __init__(self, own: Contribution, states: Iterable[SyncedState], gather: Callable[[Any], list[Any]]) -> None:
+    def __init__(self, own: Contribution, states: Sequence[SyncedState], gather: Callable[[Any], list[Any]]) -> None:
         self._own = own
+        self._groups = [state.rule.group for state in states if isinstance(state, Guarded)] if own.norms else []
         bound = [(state.rule.state, state.tensors.view, state.names) for state in states if state.averages_state]
         steps = {name: view.steps(name) for _, view, names in bound for name in names}
         by_rank = gather(steps) if bound else []
@@ -144,20 +172,28 @@ class ContributionTable:
         table[rank] = line
         return table
 
-    def read(self, table: torch.Tensor, guard: OutlierGuard) -> tuple[Contributions, dict[int, list[float]], Ages]:
-        """What the table of all sites says: the contributions, the outliers among them, and the contributors' steps."""
+    def read(
+        self, table: torch.Tensor, guard: OutlierGuard, rank: int = 0, labels: Mapping[str, Sequence[int]] | None = None
+    ) -> tuple[Contributions, dict[int, list[float]], Ages]:
+        """What the table of all sites says: the contributions, the outliers among them, and the sites' steps.
+
+        Args:
+            table: the sum of all sites' lines.
+            guard: what becomes of outliers.
+            rank: of this site.
+            labels: by group key a number of each site's label.
+        """
         lines, first_age = table.tolist(), _TOLD + len(self._own.norms)
         contributions = Contributions(
             [line[0] for line in lines],
             [line[_TOLD:first_age] for line in lines],
             [Standing(loss=loss, merit=merit, share=share) for _, loss, merit, share, *_ in lines],
+            rank=rank,
+            labels=labels or {},
         )
-        outliers = contributions.guard(guard.threshold, guard.action)
-        ranks = contributions.contributors
-        ages = {
-            name: [int(lines[rank][place]) for rank in ranks] for place, name in enumerate(self._names, start=first_age)
-        }
-        return contributions, outliers, Ages(ages, [contributions.weights[rank] for rank in ranks], self._whole)
+        outliers = contributions.guard(guard.threshold, guard.action, self._groups)
+        ages = {name: [int(line[place]) for line in lines] for place, name in enumerate(self._names, start=first_age)}
+        return contributions, outliers, Ages(ages, contributions.weights, self._whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +218,18 @@ class Sum:
     """How many steps the moments stand for that the sites put in."""
     seconds: float = 0.0
     """Of the reduction."""
+
+    def of_group(self, group: str, step: int) -> AppliedRound:
+        """What a rule that the sites of one label share learns of the round; without a group all sites share it."""
+        within = self.contributions.within(group)
+        ages = self.ages and self.ages.weighted(within.weights)
+        return AppliedRound(
+            step=step,
+            weight=self.weight,
+            total_weight=within.total_weight,
+            ages=ages,
+            update_factor=self.contributions.step,
+        )
 
 
 def new_buffer(

@@ -64,6 +64,10 @@ class Exchange:
     """Where buffers live."""
     wire: torch.device
     """Where a message has to lie for the manager."""
+    groups: tuple[str, ...] = ()
+    """Keys of the labels by which some rules are shared."""
+    labels: tuple[int, ...] = ()
+    """For each of them the number of this site's label."""
     heartbeat_timeout_seconds: float = 0.0
     """After which a site that says nothing counts as dead."""
     clock: Clock = field(default_factory=Clock)
@@ -182,6 +186,7 @@ class Exchange:
             step_time_ms=launch.step_time_ms,
             pace=launch.pace,
             done=launch.done,
+            labels=self.labels,
             **self.lineage.status_fields(),
         )
         table = all_gather_status(self.manager, own, self.wire)
@@ -202,22 +207,45 @@ class Exchange:
         return verdict
 
     def _bring_tables(self, verdict: Verdict) -> dict[int, list[torch.Tensor]]:
-        """Rows of tables to the newcomers, each from the site that is furthest of those that hold it."""
-        table = verdict.table
-        if len({site.position for site in table}) == 1 and table[0].position.round > 0:
-            return {}  # all hold what the last commit left
-        ranks = range(len(table))
-        furthest = sorted(ranks, key=lambda rank: (table[rank].position, -rank), reverse=True)
-        places = [float(furthest.index(rank)) for rank in ranks]
+        """To the newcomers what they take over, each value from the site that is furthest of those that hold it."""
         taken_over = {}
         for index, state in enumerate(self.states):
             if isinstance(state, TakenFromPeers):
-                taken_over[index] = state.offered()
-                for message in taken_over[index]:
-                    self.pairing.reduce(
-                        state.transfer, self.manager, [state], message, RoundFacts(verdict.step, places), None
-                    )
+                of = self._facts(verdict, self._places(verdict, state.rule.group))
+                if state.rule.group and all(of.weights[rank] >= 0 for rank in of.members(state.rule.group)):
+                    continue
+                if not of.weights:
+                    continue  # all hold what the last commit left
+                messages = state.offered()
+                for message in messages:
+                    self.pairing.reduce(state.transfer, self.manager, [state], message, of, None)
+                if not state.rule.group or of.weights[of.rank] < 0:
+                    taken_over[index] = messages
         return taken_over
+
+    def _places(self, verdict: Verdict, group: str) -> list[float]:
+        """The order in which newcomers take from sites, the first 0; below 0 a site that takes a group's values itself.
+
+        Empty where all tables are whole.
+        """
+        table, ranks = verdict.table, range(len(verdict.table))
+        order = sorted(
+            ranks, key=lambda rank: (table[rank].position, table[rank].rules is not None, -rank), reverse=True
+        )
+        places = [float(order.index(rank)) for rank in ranks]
+        if not group:
+            same = len({site.position for site in table}) == 1 and table[0].position.round > 0
+            return [] if same else places
+        labels, at = verdict.labels(self.groups)[group], self.groups.index(group)
+        for rank in ranks:
+            first = next(each for each in order if labels[each] == labels[rank])
+            if rank != first and _lacks(table[rank], table[first], at):
+                places[rank] = -1.0
+        return places
+
+    def _facts(self, verdict: Verdict, weights: Sequence[float]) -> RoundFacts:
+        labels = verdict.labels(self.groups)
+        return RoundFacts(verdict.step, weights, rank=self.manager.participating_rank(), labels=labels)
 
     def _with_moments(self, rules: list[int]) -> list[int]:
         """The rules of a round that takes in a newcomer: all states without a global value come along.
@@ -235,7 +263,7 @@ class Exchange:
     def _reduce(self, contribution: Contribution, verdict: Verdict) -> Sum:
         started = self.clock.now()
         contribution, contributions, ages = self._weigh(contribution, verdict)
-        of = RoundFacts(verdict.step, contributions.weights)
+        of = self._facts(verdict, contributions.weights)
         parts = contribution.parts
         residuals: dict[int, torch.Tensor] = {}
         in_parts: list[torch.Tensor] = []
@@ -248,7 +276,8 @@ class Exchange:
             if residual is not None:
                 # Of one contribution of weight 1: the next one may weigh more or less than this. A site without weight
                 # has lost nothing of its own, but maybe of sums that it coded.
-                usual = contributions.total_weight / max(1, len(contributions.contributors))
+                within = contributions.within(states[0].rule.group)
+                usual = within.total_weight / max(1, len(within.contributors))
                 residual.div_(contribution.weight or usual or 1.0)
                 pieces = residual.split([parts[index].numel() for index in run])
                 residuals |= {index: part for index, part in zip(run, pieces, strict=True) if index in wanted}
@@ -271,7 +300,7 @@ class Exchange:
         lines = table.line(rank, sites).to(self.wire)
         if sites > 1:
             self.manager.allreduce(lines, reduce_op=ReduceOp.SUM).wait()
-        contributions, outliers, ages = table.read(lines, self.guard)
+        contributions, outliers, ages = table.read(lines, self.guard, rank, verdict.labels(self.groups))
         for site, factors in outliers.items():
             logger.warning(
                 "site %s: its update after inner step %d is %.3g times the largest that its peers' median allows; %s",
@@ -307,6 +336,14 @@ class Exchange:
         """Contribute nothing."""
         guarded = sum(self._is_guarded(self.states[index]) for index in parts)
         return Contribution(0.0, buffer.zero_(), parts, [0.0] * guarded)
+
+
+def _lacks(site: SiteStatus, first: SiteStatus, group: int) -> bool:
+    """Whether a site does not hold what the first of its group does."""
+    if site.rules is not None:
+        return False
+    own, theirs = site.group_checksums[group], first.group_checksums[group]
+    return site.position != first.position or site.position.round == 0 or (own != theirs and own != 0)
 
 
 def _stretch(buffer: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -133,11 +133,13 @@ class Healing:
             # It came, and could not be taken in; the manager already counts as healed.
             self._arrived, counters = None, self._counters
         elif result.verdict.diverged:
+            # What a group shares comes in a round, from a site of the group, to one that abstains from it.
+            self._diverged = not result.verdict.diverged_in_group
             logger.error(
                 "this site's shared state is not that of the others (an outer optimizer that rounds otherwise on other "
-                "hardware, or a fault); taking theirs, and keeping this site's work since the last commit"
+                "hardware, or a fault); taking theirs, and %s this site's work since the last commit",
+                "keeping" if self._diverged else "dropping",
             )
-            self._diverged = True
             counters["step"] = max(0, counters["step"] - 1)
         else:
             return

@@ -43,6 +43,8 @@ class Lineage:
         """Checksum of the loaded model that the run began from; 0 for a random initialisation."""
         self.position = Position()
         self.checksum = 0
+        self.group_checksums: tuple[int, ...] = ()
+        """Of what only the sites of one label share, for each of the plan's groups."""
         self._log = log
         self._site = site
         self._allow_rollback = allow_rollback
@@ -63,6 +65,7 @@ class Lineage:
             "position": self.position,
             "known": self._known(),
             "checksum": self.checksum,
+            "group_checksums": self.group_checksums,
         }
 
     def opening(
@@ -135,7 +138,14 @@ class Lineage:
         """Stand where the peer stands whose shared state was taken in."""
         self._take_place(state)
 
-    def commit(self, table: Sequence[SiteStatus], contributors: Sequence[int], step: int, checksum: int) -> None:
+    def commit(
+        self,
+        table: Sequence[SiteStatus],
+        contributors: Sequence[int],
+        step: int,
+        checksum: int,
+        of_groups: Mapping[str, int] | None = None,
+    ) -> None:
         """A round is committed: count it, and write it to the log.
 
         Args:
@@ -143,7 +153,9 @@ class Lineage:
             contributors: ranks of those that were averaged.
             step: inner step of the launch.
             checksum: of the shared state after it, 0 if there is none.
+            of_groups: by group key of what the sites with this site's label share.
         """
+        self.group_checksums = tuple((of_groups or {}).values())
         self.position, self.checksum = Position(self.position.generation, self.position.round + 1), checksum
         names = [site.name or f"#{rank}" for rank, site in enumerate(table)]
         self._last = Commit(
@@ -155,6 +167,7 @@ class Lineage:
             sites=names,
             tokens=sum(table[rank].tokens for rank in contributors),
             digest=f"{checksum:016x}" if checksum else None,
+            group_digests={group: f"{each:016x}" for group, each in (of_groups or {}).items() if each},
         )
         if self._log is not None:
             self._log.append(self._last)

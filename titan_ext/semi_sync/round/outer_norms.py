@@ -6,13 +6,14 @@ update passes by. On shards; the one collective is a small one over the site.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import torch
 from torch.distributed.tensor import DTensor, Replicate
 
+from titan_ext.semi_sync.plan.regions import REGION
 from titan_ext.semi_sync.round.contributions import Contributions
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
@@ -47,7 +48,7 @@ class OuterNorms:
     """Running means of the noise's trace and of the squared gradient; the correction of their start cancels."""
 
     @torch.no_grad()
-    def before_apply(self, parts: Iterable[tuple[int, torch.Tensor]], total_weight: float, step: int) -> None:
+    def before_apply(self, parts: Collection[tuple[int, torch.Tensor]], total_weight: float, step: int) -> None:
         """Measure the mean update, before the outer optimizer takes it.
 
         Args:
@@ -56,7 +57,8 @@ class OuterNorms:
             step: inner step of the round, equal on all ranks of the site.
         """
         self._fields, self._squares = {}, None
-        if not self.every or step < self._next_step:
+        inner_level = all(self.states[index].rule.name == REGION for index, _ in parts)
+        if not self.every or step < self._next_step or inner_level:
             return
         self._next_step = step + self.every
         self._squares = {}
@@ -129,7 +131,7 @@ class OuterNorms:
 
 def _is_whole(state: SyncedState) -> TypeGuard[SyncedParameters]:
     """Whether its sum is one of updates of whole parameters, each divided by one weight."""
-    return isinstance(state, SyncedParameters) and not isinstance(state, SparseTable)
+    return isinstance(state, SyncedParameters) and not isinstance(state, SparseTable) and not state.rule.group
 
 
 def copies(parameter: torch.Tensor) -> int:

@@ -10,7 +10,6 @@ from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.site.shards import Piece, piece_of
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
 from titan_ext.semi_sync.state.synced_state import SyncedState
-from titan_ext.semi_sync.wire.coded_reductions import WholeReduction
 from titan_ext.semi_sync.wire.manager import ReplicaManager
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
 
@@ -68,7 +67,7 @@ class ByRank:
         Returns:
             what is summed in part alone, until ``share_parts``; for all ranks of the site or none.
         """
-        if isinstance(reduction, WholeReduction) and not self._site.alone:
+        if reduction.sums_over_ranks and not self._site.alone:
             # Its sums over the ranks need all of them: one that knows of an error must not leave the others waiting.
             if not all(self._site.gather(manager.errored() is None)):
                 return ()

@@ -27,7 +27,10 @@ class SharedChecksum:
     """
 
     def __init__(self, states: Sequence[SyncedState], site: SiteRanks, speaks_for: Callable[[str], bool]) -> None:
-        self._states = [state for state in states if state.facts.equal_at_all_sites]
+        self._states = {"": [state for state in states if state.facts.equal_at_all_sites]}
+        for state in states:
+            if state.facts.equal_in_group:
+                self._states.setdefault(state.rule.group, []).append(state)
         self._site = site
         self._speaks_for = speaks_for
         self._parts: dict[str, int] = {}
@@ -36,14 +39,20 @@ class SharedChecksum:
         """Everything has changed."""
         self._parts.clear()
 
-    def after(self, changed: Collection[str]) -> int:
-        """Below 2**62, once the states of these keys have changed; 0 if nothing is equal at all sites. A collective."""
-        for state in self._states:
+    def after(self, changed: Collection[str], group: str = "") -> int:
+        """Below 2**62, once the states of these keys have changed; 0 if nothing is equal at all sites. A collective.
+
+        Args:
+            changed: keys of states.
+            group: of the label by which the states are shared; without one those that all sites share.
+        """
+        states = self._states.get(group, [])
+        for state in states:
             if state.key in changed or state.key not in self._parts:
-                self._parts[state.key] = state_checksum(state.shared_state(), self._speaks_for)
-        if not self._states:
+                self._parts[state.key] = state_checksum(state.agreed_state(), self._speaks_for)
+        if not states:
             return 0
-        total = sum(self._site.gather(sum(self._parts.values()))) & _MASK
+        total = sum(self._site.gather(sum(self._parts[state.key] for state in states))) & _MASK
         return _digest(f"{total:x}") >> 2 or 1
 
 
@@ -58,7 +67,7 @@ def model_checksum(states: Sequence[SyncedState], site: SiteRanks, speaks_for: C
     parameters = {
         name: {"value": tensor}
         for state in states
-        if state.rule.state == PARAMETERS and not isinstance(state, SparseTable)
+        if state.rule.state == PARAMETERS and not isinstance(state, SparseTable) and not state.rule.group
         for name, tensor in zip(state.names, state.tensors.locals(), strict=True)
     }
     total = sum(site.gather(state_checksum(parameters, speaks_for))) & _MASK

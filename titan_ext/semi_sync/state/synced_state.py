@@ -69,6 +69,8 @@ class StateFacts:
     """Whether sites that cut their tensors differently can exchange it."""
     equal_at_all_sites: bool = False
     """Whether its shared state is the same at all sites after each commit."""
+    equal_in_group: bool = False
+    """Whether its ``agreed_state`` is the same, after each commit, at all sites with the label of the rule's group."""
     averages: bool = True
     """Whether a mean replaces what it covers, so that an optimizer's state becomes that of all sites."""
 
@@ -179,6 +181,10 @@ class SyncedState:
     def shared_state(self) -> NamedState:
         """What a joining site takes over: local tensors, not copies."""
         return {}
+
+    def agreed_state(self) -> NamedState:
+        """What of it is the same at all sites that share it: that of which a checksum tells."""
+        return self.shared_state()
 
     def load_shared_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over another site's shared state of the same shards.

@@ -206,6 +206,7 @@ class WholeReduction(ElementwiseReduction):
     """
 
     cuts_anywhere = False
+    sums_over_ranks = True
 
     def __init__(
         self, codec: Codec, bucket_elements: int, combine: Callable[[torch.Tensor, RankSum], torch.Tensor]

@@ -7,9 +7,8 @@ gets the others' values of it, sums them, and sends the sum to all.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch.distributed import ReduceOp
@@ -31,7 +30,7 @@ RankSum = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class RoundFacts:
-    """What a reduction learns of its round; but for ``rank_sum``, equal at all sites."""
+    """What a reduction learns of its round; but for ``rank`` and ``rank_sum``, equal at all sites."""
 
     step: int
     """Inner step of the round."""
@@ -39,6 +38,15 @@ class RoundFacts:
     """Of each site's values, which are multiplied by it already; 0 where a site gives none."""
     rank_sum: RankSum = lambda tensor: tensor
     """Over the ranks that hold the shards of one contribution; by default this rank holds it whole."""
+    rank: int = 0
+    """Of this site in the quorum."""
+    labels: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """By group key a number of each site's label, in the order of the quorum."""
+
+    def members(self, group: str) -> list[int]:
+        """Ranks of the sites that have this site's label."""
+        labels = self.labels[group]
+        return [rank for rank, label in enumerate(labels) if label == labels[self.rank]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +67,10 @@ class Turns:
 class Reduction(ABC):
     """One way to sum tensors over sites; holds no state between rounds but the bytes that it has sent."""
 
-    cuts_anywhere: ClassVar[bool] = True
+    cuts_anywhere: bool = True
     """Whether the sum of an element depends on that element's values alone, up to a codec's loss."""
+    sums_over_ranks: bool = False
+    """Whether it calls ``RoundFacts.rank_sum``, for which all ranks of the site have to meet."""
 
     _sent = 0
 
