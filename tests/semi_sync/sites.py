@@ -124,7 +124,9 @@ def outer_loop(model: torch.nn.Module, optimizer: torch.optim.Optimizer, own: Ma
     """The outer loop of a site that is a thread."""
     options = {key: settings.pop(key) for key in ("on_round", "register", "must_agree") if key in settings}
     own_site = {
-        key: settings.pop(key) for key in ("name", "weight", "labels", "heartbeat_timeout_seconds") if key in settings
+        key: settings.pop(key)
+        for key in ("name", "weight", "labels", "heartbeat_timeout_seconds", "sources")
+        if key in settings
     }
     site = SiteOptions(ranks=SiteRanks(alone=True), **own_site)
     return SemiSync.Config(**settings).build(

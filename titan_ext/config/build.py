@@ -294,10 +294,12 @@ def _situation(settings: Settings, base: Trainer.Config, site: SiteConfig) -> de
 
 
 def _dataloader(settings: Settings, binder: Binder, base: Trainer.Config) -> Any:
-    if not settings.get("data.dataset"):
+    if not any(settings.get(f"data.{key}") for key in ("dataset", "source", "sources")):
         with settings.findings.check():
             raise settings.error("data", 'is missing: give the site data = "PATH", a dataset id or "builtin:code"')
     start = base.dataloader if isinstance(base.dataloader, TextDataLoader.Config) else TextDataLoader.Config
+    if isinstance(start, TextDataLoader.Config) and (settings.get("data.source") or settings.get("data.sources")):
+        start = dataclasses.replace(start, dataset="")  # the flavor's
     return binder.section("data", start)
 
 

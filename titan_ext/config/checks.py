@@ -8,6 +8,7 @@ from titan_ext.config import defaults
 from titan_ext.config.binder import Binder
 from titan_ext.config.cost.inner_states import InnerStates, moments_by_size
 from titan_ext.config.dept import own_vocabulary
+from titan_ext.config.losses import name_of
 from titan_ext.config.model import VOCABULARY, ModelChoice, parameter_shapes
 from titan_ext.config.outer_loop import plan_of
 from titan_ext.config.settings import Settings, show
@@ -16,7 +17,7 @@ from titan_ext.errors import UserError
 from titan_ext.optim.switch import check_reset
 from titan_ext.semi_sync.build import averages_state, is_elementwise
 from titan_ext.semi_sync.methods.registry import METHODS
-from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan
+from titan_ext.semi_sync.plan.plan import PARAMETERS, SOURCES_NEED, SyncPlan
 from titan_ext.semi_sync.plan.regions import REGION
 from titan_ext.semi_sync.plan.resolve import shares_sparse_rows
 from titan_ext.semi_sync.plan.scopes import assign
@@ -55,6 +56,8 @@ def check_numbers(settings: Settings, config: Any) -> None:
             refuse(f"metrics.{name}", "must be at least 0", every)
     if not 0 <= config.metrics.serve_port < 65536:
         refuse("metrics.serve_port", "must be 0 or a port below 65536", config.metrics.serve_port)
+    with settings.findings.catch():
+        Binder(settings).guard("lr_scheduler", type(config.lr_scheduler), config.lr_scheduler.validate)
     if config.lr_scheduler.warmup_steps < 0:
         refuse("lr_scheduler.warmup_steps", "must be at least 0", config.lr_scheduler.warmup_steps)
     seed = config.debug.seed
@@ -65,6 +68,10 @@ def check_numbers(settings: Settings, config: Any) -> None:
     if config.validator.enable:
         if not getattr(config.validator.dataloader, "dataset", ""):
             raise settings.error("validator.dataloader.dataset", "is missing: validation needs data of its own")
+        if getattr(config.validator.dataloader, "has_sources", False):
+            raise settings.error(
+                "validator.dataloader", "must have one dataset: data sources take turns in training alone"
+            )
         _check_data(settings, "validator.dataloader", config.validator.dataloader)
 
 
@@ -166,11 +173,14 @@ def check_outer_loop(settings: Settings, config: Any, num_sites: int) -> list[st
     """
     binder, outer = Binder(settings), config.semi_sync
     if outer.method == "none":
+        if getattr(config.dataloader, "has_sources", False):
+            raise settings.error("semi_sync.method", "must be an outer loop with data sources", "none")
         return []
     plan = binder.guard("semi_sync", type(outer), lambda: plan_of(config))
     if plan.num_fragments > 1 or plan.fragments is not None or plan.scopes:
         binder.guard("semi_sync", type(outer), lambda: _assign(config, plan))
     _check_states(settings, config, plan)
+    _check_sources(settings, config, plan)
     if plan.weighting.needs_loss and config.dataloader.held_out() is None:
         raise settings.error("semi_sync.weighting", _NO_TEXT, outer.weighting)
     for group in plan.groups:
@@ -246,6 +256,35 @@ def _check_switch(settings: Settings, config: Any) -> None:
     if switch.reset_states:
         kept = [moments for _, moments in moments_by_size(config)]
         binder.guard("optimizer_switch", type(switch), lambda: check_reset(switch.reset_states, kept))
+
+
+def _check_sources(settings: Settings, config: Any, plan: SyncPlan) -> None:
+    """Refuse data sources with what cannot be had of a site that trains several models in turn."""
+    data = config.dataloader
+    key = "data.source" if data.source else "data.sources"
+    if not data.has_sources:
+        if plan.sources.placement == "pollen":
+            problem = "needs data sources that all sites can read: [[source]] tables, or data.sources"
+            raise settings.error("semi_sync.source_placement", problem, "pollen")
+        return
+    if not plan.takes_sources:
+        raise settings.error(key, SOURCES_NEED)
+    if plan.weighting.needs_loss:
+        problem = "weighs by the loss on held-out text of one corpus, and the site has data sources"
+        raise settings.error("semi_sync.weighting", problem, config.semi_sync.weighting)
+    if name_of(config.loss) is not None:
+        raise settings.error(
+            "loss.name", "must be left out with data sources: it keeps statistics of one corpus", name_of(config.loss)
+        )
+    if config.regularizer.phases:
+        problem = "must be left out with data sources, which take turns"
+        raise settings.error("regularizer.phases", problem, [phase.name for phase in config.regularizer.phases])
+    if config.optimizer_switch.step:
+        raise settings.error(
+            "optimizer_switch.step",
+            "must be left out with data sources, which take turns",
+            config.optimizer_switch.step,
+        )
 
 
 def _check_states(settings: Settings, config: Any, plan: Any) -> None:

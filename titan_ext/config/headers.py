@@ -197,8 +197,8 @@ def _share_out(plans: Sequence[SitePlan]) -> None:
         if len(told) == 1:
             problem = "share_index and share_count go together; set both or neither"
             plan.settings.refuse(plan.settings.error(f"data.{told[0]}", problem))
-        elif isinstance(data, Mapping) and isinstance(data.get("dataset"), str):
-            groups.setdefault(str(data["dataset"]), []).append(plan)
+        elif isinstance(data, Mapping) and (corpus := _corpus(plan.settings, data)):
+            groups.setdefault(corpus, []).append(plan)
     for dataset, group in groups.items():
         telling = [plan for plan in group if "share_index" in plan.settings.table("data")]
         for plan in [] if not telling else group:
@@ -220,6 +220,15 @@ def _count_labels(plans: Sequence[SitePlan]) -> None:
         paths = [other.site.labels.get(REGION) for other in in_order]
         plan.site.regions = [path for path in paths if path] if all(paths) else []
         plan.site.place = [other.site.name for other in in_order].index(plan.site.name)
+
+
+def _corpus(settings: Settings, data: Mapping[str, Any]) -> str | None:
+    """What sites that read the same share out: a corpus, or data sources that do not move from site to site."""
+    if isinstance(data.get("dataset"), str) and data["dataset"]:
+        return str(data["dataset"])
+    named = [data[key] for key in ("source", "sources") if data.get(key)]
+    moves = settings.get("semi_sync.source_placement") == "pollen"
+    return str(named) if named and not moves else None
 
 
 def select(file: str, plans: Sequence[SitePlan], name: str | None) -> SitePlan:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def check_machine(settings: Settings, config: Any, layout: Layout) -> list[str]:
 
 
 def _data(settings: Settings, config: Any) -> list[str]:
-    corpora = {"data": config.dataloader}
+    corpora: dict[str, Any] = {}
+    with settings.findings.check():
+        corpora |= _corpora(config.dataloader)
     if config.validator.enable:
         corpora["validator.dataloader"] = config.validator.dataloader
     named = [(key, f"{key}.dataset", data) for key, data in corpora.items()]
@@ -53,6 +56,20 @@ def _data(settings: Settings, config: Any) -> list[str]:
             with settings.findings.check():
                 lines.append(f"{config.site.name}: {key} {_listed(settings, dotted, data)}")
     return lines
+
+
+def _corpora(data: Any) -> dict[str, Any]:
+    """What the site trains on, by key: one corpus, or that of each data source.
+
+    Raises:
+        UserError: no file or folder fits the pattern of the sources.
+    """
+    if not getattr(data, "has_sources", False):
+        return {"data": data}
+    return {
+        f"data.source[{place}]": replace(data, dataset=source.dataset, source=[], sources="")
+        for place, source in enumerate(data.all_sources())
+    }
 
 
 def _listed(settings: Settings, key: str, data: Any) -> Any:

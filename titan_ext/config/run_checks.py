@@ -83,8 +83,9 @@ def check_rates(settings: Settings, config: Any) -> None:
         UserError: naming the key to change.
     """
     scheduler, steps = config.lr_scheduler, config.training.steps
-    if scheduler.total_steps is not None and scheduler.total_steps < steps:
-        problem = f"must be at least training.steps ({steps}): beyond it the learning rate would be negative"
+    if scheduler.total_steps is not None and round(scheduler.total_steps * scheduler.stretch) < steps:
+        times = "" if scheduler.stretch == 1 else ", after lr_scheduler.stretch"
+        problem = f"must be at least training.steps ({steps}){times}: beyond it the learning rate would be negative"
         raise settings.error("lr_scheduler.total_steps", problem, scheduler.total_steps)
     for key in ("decay_ratio", "min_lr_factor"):
         value = getattr(scheduler, key)

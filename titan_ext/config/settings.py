@@ -158,9 +158,12 @@ def hint(name: str, allowed: Iterable[str]) -> str:
 
 
 def _normalised(table: Mapping[str, Any]) -> dict[str, Any]:
-    """``data = "x"`` is short for ``data = {dataset = "x"}`` at every level."""
+    """``data = "x"`` is short for ``data = {dataset = "x"}``, ``[[source]]`` for ``[[data.source]]``, at every level."""
     data = table.get("data")
-    return {**table, "data": {"dataset": data}} if isinstance(data, str) else dict(table)
+    found = {**table, "data": {"dataset": data}} if isinstance(data, str) else dict(table)
+    if "source" in found and isinstance(found.get("data", {}), Mapping):
+        found["data"] = {**found.get("data", {}), "source": found.pop("source")}
+    return found
 
 
 def _merge(into: dict, origins: dict[str, Origin], table: Mapping, origin: Origin, prefix: str) -> None:

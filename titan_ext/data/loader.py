@@ -26,6 +26,7 @@ from titan_ext.data.order import Split
 from titan_ext.data.packing import Sample
 from titan_ext.data.progress import Progress, reader_states
 from titan_ext.data.resume import OnChangedData, resume
+from titan_ext.data.sources import SourcesDataLoader, SourceTable, all_sources, check_sources
 from titan_ext.data.tokenizers.traits import identity
 from titan_ext.errors import RunError, UserError, require
 from titan_ext.launcher.processes import die_with_parent
@@ -108,8 +109,31 @@ class TextDataLoader(ParallelAwareDataloader):
         mix_changes: list[MixChange] = field(default_factory=list)
         """[[data.mix_changes]] tables: other shares from a step on."""
 
+        source: list[SourceTable] = field(default_factory=list)
+        """``[[source]]`` tables, in place of ``dataset``: data sources of the site, each of which trains a model of its own
+        in a round, one after the other, from the global parameters; the site contributes their mean (Photon's clients,
+        arXiv 2411.02908). Other keys of [data] hold for all of them."""
+
+        sources: str = ""
+        """A pattern of files or folders, such as "corpus/*": one more source for each, named as it is without ending."""
+
+        def all_sources(self) -> list[SourceTable]:
+            """The data sources; none where the site has one corpus.
+
+            Raises:
+                UserError: nothing fits the pattern.
+            """
+            return all_sources(self.source, self.sources)
+
+        @property
+        def has_sources(self) -> bool:
+            """Whether the site has data sources in place of one corpus."""
+            return bool(self.source or self.sources)
+
         def build(self, **parts: Any) -> Any:
-            """The loader: of one corpus, or of several in their shares."""
+            """The loader: of one corpus, of several in their shares, or of the data sources in turn."""
+            if self.has_sources:
+                return SourcesDataLoader(self, **parts)
             return MixedDataLoader(self, **parts) if self.mix else ParallelAwareDataloader.Config.build(self, **parts)
 
         def held_out(self) -> "TextDataLoader.Config | None":
@@ -139,6 +163,8 @@ class TextDataLoader(ParallelAwareDataloader):
             """Raises UserError, naming the key, for a value outside its range."""
             require(self.dataset_path is None, "data.dataset_path", self.dataset_path, "unset: dataset names the path")
             check_mix(self)
+            if self.has_sources:
+                check_sources(self.all_sources(), self)
             require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1 document")
             require(self.share_count >= 1, "data.share_count", self.share_count, "at least 1 site")
             require(
@@ -277,8 +303,11 @@ def open_feed(config: TextDataLoader.Config, bad_records: BadRecords | None = No
         bad_records: what becomes of those that cannot be used; None: what the config says.
 
     Raises:
-        UserError: the corpus cannot be found or read.
+        UserError: the corpus cannot be found or read, or the config has data sources in place of one.
     """
+    if config.has_sources:
+        names = ", ".join(source.name for source in config.all_sources())
+        raise UserError(f"data: the site has data sources ({names}) in place of one corpus; name the one that is meant")
     selection = Selection(
         seed=config.seed,
         shuffle=config.shuffle,

@@ -33,6 +33,9 @@ from titan_ext.semi_sync.site.leader_manager import LeaderManager
 from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.site.shards import SiteShards
+from titan_ext.semi_sync.sources.bank import Bank
+from titan_ext.semi_sync.sources.source import Source, Turn
+from titan_ext.semi_sync.sources.turns import SourceTurns
 from titan_ext.semi_sync.state.checksum import SharedChecksum
 from titan_ext.semi_sync.state.group_parameters import WithGroup
 from titan_ext.semi_sync.state.sparse_tables import SparseRows, SparseTable, reduce_by_row
@@ -85,6 +88,11 @@ class SiteOptions:
     (``plan.weighting.needs_loss``). Called on all ranks, which get the same, after a round that was committed."""
     make_in_flight: Callable[[], InFlightRound] = InFlightRound
     """Makes what runs a round beside inner steps."""
+    sources: Sequence[Source] = ()
+    """Its data sources, which train one after the other in a round; none: the site is one itself. With
+    ``source_placement = "pollen"`` those of the run, equal at all sites."""
+    serve: Callable[[Turn], None] = lambda turn: None
+    """Told of each source that is about to train, so that its data comes next."""
 
 
 def build(
@@ -144,6 +152,17 @@ def build(
         manager=manager,
         site=ranks,
     )
+    bank = Bank(states, device, ranks)
+    sources = SourceTurns(
+        plan,
+        sources=site.sources,
+        name=site.name,
+        states=states,
+        view=view,
+        bank=bank,
+        progress=progress,
+        serve=site.serve,
+    )
     exchange = Exchange(
         manager=manager,
         states=states,
@@ -164,6 +183,7 @@ def build(
         weighting=plan.weighting,
         groups=plan.groups,
         labels=labels,
+        bank=bank,
         device=device,
         wire=wire_device(manager),
         heartbeat_timeout_seconds=site.heartbeat_timeout_seconds,
@@ -175,7 +195,7 @@ def build(
         progress=progress,
         checksum=checksum,
         participation=Participation(
-            states, plan.sampling, site.name, RoundBox(plan.box, ranks, site.clock, _inner_device(view))
+            states, plan.sampling, site.name, RoundBox(plan.box, ranks, site.clock, _inner_device(view)), sources
         ),
         view=view,
         norms=OuterNorms(states, ranks, site.norms_every),

@@ -37,6 +37,7 @@ def save(committer: Committer, in_flight: InFlightRound) -> dict[str, Any]:
         "end_of_data": committer.participation.state_dict(),
         "in_flight": None if result is None else {"apply_at": in_flight.apply_at, **_describe(result, states)},
         "manager": exchange.manager.state_dict(),
+        "sources": committer.participation.sources.state_dict(),
         "ledger": committer.ledger.state_dict(),
     }
     return {
@@ -44,6 +45,7 @@ def save(committer: Committer, in_flight: InFlightRound) -> dict[str, Any]:
         "states": {state.key: state.checkpoint_state() for state in states},
         "in_flight": _in_flight_tensors(result, states),
         "residuals": exchange.error_feedback.checkpoint_state(result.sum if result is not None else None),
+        "sources": committer.participation.sources.tensors(),
     }
 
 
@@ -64,6 +66,8 @@ def load(committer: Committer, in_flight: InFlightRound, state_dict: Mapping[str
     schedule.not_before = counters["not_before"]
     committer.participation.load_state_dict(counters["end_of_data"])
     exchange.manager.load_state_dict(counters["manager"])
+    if "sources" in counters:  # not in checkpoints of before there were any
+        committer.participation.sources.load_state_dict(counters["sources"], state_dict.get("sources", {}))
     committer.ledger.load_state_dict(counters["ledger"])
     for state in exchange.states:
         state.load_checkpoint_state(state_dict["states"].get(state.key, {}))

@@ -112,8 +112,28 @@ class SemiSyncConfig:
     sites_per_round: int | None = None
     """How many of the run's sites train in a round, sampled anew for each; the others wait. None: all."""
 
+    sources_per_round: int | None = None
+    """How many of all sites' data sources (``[[source]]`` tables; a site without any is one) train in a round, sampled
+    anew for each; the others wait (Photon, arXiv 2411.02908). None: all."""
+
     sampling_seed: int = 0
-    """Seed of that sampling."""
+    """Seed of those samplings."""
+
+    source_optimizer: Literal["stateless", "stateful"] | None = None
+    """Whether a source keeps the inner optimizer's states from its turn in one round to the next ("stateful"), or begins
+    each without any; by default stateful where all sources train in each round, stateless where they are sampled or
+    placed. States lie in host memory, one set for each source of the site."""
+
+    source_clock: Literal["run", "source", "round"] = "run"
+    """Inner steps by which a source's learning rate goes: the run's, which all share (Photon's server clock); those that
+    the source itself has taken; or those since its turn began (Photon's ``reset_timestamp``)."""
+
+    reset_source_data: bool = False
+    """Let each turn of a source read its data from the beginning (Photon's ``reset_dataset_state``)."""
+
+    source_placement: Literal["own", "pollen"] = "own"
+    """Whether each site trains the sources that its settings name ("own"), or the sources are common to all sites, can be
+    read at all, and are placed anew for each round by the sites' measured speed (Pollen, arXiv 2306.17453)."""
 
     reset_inner_optimizer: bool = False
     """Set the inner optimizer's states to zero after each round, as DEPT's authors do."""

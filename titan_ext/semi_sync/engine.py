@@ -107,10 +107,12 @@ class SemiSync:
         )
         self._exchange, self._schedule = self._committer.exchange, self._committer.schedule
         self._progress, self._participation = self._committer.progress, self._committer.participation
+        self._sources = self._participation.sources
         self._manager, self._states = self._exchange.manager, self._exchange.states
         self._in_flight = site.make_in_flight()
         self._clock = site.clock
         self._timer = StepTimer(site.clock.now)
+        self._step_time_ms = 0
         self._site_weight = site.weight
         self._measure_loss = site.measure_loss or (lambda: UNKNOWN)
         self.weight_factor = 1.0
@@ -133,11 +135,13 @@ class SemiSync:
             self._count(tokens)
         if self._in_flight.due(self.inner_step):
             self._apply_in_flight()
-        if self._schedule.advance(self.inner_step) and not self._in_flight.under_way:
+        if self._sources.more and (rules := self.plan.due(self.inner_step)):
+            self.inner_step = self._sources.end_turn(rules, self._weight(rules))
+        elif self._schedule.advance(self.inner_step) and not self._in_flight.under_way:
             self._run_round()
         if self.plan.sync_point == "before_step":
             self._count(tokens)
-        self._timer.start()
+        self._timer.pause() if self.sits_out else self._timer.start()
 
     def _run_round(self) -> None:
         """One round: now from beginning to end, or started beside the inner steps that it may overlap."""
@@ -176,20 +180,29 @@ class SemiSync:
             rules=tuple(rules),
             step=self.inner_step,
             weight=self._weight(rules) if role is Role.MEMBER else 0.0,
+            sources=self._sources.count,
             tokens=self._progress.tokens,
             work={index: self._progress.work.get(index, (0, 0)) for index in rules},
             standing=self._standing(),
             pace=told(self._participation.box.pace(self._progress.tokens)),
-            step_time_ms=self._timer.take_milliseconds(),
+            step_time_ms=self._take_step_time(),
             done=done,
         )
         self._exchange.healing.begin(launch)
         return launch
 
+    def _take_step_time(self) -> int:
+        """Milliseconds of an inner step; of a site that has just sat out, what the last ones took it."""
+        self._step_time_ms = self._timer.take_milliseconds() or self._step_time_ms
+        return self._step_time_ms
+
     def _weight(self, rules: Sequence[int]) -> float:
         # One weight a round; its first rule is of the parameters where any is.
         tokens, steps = self._progress.work.get(rules[0], (0, 0)) if rules else (0, 0)
-        work = OwnWork(fixed=self._site_weight, tokens=tokens, steps=steps)
+        if self._sources.in_use:
+            tokens, steps = self._sources.tokens, self._sources.steps
+        fixed = self._site_weight * self._sources.current.weight
+        work = OwnWork(fixed=fixed, tokens=tokens, steps=steps)
         return self.plan.weighting.own_weight(work) * self.weight_factor
 
     def _standing(self) -> Standing:
@@ -198,6 +211,7 @@ class SemiSync:
         return Standing(loss=loss, merit=merit, share=self._progress.share)
 
     def _count(self, tokens: int) -> None:
+        self._sources.count_step(self._progress.step)
         self._progress.step += 1
         self._progress.tokens += tokens
         taken = not self._participation.sits_out
@@ -321,6 +335,21 @@ class SemiSync:
     def sits_out(self) -> bool:
         """Whether to count this site's inner steps without taking them: it was not sampled, or its data has ended."""
         return self._participation.sits_out
+
+    @property
+    def source(self) -> str:
+        """Name of the data source that the next inner step trains; of a site without sources its own."""
+        return self._sources.current.name
+
+    @property
+    def more_sources(self) -> bool:
+        """Whether, within a round, another source of this site is yet to take the inner steps that one has taken."""
+        return self._sources.more and self._sources.under_way
+
+    @property
+    def schedule_step(self) -> int:
+        """Inner steps before the next one by which its learning rate goes, see ``source_clock``."""
+        return self._sources.clock
 
     @property
     def run_is_over(self) -> bool:

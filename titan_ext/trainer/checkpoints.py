@@ -49,8 +49,11 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
 
     def __init__(self, config: Config, **parts: Any) -> None:
         self._saved_step: int | None = None
+        self._now = False
         self._last_step: int | None = None
         self._disks = Disks()
+        self.held = False
+        """Whether a step is not to be saved, because another data source of the round has yet to take it."""
         self.notes: list[str] = []
         """What a user should know of the checkpoint that was loaded."""
         self.model_config: Any = None
@@ -63,8 +66,8 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         """Save everything after inner step ``step``, whatever the interval; returns whether it is saved when this returns."""
         if not self.enable or self.load_only:
             return False
-        if self._saved_step != step:
-            self.interval = 1
+        if self._saved_step != step or self.held:
+            self.interval, self._now = 1, True
             self.save(step)
         self.maybe_wait_for_saving()
         return True
@@ -205,6 +208,8 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         return found
 
     def _save(self, curr_step: int, last_step: bool = False) -> bool:
+        if self.held and not (self._now or last_step):
+            return False
         if curr_step == self._last_step:
             return False  # torchtitan does not know that the run ended before training.steps
         saved = super()._save(curr_step, last_step)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +17,8 @@ from torchtitan.tools.logging import logger
 from titan_ext.config.fomoe import expert_rows
 from titan_ext.config.resolved import known_sizes
 from titan_ext.config.sections import DeptConfig, FoMoEConfig, SiteConfig
+from titan_ext.data.loader import TextDataLoader
+from titan_ext.data.sources import SourcesDataLoader, SourceTable
 from titan_ext.data.tokenizers.traits import fingerprint, row_count
 from titan_ext.errors import RunError, UserError
 from titan_ext.export.llama import is_llama, llama_config
@@ -29,6 +31,7 @@ from titan_ext.replica.shutdown.process import GracefulExit
 from titan_ext.replica.shutdown.replica import StoppableReplica
 from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, TokenRowMap
 from titan_ext.semi_sync.plan.resolve import resolve, shares_sparse_rows
+from titan_ext.semi_sync.sources.source import Source, Turn
 from titan_ext.semi_sync.wire.ledger import RoundRecord
 from titan_ext.semi_sync.wire.link import bytes_per_second, number_of_streams
 from titan_ext.trainer.batch_warmup import BatchWarmupConfig
@@ -36,6 +39,7 @@ from titan_ext.trainer.checkpoints import CheckpointManager
 from titan_ext.trainer.cpu import finish
 from titan_ext.trainer.gradient_step import GradientStepTrainer
 from titan_ext.trainer.held_out import HeldOutLoss
+from titan_ext.trainer.lr_scheduler import LRSchedulersContainer
 from titan_ext.trainer.metrics import MetricsProcessor
 from titan_ext.trainer.optimizers import OptimizersContainer
 from titan_ext.trainer.routing import RoutingStatistics
@@ -76,6 +80,9 @@ class Trainer(GradientStepTrainer):
 
         optimizer: OptimizersContainer.Config = field(default_factory=OptimizersContainer.Config)
         """The inner optimizer."""
+
+        lr_scheduler: LRSchedulersContainer.Config = field(default_factory=LRSchedulersContainer.Config)
+        """The learning rate over the steps."""
 
         optimizer_switch: SwitchConfig = field(default_factory=SwitchConfig)
         """A change of the inner optimizer's settings at one step."""
@@ -136,6 +143,7 @@ class Trainer(GradientStepTrainer):
         # torchtitan has counted the step that is about to be taken.
         self._switch.before_step(self.step - 1)
         tell_step(self.model_parts, self.step)
+        self._follow_clock()
         taken = not (self.outer is not None and self.outer.sits_out) and self._inner_step(data_iterator)
         if self.outer is None:
             return
@@ -144,7 +152,9 @@ class Trainer(GradientStepTrainer):
             self.lr_schedulers.step()
         if self.config.semi_sync.sync_point == "after_step" or not taken:
             self._outer_step()
-        # A site that fell behind and was healed stands where the others stand.
+        # A site that fell behind and was healed stands where the others stand; one whose next source has its turn, where
+        # the one before began. What is saved and validated is the work of a site's last source of a round.
+        self.checkpointer.held = self.outer.more_sources or self.outer.inner_step < self.step
         self._follow_inner_step()
         self.outer.serve_snapshot_requests()
         checkpoint, last = self.config.checkpoint, self.step >= self.config.training.steps or self.outer.run_is_over
@@ -260,6 +270,9 @@ class Trainer(GradientStepTrainer):
 
     def _build_outer_loop(self, config: Config) -> None:
         _quiet_torchft()
+        sources = config.dataloader.all_sources() if isinstance(config.dataloader, TextDataLoader.Config) else []
+        if sources:
+            self._validate_last_sources()
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         if config.semi_sync.pairing == "leader":
             # The other ranks have no replica group: their leader speaks for them.
@@ -289,10 +302,12 @@ class Trainer(GradientStepTrainer):
                 heartbeat_timeout_seconds=config.replica.heartbeat_timeout_seconds,
                 norms_every=config.metrics.outer_norms_every,
                 measure_loss=self._measure_of_loss(config),
+                sources=[Source(name=each.name, weight=each.weight) for each in sources],
+                serve=self._serve,
             ),
             on_round=self._on_round,
             # All take the same steps: a site with fewer would leave the others waiting for it at their end.
-            must_agree={"training.steps": config.training.steps},
+            must_agree={"training.steps": config.training.steps} | _common_sources(config, sources),
             described=self._described(config),
         )
         if config.semi_sync.sync_point == "before_step":
@@ -304,6 +319,26 @@ class Trainer(GradientStepTrainer):
         """What measures the received model on the site's held-out text, where sites are weighed by that loss."""
         weighting = resolve(config.semi_sync).weighting
         return HeldOutLoss(self, weighting.loss_tokens).measure if weighting.needs_loss else None
+
+    def _serve(self, turn: Turn) -> None:
+        """A data source is about to train: its batches come next."""
+        if not isinstance(self.dataloader, SourcesDataLoader):
+            return
+        batches = self.gradient_accumulation_steps * self.num_pipeline_parallel_microbatches
+        self.dataloader.serve(turn.source, None if turn.skip_steps is None else turn.skip_steps * batches)
+        logger.info("site %s: source %s trains next", self.config.site.name, turn.source)
+
+    def _validate_last_sources(self) -> None:
+        """Validate after a round's last source alone: a step that several take comes to one validation."""
+        if self.config.validator.enable:
+            due = self.validator.should_validate
+            self.validator.should_validate = lambda step: not self.checkpointer.held and due(step)
+
+    def _follow_clock(self) -> None:
+        """The learning rate of the next step, where sources have clocks of their own."""
+        if self.outer is not None and self.outer.plan.sources.clock != "run":
+            self.lr_schedulers.load_state_dict({"last_epoch": self.outer.schedule_step})
+            self._set_rates()
 
     def _described(self, config: Config) -> dict[str, Any]:
         """Settings behind the model and its layout, by key."""
@@ -350,6 +385,7 @@ class Trainer(GradientStepTrainer):
         self.outer.inner_step = max(self.outer.inner_step, self.step)
         self._tokens_reported = self.ntokens_seen
         self.outer.join()
+        self._serve(Turn(source=self.outer.source))  # which the loader knows, unless its place was not loaded
         self._follow_inner_step()
         logger.info(
             "site %s: joined a quorum of %d site(s) at step %d",
@@ -394,6 +430,13 @@ class Trainer(GradientStepTrainer):
         """Ranks of the site that count tokens of their own."""
         mesh = self.parallel_dims.get_optional_mesh("loss") if self.parallel_dims.dp_cp_enabled else None
         return 1 if mesh is None else mesh.size()
+
+
+def _common_sources(config: Trainer.Config, sources: Sequence[SourceTable]) -> dict[str, Any]:
+    """Data sources that any site can have, in the order in which they are drawn and placed."""
+    if config.semi_sync.source_placement != "pollen":
+        return {}
+    return {"data.source": [(source.name, source.weight) for source in sources]}
 
 
 def _observed(config: Trainer.Config, routing: RoutingStatistics) -> Trainer.Config:

@@ -47,6 +47,7 @@ _HIDDEN = {
     "validator.dataloader.mix_changes.mix",
     "profiler.trace_post_processor",
     "semi_sync.settings",
+    *(f"validator.dataloader.{key}" for key in ("sources", "source", "source.name", "source.dataset", "source.weight")),
 }
 _TOP = {"dump_folder": "Folder of the run, with a folder for each site; by default runs/ and the file's name."}
 _BY_MODEL, _BY_TOKENIZER = "the flavor's", "the tokenizer's"
@@ -288,6 +289,7 @@ def _purpose(name: str, config: Any) -> str:
 _LISTED = {
     "data.mix_changes": "[[data.mix_changes]] tables, [[site.data.mix_changes]] in a site's: other shares from a step on.",
     "optimizer.param_groups": "[[optimizer.param_groups]] tables, instead of the short form.",
+    "data.source": "[[source]] tables, at the top or in a [[site]] as [[site.source]]: data sources of a site.",
     "regularizer.phases": "[[regularizer.phases]] tables: rounds in which inner steps are kept near the received model.",
     "semi_sync.scopes": "[[semi_sync.scopes]] tables: parameters that the sites share in a way of their own.",
 }

@@ -20,6 +20,12 @@ from titan_ext.semi_sync.wire.reductions import Reduction
 PARAMETERS = "params"
 """The synced state that is the model's parameters; any other name is an optimizer state's key."""
 
+SOURCES_NEED = (
+    "the method must exchange parameters alone, by their weighted mean or an outer step, all in one round without a delay "
+    'and after the inner step, such as "local_sgd", or "diloco" without fragments, with round_box = "steps" and among all sites alike'
+)
+"""Of a plan, for sources that train in turn."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wire:
@@ -51,6 +57,8 @@ class Apply:
 
     needs_fp32: ClassVar[bool] = False
     """Whether it cannot be had of parameters that are kept in less than fp32."""
+    adds_up: ClassVar[bool] = False
+    """Whether what several sources of a site send can be added up to what the site sends."""
 
     def bind(self, rule: "SyncRule", tensors: Any, options: Any = None) -> Any:
         """The rule as a ``SyncedState`` of this rank.
@@ -154,6 +162,29 @@ class SiteSampling:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SourceTraining:
+    """How the sources of sites train (Photon, arXiv 2411.02908), where a site has several or not all train in a round."""
+
+    per_round: int | None = None
+    """How many of all sites' sources train in a round; None for all."""
+    seed: int = 0
+    """Of the samples."""
+    optimizer: Literal["stateful", "stateless"] = "stateful"
+    """Whether a source keeps the inner optimizer's states until its next turn, or begins each turn without any."""
+    clock: Literal["run", "source", "round"] = "run"
+    """Inner steps by which the learning rate goes: the run's, those that the source has taken, or those of the round."""
+    reset_data: bool = False
+    """Whether a source reads its data from the beginning in each turn."""
+    placement: Literal["own", "pollen"] = "own"
+    """Whether each site trains sources of its own, or all can train all, which are placed anew for each round."""
+
+    @property
+    def is_default(self) -> bool:
+        """Whether a site with a single source trains as one without."""
+        return self == SourceTraining(seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ScopePatterns:
     """Which parameters a scope claims; the first scope of which a pattern fits a name has the parameter."""
 
@@ -185,6 +216,7 @@ class SyncPlan:
     sampling: SiteSampling = field(default_factory=SiteSampling)
     box: Box = field(default_factory=Box)
     """What ends a site's part of a round."""
+    sources: SourceTraining = field(default_factory=SourceTraining)
     reset_inner_optimizer: bool = False
     """Set the inner optimizer's states to zero after each round."""
     topology: Literal["flat", "regions"] = "flat"
@@ -198,6 +230,25 @@ class SyncPlan:
         for rule in scheduled:
             for other in scheduled:
                 _refuse_overlap(rule, other)
+
+    @property
+    def round_period(self) -> int:
+        """Inner steps of a round of the parameters, where all travel together."""
+        return min(rule.period for rule in self.rules if not rule.final)
+
+    @property
+    def takes_sources(self) -> bool:
+        """Whether a site can train several sources in turn: parameters alone travel, all at once and after the inner
+        step, and what sources send adds up."""
+        together = len({(rule.period, rule.offset) for rule in self.rules}) == 1 and self.sync_point == "after_step"
+        return (together and self.box.kind == "steps" and not self.groups) and all(
+            rule.state == PARAMETERS
+            and not rule.delay
+            and not rule.final
+            and rule.apply.adds_up
+            and rule.wire.aggregation.weighted
+            for rule in self.rules
+        )
 
     def due(self, step: int) -> list[int]:
         """Indices of the rules to launch after inner step ``step``."""

@@ -12,9 +12,11 @@ from titan_ext.semi_sync.methods.registry import METHODS, Method, MethodContext,
 from titan_ext.semi_sync.plan.box import Box
 from titan_ext.semi_sync.plan.plan import (
     PARAMETERS,
+    SOURCES_NEED,
     OutlierGuard,
     ScopePatterns,
     SiteSampling,
+    SourceTraining,
     SyncPlan,
     SyncRule,
     Wire,
@@ -84,7 +86,7 @@ def resolve(config: SemiSyncConfig, moments: MomentsKept | None = None) -> SyncP
     _check_regions(config, rules)
     shared = [scope for scope in config.scopes if scope.shared != "local"]
     scoped = [rule for scope in shared for rule in _rules_of_scope(config, scope, moments)]
-    return SyncPlan(
+    plan = SyncPlan(
         rules=(*rules, *scoped, *_rules_of_regions(config, rules)),
         num_fragments=config.num_fragments,
         fragments=None if config.fragments is None else tuple(tuple(each) for each in config.fragments),
@@ -104,8 +106,26 @@ def resolve(config: SemiSyncConfig, moments: MomentsKept | None = None) -> SyncP
             size=config.round_box_size or 0.0,
             grace=config.round_box_grace,
         ),
+        sources=_source_training(config),
         reset_inner_optimizer=config.reset_inner_optimizer,
         topology=config.topology,
+    )
+    for key, default in _SOURCE_KEYS.items():
+        value = getattr(config, key)
+        allowed = f'left out with method = "{config.method}" and these settings: {SOURCES_NEED}'
+        require(value == default or plan.takes_sources, key, value, allowed)
+    return plan
+
+
+def _source_training(config: SemiSyncConfig) -> SourceTraining:
+    sampled = config.sources_per_round is not None or config.source_placement != "own"
+    return SourceTraining(
+        per_round=config.sources_per_round,
+        seed=config.sampling_seed,
+        optimizer=config.source_optimizer or ("stateless" if sampled else "stateful"),
+        clock=config.source_clock,
+        reset_data=config.reset_source_data,
+        placement=config.source_placement,
     )
 
 
@@ -271,7 +291,9 @@ def _of_scope(config: SemiSyncConfig, scope: ScopeConfig) -> SemiSyncConfig:
     own = {key: getattr(scope, key) for key in OWN_KEYS if getattr(scope, key) is not None}
     if own.get("outer_optimizer", config.outer_optimizer) != config.outer_optimizer:
         own = dict.fromkeys(_OUTER) | own
-    scoped = replace(config, scopes=[], fragments=None, num_fragments=1, sites_per_round=None, **own)
+    scoped = replace(
+        config, scopes=[], fragments=None, num_fragments=1, sites_per_round=None, sources_per_round=None, **own
+    )
     scoped.settings = config.settings | scope.settings
     if "codec" in own:
         scoped.error_feedback = None
@@ -382,6 +404,9 @@ _CHOICES = {
     "topology": ("flat", "regions"),
     "outer_state_device": ("same", "cpu"),
     "round_box": ("steps", "speed", "seconds", "tokens"),
+    "source_optimizer": (None, "stateless", "stateful"),
+    "source_clock": ("run", "source", "round"),
+    "source_placement": ("own", "pollen"),
 }
 
 
@@ -424,6 +449,7 @@ def _check_rounds(config: SemiSyncConfig, rules: Sequence[SyncRule]) -> None:
     allowed = f'left out with method = "{method}" or sync_point = "before_step"'
     require(count is None or not own_way, "sites_per_round", count, allowed)
     _check_box(config, own_way)
+    _check_source_rounds(config)
 
 
 def _check_box(config: SemiSyncConfig, own_way: bool) -> None:
@@ -436,6 +462,30 @@ def _check_box(config: SemiSyncConfig, own_way: bool) -> None:
     require(box == "steps" or not overlap, "round_box", box, '"steps" with fragments or a delay: rounds overlap')
     allowed = f'"steps" with method = "{config.method}" or sync_point = "before_step"'
     require(box == "steps" or not own_way, "round_box", box, allowed)
+
+
+_SOURCE_KEYS = {
+    "sources_per_round": None,
+    "source_optimizer": None,
+    "source_clock": "run",
+    "reset_source_data": False,
+    "source_placement": "own",
+}
+"""Of ``[semi_sync]``, with what stands where nothing is set."""
+
+
+def _check_source_rounds(config: SemiSyncConfig) -> None:
+    """Refuse what cannot be had together of sources."""
+    count = config.sources_per_round
+    require(count is None or count >= 1, "sources_per_round", count, "at least 1, or left out for all sources")
+    both = count is not None and config.sites_per_round is not None
+    require(not both, "sources_per_round", count, "left out with sites_per_round, which samples sites instead")
+    keeps = config.reset_inner_optimizer and config.source_optimizer == "stateful"
+    allowed = '"stateless" with reset_inner_optimizer, which drops a source\'s states after each round'
+    require(not keeps, "source_optimizer", config.source_optimizer, allowed)
+    moves = config.source_placement == "pollen" and config.source_optimizer == "stateful"
+    allowed = '"stateless" with source_placement = "pollen": a source\'s states stay at the site that had it'
+    require(not moves, "source_optimizer", config.source_optimizer, allowed)
 
 
 def _check_weighting(config: SemiSyncConfig, rules: Sequence[SyncRule]) -> None:

@@ -37,6 +37,10 @@ class StepTimer:
         self._seconds = 0.0
         self._steps = 0
 
+    def pause(self) -> None:
+        """What comes now is no inner step of this site."""
+        self._since = None
+
     def start(self) -> None:
         """An inner step begins."""
         self._since = self._now()

@@ -69,6 +69,8 @@ class SiteStatus:
     """Milliseconds that an inner step takes it; 0 if it has taken none yet."""
     done: bool = False
     """Whether its data has ended and it has nothing to contribute any more."""
+    sources: int = 1
+    """Data sources that it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +273,7 @@ def all_gather_status(manager: ReplicaManager, own: SiteStatus, wire: torch.devi
     return [_unpack(line) for line in table.tolist()]
 
 
-_NUMBERS = 18
+_NUMBERS = 19
 _RULE_WORDS = MOST_RULES // BITS
 _NAME_WORD = 7  # bytes in a word
 _NAME_WORDS = -(-NAME_BYTES // _NAME_WORD)
@@ -297,6 +299,7 @@ def _pack(own: SiteStatus) -> list[int]:
         own.tokens,
         own.step_time_ms,
         *own.pace,
+        own.sources,
         int(own.rules is None) | int(own.done) << 1,
         len(own.labels),
         *_filled(own.labels),
@@ -311,7 +314,7 @@ def _filled(numbers: Sequence[int]) -> list[int]:
 
 
 def _unpack(line: list[int]) -> SiteStatus:
-    fingerprint, run, origin, salt, *positions, flags, groups = line[:_NUMBERS]
+    fingerprint, run, origin, salt, *positions, sources, flags, groups = line[:_NUMBERS]
     labels, line = line[_NUMBERS : _NUMBERS + 2 * MOST_GROUPS], line[2 * MOST_GROUPS :]
     generation, round_, known_generation, known_round, checksum, step, tokens, step_time_ms, *pace = positions
     words = line[_NUMBERS : _NUMBERS + _RULE_WORDS]
@@ -334,4 +337,5 @@ def _unpack(line: list[int]) -> SiteStatus:
         step_time_ms=step_time_ms,
         pace=(pace[0], pace[1], pace[2], pace[3]),
         done=bool(flags & 2),
+        sources=sources,
     )

@@ -241,6 +241,14 @@ def new_buffer(
     return buffer, dict(zip(rules, buffer.split(sizes), strict=True)) if sizes else {}
 
 
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether all of them are numbers."""
+    if not values.numel():
+        return True
+    low, high = torch.aminmax(values)  # NaN in, NaN out; and no copy
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
 class ErrorFeedback:
     """What reductions have taken away so far; it is this site's alone.
 

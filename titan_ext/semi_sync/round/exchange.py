@@ -19,6 +19,7 @@ from titan_ext.semi_sync.round.contributions import (
     ContributionTable,
     ErrorFeedback,
     Sum,
+    is_finite,
     new_buffer,
 )
 from titan_ext.semi_sync.round.differences import InCommon, name_differences
@@ -28,6 +29,7 @@ from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.round.spans import span
 from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.semi_sync.sources.bank import Bank
 from titan_ext.semi_sync.state.moment_ages import Ages
 from titan_ext.semi_sync.state.synced_state import Guarded, SyncedState, TakenFromPeers
 from titan_ext.semi_sync.wire.manager import ReplicaManager
@@ -60,6 +62,8 @@ class Exchange:
     guard: OutlierGuard
     weighting: SiteWeighting
     """How much each site counts."""
+    bank: Bank
+    """What the sources of this site that have had their turn bring to the round."""
     device: torch.device
     """Where buffers live."""
     wire: torch.device
@@ -126,7 +130,14 @@ class Exchange:
     def contribution(
         self, rules: Sequence[int], step: int, weight: float, standing: Standing = NO_STANDING
     ) -> Contribution:
-        """This site's weighted contribution to the rules of a round, in a fresh buffer. A collective over the site."""
+        """This site's weighted contribution to the rules of a round, in a fresh buffer. A collective over the site.
+
+        Args:
+            rules: indices of the rules.
+            step: inner step of the round.
+            weight: of what the model has come to, beside what is in the bank; 0 contributes nothing, the bank neither.
+            standing: what else the site tells of itself.
+        """
         for state in self.states:
             state.check()
         buffer, parts = new_buffer(rules, self.states, self.device)
@@ -135,14 +146,16 @@ class Exchange:
         squares = []
         with span("contribution"):
             for index, part in parts.items():
+                self.states[index].write(part, step)
+            weight = self.bank.mean_with(buffer, parts, weight)
+            for index, part in parts.items():
                 state = self.states[index]
-                state.write(part, step)
                 if self._is_guarded(state):
                     squares.append(state.update_norm(part) ** 2)
                 self.error_feedback.add(index, part)
                 if weight != 1.0:
                     part.mul_(weight)
-        by_rank = self.site.gather((_is_finite(buffer), squares))
+        by_rank = self.site.gather((is_finite(buffer), squares))
         norms = [math.sqrt(sum(ranks)) for ranks in zip(*(each for _, each in by_rank), strict=True)]
         all_finite = all(finite for finite, _ in by_rank)
         for index in rules:
@@ -187,6 +200,7 @@ class Exchange:
             pace=launch.pace,
             done=launch.done,
             labels=self.labels,
+            sources=launch.sources,
             **self.lineage.status_fields(),
         )
         table = all_gather_status(self.manager, own, self.wire)
@@ -350,10 +364,3 @@ def _stretch(buffer: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tenso
     """The stretch of the buffer that the neighbouring parts make up."""
     start = parts[0].storage_offset() - buffer.storage_offset()
     return buffer[start : start + sum(part.numel() for part in parts)]
-
-
-def _is_finite(values: torch.Tensor) -> bool:
-    if not values.numel():
-        return True
-    low, high = torch.aminmax(values)  # NaN in, NaN out; and no copy
-    return bool(torch.isfinite(low) & torch.isfinite(high))

@@ -1,12 +1,13 @@
 """Whether a site trains and contributes: it may not be sampled, have done its part, or its data may have ended."""
 
-import random
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SiteSampling
+from titan_ext.semi_sync.plan.sampling import sampled_sites
 from titan_ext.semi_sync.round.box import RoundBox
 from titan_ext.semi_sync.round.round import RoundResult
+from titan_ext.semi_sync.sources.turns import SourceTurns
 from titan_ext.semi_sync.state.synced_state import SyncedState
 
 
@@ -24,15 +25,18 @@ class Participation:
         sampling: how sites are sampled.
         name: of this site.
         box: what ends its part of a round.
+        sources: its data sources, some of which train in a round.
 
     Raises:
         ValueError: sites are to be sampled, and this one has no name.
     """
 
-    def __init__(self, states: Sequence[SyncedState], sampling: SiteSampling, name: str, box: RoundBox) -> None:
+    def __init__(
+        self, states: Sequence[SyncedState], sampling: SiteSampling, name: str, box: RoundBox, sources: SourceTurns
+    ) -> None:
         if sampling.sites_per_round is not None and not name:
             raise ValueError("sites_per_round: sites are sampled by name; give site_name")
-        self._sampling, self._name = sampling, name
+        self._sampling, self._name, self.sources = sampling, name, sources
         self._is_sampled = True
         self.box = box
         self._keys = [state.key for state in states]
@@ -47,7 +51,7 @@ class Participation:
     @property
     def sits_out(self) -> bool:
         """Whether this site takes no inner steps at present."""
-        return self.data_ended or not self._is_sampled or self.box.is_full
+        return self.data_ended or not self._is_sampled or self.box.is_full or self.sources.sits_out
 
     @property
     def all_sent(self) -> bool:
@@ -67,7 +71,7 @@ class Participation:
         """
         contributes = not self.data_ended or not (self._unsent | self._final).isdisjoint(rules)
         self._unsent -= set(rules)
-        return self._is_sampled and contributes
+        return self._is_sampled and not self.sources.sits_out and contributes
 
     def after_round(self, result: RoundResult, rank: int, committed: bool) -> None:
         """A round has ended: sample anew, and see whether the run is over. All its sites come to the same answers.
@@ -81,7 +85,7 @@ class Participation:
         if committed and sampling.sites_per_round is not None:
             round_ = result.verdict.step // sampling.period
             names = [site.name for site in table]
-            self._is_sampled = self._name in _sampled(names, sampling.sites_per_round, sampling.seed, round_)
+            self._is_sampled = self._name in sampled_sites(names, sampling.sites_per_round, sampling.seed, round_)
         if result.healed:
             self._unsent.clear()  # local work was dropped for a peer's state
         elif not committed:
@@ -90,6 +94,7 @@ class Participation:
             self.box.after_round(table, rank, committed)
         elif committed:
             self.box.begin()
+        self.sources.after_round(result, committed)
         self.run_is_over = committed and bool(result.rules) and all(site.done for site in table)
 
     def state_dict(self) -> dict[str, Any]:
@@ -104,16 +109,3 @@ class Participation:
         if "box" in state:  # checkpoints did not always have one
             self.box.load_state_dict(state["box"])
         self._unsent = {index for index, key in enumerate(self._keys) if key in unsent}
-
-
-def _sampled(names: Collection[str], count: int, seed: int, round_: int) -> set[str]:
-    """The sites of one round: uniform, without replacement, independent of other rounds; equal at all sites.
-
-    Args:
-        names: sites to sample from, in any order.
-        count: how many to sample; all of them if there are no more.
-        seed: of all samples.
-        round_: index of the round.
-    """
-    everybody = sorted(names)
-    return set(random.Random(f"{seed}/{round_}").sample(everybody, min(count, len(everybody))))

@@ -53,6 +53,8 @@ class Launch:
     """What an inner step takes it."""
     done: bool = False
     """Whether this site has nothing to contribute any more."""
+    sources: int = 1
+    """Data sources that it has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.optim import Optimizer
@@ -20,6 +20,8 @@ _PIECE = 2**22  # elements whose difference is formed at a time
 class Average(Apply):
     """The weighted mean becomes the value: of an optimizer's state, or of the parameters' global copy."""
 
+    adds_up: ClassVar[bool] = True
+
     mixing: float = 0.0
     """Share of the local parameters kept when the mean is applied (Streaming DiLoCo's alpha); 0 takes the global ones."""
 
@@ -32,6 +34,8 @@ class Average(Apply):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OuterStep(Apply):
     """An outer optimizer takes the mean pseudo-gradient as the gradient of the global copy."""
+
+    adds_up: ClassVar[bool] = True
 
     optimizer: OuterOptimizer
     mixing: float = 0.0

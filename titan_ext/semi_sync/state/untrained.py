@@ -7,7 +7,7 @@ state all the same: a newcomer gets them, and the checksum tells whether they ar
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,6 +23,8 @@ from titan_ext.semi_sync.wire.reductions import AllReduce
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AverageBuffers(Apply):
     """Buffers become their mean, whatever becomes of the parameters."""
+
+    adds_up: ClassVar[bool] = True
 
     final: bool = False
     """Whether the method's sites differ until the end."""

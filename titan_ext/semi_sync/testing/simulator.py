@@ -47,6 +47,7 @@ class InProcessSites:
         models: Sequence[nn.Module],
         optimizers: Sequence[Any] | None = None,
         options: Sequence[Mapping[str, Any]] | None = None,
+        before_join: Callable[[int, SemiSync], None] | None = None,
     ) -> list[SemiSync]:
         """The outer loop of each site, which all have joined.
 
@@ -55,6 +56,7 @@ class InProcessSites:
             models: one for each site; what they share must be equal, since no site takes over another's state here.
             optimizers: one for each site, for methods that sync their states.
             options: for each site, fields of ``SiteOptions`` besides ``ranks``.
+            before_join: called with each site's index and outer loop, to load a checkpoint.
 
         Raises:
             ValueError: a setting is wrong, or a synced state does not exist.
@@ -70,6 +72,8 @@ class InProcessSites:
             )
             for manager, model, optimizer, own in parts
         ]
+        for site, loop in enumerate(loops if before_join is not None else ()):
+            before_join(site, loop)
         self.at_once(lambda site: loops[site].join())
         return loops
 
