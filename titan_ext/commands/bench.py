@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from titan_ext.bench import boxes, bytes, metrics, optim, overhead, plan, rejoin, sync, wan
+from titan_ext.bench import boxes, bytes, metrics, optim, overhead, plan, rejoin, sources, sync, wan
 from titan_ext.bench.chaos import command as chaos
 from titan_ext.bench.conformance import command as conformance
 from titan_ext.commands.command import Command
@@ -18,6 +18,7 @@ from titan_ext.experiments.dept import command as dept
 from titan_ext.experiments.fomoe import command as fomoe
 from titan_ext.experiments.mup import command as mup
 from titan_ext.experiments.pafl import command as pafl
+from titan_ext.experiments.participation import command as participation
 from titan_ext.experiments.sparsity import command as sparsity
 from titan_ext.experiments.tiny import command as tiny
 
@@ -36,9 +37,11 @@ _BENCHMARKS = {
     "optim": optim,
     "overhead": overhead,
     "pafl": pafl,
+    "participation": participation,
     "plan": plan,
     "rejoin": rejoin,
     "results": pages,
+    "sources": sources,
     "sparsity": sparsity,
     "sync": sync,
     "tiny": tiny,

@@ -88,23 +88,63 @@ def check_text(settings: TextSettings) -> None:
     next(training_text(settings, seed=0))
 
 
+def text_of_folder(settings: TextSettings, seed: int, folder: str, share: int, shares: int) -> Iterator[Batch]:
+    """Batches without end of part ``share`` of ``shares`` of a folder's training files, which are called so.
+
+    Raises:
+        UserError: there are none, they cannot be read, or they have too little text.
+    """
+    dataset = _dataset(settings, "train", seed, share, shares, folder)
+    samples = shuffled(dataset, seed, share)
+    while True:
+        yield stacked(list(islice(samples, settings.batch)))
+
+
+def text_of_share(settings: TextSettings, seed: int, share: int, shares: int) -> Iterator[Batch]:
+    """Batches without end of part ``share`` of ``shares`` of the documents that are not held out; raises as above."""
+    dataset = _dataset(settings, "train", seed, share, shares)
+    samples = shuffled(dataset, seed, share)
+    while True:
+        yield stacked(list(islice(samples, settings.batch)))
+
+
+@lru_cache(maxsize=64)
+def validation_of_folder(settings: TextSettings, folder: str, sequences: int) -> list[Batch]:
+    """Batches of a folder's validation files, which are called so, spread evenly over their documents; raises as above."""
+    found = list(islice(_dataset(settings, "validation", folder=folder), sequences * 64))
+    chosen = found[:: max(1, len(found) // sequences)][:sequences]
+    return [stacked(chosen[start : start + _TOGETHER]) for start in range(0, len(chosen), _TOGETHER)]
+
+
 def _site_text(settings: TextSettings, seed: int, site: int) -> Iterator[Sample]:
     dataset = _dataset(settings, "train", seed, site, settings.sites)
     return shuffled(dataset, seed, site)
 
 
-def _dataset(settings: TextSettings, split: Split, seed: int = 0, share: int = 0, shares: int = 1) -> PackedTextDataset:
-    """Packed documents of part ``share`` of ``shares`` of a split; training text starts anew at its end."""
+def _dataset(
+    settings: TextSettings, split: Split, seed: int = 0, share: int = 0, shares: int = 1, folder: str = ""
+) -> PackedTextDataset:
+    """Packed documents of part ``share`` of ``shares`` of a split; training text starts anew at its end.
+
+    Args:
+        settings: of the text.
+        split: told by a hash of the documents, or, of a folder, by the names of its files.
+        seed: of the order.
+        share: of the documents.
+        shares: how many there are.
+        folder: in place of the settings' corpus.
+    """
+    holdout = 0.0 if folder else _HOLDOUT
     selection = Selection(
         seed=seed,
         shuffle=True,
         shuffle_buffer=_WINDOW,
         split=split,
-        holdout_fraction=_HOLDOUT,
+        holdout_fraction=holdout,
         share_index=share,
         share_count=shares,
     )
-    feed = CorpusFeed(_corpus(settings.corpus), selection)
+    feed = CorpusFeed(_split_of_folder(folder, split) if folder else _corpus(settings.corpus), selection)
     dataset = PackedTextDataset(feed, ByteTokenizer(), settings.length, infinite=split == "train")
     dataset.check(settings.batch, workers=0)
     return dataset
@@ -113,6 +153,11 @@ def _dataset(settings: TextSettings, split: Split, seed: int = 0, share: int = 0
 @lru_cache(maxsize=1)
 def _corpus(name: str) -> Corpus:
     return open_corpus(name)
+
+
+@lru_cache(maxsize=64)
+def _split_of_folder(folder: str, split: Split) -> Corpus:
+    return open_corpus(folder, split=split)
 
 
 def shuffled(samples: Iterable[Sample], seed: int, site: int) -> Iterator[Sample]:

@@ -61,6 +61,7 @@ def adapted_config(
     whole: Any = config
     optimizer: Any = config.optimizer
     checkpoints: Any = config.checkpoint
+    rates: Any = config.lr_scheduler
     return replace(
         whole,
         dump_folder=str(folder),
@@ -75,7 +76,7 @@ def adapted_config(
             context_parallel_degree=1,
             expert_parallel_degree=1,
         ),
-        lr_scheduler=replace(config.lr_scheduler, warmup_steps=0, total_steps=None, decay_ratio=0.0),
+        lr_scheduler=replace(rates, warmup_steps=0, total_steps=None, decay_ratio=0.0),
         optimizer=replace(optimizer, param_groups=_groups(config, way, lr)),
         optimizer_switch=SwitchConfig(),
         spikes=SpikesConfig(),

@@ -22,7 +22,8 @@ PARAMETERS = "params"
 
 SOURCES_NEED = (
     "the method must exchange parameters alone, by their weighted mean or an outer step, all in one round without a delay "
-    'and after the inner step, such as "local_sgd", or "diloco" without fragments, with round_box = "steps" and among all sites alike'
+    'and after the inner step, such as "local_sgd", or "diloco" without fragments, with round_box = "steps", and '
+    "among all sites alike"
 )
 """Of a plan, for sources that train in turn."""
 
