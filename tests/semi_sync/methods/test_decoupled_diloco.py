@@ -2,12 +2,20 @@
 
 import math
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from titan_ext.semi_sync import SemiSyncConfig
+from titan_ext.semi_sync.methods.decoupled_diloco import RadialStep
+from titan_ext.semi_sync.plan.plan import SyncRule
 from titan_ext.semi_sync.plan.resolve import resolve
+from titan_ext.semi_sync.state.synced_state import BindOptions
+from titan_ext.semi_sync.state.tensors import BoundTensors
+from titan_ext.semi_sync.state.views import ModelView
 from titan_ext.semi_sync.testing import InProcessSites
 
 Vector = list[float]
@@ -204,3 +212,46 @@ def test_opposite_directions_move_nothing_and_a_lossy_codec_is_refused():
     sites.close()
     with pytest.raises(ValueError, match="must lose nothing"):
         resolve(SemiSyncConfig(method="decoupled_diloco", codec="int8"))
+
+
+class Ranks:
+    """Two ranks of a site as threads, which meet where they gather."""
+
+    def __init__(self) -> None:
+        self.barrier, self.values = threading.Barrier(2, timeout=60), [None, None]
+
+    def rank(self, index: int) -> SimpleNamespace:
+        def gather(value: object) -> list:
+            self.values[index] = value
+            self.barrier.wait()
+            found = list(self.values)
+            self.barrier.wait()
+            return found
+
+        return SimpleNamespace(gather=gather)
+
+
+def test_shards_have_the_length_of_the_whole_bit_for_bit():
+    """A tensor cut over two ranks, in the middle of values of very different size."""
+    torch.manual_seed(3)
+    update, start = torch.randn(6, 5) * torch.logspace(-4, 3, 6)[:, None], torch.randn(6, 5)
+    rule = SyncRule(period=1, apply=RadialStep(optimizer=None, mixing=0.0, mean=()))
+
+    def written(cut: slice, ranks: SimpleNamespace) -> torch.Tensor:
+        module = torch.nn.Linear(5, len(start[cut]), bias=False)
+        module.weight.data.copy_(start[cut])
+        state = rule.apply.bind(
+            rule, BoundTensors(ModelView([module], []), "params", ["weight"]), BindOptions(site=ranks)
+        )
+        module.weight.data.sub_(update[cut])
+        out = torch.empty(state.numel)
+        state.write(out, 1)
+        return out
+
+    whole = written(slice(0, 6), SimpleNamespace(gather=lambda value: [value]))
+    site = Ranks()
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(lambda index: written(slice(3 * index, 3 * index + 3), site.rank(index)), range(2)))
+    assert torch.equal(torch.cat([part[:-1] for part in parts]), whole[:-1])
+    assert parts[0][-1] == parts[1][-1] == whole[-1]
+    assert whole[-1].item() == pytest.approx(update.norm().item(), rel=1e-4)

@@ -3,9 +3,15 @@
 import pytest
 import torch
 
-from titan_ext.semi_sync import SemiSyncConfig
+from titan_ext.semi_sync import SemiSyncConfig, SiteRanks
+from titan_ext.semi_sync.plan.box import Box, Pace
+from titan_ext.semi_sync.plan.time_model import TimeModel
+from titan_ext.semi_sync.round.agreement import SiteStatus
+from titan_ext.semi_sync.round.box import RoundBox, pace_of, told
 from titan_ext.semi_sync.round.clock import Clock
 from titan_ext.semi_sync.testing import InProcessSites
+
+CPU = torch.device("cpu")
 
 
 class Sites:
@@ -126,3 +132,33 @@ def test_by_default_nothing_is_measured():
     for _ in range(3):
         assert sites.round(4) == [4, 4]
     sites.sites.close()
+
+
+def test_after_a_round_that_failed_a_site_trains_on_until_one_is_committed():
+    box = RoundBox(Box(kind="tokens", steps=8, size=20), SiteRanks(alone=True), Clock(now=lambda: 0.0), CPU)
+    table = [SiteStatus(fingerprint=0, step=8, rules=[0], pace=(0, 0, 1, 10_000)) for _ in range(2)]
+    box.after_round(table, 1, True)
+    taken = 0
+    while not box.is_full:
+        box.count_step()
+        taken += 1
+    assert taken == 2, "20 tokens of 10 a step"
+    box.after_round(table, 1, False)
+    for _ in range(20):
+        box.count_step()
+        assert not box.is_full
+    assert box.pace(tokens=220) == Pace(None, 10.0), "what was not begun with a commit is not timed"
+    box.after_round(table, 1, True)
+    assert not box.is_full
+    box.count_step()
+    box.count_step()
+    assert box.is_full
+
+
+def test_what_a_site_tells_of_its_pace_is_what_the_others_read():
+    pace = Pace(TimeModel(constant=0.25, logarithmic=0.000003, linear=1.5), 1024.5)
+    status = SiteStatus(fingerprint=0, step=1, rules=None, pace=told(pace))
+    assert pace_of(status) == pace
+    assert pace_of(SiteStatus(fingerprint=0, step=1, rules=None)) == Pace()
+    done = SiteStatus(fingerprint=0, step=1, rules=None, pace=told(pace), done=True)
+    assert pace_of(done).times is None, "who takes no more steps holds nobody up"
