@@ -72,15 +72,21 @@ class RegularizedTraining(InnerTraining):
         return loss.item()
 
     def _loss(self, batch: Batch) -> torch.Tensor:
+        # The received model first: its values take the place of those that a gradient is computed through.
+        teacher = next((each for each in self._active if each.teaches), None)
+        wanted = None if teacher is None else self._as_received(batch)
         own = _logits(self.model, batch)
         loss = F.cross_entropy(own, batch.labels.flatten())
-        for teacher in (each for each in self._active if each.teaches):
-            with torch.no_grad(), self._received.loaded():
-                wanted = _logits(self.model, batch)
-            share = teacher.settings["strength"]
-            divergence = softened_divergence(wanted, own, None, teacher.settings["temperature"]).mean()
-            loss = (1 - share) * loss + share * divergence
-        return loss
+        if teacher is None or wanted is None:
+            return loss
+        share = teacher.settings["strength"]
+        divergence = softened_divergence(wanted, own, None, teacher.settings["temperature"]).mean()
+        return (1 - share) * loss + share * divergence
+
+    @torch.no_grad()
+    def _as_received(self, batch: Batch) -> torch.Tensor:
+        with self._received.loaded():
+            return _logits(self.model, batch)
 
     @torch.enable_grad()
     def _gradients(self, batches: int) -> Iterator[list[torch.Tensor | None]]:
