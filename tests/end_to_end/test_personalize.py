@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
@@ -34,6 +35,8 @@ def _call(arguments: list[str]) -> None:
     raise SystemExit(main(["personalize", *arguments]))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # five trainings, one after another
 def test_each_way_goes_on_from_the_checkpoint_and_moves_what_it_should(tmp_path, text_corpus):
     data = f'{{dataset = "{text_corpus}", split = "train", holdout_fraction = 0.1}}'
     config = write_config(tmp_path, ["a"], [data], {}, "[checkpoint]\nenable = true\ninterval = 5\n")
@@ -43,7 +46,7 @@ def test_each_way_goes_on_from_the_checkpoint_and_moves_what_it_should(tmp_path,
     out = tmp_path / "adapted"
     flags = [f"--dump_folder={tmp_path}", f"--out={out}", "--steps=4", "--lr=1e-2", "--tokens=2000"]
     found = personalize(config, *flags, "--by=fine-tune,freeze,ewc,distillation", "--strength=1.0")
-    assert found.wait() == [0], found.log()[-3000:]
+    assert found.wait(600) == [0], found.log()[-3000:]
     report = json.loads([line for line in found.log().splitlines() if line.startswith('{"site"')][-1])
     assert [row["way"] for row in report["ways"]] == ["none", "fine-tune", "freeze", "ewc", "distillation"]
     before = weights(tmp_path / "a" / "checkpoint" / "step-5")
