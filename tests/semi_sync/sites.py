@@ -72,7 +72,13 @@ def manager(address: str, name: str, min_sites: int) -> Iterator[FaultyManager]:
     try:
         yield site
     finally:
-        site.shutdown(wait=False)
+        stop(site)
+
+
+def stop(site: Manager) -> None:
+    """Shut a manager down without waiting; its server's thread, which torchft leaves running then, ends too."""
+    site.shutdown(wait=False)
+    site._checkpoint_transport._server._BaseServer__shutdown_request = True
 
 
 def run_sites(
@@ -94,7 +100,7 @@ def run_sites(
         def site(index: int) -> Any:
             before(index)
             with manager(address, f"site{index}", minimum) as own:
-                managers.callback(own.shutdown, wait=False)
+                managers.callback(stop, own)
                 return body(index, own)
 
         sites = [in_background(site, index) for index in range(num_sites)]
