@@ -34,7 +34,7 @@ CASES = {
     ),
     "key outside its section": (
         f"steps = 3\n{GOOD}",
-        ["steps: unknown key", "did you mean training.steps or validator.steps?"],
+        ["steps: unknown key", "did you mean training.steps or validator.steps or batch_warmup.steps?"],
     ),
     "seed too large": (f"[debug]\nseed = {2**63}\n{GOOD}", [f"debug.seed = {2**63}", "below 2**63"]),
     "negative seed": (f"[debug]\nseed = -1\n{GOOD}", ["debug.seed = -1", "from 0"]),
@@ -215,7 +215,7 @@ def test_broken_files_end_in_one_clear_line(case: str, write: Callable, capsys: 
     [
         (["--training.stepz", "3"], ["flag --training.stepz: unknown key", "did you mean steps?"]),
         (["--trainin.steps", "3"], ["flag --trainin: unknown section", "did you mean training?"]),
-        (["--steps", "3"], ["flag --steps: unknown key", "did you mean training.steps or validator.steps?"]),
+        (["--steps", "3"], ["flag --steps: unknown key", "did you mean training.steps or validator.steps or batch_warmup.steps?"]),
         (["--training.steps", "many"], ['flag --training.steps = "many"', "must be an integer"]),
         (["--training.steps"], ["flag --training.steps", "needs a value"]),
         (["--semi_sync.sync_every=0"], ["flag --semi_sync.sync_every", "must be at least 1"]),

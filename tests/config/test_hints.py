@@ -16,7 +16,7 @@ HINTS = [
     ("training.text_key", '"x"', "did you mean data.text_key or validator.dataloader.text_key?"),
     ("training.lighthouse", '"x"', "did you mean replica.lighthouse?"),
     ("metrics.sync_every", "3", "did you mean semi_sync.sync_every?"),
-    ("checkpoint.steps", "3", "did you mean training.steps or validator.steps?"),
+    ("checkpoint.steps", "3", "did you mean training.steps or validator.steps or batch_warmup.steps?"),
     ("checkpoint.checkpoint_interval", "3", "did you mean interval?"),
     ("training.training_steps", "3", "did you mean steps?"),
     ("training.tensor_paralel_degree", "2", "did you mean parallelism.tensor_parallel_degree?"),

@@ -81,7 +81,8 @@ def keys_by_name() -> dict[str, list[str]]:
         homes.setdefault(name, []).append(f"model.{name}")
     for name in ("dump_folder", "hf_assets_path", "tokenizer", "vocabulary", *NODE_KEYS):
         homes.setdefault(name, []).append(name)
-    return homes
+    # A section's own key is meant more often than that of a table within one.
+    return {name: sorted(found, key=lambda home: home.count(".")) for name, found in homes.items()}
 
 
 def build_config(settings: Settings, site: SiteConfig, header: SiteHeader, weights: Path | None = None) -> Built:
