@@ -219,7 +219,8 @@ def _count_labels(plans: Sequence[SitePlan]) -> None:
         in_order = sorted(plans, key=lambda each: each.site.name)
         paths = [other.site.labels.get(REGION) for other in in_order]
         plan.site.regions = [path for path in paths if path] if all(paths) else []
-        plan.site.place = [other.site.name for other in in_order].index(plan.site.name)
+        if plan.site.regions:
+            plan.site.place = [other.site.name for other in in_order].index(plan.site.name)
 
 
 def _corpus(settings: Settings, data: Mapping[str, Any]) -> str | None:
