@@ -215,7 +215,10 @@ def test_broken_files_end_in_one_clear_line(case: str, write: Callable, capsys: 
     [
         (["--training.stepz", "3"], ["flag --training.stepz: unknown key", "did you mean steps?"]),
         (["--trainin.steps", "3"], ["flag --trainin: unknown section", "did you mean training?"]),
-        (["--steps", "3"], ["flag --steps: unknown key", "did you mean training.steps or validator.steps or batch_warmup.steps?"]),
+        (
+            ["--steps", "3"],
+            ["flag --steps: unknown key", "did you mean training.steps or validator.steps or batch_warmup.steps?"],
+        ),
         (["--training.steps", "many"], ['flag --training.steps = "many"', "must be an integer"]),
         (["--training.steps"], ["flag --training.steps", "needs a value"]),
         (["--semi_sync.sync_every=0"], ["flag --semi_sync.sync_every", "must be at least 1"]),
