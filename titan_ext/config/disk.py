@@ -73,8 +73,8 @@ def _check_file(path: Path) -> None:
     """Refuse what stands in the way of a file that the run appends to."""
     if path.is_symlink() and not path.exists():
         problem = "is a link to nothing"
-    elif path.exists() and not path.is_file():
-        problem = "is a folder" if path.is_dir() else "is no regular file"
+    elif path.is_dir():
+        problem = "is a folder"
     elif path.exists() and not os.access(path, os.R_OK | os.W_OK):
         problem = "cannot be read and written"
     else:
