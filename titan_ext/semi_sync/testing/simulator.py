@@ -2,7 +2,6 @@
 
 import queue
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,7 +31,7 @@ class InProcessSites:
     def __init__(self, count: int) -> None:
         self.count = count
         self._offered: list[Any] = [None] * count
-        self.messages: defaultdict[tuple[int, int, int], queue.SimpleQueue] = defaultdict(queue.SimpleQueue)
+        self._messages: dict[tuple[int, int, int], queue.SimpleQueue] = {}
         """By sender, receiver and tag."""
         self._barrier = threading.Barrier(count)
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="site")
@@ -107,6 +106,14 @@ class InProcessSites:
         """Raises BrokenBarrierError if a site has failed, for which the others would wait in vain."""
         if self._barrier.broken:
             raise threading.BrokenBarrierError
+
+    def messages(self, source: int, destination: int, tag: int) -> queue.SimpleQueue:
+        """What one site has sent another under a tag.
+
+        Both may be the first to ask, from threads of their own: ``setdefault`` is one step, where the factory of a
+        defaultdict could run at both, and what went into the one queue would never arrive.
+        """
+        return self._messages.setdefault((source, destination, tag), queue.SimpleQueue())
 
     def close(self) -> None:
         """End the threads."""
@@ -199,11 +206,11 @@ class _InProcessGroup:
         return "in-process"
 
     def send(self, tensors: Sequence[torch.Tensor], dst_rank: int, tag: int) -> "_Done":
-        self._sites.messages[self._site, dst_rank, tag].put(tensors[0].clone())
+        self._sites.messages(self._site, dst_rank, tag).put(tensors[0].clone())
         return _Done()
 
     def recv(self, tensors: Sequence[torch.Tensor], src_rank: int, tag: int) -> "_Arrival":
-        return _Arrival(self._sites, self._sites.messages[src_rank, self._site, tag], tensors[0])
+        return _Arrival(self._sites, self._sites.messages(src_rank, self._site, tag), tensors[0])
 
 
 class _Arrival:
