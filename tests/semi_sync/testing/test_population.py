@@ -27,7 +27,7 @@ def population(sites, **settings):
         model.weight.data.fill_(pulled(model.weight.item(), source, round_))
         return float(SIZES[source])
 
-    own = {"method": "local_sgd", "sync_every": 1} | settings.pop("outer", {})
+    own = {"method": "local_sgd", "sync_every": 1, "outlier_threshold": 0.0} | settings.pop("outer", {})
     return Population(SemiSyncConfig(**own), models, SIZES, train, **settings)
 
 
