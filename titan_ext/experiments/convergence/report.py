@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_ext.experiments.convergence.outcome import Outcome
-from titan_ext.experiments.plots import new_figure, save
+from titan_ext.experiments.plots import draw_curves
 from titan_ext.experiments.report import grid_figures, number
 from titan_ext.launcher.text import bytes_text, columns, number_text
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
@@ -63,13 +63,5 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 def draw(found: Iterable[Outcome], path: Path) -> list[Path]:
     """Draw the mean curve of each method; returns the files, ``path`` with each of the endings."""
-    figure = new_figure(width=12)
-    over_steps, over_bytes = figure.subplots(1, 2, sharey=True)
-    for outcome in found:
-        steps, losses, sent = zip(*outcome.curve())
-        over_steps.plot(steps, losses, label=f"{outcome.label}, lr {outcome.lr:g}")
-        over_bytes.plot([size / 1e6 for size in sent], losses)
-    over_steps.set(xlabel="inner steps", ylabel="validation loss (nats a token)")
-    over_bytes.set(xlabel="MB sent by a site", xscale="log")
-    over_steps.legend()
-    return save(figure, path)
+    curves = {f"{outcome.label}, lr {outcome.lr:g}": outcome.curve() for outcome in found}
+    return draw_curves(path, curves, "MB sent by a site")

@@ -50,11 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dims", default="32,64,128", help="comma-separated widths (default: 32,64,128)")
     parser.add_argument("--check", action="store_true", help="the coordinate check alone")
     parser.add_argument("--check-lr", type=float, default=1e-2, help="its learning rate (default: 1e-2)")
-    parser.add_argument(
-        "--learning-rates",
-        default="2e-3,4e-3,8e-3,1.6e-2",
-        help="grid of learning rates (default: 2e-3,4e-3,8e-3,1.6e-2)",
-    )
+    command.add_learning_rates(parser, "grid of learning rates", "2e-3,4e-3,8e-3,1.6e-2")
     command.add_corpus(parser)
     command.add_run_arguments(parser)
 

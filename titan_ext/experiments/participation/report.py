@@ -8,7 +8,7 @@ from typing import Any
 
 from titan_ext.experiments.claims import SeedDifferences, claim
 from titan_ext.experiments.participation.arms import Result, parse_arm
-from titan_ext.experiments.plots import new_figure, save
+from titan_ext.experiments.plots import draw_curves
 from titan_ext.experiments.report import TunedOutcome, grid_figures, number, steps_to
 from titan_ext.launcher.text import columns, number_text
 
@@ -103,13 +103,5 @@ def _population(large: Outcome, small: Outcome) -> dict[str, Any]:
 
 def draw(found: Iterable[Outcome], path: Path) -> list[Path]:
     """Draw the mean curve of each arm over steps and over tokens; returns the files."""
-    figure = new_figure(width=12)
-    over_steps, over_tokens = figure.subplots(1, 2, sharey=True)
-    for outcome in found:
-        steps, losses, tokens = zip(*outcome.curve())
-        over_steps.plot(steps, losses, label=f"{outcome.method.replace('of', ' of ')}, lr {outcome.lr:g}")
-        over_tokens.plot([each / 1e6 for each in tokens], losses)
-    over_steps.set(xlabel="inner steps", ylabel="validation loss (nats a token)")
-    over_tokens.set(xlabel="million tokens of all sources", xscale="log")
-    over_steps.legend()
-    return save(figure, path)
+    curves = {f"{outcome.method.replace('of', ' of ')}, lr {outcome.lr:g}": outcome.curve() for outcome in found}
+    return draw_curves(path, curves, "million tokens of all sources")
