@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -216,5 +217,25 @@ def parameter_shapes(config: Any) -> dict[str, torch.Size]:
 
 
 def _without_memory(config: Any) -> torch.nn.Module:
+    """The model on the meta device, to be looked at only: configs that read alike share it."""
+    return _built(_Described(config.model_spec.model))
+
+
+class _Described:
+    """A model's config, equal to those that read alike. Held by the cache, so that no later function has a name and an
+    address of this one's."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self._text = model, repr(model)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Described) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+@lru_cache(maxsize=4)
+def _built(described: _Described) -> torch.nn.Module:
     with torch.device("meta"):
-        return config.model_spec.model.build()
+        return described.model.build()

@@ -7,6 +7,7 @@ packages that are installed.
 
 import ast
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,19 +34,23 @@ def library_sources() -> list[CorpusFile]:
     Raises:
         UserError: this Python comes without its sources.
     """
-    library = Path(sysconfig.get_path("stdlib"))
-    found = [path for path in sorted(library.rglob("*.py")) if _is_source(path, library)]
+    library = sysconfig.get_path("stdlib")
+    found = sorted(_sources_below(library))
     if not found:
-        raise UserError(f"data = 'builtin:code': no Python sources below {str(library)!r}; give a file or a folder")
+        raise UserError(f"data = 'builtin:code': no Python sources below {library!r}; give a file or a folder")
     return [CorpusFile(path, "text") for path in found]
 
 
-def _is_source(path: Path, library: Path) -> bool:
-    if _SKIPPED_FOLDERS.intersection(path.relative_to(library).parts[:-1]):
-        return False
-    if path.name.startswith(_SKIPPED_PREFIXES) or not path.is_file():
-        return False
-    return 0 < path.stat().st_size <= _LARGEST_SOURCE
+def _sources_below(library: str) -> Iterator[Path]:
+    # Not Path.rglob: it enters site-packages, which may hold a hundred times as many files.
+    for folder, below, names in os.walk(library):
+        below[:] = [name for name in below if name not in _SKIPPED_FOLDERS]
+        for name in names:
+            if not name.endswith(".py") or name.startswith(_SKIPPED_PREFIXES):
+                continue
+            path = Path(folder, name)
+            if path.is_file() and 0 < path.stat().st_size <= _LARGEST_SOURCE:
+                yield path
 
 
 class Prose:
