@@ -1,10 +1,7 @@
 """A site's trainer: torchtitan's inner step, then the outer loop's."""
 
-import dataclasses
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -14,12 +11,9 @@ from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.models.common.moe import MoE
 from torchtitan.tools.logging import logger
 
-from titan_ext.config.fomoe import expert_rows
-from titan_ext.config.resolved import known_sizes
 from titan_ext.config.sections import DeptConfig, FoMoEConfig, SiteConfig
 from titan_ext.data.loader import TextDataLoader
-from titan_ext.data.sources import SourcesDataLoader, SourceTable
-from titan_ext.data.tokenizers.traits import fingerprint, row_count
+from titan_ext.data.sources import SourcesDataLoader
 from titan_ext.errors import RunError, UserError
 from titan_ext.export.llama import is_llama, llama_config
 from titan_ext.models.capabilities import tell_step
@@ -29,19 +23,17 @@ from titan_ext.replica import ReplicaConfig
 from titan_ext.replica.shutdown.graceful_shutdown import GracefulShutdown
 from titan_ext.replica.shutdown.process import GracefulExit
 from titan_ext.replica.shutdown.replica import StoppableReplica
-from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, TokenRowMap
-from titan_ext.semi_sync.plan.resolve import resolve, shares_sparse_rows
-from titan_ext.semi_sync.sources.source import Source, Turn
+from titan_ext.semi_sync import SemiSync
+from titan_ext.semi_sync.sources.source import Turn
 from titan_ext.semi_sync.wire.ledger import RoundRecord
-from titan_ext.semi_sync.wire.link import bytes_per_second, number_of_streams
 from titan_ext.trainer.batch_warmup import BatchWarmupConfig
 from titan_ext.trainer.checkpoints import CheckpointManager
 from titan_ext.trainer.cpu import finish
 from titan_ext.trainer.gradient_step import GradientStepTrainer
-from titan_ext.trainer.held_out import HeldOutLoss
 from titan_ext.trainer.lr_scheduler import LRSchedulersContainer
 from titan_ext.trainer.metrics import MetricsProcessor
 from titan_ext.trainer.optimizers import OptimizersContainer
+from titan_ext.trainer.outer_loop import build_outer_loop
 from titan_ext.trainer.routing import RoutingStatistics
 from titan_ext.trainer.spikes import SpikesConfig
 
@@ -121,7 +113,10 @@ class Trainer(GradientStepTrainer):
         if config.checkpoint.enable:
             self.checkpointer.states |= self.state_of_step()
         if config.semi_sync.method != "none" and not config.checkpoint.create_seed_checkpoint:
-            self._build_outer_loop(config)
+            self._validate_last_sources()
+            self.replica, self.outer = build_outer_loop(
+                self, shutdown=self._shutdown, take_step=self._outer_step, serve=self._serve, on_round=self._on_round
+            )
 
     step: int
 
@@ -268,58 +263,6 @@ class Trainer(GradientStepTrainer):
             logger.info("site %s: asked to leave: %s, leaving", self.config.site.name, what)
         raise GracefulExit(self._shutdown.code)
 
-    def _build_outer_loop(self, config: Config) -> None:
-        _quiet_torchft()
-        sources = config.dataloader.all_sources() if isinstance(config.dataloader, TextDataLoader.Config) else []
-        if sources:
-            self._validate_last_sources()
-        rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        if config.semi_sync.pairing == "leader":
-            # The other ranks have no replica group: their leader speaks for them.
-            ranks = 1
-        if rank < ranks:
-            self.replica = StoppableReplica(
-                config.replica,
-                site=config.site.name,
-                rank=rank,
-                world_size=ranks,
-                shutdown=self._shutdown,
-                streams=number_of_streams(config.semi_sync.streams),
-                max_rate=bytes_per_second(config.semi_sync.max_rate) / ranks,
-            )
-        self.outer = config.semi_sync.build(
-            model_parts=self.model_parts,
-            optimizers=self.optimizers,
-            manager=self.replica,
-            site=SiteOptions(
-                name=config.site.name,
-                weight=config.site.weight,
-                labels=config.site.labels,
-                commit_log=CommitLog(Path(config.dump_folder) / "commits.jsonl"),
-                allow_rollback=config.replica.allow_rollback,
-                token_rows=self._token_rows(),
-                scope_rows=expert_rows(config.fomoe, config.site, config.model_spec.model, config.semi_sync.scopes),
-                heartbeat_timeout_seconds=config.replica.heartbeat_timeout_seconds,
-                norms_every=config.metrics.outer_norms_every,
-                measure_loss=self._measure_of_loss(config),
-                sources=[Source(name=each.name, weight=each.weight) for each in sources],
-                serve=self._serve,
-            ),
-            on_round=self._on_round,
-            # All take the same steps: a site with fewer would leave the others waiting for it at their end.
-            must_agree={"training.steps": config.training.steps} | _common_sources(config, sources),
-            described=self._described(config),
-        )
-        if config.semi_sync.sync_point == "before_step":
-            self.optimizers.register_step_pre_hook(self._outer_step)
-        if config.checkpoint.enable:
-            self.checkpointer.states["semi_sync"] = self.outer
-
-    def _measure_of_loss(self, config: Config) -> Callable[[], float] | None:
-        """What measures the received model on the site's held-out text, where sites are weighed by that loss."""
-        weighting = resolve(config.semi_sync).weighting
-        return HeldOutLoss(self, weighting.loss_tokens).measure if weighting.needs_loss else None
-
     def _serve(self, turn: Turn) -> None:
         """A data source is about to train: its batches come next."""
         if not isinstance(self.dataloader, SourcesDataLoader):
@@ -330,7 +273,8 @@ class Trainer(GradientStepTrainer):
 
     def _validate_last_sources(self) -> None:
         """Validate after a round's last source alone: a step that several take comes to one validation."""
-        if self.config.validator.enable:
+        data = self.config.dataloader
+        if self.config.validator.enable and isinstance(data, TextDataLoader.Config) and data.has_sources:
             due = self.validator.should_validate
             self.validator.should_validate = lambda step: not self.checkpointer.held and due(step)
 
@@ -339,17 +283,6 @@ class Trainer(GradientStepTrainer):
         if self.outer is not None and self.outer.plan.sources.clock != "run":
             self.lr_schedulers.load_state_dict({"last_epoch": self.outer.schedule_step})
             self._set_rates()
-
-    def _described(self, config: Config) -> dict[str, Any]:
-        """Settings behind the model and its layout, by key."""
-        spec, parallelism = config.model_spec, dataclasses.asdict(config.parallelism)
-        sizes = known_sizes(spec.model) or {"flavor": spec.flavor}
-        degrees = {key: value for key, value in parallelism.items() if key.endswith("_degree")}
-        return {
-            "model.name": spec.name,
-            **{f"model.{key}": value for key, value in sizes.items()},
-            **{f"parallelism.{key}": value for key, value in degrees.items()},
-        }
 
     def _on_round(self, record: RoundRecord) -> None:
         self.metrics_processor.log_round(record)
@@ -360,18 +293,6 @@ class Trainer(GradientStepTrainer):
         """The ``config.json`` beside the last checkpoint's weights, for positions up to ``longest``."""
         model, dtype = self.config.model_spec.model, TORCH_DTYPE_MAP[self.config.checkpoint.export_dtype]
         return llama_config(model, model.vocab_size, self.tokenizer, dtype) | {"max_position_embeddings": longest}
-
-    def _token_rows(self) -> TokenRowMap | None:
-        """Which tokens the rows of this site's tables stand for, where tables are shared by row."""
-        if not shares_sparse_rows(self.config.semi_sync):
-            return None
-        vocabulary = getattr(self.tokenizer, "vocabulary", None)
-        rows = self.config.model_spec.model.vocab_size
-        if vocabulary is not None:
-            return TokenRowMap(vocabulary.row_ids(rows), vocabulary.total, vocabulary.tokenizer)
-        total = row_count(self.tokenizer)
-        places = torch.arange(rows)
-        return TokenRowMap(torch.where(places < total, places, -1), total, fingerprint(self.tokenizer))
 
     def _join(self) -> None:
         paired = "their leaders exchange for all ranks" if self.outer.pairing == "leader" else "rank by rank"
@@ -432,13 +353,6 @@ class Trainer(GradientStepTrainer):
         return 1 if mesh is None else mesh.size()
 
 
-def _common_sources(config: Trainer.Config, sources: Sequence[SourceTable]) -> dict[str, Any]:
-    """Data sources that any site can have, in the order in which they are drawn and placed."""
-    if config.semi_sync.source_placement != "pollen":
-        return {}
-    return {"data.source": [(source.name, source.weight) for source in sources]}
-
-
 def _observed(config: Trainer.Config, routing: RoutingStatistics) -> Trainer.Config:
     """The config with a model whose routers are observed, if it has experts."""
     spec = config.model_spec
@@ -447,9 +361,3 @@ def _observed(config: Trainer.Config, routing: RoutingStatistics) -> Trainer.Con
     observing = routing.observing(spec.post_optimizer_build_fn)
     whole: Any = config
     return replace(whole, model_spec=replace(spec, post_optimizer_build_fn=observing))
-
-
-def _quiet_torchft() -> None:
-    """torchft reports every quorum and vote of every rank; the outer loop's own line says it all."""
-    for name in ("torchft", "torchft_quorums", "torchft_commits"):
-        logging.getLogger(name).setLevel(logging.WARNING)
