@@ -43,6 +43,7 @@ CASES = {
     "sparta": {"sync_every": 4, "settings": {"sparta": {"sparta_fraction": 0.1}}},
     "demo": {"inner": "DeMo"},
     "sparsyfed": {"sync_every": 2, "settings": {"sparsyfed": {"sparsity": 0.9}}},
+    "worldlm": {"sync_every": 2, "settings": {"worldlm": {"federations": 0}}},
     **{
         f"{codec} codec": {"method": "diloco", "sync_every": 2, "codec": codec}
         for codec in ("bf16", "int8", "int4", "topk")
@@ -54,7 +55,9 @@ CASES = {
 ANY_LAYOUT_ONE_RESULT = [
     name
     for name in CASES
-    if not any(word in name for word in ("sparta", "demo", "decoupled", "muloco", "lordo", "codec", "int8", "int4"))
+    if not any(
+        word in name for word in ("sparta", "demo", "decoupled", "muloco", "lordo", "worldlm", "codec", "int8", "int4")
+    )
 ]
 """Cases whose arithmetic is elementwise from end to end: equal bits on every layout."""
 

@@ -249,14 +249,18 @@ def bind_states(
     for rule in plan.rules:
         view.check_state(rule.state, rule.required)
     device = torch.device("cpu") if site.outer_state_device == "cpu" else None
-    states = []
+    states: list[SyncedState] = []
     for rule in plan.rules:
         names = _names_of(rule, home, view, plan)
         own = outer_optimizers[rule.fragment] if outer_optimizers and not rule.scope else None
         tensors = BoundTensors(view, rule.state, names, device)
         rows = site.scope_rows.get(rule.scope) or site.token_rows or TokenRowMap.all(0)
         options = BindOptions(
-            own_outer=own, token_rows=rows, running_average=plan.weighting.averages_model, site=site.ranks
+            own_outer=own,
+            token_rows=rows,
+            running_average=plan.weighting.averages_model,
+            site=site.ranks,
+            earlier=tuple(states),
         )
         states.append(bind(rule, tensors, options))
     _check_covered(states, view)

@@ -12,4 +12,5 @@ from titan_ext.semi_sync.methods import (  # noqa: F401
     noloco,
     sparsyfed,
     sparta,
+    worldlm,
 )

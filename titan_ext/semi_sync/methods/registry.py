@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from titan_ext.optim.moments import Moment
-from titan_ext.semi_sync.plan.plan import SyncRule, Wire
+from titan_ext.semi_sync.plan.plan import ScopePatterns, SyncRule, Wire
 from titan_ext.semi_sync.registry import Registry
 from titan_ext.semi_sync.state.outer_optimizers import OuterOptimizer
 
@@ -46,6 +46,9 @@ class MethodContext:
         return -(self.num_fragments - 1 - fragment) * self.spacing
 
 
+Scopes = Callable[[Any], Sequence[ScopePatterns]]
+"""From the method's own settings to the scopes that its rules speak of."""
+
 MakeRules = Callable[[MethodContext], Sequence[SyncRule]]
 Notes = Callable[[Sequence[Mapping[str, Any]]], list[str]]
 """What a user should know of a method's use with an inner optimizer of these settings, by group of parameters."""
@@ -68,6 +71,8 @@ class Method:
     """The inner optimizer of the paper where the method is nothing without it; empty for any."""
     notes: Notes = lambda groups: []
     """For ``titan-ext check`` and the start of a run."""
+    scopes: Scopes = lambda settings: ()
+    """Scopes of the method's own, for which some of its rules are; they come after the user's."""
 
 
 METHODS: Registry[Method] = Registry("method")
@@ -81,6 +86,7 @@ def register_method(
     outer: Mapping[str, Mapping[str, Any]] | None = None,
     inner: str = "",
     notes: Notes = lambda groups: [],
+    scopes: Scopes = lambda settings: (),
     **defaults: Any,
 ) -> Callable[[MakeRules], MakeRules]:
     """Decorate the function that makes a method's rules.
@@ -94,6 +100,8 @@ def register_method(
             user set none, in the stead of the optimizer's own defaults.
         inner: the inner optimizer that the method is made for; around others the user is told.
         notes: what a user should know of the method's use with an inner optimizer.
+        scopes: from the method's own settings to scopes of its own, such as key layers, by whose names (with a "." in
+            them, so that no user's has one) its rules say what they cover.
         **defaults: values of such fields that the method takes where the user set none; ``sync_every`` must be there.
 
     Raises:
@@ -101,7 +109,7 @@ def register_method(
     """
 
     def register(rules: MakeRules) -> MakeRules:
-        METHODS.add(name, Method(rules, settings, fixed or {}, outer or {}, defaults, inner, notes))
+        METHODS.add(name, Method(rules, settings, fixed or {}, outer or {}, defaults, inner, notes, scopes))
         return rules
 
     return register

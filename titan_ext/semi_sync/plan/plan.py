@@ -60,6 +60,8 @@ class Apply:
     """Whether it cannot be had of parameters that are kept in less than fp32."""
     adds_up: ClassVar[bool] = False
     """Whether what several sources of a site send can be added up to what the site sends."""
+    plain_sum: ClassVar[bool] = False
+    """Whether, beside means and outer steps, it takes a plain sum over the sites, which may go through regions."""
 
     def bind(self, rule: "SyncRule", tensors: Any, options: Any = None) -> Any:
         """The rule as a ``SyncedState`` of this rank.
@@ -193,6 +195,8 @@ class ScopePatterns:
     parameters: tuple[str, ...]
     shared: bool
     """False: they stay at their site, and no rule covers them."""
+    last_blocks: float = 0.0
+    """Share of the model's blocks, from the last one on, whose parameters it claims as well."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -90,9 +90,12 @@ def resolve(config: SemiSyncConfig, moments: MomentsKept | None = None) -> SyncP
         rules=(*rules, *scoped, *_rules_of_regions(config, rules)),
         num_fragments=config.num_fragments,
         fragments=None if config.fragments is None else tuple(tuple(each) for each in config.fragments),
-        scopes=tuple(
-            ScopePatterns(name=each.name, parameters=tuple(each.parameters), shared=each.shared != "local")
-            for each in config.scopes
+        scopes=(
+            *(
+                ScopePatterns(name=each.name, parameters=tuple(each.parameters), shared=each.shared != "local")
+                for each in config.scopes
+            ),
+            *_scopes_of_method(config),
         ),
         sync_point=config.sync_point,
         weighting=_component(WEIGHTINGS, config.weighting, config),
@@ -199,6 +202,11 @@ def _rules(config: SemiSyncConfig, moments: MomentsKept | None) -> list[SyncRule
         settings=_method_settings(method, config),
     )
     return list(method.rules(context))
+
+
+def _scopes_of_method(config: SemiSyncConfig) -> Sequence[ScopePatterns]:
+    method = METHODS.get(config.method)
+    return method.scopes(_method_settings(method, config))
 
 
 def _component(registry: Registry, name: str, config: SemiSyncConfig) -> Any:
@@ -313,7 +321,10 @@ def _rules_of_scope(config: SemiSyncConfig, scope: ScopeConfig, moments: Moments
     Raises:
         ValueError: the method has ways of its own with what is to be shared by row.
     """
-    rules = [replace(rule, scope=scope.name) for rule in _rules(_of_scope(config, scope), moments)]
+    rules = _rules(_of_scope(config, scope), moments)
+    rules = [
+        replace(rule, scope=scope.name) for rule in rules if not rule.scope
+    ]  # others are of the method's own scopes
     if scope.shared == "full":
         return rules
     if not all(_is_plain(rule) for rule in rules):
@@ -348,7 +359,7 @@ def _check_regions(config: SemiSyncConfig, rules: Sequence[SyncRule]) -> None:
     """Refuse a tree for what is not a weighted mean of whole tensors, and levels that do not go together."""
     period, method = config.region_sync_every, config.method
     if config.topology == "regions":
-        plain = all(_is_plain(rule) for rule in rules) and not shares_sparse_rows(config)
+        plain = all(_is_plain(rule) or rule.apply.plain_sum for rule in rules) and not shares_sparse_rows(config)
         allowed = f'"flat" with method = "{method}" or rows of tables, which have ways of their own'
         require(plain, "topology", config.topology, allowed)
         allowed = f'"mean" with topology = "{config.topology}"'

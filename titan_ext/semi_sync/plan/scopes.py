@@ -5,6 +5,7 @@ A parameter belongs to the first scope of which a pattern fits its name, or else
 the one sync plan; DEPT's variants (arXiv 2410.05021) are settings of one scope.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -15,6 +16,8 @@ from titan_ext.semi_sync.plan.plan import SyncPlan
 
 REST = ""
 """Name of the scope of all parameters that no other scope claims."""
+
+_BLOCK = re.compile(r"(.*?)(\d+)\.")
 
 OWN_KEYS = ("sync_every", "codec", "outer_optimizer", "outer_lr", "outer_momentum", "nesterov")
 """Keys of ``[semi_sync]`` that a scope may set for itself, beside ``settings``."""
@@ -75,7 +78,8 @@ def assign(sizes: Mapping[str, int], plan: SyncPlan) -> dict[str, tuple[str, int
     homes: dict[str, tuple[str, int]] = {}
     left = dict(sizes)
     for scope in plan.scopes:
-        claimed = {name: left.pop(name) for name in list(left) if matches(name, scope.parameters)}
+        blocks = last_blocks(sizes, scope.last_blocks)
+        claimed = {name: left.pop(name) for name in list(left) if name in blocks or matches(name, scope.parameters)}
         if not claimed:
             raise ValueError(f"scopes ({scope.name}): {list(scope.parameters)} fit no parameter of the model")
         if scope.shared:
@@ -87,6 +91,29 @@ def assign(sizes: Mapping[str, int], plan: SyncPlan) -> dict[str, tuple[str, int
     else:
         assigned = assign_by_bytes(left, plan.num_fragments)
     return homes | {name: (REST, fragment) for name, fragment in assigned.items()}
+
+
+def last_blocks(names: Iterable[str], share: float) -> set[str]:
+    """Names of the parameters of the model's last blocks: those whose name begins as ``layers.7.`` does.
+
+    Args:
+        names: of all parameters of the model.
+        share: of its blocks, rounded to whole ones; at least one, if it is above 0.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not share:
+        return set()
+    trunks: dict[str, dict[int, set[str]]] = {}
+    for name in names:
+        if found := _BLOCK.match(name):
+            trunks.setdefault(found[1], {}).setdefault(int(found[2]), set()).add(name)
+    if not trunks:
+        raise ValueError("scopes: the model has no numbered blocks, such as layers.0, of which to take the last")
+    blocks = max(trunks.values(), key=len)
+    last = sorted(blocks)[-max(1, round(share * len(blocks))) :]
+    return set().union(*(blocks[number] for number in last))
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

@@ -11,7 +11,7 @@ import torch
 from titan_ext.semi_sync.plan.plan import OutlierGuard
 from titan_ext.semi_sync.plan.weighting import NO_STANDING, SiteWeighting, Standing
 from titan_ext.semi_sync.state.moment_ages import UNCOUNTED, Ages
-from titan_ext.semi_sync.state.synced_state import AppliedRound, Guarded, SyncedState
+from titan_ext.semi_sync.state.synced_state import AppliedRound, Guarded, SyncedState, Tells, Told
 
 _TOLD = 4  # a site's weight, and what it tells of its standing
 
@@ -134,8 +134,8 @@ class Contributions:
 
 
 class ContributionTable:
-    """A line for each site: its weight and standing, the norms of its guarded updates, and how many steps its moments
-    stand for.
+    """A line for each site: its weight and standing, the norms of its guarded updates, how many steps its moments
+    stand for, and what some states have to tell.
 
     Making it is a collective over the site.
 
@@ -153,6 +153,7 @@ class ContributionTable:
         by_rank = gather(steps) if bound else []
         self._counts = {name: count for each in by_rank for name, count in each.items()}
         self._names = sorted(self._counts)
+        self._tellers = {state.key: state for state in states if isinstance(state, Tells)}
         covered: dict[str, set[str | None]] = {}
         for state, view, names in bound:
             for name in names:
@@ -162,14 +163,19 @@ class ContributionTable:
         )
 
     def line(self, rank: int, sites: int) -> torch.Tensor:
-        """This site's line in an empty table, to be summed over the sites: float64 ``[sites, 4 + guarded + parameters]``."""
+        """This site's line in an empty table, to be summed over the sites.
+
+        float64 ``[sites, 4 + guarded + parameters + told]``.
+        """
         counts = [self._counts[name] for name in self._names]
         ages = [UNCOUNTED if each is None else each for each in counts]
         standing = self._own.standing
         told = [self._own.weight, standing.loss, standing.merit, standing.share]
         line = torch.tensor([*told, *self._own.norms, *ages], dtype=torch.float64)
-        table = torch.zeros(sites, len(line), dtype=torch.float64)
-        table[rank] = line
+        tellings = [each.telling() for each in self._tellers.values()] if self._own.weight > 0 else []
+        table = torch.zeros(sites, len(line) + sum(each.tells for each in self._tellers.values()), dtype=torch.float64)
+        own = torch.cat([line, *tellings])
+        table[rank, : len(own)] = own
         return table
 
     def read(
@@ -183,7 +189,8 @@ class ContributionTable:
             rank: of this site.
             labels: by group key a number of each site's label.
         """
-        lines, first_age = table.tolist(), _TOLD + len(self._own.norms)
+        first_age = _TOLD + len(self._own.norms)
+        lines = table[:, : first_age + len(self._names)].tolist()
         contributions = Contributions(
             [line[0] for line in lines],
             [line[_TOLD:first_age] for line in lines],
@@ -194,6 +201,12 @@ class ContributionTable:
         outliers = contributions.guard(guard.threshold, guard.action, self._groups)
         ages = {name: [int(line[place]) for line in lines] for place, name in enumerate(self._names, start=first_age)}
         return contributions, outliers, Ages(ages, contributions.weights, self._whole)
+
+    def told(self, table: torch.Tensor, of: Contributions) -> Told:
+        """What the sites have told each other beside, of the contributions that count in the end."""
+        sizes = [state.tells for state in self._tellers.values()]
+        parts = table.cpu()[:, table.shape[1] - sum(sizes) :].split(sizes, dim=1) if sizes else ()
+        return Told(dict(zip(self._tellers, parts, strict=True)), of.weights, of.labels, of.rank)
 
 
 @dataclass(frozen=True, slots=True)

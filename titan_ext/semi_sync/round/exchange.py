@@ -31,7 +31,7 @@ from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.sources.bank import Bank
 from titan_ext.semi_sync.state.moment_ages import Ages
-from titan_ext.semi_sync.state.synced_state import Guarded, SyncedState, TakenFromPeers
+from titan_ext.semi_sync.state.synced_state import Guarded, SyncedState, TakenFromPeers, Tells
 from titan_ext.semi_sync.wire.manager import ReplicaManager
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts, reduced_together
 
@@ -332,6 +332,11 @@ class Exchange:
         if factor != 1.0:
             contribution.buffer.mul_(factor)
             contribution = replace(contribution, weight=contribution.weight * factor)
+        told = table.told(lines, contributions)
+        for index, part in contribution.parts.items():
+            state = self.states[index]
+            if isinstance(state, Tells):
+                state.heed(part, told, contribution.weight)
         return contribution, contributions, ages
 
     def _clip(self, contribution: Contribution, factors: Sequence[float]) -> None:

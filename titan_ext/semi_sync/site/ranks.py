@@ -26,6 +26,11 @@ class SiteRanks:
         """Whether there is no other rank. Looked up each time: an instance may be older than the process group."""
         return self._alone or not dist.is_initialized() or dist.get_world_size(self.group) == 1
 
+    @property
+    def rank(self) -> int:
+        """This rank's place among them."""
+        return 0 if self.alone else dist.get_rank(self.group)
+
     def gather(self, value: Any) -> list[Any]:
         """``value`` of every rank, in rank order. A collective."""
         if self.alone:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncRule
-from titan_ext.semi_sync.state.synced_parameters import SyncedParameters
+from titan_ext.semi_sync.state.synced_parameters import SyncedParameters, ValuesWithGlobalCopy
 from titan_ext.semi_sync.state.synced_state import BindOptions, StateFacts, SyncedState, TakenFromPeers
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState
 from titan_ext.semi_sync.wire.some_sites import FromOneSite, WithinGroup
@@ -38,8 +38,8 @@ class WithGroup(Apply):
         return (GroupParameters if rule.state == PARAMETERS else SyncedState)(rule, tensors, options)
 
 
-class GroupParameters(SyncedParameters, TakenFromPeers):
-    """Parameters with a global copy that is equal at the sites of a group.
+class ValuesOfGroup(ValuesWithGlobalCopy, TakenFromPeers):
+    """A global copy that is equal at the sites of a group.
 
     Whoever gives a newcomer the shared state may be of another group, so this is no part of it: a newcomer takes it over
     in its first round, from the site of its own group that is furthest.
@@ -89,6 +89,10 @@ class GroupParameters(SyncedParameters, TakenFromPeers):
                     own[key].copy_(part)
                 elif part.numel():
                     own[key].copy_(part.reshape(-1)[0])
+        self.start_local()
+
+    def start_local(self) -> None:
+        """The local parameters of a newcomer: the group's."""
         self.reset_local_to_global()
 
     def _keys(self) -> list[str]:
@@ -98,3 +102,7 @@ class GroupParameters(SyncedParameters, TakenFromPeers):
             return [self.value_key]
         probe = torch.zeros(1, 1)
         return [self.value_key, *sorted(f"outer.{key}" for key in optimizer.build([probe]).state[probe])]
+
+
+class GroupParameters(ValuesOfGroup, SyncedParameters):
+    """Parameters of which a contribution is an update of the group's global copy."""

@@ -54,6 +54,22 @@ class BindOptions:
     """Whether parameters keep the running average of their global values over the rounds."""
     site: SiteRanks = field(default_factory=lambda: SiteRanks(alone=True))
     """The ranks of the site."""
+    earlier: Sequence["SyncedState"] = ()
+    """The states of the plan's rules before this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the sites of a round told each other before any values travel; equal at all of them."""
+
+    numbers: Mapping[str, torch.Tensor]
+    """By key of a state float64 ``[sites, tells]``; zeros of a site that contributes nothing."""
+    weights: Sequence[float]
+    """0 of a site that contributes nothing."""
+    labels: Mapping[str, Sequence[int]]
+    """By group key a number of each site's label."""
+    rank: int
+    """Of this site."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -260,6 +276,21 @@ class Guarded:
 
     def damp(self, contribution: torch.Tensor, factor: float, weight: float) -> None:
         """Shrink the update in a contribution (fp32 ``[numel]``, multiplied by ``weight``) to ``factor``."""
+        raise NotImplementedError
+
+
+class Tells:
+    """A state of which a site tells all others some numbers, and heeds theirs, before its values travel."""
+
+    tells: int = 0
+    """How many numbers: equal at all sites, and on all ranks of a site."""
+
+    def telling(self) -> torch.Tensor:
+        """What ``write`` found to tell: float64 ``[tells]``, equal on all ranks of the site."""
+        raise NotImplementedError
+
+    def heed(self, contribution: torch.Tensor, told: Told, weight: float) -> None:
+        """Change what ``write`` wrote (fp32 ``[numel]``, multiplied by ``weight``) by what the sites told, in place."""
         raise NotImplementedError
 
 

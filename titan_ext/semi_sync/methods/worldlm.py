@@ -1,0 +1,133 @@
+"""WorldLM (arXiv 2405.14446): federations of federations share a backbone and personalise key layers by attention.
+
+What of the paper could be read says that the backbone is averaged along the tree, that key layers are aggregated by attention
+over the constituents, and that constituents stay close to their federation without losing what is their own. **Its
+equations of attention are not public; what follows is our reading**, and each choice of it is a setting. At a node q with
+constituents c, for each key layer:
+
+``a_c = softmax_c(cos(z(K_q), z(K_c)) / T)`` and ``K_q = (1 - s) K_q + s sum_c a_c K_c``, from the sites up, with z a random
+projection; then, from the root down, ``K_c = (1 - l) K_c + l K_q`` at each constituent, the sites' own layers at last. T is
+``temperature``, s ``attention_step``, l ``pull``. With ``attention = "fedatt"`` the softmax is that of FedAtt
+(arXiv 1812.07108), over the distances ``|K_q - K_c|``. All other parameters, the backbone, go by the outer optimizer, as
+in DiLoCo; without key layers the method is DiLoCo.
+
+The tree is that of the sites' regions; ``topology = "regions"`` sends all but the federations' own sums along it. Since
+each site applies the pull from the root down, the root's layers reach it in the same round. A late site begins with the
+layers of its federation, one that comes back keeps its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from titan_ext.errors import InvalidValue, require, require_one_of
+from titan_ext.semi_sync.methods.local_sgd import local_sgd
+from titan_ext.semi_sync.methods.registry import MethodContext, register_method
+from titan_ext.semi_sync.plan.plan import ScopePatterns, SyncRule
+from titan_ext.semi_sync.plan.regions import MOST_LEVELS, REGION
+from titan_ext.semi_sync.state.key_layers import SCORES, KeyAttention
+
+KEYS = "worldlm.keys"
+"""The method's scope: key layers."""
+
+_TEMPERATURES = {"cosine": 0.1, "fedatt": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldLMSettings:
+    """``[semi_sync.worldlm]``.
+
+    Raises:
+        InvalidValue: one is outside its range.
+    """
+
+    key_blocks: float = 0.3
+    """Share of the model's blocks, from the last one on, that are key layers: 0 to below 1. 30% in the paper's reviews."""
+
+    keys: list[str] = field(default_factory=lambda: ["lm_head.*"])
+    """Patterns of parameters that are key layers as well. With none, and without blocks, the method is DiLoCo."""
+
+    federations: int = 1
+    """Levels of federations between the sites and the root, 0 to 3: those of the sites' regions, `"eu"` and then `"eu/de"`.
+    A site whose region has fewer names is, at the deeper levels, in a federation of that region's name."""
+
+    attention: Literal["cosine", "fedatt"] = "cosine"
+    """What the softmax over a node's constituents takes: how similar their layers are to the node's, or, as in FedAtt, how
+    far away."""
+
+    attention_over: Literal["block", "parameter"] = "block"
+    """What has an attention of its own: a whole block, or each parameter."""
+
+    temperature: float | None = None
+    """Divides what the softmax takes; the larger, the more alike constituents count. By default 0.1, and 1 with "fedatt"."""
+
+    attention_step: float = 1.0
+    """Share of the constituents' sum in a node's new layers, 0 to 1; the rest is what it had."""
+
+    pull: float = 0.5
+    """Share of its parent's new layers in a constituent's, 0 to 1. With 0 sites keep theirs for themselves."""
+
+    projection: int = 1024
+    """Numbers of the random projection by which layers are compared; sites send as many for each block and level."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.key_blocks < 1, "key_blocks", self.key_blocks, "from 0 to below 1")
+        require(0 <= self.federations <= MOST_LEVELS, "federations", self.federations, f"from 0 to {MOST_LEVELS}")
+        require_one_of("attention", self.attention, tuple(SCORES))
+        require_one_of("attention_over", self.attention_over, ("block", "parameter"))
+        require(self.temperature is None or self.temperature > 0, "temperature", self.temperature, "above 0")
+        require(0 <= self.attention_step <= 1, "attention_step", self.attention_step, "from 0 to 1")
+        require(0 <= self.pull <= 1, "pull", self.pull, "from 0 to 1")
+        require(self.projection >= 1, "projection", self.projection, "at least 1")
+
+
+def key_layers(settings: WorldLMSettings) -> Sequence[ScopePatterns]:
+    """The scope of the key layers, if there are any."""
+    if not settings.keys and not settings.key_blocks:
+        return ()
+    return [ScopePatterns(name=KEYS, parameters=tuple(settings.keys), shared=True, last_blocks=settings.key_blocks)]
+
+
+@register_method(
+    "worldlm",
+    settings=WorldLMSettings,
+    scopes=key_layers,
+    fixed={"num_fragments": 1, "fragment_sync_delay": 0, "fragment_update_alpha": 0.0, "aggregation": "mean"},
+    outer={"sgd": {"outer_lr": 0.7, "outer_momentum": 0.9, "nesterov": True}},
+    sync_every=32,
+    outer_optimizer="sgd",
+)
+def worldlm(context: MethodContext) -> list[SyncRule]:
+    """The backbone as in DiLoCo, and the key layers of each level of the tree, from the root down."""
+    settings: WorldLMSettings = context.settings
+    backbone = local_sgd(context)
+    if not key_layers(settings):
+        return list(backbone)
+    if context.wire.codec.sparse:
+        problem = (
+            "must send all values: without error feedback, which shares that change do not allow, some never travelled"
+        )
+        raise InvalidValue("codec", type(context.wire.codec).__name__.lower(), problem)
+    apply = KeyAttention(
+        score=settings.attention,
+        temperature=settings.temperature or _TEMPERATURES[settings.attention],
+        step=settings.attention_step,
+        pull=settings.pull,
+        by_block=settings.attention_over == "block",
+        sketch=settings.projection,
+    )
+    groups = ["", *(f"{REGION}/{level}" for level in range(1, settings.federations + 1))]
+    return [
+        *backbone,
+        *(
+            SyncRule(
+                name=f"level {level}",
+                scope=KEYS,
+                group=group,
+                period=context.sync_every,
+                wire=context.wire,
+                apply=apply,
+            )
+            for level, group in enumerate(groups)
+        ),
+    ]
