@@ -16,7 +16,7 @@ from titan_ext.config.settings import UNSET, Origin, Settings, hint
 from titan_ext.config.source import read_file
 from titan_ext.config.unknown import unknown_key, unknown_section
 from titan_ext.errors import UserError
-from titan_ext.semi_sync.plan.regions import REGION
+from titan_ext.semi_sync.plan.regions import REGION, level_labels
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 _SHARE = ("share_index", "share_count")
@@ -211,11 +211,16 @@ def _share_out(plans: Sequence[SitePlan]) -> None:
                 plan.settings.merge({"data": {"share_index": place, "share_count": len(group)}}, Origin.TITAN_EXT)
 
 
+def _with_levels(labels: Mapping[str, str]) -> dict[str, str]:
+    return {**labels, **(level_labels(labels[REGION]) if REGION in labels else {})}
+
+
 def _count_labels(plans: Sequence[SitePlan]) -> None:
     """Tell each site how many sites of the file have its labels."""
-    for plan in plans:
-        for key, label in plan.site.labels.items():
-            plan.site.label_counts[key] = sum(other.site.labels.get(key) == label for other in plans)
+    labels = [_with_levels(plan.site.labels) for plan in plans]
+    for plan, own in zip(plans, labels, strict=True):
+        for key, label in own.items():
+            plan.site.label_counts[key] = sum(each.get(key) == label for each in labels)
         in_order = sorted(plans, key=lambda each: each.site.name)
         paths = [other.site.labels.get(REGION) for other in in_order]
         plan.site.regions = [path for path in paths if path] if all(paths) else []

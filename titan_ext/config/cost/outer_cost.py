@@ -47,6 +47,9 @@ class _Shapes:
     def tensors(self, state: str, names: Sequence[str]) -> list[torch.Tensor]:
         return [torch.empty(self._shape(state, name), device="meta") for name in names]
 
+    def tensor(self, name: str) -> torch.Tensor:
+        return self.tensors(PARAMETERS, [name])[0]
+
     def keeps(self, state: str, name: str) -> bool:
         return self._shape(state, name) is not None
 
