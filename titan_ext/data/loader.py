@@ -1,14 +1,11 @@
 """The data loader that torchtitan builds for a site."""
 
 import json
-import multiprocessing
-import multiprocessing.util
 import os
 import pickle
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, get_args
 
 from torchtitan.components.dataloader import ParallelAwareDataloader
@@ -28,8 +25,8 @@ from titan_ext.data.progress import Progress, reader_states
 from titan_ext.data.resume import OnChangedData, resume
 from titan_ext.data.sources import SourcesDataLoader, SourceTable, all_sources, check_sources
 from titan_ext.data.tokenizers.traits import identity
-from titan_ext.errors import RunError, UserError, require
-from titan_ext.launcher.processes import die_with_parent
+from titan_ext.data.workers import end_with_the_rank, end_workers_with, with_short_errors
+from titan_ext.errors import UserError, require
 from titan_ext.semi_sync.site.ranks import SiteRanks
 
 _SPLITS = get_args(Split)
@@ -233,7 +230,7 @@ class TextDataLoader(ParallelAwareDataloader):
             pin_memory=config.pin_memory,
             prefetch_factor=config.prefetch_factor,
             snapshot_every_n_steps=snapshot_every_n_steps,
-            worker_init_fn=_end_with_the_rank if config.num_workers else None,
+            worker_init_fn=end_with_the_rank if config.num_workers else None,
         )
 
     def identify_tokens(self) -> None:
@@ -257,8 +254,8 @@ class TextDataLoader(ParallelAwareDataloader):
         self._ended = False
         batches = super().__iter__()
         if self.num_workers:
-            _end_workers_with(os.getpid())
-        yield from batches if self.num_workers == 0 else _with_short_errors(batches)
+            end_workers_with(os.getpid())
+        yield from batches if self.num_workers == 0 else with_short_errors(batches)
         self._ended = self._finite
 
     def state_dict(self) -> dict[str, Any]:
@@ -335,32 +332,3 @@ def open_feed(config: TextDataLoader.Config, bad_records: BadRecords | None = No
 def _say(line: str) -> None:
     """Log a line once: a loader of the same data is built for every validation."""
     logger.info(line)
-
-
-def _end_with_the_rank(worker: int) -> None:
-    """What tells the rank to leave tells its loader workers too; they read on until it has left."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent(signal.SIGKILL)
-
-
-@cache
-def _end_workers_with(process: int) -> None:
-    """At the process's end multiprocessing asks its children with SIGTERM, and waits for ever for those that ignore it."""
-    del process  # a fork has finalizers of its own
-    multiprocessing.util.Finalize(None, _kill_workers, exitpriority=0)
-
-
-def _kill_workers() -> None:
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
-
-
-def _with_short_errors(batches: Iterator[Sample]) -> Iterator[Sample]:
-    try:
-        yield from batches
-    except (UserError, RunError) as error:
-        # A worker's error arrives with the worker's whole traceback as its message.
-        last = str(error).strip().splitlines()[-1]
-        raise type(error)(last.partition(f"{type(error).__name__}: ")[2] or last) from None
