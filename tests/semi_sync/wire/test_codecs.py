@@ -209,7 +209,13 @@ class Uneven(torch.nn.Module):
 
 @pytest.mark.parametrize("idle", [None, 0, 1], ids=["all contribute", "first sits out", "second sits out"])
 @pytest.mark.parametrize(
-    "codec, sites, numel", [("int4", 2, 5000), ("int4", 8, 5000), ("int8", 3, 700), ("int4", 5, 300)]
+    "codec, sites, numel",
+    [
+        ("int4", 2, 5000),
+        pytest.param("int4", 8, 5000, marks=pytest.mark.slow),
+        ("int8", 3, 700),
+        ("int4", 5, 300),
+    ],
 )
 def test_nothing_is_lost_neither_of_contributions_nor_of_their_sum(codec, sites, numel, idle):
     """What has arrived and what the sites still owe is what they gave, after every round."""
@@ -242,7 +248,10 @@ def test_nothing_is_lost_neither_of_contributions_nor_of_their_sum(codec, sites,
         torch.testing.assert_close(arrived - owed, gave, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("codec, sites", [("int4", 2), ("int4", 8), ("int8", 8)])
+@pytest.mark.parametrize(
+    "codec, sites",
+    [("int4", 2), ("int8", 3), *(pytest.param(each, 8, marks=pytest.mark.slow) for each in ("int4", "int8"))],
+)
 def test_small_elements_go_their_whole_way_in_the_end(codec, sites):
     """At 2% (0.5%) of their block's largest, int4 (int8) has no level for them in any single round."""
     rounds = 80
@@ -282,10 +291,10 @@ def test_dithered_values_are_right_on_average_and_code_without_loss(codec):
     assert not zeros.any()
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4"])
+@pytest.mark.parametrize("codec", [pytest.param("int8", marks=pytest.mark.slow), "int4"])
 def test_rows_of_tables_go_their_whole_way_too(codec):
     """Their sums are coded by an owner that need not hold the row."""
-    sites, rounds, rows, width = 6, 60, 8, 300
+    sites, rounds, rows, width = 4, 60, 8, 300
     shares = torch.tensor(Uneven.SHARES).repeat(rows * width // 4).view(rows, width)
 
     def body(index, own):
