@@ -30,11 +30,13 @@ class Trained:
     first: tuple[str, ...] = ()
     """Flags of a run before, which this one goes on from."""
     slow: bool = False
+    run: str = ""
+    """Features of one run are trained together; empty for one that is trained alone."""
 
     @property
     def stem(self) -> str:
         """Of its configuration file."""
-        return "".join(each if each.isalnum() else "_" for each in self.feature)
+        return "".join(each if each.isalnum() else "_" for each in self.run or self.feature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,25 +80,30 @@ TRAINED = (
     Trained(
         feature="gradient accumulation",
         flags=("--training.global_batch_size=8",),
+        run="accumulating",
         shows=lambda site: site.summary()["tokens"] == STEPS * 8 * 64,
     ),
-    Trained(feature="activation checkpointing, full", flags=("--activation_checkpoint.mode=full",)),
-    Trained(feature="activation checkpointing, selective", flags=("--activation_checkpoint.mode=selective",)),
+    Trained(feature="activation checkpointing, full", flags=("--activation_checkpoint.mode=full",), run="accumulating"),
+    Trained(
+        feature="activation checkpointing, selective", flags=("--activation_checkpoint.mode=selective",), run="bfloat16"
+    ),
     Trained(
         feature="activation checkpointing, memory budget",
         flags=("--activation_checkpoint.mode=memory_budget", "--compile.enable"),
         slow=True,
     ),
     Trained(feature="torch.compile", flags=("--compile.enable",), slow=True),
-    Trained(feature="bf16 parameters, fp32 global copy", flags=("--training.dtype=bfloat16",)),
+    Trained(feature="bf16 parameters, fp32 global copy", flags=("--training.dtype=bfloat16",), run="bfloat16"),
     Trained(
         feature="asynchronous checkpoints",
         flags=(*_SAVING, "--checkpoint.async_mode=async"),
+        run="deterministic",
         shows=lambda site: _saved(site) == ["step-2", "step-4", "step-6"],
     ),
     Trained(
         feature="keep_latest_k",
         flags=(*_SAVING, "--checkpoint.keep_latest_k=2"),
+        run="bfloat16",
         shows=lambda site: _saved(site)[-2:] == ["step-4", "step-6"],
     ),
     Trained(
@@ -106,12 +113,13 @@ TRAINED = (
         shows=lambda site: [line["step"] for line in site.lines("step")] == [*range(1, 7), *range(3, 7)],
     ),
     *(
-        Trained(feature=f"optimizer, {each}", flags=(f"--optimizer.implementation={each}",))
-        for each in ("fused", "foreach", "for-loop")
+        Trained(feature=f"optimizer, {each}", flags=(f"--optimizer.implementation={each}",), run=run)
+        for each, run in (("fused", "accumulating"), ("foreach", "bfloat16"), ("for-loop", "deterministic"))
     ),
     Trained(
         feature="parameter groups",
         flags=(),
+        run="deterministic",
         text="""[[optimizer.param_groups]]
 pattern = "norm"
 optimizer_name = "AdamW"
@@ -131,13 +139,15 @@ optimizer_kwargs = {lr = 1e-2}
             '--validator.dataloader={dataset="builtin:docs"}',
         ),
         shows=lambda site: [line["step"] for line in site.lines("validation")][-1] == STEPS,
+        run="accumulating",
     ),
     Trained(
         feature="profiler",
         flags=("--profiler.enable_profiling", "--profiler.profile_freq=4"),
         shows=lambda site: any((site.folder / site.name).rglob("*trace*.json*")),
+        run="accumulating",
     ),
-    Trained(feature="seeds, deterministic", flags=("--debug.seed=7", "--debug.deterministic")),
+    Trained(feature="seeds, deterministic", flags=("--debug.seed=7", "--debug.deterministic"), run="deterministic"),
     Trained(
         feature="converter, LoRA",
         flags=(),

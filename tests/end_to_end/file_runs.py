@@ -1,12 +1,13 @@
 """One site's part of many files' runs, one after the other in one process: each costs its training and no start."""
 
 import os
-import time
 import traceback
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 
+from tests.end_to_end.forked import SiteRun, end_at_once, lighthouse, start_ranks
 from titan_ext.launcher.placement import free_port
 
 
@@ -16,13 +17,43 @@ class FileRun:
 
     path: Path
     sites: tuple[str, ...]
-    url: str
-    """Of a lighthouse of its own: none waits for the sites of the file before."""
     flags: list[str]
+    url: str = ""
+    """Of a lighthouse of its own: none waits for the sites of the file before."""
     own_flags: dict[str, list[str]] = field(default_factory=dict)
     """By site."""
     ports: dict[str, int] = field(default_factory=dict)
     """By site, for the store of its ranks; not needed where it has one."""
+
+
+def train_in_turn(runs: Sequence[FileRun], folder: Path, ranks: int, timeout: float = 240) -> list[list[SiteRun]]:
+    """Train runs one after the other, each site in the same processes; a run's ``url`` is filled in.
+
+    Args:
+        runs: where two have the same file, the second goes on in the first's folder.
+        folder: dump folders are ``<folder>/<file>/<site>``.
+        ranks: of each site.
+        timeout: seconds for all.
+
+    Returns:
+        the sites of each run, each with its ``failure``.
+    """
+    with ExitStack() as stack:
+        runs = [
+            replace(
+                run,
+                url=stack.enter_context(lighthouse(len(run.sites))),
+                ports={site: free_port() for site in run.sites},
+            )
+            for run in runs
+        ]
+        places = range(max(len(run.sites) for run in runs))
+        sites = [
+            start_ranks(folder / "x", f"site{place}", ranks, "", train_files, runs, place, folder) for place in places
+        ]
+        ended = [site.wait(timeout) for site in sites]
+    assert ended == [[0] * ranks for _ in places], sites[0].log()[-3000:]
+    return [[SiteRun(site, folder / run.path.stem, []) for site in run.sites] for run in runs]
 
 
 def train_files(runs: list[FileRun], place: int, folder: Path) -> None:
@@ -30,14 +61,14 @@ def train_files(runs: list[FileRun], place: int, folder: Path) -> None:
 
     Called at every rank of the site.
     """
-    import torchtitan.trainer
     from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
     from titan_ext.train import _train
 
-    # torchtitan lets other ranks have two seconds at the end of each run; there are none.
-    torchtitan.trainer.time = SimpleNamespace(sleep=lambda seconds: None, perf_counter=time.perf_counter)
+    end_at_once()
     for run in runs:
+        if place >= len(run.sites):
+            continue
         name, dump = run.sites[place], folder / run.path.stem
         # torch remembers results on meshes of the run before, which equal this one's and are not the same.
         _clear_sharding_prop_cache()

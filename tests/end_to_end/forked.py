@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torchft.coordination import LighthouseServer
@@ -52,6 +53,11 @@ class SiteRun:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [line for line in lines if line["kind"] == kind]
 
+    def failure(self) -> str:
+        """What ended it where it ran one of several files in turn; empty where it ended well."""
+        path = self.folder / f"{self.name}_failed.txt"
+        return path.read_text()[-3000:] if path.exists() else ""
+
     def losses(self) -> list[float]:
         return [line["loss"] for line in self.lines("step")]
 
@@ -66,10 +72,22 @@ def lighthouse(min_sites: int):
         server.shutdown()
 
 
-def start_site(config: Path, name: str, ranks: int, url: str, *flags: str, agent: int | None = None) -> SiteRun:
-    """Start every rank of a site; its dump folder is ``<folder of the config>/<name>``."""
+def start_site(
+    config: Path,
+    name: str,
+    ranks: int,
+    url: str,
+    *flags: str,
+    agent: int | None = None,
+    pause: Path | None = None,
+) -> SiteRun:
+    """Start every rank of a site; its dump folder is ``<folder of the config>/<name>``.
+
+    Args:
+        pause: the site takes no inner step as long as this file is there.
+    """
     arguments = ["--config", str(config), "--site", name, f"--dump_folder={config.parent}", *flags]
-    return start_ranks(config, name, ranks, url, _train, arguments, agent=agent)
+    return start_ranks(config, name, ranks, url, _train, arguments, pause, agent=agent)
 
 
 def start_ranks(
@@ -119,7 +137,36 @@ def _run_rank(environment: dict[str, str], log: str, target: Callable[..., None]
     target(*arguments)
 
 
-def _train(arguments: list[str]) -> None:
+def _train(arguments: list[str], pause: Path | None) -> None:
     from titan_ext.train import main
+    from titan_ext.trainer.trainer import Trainer
 
+    end_at_once()
+    train_step = Trainer.train_step
+
+    def paused(self: Any, data: Any) -> Any:
+        while _is_there(pause):
+            self.outer.serve_snapshot_requests()  # a site that comes back would wait for one
+            time.sleep(0.05)
+        return train_step(self, data)
+
+    if pause is not None:
+        Trainer.train_step = paused
     main(arguments)
+
+
+def _is_there(file: Path) -> bool:
+    """Whether rank 0 sees a file: serving snapshots is a collective where leaders exchange."""
+    import torch.distributed as dist
+
+    seen = [file.exists()]
+    dist.broadcast_object_list(seen, src=0)
+    return seen[0]
+
+
+def end_at_once() -> None:
+    """torchtitan lets the other ranks have two seconds at the end of a run; rank 0 keeps their store for some of them."""
+    import torchtitan.trainer
+
+    seconds = 0.5 if int(os.environ["WORLD_SIZE"]) > 1 else 0.0
+    torchtitan.trainer.time = SimpleNamespace(sleep=lambda _: time.sleep(seconds), perf_counter=time.perf_counter)

@@ -7,6 +7,7 @@ depend on the layout either, and a method costs milliseconds where a training ru
 import json
 import os
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -62,10 +63,10 @@ ANY_LAYOUT_ONE_RESULT = [
 """Cases whose arithmetic is elementwise from end to end: equal bits on every layout."""
 
 
-def run_cases(config: Path, site_name: str, folder: Path, resume: bool = False) -> None:
+def run_cases(config: Path, site_name: str, folder: Path, resumed: Collection[str] = ()) -> None:
     """All cases at one rank; rank 0 leaves the results in ``<folder>/<site>.json``.
 
-    With ``resume`` each is run once more, stopped in the middle of a round and taken up by fresh objects.
+    Those that are ``resumed`` run once more, stopped in the middle of a round and taken up by fresh objects.
     """
     torch.set_num_threads(1)
     from titan_ext.config import load_site
@@ -75,8 +76,8 @@ def run_cases(config: Path, site_name: str, folder: Path, resume: bool = False) 
     trainer = site.config.build()
     rank = torch.distributed.get_rank()
     results = {name: _run_case(trainer, name, dict(settings)) for name, settings in CASES.items()}
-    for name, settings in CASES.items() if resume else ():
-        results[name]["resumed"] = _run_case(trainer, name, dict(settings), stop_after=3)["sha256"]
+    for name in resumed:
+        results[name]["resumed"] = _run_case(trainer, name, dict(CASES[name]), stop_after=3)["sha256"]
     if rank == 0:
         (folder / f"{site_name}.json").write_text(json.dumps(results))
     torch.distributed.barrier()

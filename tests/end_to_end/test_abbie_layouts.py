@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor, Replicate
 
+from tests.end_to_end.file_runs import FileRun, train_in_turn
 from tests.end_to_end.forked import lighthouse, start_ranks, start_site
 from tests.end_to_end.method_runs import CASES as METHODS
 from tests.end_to_end.method_runs import run_cases
@@ -68,17 +69,22 @@ def test_two_sites_resume_bit_for_bit_with_sampled_iterations(tmp_path, text_cor
     """The step decides what is drawn, so a resumed run draws what it would have drawn."""
     flags = [*SAMPLED, "--semi_sync.method=des_loc", "--checkpoint.interval=4"]
 
-    def run_sites(name, *more):
-        config = write_config(tmp_path / name, ["a", "b"], own_data(text_corpus), {})
-        with lighthouse(2) as url:
-            sites = [start_site(config, site, 1, url, *flags, *more) for site in ("a", "b")]
-            for site in sites:
-                assert site.wait() == [0], site.log()[-3000:]
-        return sites
+    def run_of(name, *more):
+        config = write_config(tmp_path / "file", ["a", "b"], own_data(text_corpus), {}).rename(
+            tmp_path / f"{name}.toml"
+        )
+        return FileRun(path=config, sites=("a", "b"), flags=[*flags, *more])
 
-    straight = run_sites("straight", "--training.steps=8")
-    run_sites("stopped", "--training.steps=4", "--checkpoint.enable")
-    resumed = run_sites("stopped", "--training.steps=8", "--checkpoint.enable")
+    straight, _, resumed = train_in_turn(
+        [
+            run_of("straight", "--training.steps=8"),
+            run_of("stopped", "--training.steps=4", "--checkpoint.enable"),
+            run_of("stopped", "--training.steps=8", "--checkpoint.enable"),
+        ],
+        tmp_path,
+        1,
+    )
+    assert not any(site.failure() for site in (*straight, *resumed))
     assert len({site.summary()["shared_state_sha256"] for site in (*straight, *resumed)}) == 1
     for whole, halves in zip(straight, resumed):
         assert halves.losses() == whole.losses()

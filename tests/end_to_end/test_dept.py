@@ -9,7 +9,7 @@ import torch
 
 from tests.end_to_end.forked import lighthouse, start_site
 from tests.end_to_end.test_layouts import LAYOUTS, write_config
-from tests.end_to_end.test_runs import wait_for
+from tests.end_to_end.test_runs import pause_alone, start_again, wait_for
 from titan_ext.config import load_site, site_cost
 from titan_ext.data.tokenizers.bpe import train_tokenizer
 from titan_ext.data.tokenizers.vocabulary import Vocabulary
@@ -118,17 +118,19 @@ def test_a_killed_site_finds_its_own_embedding_again(tmp_path, text_corpus, toke
     The site returns with learning rate 0, so what its tables hold at the end is what they held at the checkpoint.
     """
     config = dept_config(tmp_path, "spec-opt", [text_corpus] * 2, ["byte", tokenizer])
-    flags = ["--training.steps=300", "--semi_sync.sync_every=20", "--replica.min_sites=1"]
-    keep = ["--checkpoint.enable", "--checkpoint.interval=15"]
+    flags = ["--training.steps=60", "--semi_sync.sync_every=6", "--replica.min_sites=1"]
+    keep = ["--checkpoint.enable", "--checkpoint.interval=5"]
+    saved = ["--checkpoint.enable", "--checkpoint.interval=1000"]
     with lighthouse(1) as url:
-        first = start_site(config, "a", 1, url, *flags, "--checkpoint.enable", "--checkpoint.interval=1000")
+        first = start_site(config, "a", 1, url, *flags, *saved, pause=tmp_path / "pause")
         second = start_site(config, "b", 1, url, *flags, *keep)
         folder = tmp_path / "b" / "checkpoint"
         wait_for(lambda: len([*folder.glob("step-*/.metadata")]) >= 2, first, second)
         os.kill(second.ranks[0].pid, signal.SIGKILL)
         assert second.wait() == [-signal.SIGKILL]
+        pause_alone(config, first)
         before = {name: value.clone() for name, value in parameters_of(config, "b").items()}
-        again = start_site(config, "b", 1, url, *flags, *keep, "--optimizer.lr=0")
+        again = start_again(config, "b", 1, url, *flags, *keep, "--optimizer.lr=0")
         for site in (first, again):
             assert site.wait() == [0], site.log()[-3000:]
     assert first.summary()["shared_state_sha256"] == again.summary()["shared_state_sha256"]

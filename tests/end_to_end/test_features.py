@@ -2,54 +2,47 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.end_to_end.file_runs import FileRun, train_files
-from tests.end_to_end.forked import SiteRun, lighthouse, start_ranks
+from tests.end_to_end.file_runs import FileRun, train_in_turn
+from tests.end_to_end.forked import SiteRun
 from tests.end_to_end.test_layouts import write_config
 from tests.features import DOCUMENT, ELSEWHERE, REFUSED, STEPS, TRAINED, Refused, Trained, document
 from titan_ext.config import load_to_start
 from titan_ext.errors import UserError
-from titan_ext.launcher.placement import free_port
 
 pytestmark = pytest.mark.timeout(900)
 SITES = ("a", "b")
 
 
-def file_of(cell: Trained, folder: Path, corpus: Path) -> Path:
+def file_of(cells: Sequence[Trained], folder: Path, corpus: Path) -> Path:
     data = [f'{{dataset = "{corpus}", seed = {seed}}}' for seed in (1, 2)]
+    own = "".join(cell.text for cell in cells)
     path = write_config(folder / "layout", list(SITES), data, {})
     text = path.read_text().replace(
-        "[optimizer]\nlr = 1e-3\n", "" if "param_groups" in cell.text else "[optimizer]\nlr = 1e-2\n"
+        "[optimizer]\nlr = 1e-3\n", "" if "param_groups" in own else "[optimizer]\nlr = 1e-2\n"
     )
-    path = folder / f"{cell.stem}.toml"
-    path.write_text(text.replace("[training]\n", f"{cell.text}[training]\n", 1))
+    path = folder / f"{cells[0].stem}.toml"
+    path.write_text(text.replace("[training]\n", f"{own}[training]\n", 1))
     return path
 
 
 def train(cells: Sequence[Trained], folder: Path, corpus: Path) -> Path:
-    """Train all cells of one number of ranks one after the other, each site in the same processes."""
+    """Train all cells of one number of ranks, run by run, each site in the same processes."""
     (ranks,) = {cell.ranks for cell in cells}
-    with ExitStack() as lighthouses:
-        runs = [
-            FileRun(
-                path=file_of(cell, folder, corpus),
-                sites=SITES,
-                url=lighthouses.enter_context(lighthouse(2)),
-                flags=[f"--training.steps={STEPS}", *flags],
-                ports={site: free_port() for site in SITES},
-            )
-            for cell in cells
-            for flags in ([cell.first, cell.flags] if cell.first else [cell.flags])
-        ]
-        sites = [
-            start_ranks(folder / "x", f"site{place}", ranks, "", train_files, runs, place, folder) for place in (0, 1)
-        ]
-        assert [site.wait(800) for site in sites] == [[0] * ranks] * 2
+    by_run: dict[str, list[Trained]] = {}
+    for cell in cells:
+        by_run.setdefault(cell.stem, []).append(cell)
+    runs = []
+    for together in by_run.values():
+        path, given = file_of(together, folder, corpus), [flag for cell in together for flag in cell.flags]
+        for flags in (together[0].first, given) if together[0].first else (given,):
+            own = [f"--training.steps={STEPS}", *dict.fromkeys(flags)]
+            runs.append(FileRun(path=path, sites=SITES, flags=own))
+    train_in_turn(runs, folder, ranks, timeout=800)
     return folder
 
 
@@ -80,8 +73,7 @@ def long_of_two_ranks(tmp_path_factory, text_corpus) -> Iterator[Path]:
 def check(cell: Trained, folder: Path) -> None:
     sites = [SiteRun(name, folder / cell.stem, []) for name in SITES]
     for site in sites:
-        failed = site.folder / f"{site.name}_failed.txt"
-        assert not failed.exists(), failed.read_text()[-3000:]
+        assert not site.failure(), site.failure()
         losses = site.losses()
         assert len(losses) >= STEPS and all(map(math.isfinite, losses)) and min(losses[2:]) < losses[0], losses
         rounds = site.lines("round")
@@ -90,24 +82,24 @@ def check(cell: Trained, folder: Path) -> None:
     assert len({site.summary()["shared_state_sha256"] for site in sites}) == 1
 
 
-@pytest.mark.parametrize("cell", cells(1), ids=lambda cell: cell.stem)
+@pytest.mark.parametrize("cell", cells(1), ids=lambda cell: cell.feature)
 def test_a_feature_of_one_rank(cell, of_one_rank):
     check(cell, of_one_rank)
 
 
-@pytest.mark.parametrize("cell", cells(2), ids=lambda cell: cell.stem)
+@pytest.mark.parametrize("cell", cells(2), ids=lambda cell: cell.feature)
 def test_a_feature_of_two_ranks(cell, of_two_ranks):
     check(cell, of_two_ranks)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", cells(1, slow=True), ids=lambda cell: cell.stem)
+@pytest.mark.parametrize("cell", cells(1, slow=True), ids=lambda cell: cell.feature)
 def test_a_feature_of_one_rank_that_takes_long(cell, long_of_one_rank):
     check(cell, long_of_one_rank)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", cells(2, slow=True), ids=lambda cell: cell.stem)
+@pytest.mark.parametrize("cell", cells(2, slow=True), ids=lambda cell: cell.feature)
 def test_a_feature_of_two_ranks_that_takes_long(cell, long_of_two_ranks):
     check(cell, long_of_two_ranks)
 

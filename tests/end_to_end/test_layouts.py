@@ -1,9 +1,11 @@
 """Every parallel layout at two sites: trains, syncs every parameter, ends with one hash."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.file_runs import FileRun, train_in_turn
 from tests.end_to_end.forked import lighthouse, start_site
 
 LAYOUTS = {
@@ -58,35 +60,33 @@ def test_two_sites_with_one_corpus_equal_a_single_site(layout, tmp_path, text_co
     """Identical data and seed at both sites: their mean is what either has, so they equal one site alone."""
     ranks, parallelism = LAYOUTS[layout]
     same = [f'{{dataset = "{text_corpus}", share_index = 0, share_count = 1}}'] * 2
-    with lighthouse(2) as url:
-        config = write_config(tmp_path / "two", ["a", "b"], same, parallelism)
-        sites = [start_site(config, name, ranks, url) for name in ("a", "b")]
-        for site in sites:
-            assert site.wait() == [0] * ranks, site.log()[-3000:]
-    with lighthouse(1) as url:
-        config = write_config(tmp_path / "one", ["a"], same[:1], parallelism)
-        alone = start_site(config, "a", ranks, url)
-        assert alone.wait() == [0] * ranks, alone.log()[-3000:]
+    runs = [
+        FileRun(
+            path=write_config(tmp_path / "file", sites, same[: len(sites)], parallelism).rename(
+                tmp_path / f"{name}.toml"
+            ),
+            sites=tuple(sites),
+            flags=[],
+        )
+        for name, sites in (("two", ["a", "b"]), ("one", ["a"]))
+    ]
+    sites, (alone,) = train_in_turn(runs, tmp_path, ranks)
+    assert not any(site.failure() for site in (*sites, alone))
     digests = {site.summary()["shared_state_sha256"] for site in sites}
     assert len(digests) == 1
     assert all(len(site.losses()) == STEPS for site in sites)
     for site in sites:
         assert site.losses() == pytest.approx(alone.losses(), rel=1e-4)
         assert [line["participants"] for line in site.lines("round")] == [2, 2]
-    parameters = alone_parameters(alone)
+    parameters = count_of_parameters((tmp_path / "rank_site0_0.txt").read_text())
     assert sites[0].summary()["bytes_sent"] >= 2 * 4 * parameters
     assert alone.summary()["bytes_sent"] == 0
 
 
-def alone_parameters(site) -> int:
+def count_of_parameters(log: str) -> int:
     """Parameters of the model as torchtitan's log names them."""
-    import re
-
-    return int(
-        re.search(r"size: ([\d,]+) total parameters", re.sub(r"\x1b\[[\d;]*m", "", site.log()))
-        .group(1)
-        .replace(",", "")
-    )
+    found = re.search(r"size: ([\d,]+) total parameters", re.sub(r"\x1b\[[\d;]*m", "", log))
+    return int(found.group(1).replace(",", ""))
 
 
 def test_sites_with_their_own_corpora_agree_and_learn(tmp_path, text_corpus):

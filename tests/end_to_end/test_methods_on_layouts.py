@@ -10,18 +10,32 @@ from tests.end_to_end.test_layouts import LAYOUTS, write_config
 from titan_ext.config import load_site
 from titan_ext.config.cost.cost import site_cost
 
-RESUMED = ("plain", "fsdp2", "pp2")
-"""Where every case is also stopped in the middle and resumed, to the same bits."""
+OWN_STATES = ("diloco streaming", "mt_dao", "lordo", "sparta", "demo", "topk codec", "eager int4", "des_loc adopt")
+"""Cases with states besides an outer momentum, or in flight."""
+RESUMED = {"plain": tuple(CASES), "fsdp2": OWN_STATES, "pp2": OWN_STATES}
+"""Cases that are also stopped in the middle and resumed, to the same bits."""
 
 _plain: dict[str, dict] = {}
 
 
-@pytest.mark.parametrize("layout", ["plain", "fsdp2", pytest.param("tp2", marks=pytest.mark.slow), "pp2", "fsdp2_tp2"])
-def test_every_method_and_codec(layout, tmp_path, text_corpus):
+@pytest.mark.parametrize(
+    ("layout", "resumed"),
+    [
+        *(
+            pytest.param(layout, RESUMED.get(layout, ()), id=layout)
+            for layout in ("plain", "fsdp2", "pp2", "fsdp2_tp2")
+        ),
+        *(
+            pytest.param(layout, tuple(CASES), marks=pytest.mark.slow, id=f"{layout}, all resumed")
+            for layout in ("fsdp2", "pp2", "tp2")
+        ),
+    ],
+)
+def test_every_method_and_codec(layout, resumed, tmp_path, text_corpus):
     ranks, parallelism = LAYOUTS[layout]
     config = write_config(tmp_path, ["a", "b"], [f'"{text_corpus}"'] * 2, parallelism)
     with lighthouse(2) as url:
-        arguments = [(config, name, tmp_path, layout in RESUMED) for name in ("a", "b")]
+        arguments = [(config, name, tmp_path, resumed) for name in ("a", "b")]
         sites = [start_ranks(config, each[1], ranks, url, run_cases, *each) for each in arguments]
         for site in sites:
             assert site.wait() == [0] * ranks, site.log()[-3000:]
@@ -29,7 +43,7 @@ def test_every_method_and_codec(layout, tmp_path, text_corpus):
     for name in CASES:
         assert first[name]["sha256"] == second[name]["sha256"], name
         assert first[name].get("resumed", first[name]["sha256"]) == first[name]["sha256"], f"{name} resumed otherwise"
-        assert ("resumed" in first[name]) == (layout in RESUMED)
+        assert ("resumed" in first[name]) == (name in resumed)
     assert first["all of topk"]["sha256"] == first["diloco"]["sha256"]
     for codec, levels in (("int8", 127), ("int4", 7), ("bf16", 256)):
         _assert_near(first[f"{codec} codec"], first["diloco"], levels)

@@ -5,9 +5,10 @@ import signal
 
 import pytest
 
+from tests.end_to_end.file_runs import FileRun, train_in_turn
 from tests.end_to_end.forked import lighthouse, start_site
 from tests.end_to_end.test_layouts import LAYOUTS, STEPS, write_config
-from tests.end_to_end.test_runs import one_line, wait_for
+from tests.end_to_end.test_runs import one_line, pause_alone, start_again, wait_for
 
 
 def with_layouts(folder, corpus, layouts):
@@ -56,26 +57,35 @@ def test_sites_of_two_layouts_agree(layouts, flags, tmp_path, text_corpus):
 
 def test_leaders_give_the_bits_that_ranks_give(tmp_path, text_corpus):
     flags = ["--semi_sync.method=des_loc", "--semi_sync.outer_optimizer=average"]
-    ranked, by_rank = run_both(tmp_path / "rank", text_corpus, ("fsdp2", "fsdp2"), *flags)
-    led, by_leader = run_both(
-        tmp_path / "leader", text_corpus, ("fsdp2", "fsdp2"), *flags, "--semi_sync.pairing=leader"
-    )
-    assert by_rank == by_leader
+    pairings = {"rank": flags, "leader": [*flags, "--semi_sync.pairing=leader"]}
+    runs = [
+        FileRun(
+            path=with_layouts(tmp_path / name, text_corpus, ("fsdp2", "fsdp2")).rename(tmp_path / f"{name}.toml"),
+            sites=("a", "b"),
+            flags=own,
+        )
+        for name, own in pairings.items()
+    ]
+    ranked, led = train_in_turn(runs, tmp_path, 2)
+    assert not any(site.failure() for site in (*ranked, *led))
+    assert len({site.summary()["shared_state_sha256"] for site in (*ranked, *led)}) == 1
+    assert "their leaders exchange for all ranks" in (tmp_path / "rank_site0_0.txt").read_text()
     assert ranked[0].losses() == led[0].losses()
     assert ranked[0].summary()["bytes_sent"] == led[0].summary()["bytes_sent"]
 
 
 def test_a_killed_site_of_another_layout_heals_through_its_leader(tmp_path, text_corpus):
-    flags = ["--training.steps=300", "--semi_sync.sync_every=20", "--replica.min_sites=1"]
+    flags = ["--training.steps=60", "--semi_sync.sync_every=10", "--replica.min_sites=1"]
     config = with_layouts(tmp_path, text_corpus, ("fsdp2", "pp2"))
     with lighthouse(1) as url:
-        first = start_site(config, "a", 2, url, *flags)
+        first = start_site(config, "a", 2, url, *flags, pause=tmp_path / "pause")
         second = start_site(config, "b", 2, url, *flags)
         wait_for(lambda: any(line["participants"] == 2 for line in first.lines("round")), first, second)
         for rank in second.ranks:
             os.kill(rank.pid, signal.SIGKILL)
         assert second.wait() == [-signal.SIGKILL] * 2
-        again = start_site(config, "b", 2, url, *flags)
+        pause_alone(config, first)
+        again = start_again(config, "b", 2, url, *flags)
         for site in (first, again):
             assert site.wait() == [0, 0], site.log()[-3000:]
     assert first.summary()["shared_state_sha256"] == again.summary()["shared_state_sha256"]

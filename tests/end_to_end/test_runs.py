@@ -3,10 +3,12 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.forked import lighthouse, start_site
+from tests.end_to_end.file_runs import FileRun, train_in_turn
+from tests.end_to_end.forked import SiteRun, lighthouse, start_site
 from tests.end_to_end.test_layouts import write_config
 from titan_ext.launcher.placement import free_port
 
@@ -18,32 +20,39 @@ def own_data(text_corpus, count: int = 2) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "settings, parallelism, ranks",
+    "settings, parallelism, ranks, fresh",
     [
-        ("", {}, 1),
-        pytest.param("", {"pipeline_parallel_degree": 2}, 2, marks=pytest.mark.slow),
-        pytest.param(_OVERLAP, {}, 1, marks=pytest.mark.slow),
-        (_OVERLAP, {"pipeline_parallel_degree": 2}, 2),
+        ("", {}, 1, True),
+        pytest.param("", {"pipeline_parallel_degree": 2}, 2, True, marks=pytest.mark.slow),
+        pytest.param(_OVERLAP, {}, 1, True, marks=pytest.mark.slow),
+        (_OVERLAP, {"pipeline_parallel_degree": 2}, 2, False),
     ],
     ids=["plain", "pp2", "overlap", "overlap-pp2"],
 )
-def test_stop_and_resume_equals_never_stopped(tmp_path, text_corpus, parallelism, ranks, settings):
-    """Bit for bit: every loss after the resume, and the hash at the end."""
+def test_stop_and_resume_equals_never_stopped(tmp_path, text_corpus, parallelism, ranks, settings, fresh):
+    """Bit for bit: every loss after the resume, and the hash at the end; ``fresh``: each run in new processes."""
     flags = ["--lr_scheduler.total_steps=9", "--semi_sync.sync_every=3", "--checkpoint.interval=5"]
 
     def run(name, *more):
-        config = write_config(tmp_path / name, ["a", "b"], own_data(text_corpus), parallelism)
+        config = write_config(tmp_path / "files", ["a", "b"], own_data(text_corpus), parallelism).rename(
+            tmp_path / f"{name}.toml"
+        )
         config.write_text(config.read_text().replace("[replica]", f"{settings}\n[replica]"))
-        with lighthouse(2) as url:
-            sites = [start_site(config, site, ranks, url, *flags, *more) for site in ("a", "b")]
-            for site in sites:
-                assert site.wait() == [0] * ranks, site.log()[-3000:]
-        return sites
+        return FileRun(path=config, sites=("a", "b"), flags=[*flags, *more])
 
-    straight = run("straight", "--training.steps=9")
-    run("stopped", "--training.steps=5", "--checkpoint.enable")
-    resumed = run("stopped", "--training.steps=9", "--checkpoint.enable")
+    straight, stopped, resumed = (
+        run("straight", "--training.steps=9"),
+        run("stopped", "--training.steps=5", "--checkpoint.enable"),
+        run("stopped", "--training.steps=9", "--checkpoint.enable"),
+    )
+    if fresh:
+        (straight,) = train_in_turn([straight], tmp_path, ranks)
+        train_in_turn([stopped], tmp_path, ranks)
+        (resumed,) = train_in_turn([resumed], tmp_path, ranks)
+    else:
+        straight, _, resumed = train_in_turn([straight, stopped, resumed], tmp_path, ranks)
     for whole, halves in zip(straight, resumed):
+        assert not whole.failure() and not halves.failure()
         assert [line["step"] for line in halves.lines("step")] == list(range(1, 10))
         assert halves.losses() == whole.losses()
         assert halves.summary()["shared_state_sha256"] == whole.summary()["shared_state_sha256"]
@@ -89,16 +98,17 @@ def test_methods_with_state_of_their_own_resume_bit_for_bit(tmp_path, text_corpu
 
 def test_killed_site_returns_and_ends_with_the_others(tmp_path, text_corpus):
     """SIGKILL between two rounds: the other goes on alone, the newcomer heals and both end equal."""
-    flags = ["--training.steps=300", "--semi_sync.sync_every=20", "--replica.min_sites=1"]
+    flags = ["--training.steps=60", "--semi_sync.sync_every=6", "--replica.min_sites=1"]
     config = write_config(tmp_path, ["a", "b"], own_data(text_corpus), {})
     with lighthouse(1) as url:
-        first = start_site(config, "a", 1, url, *flags)
+        first = start_site(config, "a", 1, url, *flags, pause=tmp_path / "pause")
         second = start_site(config, "b", 1, url, *flags)
         wait_for(lambda: any(line["participants"] == 2 for line in first.lines("round")), first, second)
         os.kill(second.ranks[0].pid, signal.SIGKILL)
         assert second.wait() == [-signal.SIGKILL]
         alone_since = len(first.lines("round"))
-        again = start_site(config, "b", 1, url, *flags)
+        pause_alone(config, first)
+        again = start_again(config, "b", 1, url, *flags)
         for site in (first, again):
             assert site.wait() == [0], site.log()[-3000:]
     assert first.summary()["shared_state_sha256"] == again.summary()["shared_state_sha256"]
@@ -108,9 +118,25 @@ def test_killed_site_returns_and_ends_with_the_others(tmp_path, text_corpus):
     assert rounds[-1]["participants"] == 2
     # Either site may have been the first to begin, with the other joining it a round later.
     numbers = [line["round"] for line in rounds if line["committed"]]
-    assert numbers == list(range(numbers[0], 16))
+    assert numbers == list(range(numbers[0], 11))
     steps = [line["step"] for line in first.lines("step")]
-    assert steps == list(range(steps[0], 301)), "the survivor lost no inner step"
+    assert steps == list(range(steps[0], 61)), "the survivor lost no inner step"
+
+
+def pause_alone(config: Path, other: SiteRun) -> None:
+    """Let a site wait between two steps, once it has had a round without the one that was killed."""
+    wait_for(lambda: other.lines("round")[-1]["participants"] == 1, other)
+    (config.parent / "pause").touch()
+
+
+def start_again(config: Path, name: str, ranks: int, url: str, *flags: str) -> SiteRun:
+    """Start a site that was killed; as soon as it asks for a quorum the paused one goes on, and has not trained for nothing."""
+    words = "waiting for the quorum"
+    before = SiteRun(name, config.parent, []).log().count(words)
+    again = start_site(config, name, ranks, url, *flags)
+    wait_for(lambda: again.log().count(words) > before, again)
+    (config.parent / "pause").unlink()
+    return again
 
 
 def wait_for(condition, *sites, seconds: float = 120) -> None:

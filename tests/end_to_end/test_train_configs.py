@@ -2,13 +2,12 @@
 
 import tomllib
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.file_runs import FileRun, train_files
-from tests.end_to_end.forked import SiteRun, lighthouse, start_ranks, start_site
+from tests.end_to_end.file_runs import FileRun, train_in_turn
+from tests.end_to_end.forked import SiteRun, lighthouse, start_site
 
 FOLDER = Path(__file__).parents[2] / "train_configs"
 FILES = {each.stem: each for each in sorted([*FOLDER.glob("tiny_*.toml"), FOLDER / "demo.toml"])}
@@ -49,28 +48,24 @@ def tokenizer(tmp_path_factory) -> Path:
 def trained(tmp_path_factory, tokenizer) -> Iterator[Path]:
     """All files but the one with two ranks, trained in two processes."""
     folder = tmp_path_factory.mktemp("files")
-    with ExitStack() as lighthouses:
-        runs = [
-            FileRun(
-                path=file,
-                sites=sites_of(file),
-                url=lighthouses.enter_context(lighthouse(2)),
-                flags=flags_of(file),
-                own_flags={"docs": [f"--tokenizer={tokenizer}"]} if name == "tiny_dept_spec_opt" else {},
-            )
-            for name, file in FILES.items()
-            if name != TWO_RANKS
-        ]
-        sites = [start_ranks(folder / "x", f"site{place}", 1, "", train_files, runs, place, folder) for place in (0, 1)]
-        assert [site.wait() for site in sites] == [[0], [0]]
+    runs = [
+        FileRun(
+            path=file,
+            sites=sites_of(file),
+            flags=flags_of(file),
+            own_flags={"docs": [f"--tokenizer={tokenizer}"]} if name == "tiny_dept_spec_opt" else {},
+        )
+        for name, file in FILES.items()
+        if name != TWO_RANKS
+    ]
+    train_in_turn(runs, folder, 1)
     yield folder
 
 
 def check_trained(file: Path, folder: Path) -> None:
     sites = [SiteRun(name, folder, []) for name in sites_of(file)]
     for site in sites:
-        failed = folder / f"{site.name}_failed.txt"
-        assert not failed.exists(), failed.read_text()[-3000:]
+        assert not site.failure(), site.failure()
         losses = site.losses()
         assert len(losses) == STEPS and max(losses) < 8, losses
         rounds = [line for line in site.lines("round") if line["committed"]]

@@ -1,17 +1,15 @@
 """torchtitan's own models at two sites: every one that a CPU can train, and experts cut over ranks, stopped and resumed."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
 
-from tests.end_to_end.file_runs import FileRun, train_files
-from tests.end_to_end.forked import SiteRun, lighthouse, start_ranks, start_site
+from tests.end_to_end.file_runs import FileRun, train_in_turn
+from tests.end_to_end.forked import SiteRun, lighthouse, start_site
 from titan_ext.config import load_site, site_cost
-from titan_ext.launcher.placement import free_port
 from titan_ext.models.held_experts import held_experts
 
 pytestmark = pytest.mark.timeout(900)
@@ -75,28 +73,14 @@ min_sites = 2
 
 def train(folder: Path, files: list[tuple[Path, list[str]]], ranks: int) -> None:
     """Train the files one after the other, each site in the same processes."""
-    with ExitStack() as lighthouses:
-        runs = [
-            FileRun(
-                path=path,
-                sites=SITES,
-                url=lighthouses.enter_context(lighthouse(2)),
-                flags=flags,
-                ports={site: free_port() for site in SITES},
-            )
-            for path, flags in files
-        ]
-        sites = [
-            start_ranks(folder / "x", f"site{place}", ranks, "", train_files, runs, place, folder) for place in (0, 1)
-        ]
-        assert [site.wait(600) for site in sites] == [[0] * ranks] * 2
+    train_in_turn([FileRun(path=path, sites=SITES, flags=flags) for path, flags in files], folder, ranks, timeout=600)
 
 
 def sites_of(folder: Path, stem: str) -> list[SiteRun]:
-    for site in SITES:
-        failed = folder / stem / f"{site}_failed.txt"
-        assert not failed.exists(), failed.read_text()[-3000:]
-    return [SiteRun(site, folder / stem, []) for site in SITES]
+    sites = [SiteRun(site, folder / stem, []) for site in SITES]
+    for site in sites:
+        assert not site.failure(), site.failure()
+    return sites
 
 
 def one_state(folder: Path, stem: str) -> str:
