@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.launcher.sites import GRACE_SECONDS, PATIENCE_SECONDS, job
 from titan_ext import cli
 from titan_ext.commands import launch as command
-from titan_ext.commands.launch import LaunchedSite, run_jobs
+from titan_ext.launcher.run import LaunchedSite, run_jobs
 
 
 def launch(folder: Path, sites: dict[str, str]) -> int:
