@@ -62,6 +62,38 @@ def test_costs_are_those_of_the_tree_and_check_draws_it(write: Callable) -> None
     ]  # fmt: skip
 
 
+def test_key_layers_of_federations_cost_a_sum_in_each_and_are_drawn(write: Callable) -> None:
+    """Of the four sites alpha, beta and gamma are in eu, alpha and beta in eu/de: three levels with the root."""
+    own = "[semi_sync.worldlm]\nfederations = 2\nkey_blocks = 0.0\nrouting_share = 0.0\n"
+    run = load_run(write(tree_text(f'topology = "regions"\n{own}').replace('method = "diloco"', 'method = "worldlm"')))
+    shapes = parameter_shapes(run.sites[0].config)
+    values = 4 * sum(shape.numel() for shape in shapes.values())
+    keys = 4 * sum(shape.numel() for name, shape in shapes.items() if name.startswith("lm_head."))
+    root = {"alpha": values * 3, "beta": values, "gamma": values, "delta": values}
+    # A mean takes a shard to each owner and the sum back; two sites send each other all.
+    of_eu, of_de = 2 * keys * 2 // 3, keys
+    federations = {"alpha": of_eu + of_de, "beta": of_eu + of_de, "gamma": of_eu, "delta": 0}
+    for site in run.sites:
+        sent = site_cost(site).run_bytes / 4
+        assert sent == pytest.approx(root[site.name] + federations[site.name], abs=8)
+    text = render_tree(run.sites)
+    assert text is not None and "among sites of 2 name(s) in common: worldlm.keys/level 2/0 every 5 steps" in text
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ("pull = 2.0", "semi_sync.worldlm.pull = 2.0"),
+        ("nonsense = 1", "semi_sync.worldlm.nonsense"),
+        ("federations = 0\nrouting_share = 0.5", "routing_share = 0.5"),
+    ],
+)
+def test_what_is_wrong_with_federations_is_named(own: str, words: str, write: Callable) -> None:
+    text = tree_text(f"[semi_sync.worldlm]\n{own}").replace('method = "diloco"', 'method = "worldlm"')
+    with pytest.raises(UserError, match=words):
+        load_run(write(text))
+
+
 def test_without_regions_no_tree_is_drawn(write: Callable) -> None:
     assert render_tree(load_run(write()).sites) is None
 

@@ -8,7 +8,7 @@ from typing import Any
 from titan_ext.config.cost.cost import outer_rounds
 from titan_ext.config.cost.outer_cost import OuterRounds
 from titan_ext.config.render import bytes_text
-from titan_ext.semi_sync.plan.regions import REGION
+from titan_ext.semi_sync.plan.regions import LEVELS, REGION
 
 
 def render_tree(sites: Sequence[Any]) -> str | None:
@@ -26,6 +26,11 @@ def render_tree(sites: Sequence[Any]) -> str | None:
     lines.append(f"  between all: {outer.method} every {outer.sync_every} steps, {_across(sites[0], tops)}")
     if outer.region_sync_every is not None:
         lines.append(f"  in a region: average every {outer.region_sync_every} steps")
+    rounds = outer_rounds(sites[0])
+    for rule in rounds.plan.rules if rounds is not None else ():
+        if rule.group in LEVELS:
+            names = rule.group.removeprefix(f"{REGION}/")
+            lines.append(f"  among sites of {names} name(s) in common: {rule.key} every {rule.period} steps")
     return "\n".join(lines + [f"  {line}" for line in _branches(sites, paths, "", "")])
 
 

@@ -11,13 +11,16 @@ projection; then, from the root down, ``K_c = (1 - l) K_c + l K_q`` at each cons
 (arXiv 1812.07108), over the distances ``|K_q - K_c|``. All other parameters, the backbone, go by the outer optimizer, as
 in DiLoCo; without key layers the method is DiLoCo.
 
+A layer of a site with ``a_c < routing_share / n`` among the n sites of its smallest federation is a residual: one round
+later it is one constituent more of the federation whose layer it resembles most, if by more than ``routing_similarity``.
+
 The tree is that of the sites' regions; ``topology = "regions"`` sends all but the federations' own sums along it. Since
 each site applies the pull from the root down, the root's layers reach it in the same round. A late site begins with the
 layers of its federation, one that comes back keeps its own.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from titan_ext.errors import InvalidValue, require, require_one_of
@@ -26,6 +29,7 @@ from titan_ext.semi_sync.methods.registry import MethodContext, register_method
 from titan_ext.semi_sync.plan.plan import ScopePatterns, SyncRule
 from titan_ext.semi_sync.plan.regions import MOST_LEVELS, REGION
 from titan_ext.semi_sync.state.key_layers import SCORES, KeyAttention
+from titan_ext.semi_sync.state.routed_keys import KeyRouting
 
 KEYS = "worldlm.keys"
 """The method's scope: key layers."""
@@ -67,6 +71,13 @@ class WorldLMSettings:
     pull: float = 0.5
     """Share of its parent's new layers in a constituent's, 0 to 1. With 0 sites keep theirs for themselves."""
 
+    routing_share: float | None = None
+    """Route a layer of a site, one round later, to the federation that it resembles most, if its attention in its own is
+    below this share of an equal one, 0 to 1. By default 0.5 where there are federations, with "cosine"; 0: never."""
+
+    routing_similarity: float = 0.2
+    """Least cosine of a layer with that of the federation it is routed to, -1 to 1."""
+
     projection: int = 1024
     """Numbers of the random projection by which layers are compared; sites send as many for each block and level."""
 
@@ -78,7 +89,18 @@ class WorldLMSettings:
         require(self.temperature is None or self.temperature > 0, "temperature", self.temperature, "above 0")
         require(0 <= self.attention_step <= 1, "attention_step", self.attention_step, "from 0 to 1")
         require(0 <= self.pull <= 1, "pull", self.pull, "from 0 to 1")
+        share = self.routing_share
+        require(share is None or 0 <= share <= 1, "routing_share", share, "from 0 to 1")
+        allowed = 'left out or 0 without federations, and with attention = "fedatt", which prefers what fits badly'
+        require(not share or self.default_routing > 0, "routing_share", share, allowed)
+        similarity = self.routing_similarity
+        require(-1 <= similarity <= 1, "routing_similarity", similarity, "from -1 to 1")
         require(self.projection >= 1, "projection", self.projection, "at least 1")
+
+    @property
+    def default_routing(self) -> float:
+        """The share of routing where none is set."""
+        return 0.5 if self.federations and self.attention == "cosine" else 0.0
 
 
 def key_layers(settings: WorldLMSettings) -> Sequence[ScopePatterns]:
@@ -116,18 +138,11 @@ def worldlm(context: MethodContext) -> list[SyncRule]:
         by_block=settings.attention_over == "block",
         sketch=settings.projection,
     )
+    share = settings.default_routing if settings.routing_share is None else settings.routing_share
     groups = ["", *(f"{REGION}/{level}" for level in range(1, settings.federations + 1))]
-    return [
-        *backbone,
-        *(
-            SyncRule(
-                name=f"level {level}",
-                scope=KEYS,
-                group=group,
-                period=context.sync_every,
-                wire=context.wire,
-                apply=apply,
-            )
-            for level, group in enumerate(groups)
-        ),
-    ]
+    keys = SyncRule(scope=KEYS, period=context.sync_every, wire=context.wire, apply=apply)
+    rules = [replace(keys, name=f"level {level}", group=group) for level, group in enumerate(groups)]
+    if share:
+        routing = KeyRouting(share=share, similarity=settings.routing_similarity, group=groups[-1])
+        rules.append(replace(keys, name="routed", apply=routing))
+    return [*backbone, *rules]

@@ -5,7 +5,7 @@ Before values travel the sites tell each other sketches; from these each finds i
 multiplies what it sends by that. What comes back is a sum over the sites of a node, the same bits at all of them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +17,7 @@ from titan_ext.semi_sync.state import attention
 from titan_ext.semi_sync.state.group_parameters import ValuesOfGroup
 from titan_ext.semi_sync.state.sketches import Sketches
 from titan_ext.semi_sync.state.synced_parameters import ValuesWithGlobalCopy
-from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, Tells, Told
+from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState, Tells, Told
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState
 
 _PIECE = 2**22  # elements that are mixed at a time
@@ -47,6 +47,64 @@ class KeyAttention(Apply):
         return (FederationKeys if rule.group else WorldKeys)(rule, tensors, options)
 
 
+class KeyTree:
+    """The key layers of all levels of the tree as one site holds them, the root's first.
+
+    Args:
+        settings: of all levels.
+        sketches: of the site's key layers.
+    """
+
+    def __init__(self, settings: KeyAttention, sketches: Sketches) -> None:
+        self.settings, self.sketches = settings, sketches
+        self.levels: list[KeyLayers] = []
+        self.score = SCORES[settings.score](settings.temperature)
+        self.settles_later = False
+        """Whether something is still to be applied after the levels' sums, which then calls ``settle``."""
+        self.trained = torch.zeros(())
+        """A tensor, so that a checkpoint restores it: 1 once this site has values of its own."""
+        self.shares = torch.zeros(0)
+        """Of this site in the round under way, float64 ``[levels, units]``."""
+        self.leaves = torch.zeros(0)
+        """Sketches of the sites' own values in the round under way, float64 ``[sites, units, size]``."""
+        self.smallest = torch.zeros(0)
+        """Likewise of the smallest federation of each site, before the round."""
+
+    def hear(self, told: Told, root: torch.Tensor) -> None:
+        """Find the shares of the round.
+
+        Args:
+            told: by all sites.
+            root: sketches of the root's value, float64 ``[units, size]``.
+        """
+        units, sites = len(self.sketches.units), len(told.weights)
+        sketches = [told.numbers[level.key].view(sites, units, -1) for level in self.levels]
+        # The root's value is the same at all sites, so nobody tells it.
+        nodes = [root.expand_as(sketches[0]), *sketches[1:]]
+        found = attention.shares(
+            sketches[0],
+            nodes,
+            [told.labels[level.rule.group] if level.rule.group else [0] * sites for level in self.levels],
+            told.contributors,
+            score=self.score,
+            step=self.settings.step,
+        )
+        self.shares, self.leaves, self.smallest = found[:, told.rank], sketches[0], nodes[-1]
+
+    @torch.no_grad()
+    def settle(self, of: AppliedRound) -> None:
+        """Pull each level to the one above, from the root down, and the site's own values to the smallest federation's."""
+        pull, last = self.settings.pull, self.levels[-1]
+        for above, level in zip(self.levels, self.levels[1:], strict=False):
+            for own, parent in zip(level.global_flat.split(_PIECE), above.global_flat.split(_PIECE), strict=True):
+                _pull(own, parent, pull)
+        if of.weight > 0:
+            self.trained.fill_(1.0)
+        for place, (local, part) in enumerate(zip(last.tensors.locals(), last.global_parts, strict=True)):
+            mixed = _pull(local.to(part, copy=True), part, pull)
+            copy_randomly(local, mixed.to(local.device), last.seed(of.step, place))
+
+
 class KeyLayers(ValuesWithGlobalCopy, Tells):
     """The values of a site's node at one level of the tree. The rules of a plan go from the root down.
 
@@ -56,24 +114,17 @@ class KeyLayers(ValuesWithGlobalCopy, Tells):
     def __init__(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> None:
         super().__init__(rule, tensors, options)
         assert isinstance(rule.apply, KeyAttention)
-        self._settings = rule.apply
+        self._step = rule.apply.step
         # Of values close to the node's the difference is what a codec should lose a part of.
         self.sends_difference = not rule.wire.codec.lossless
-        above = next((each for each in reversed(options.earlier) if isinstance(each, KeyLayers)), None)
-        self._parent = above
-        self._levels: list[KeyLayers] = [] if above is None else above._levels
-        self._levels.append(self)
-        unit_of = _block_of if rule.apply.by_block else str
-        self._sketches: Sketches = (
-            Sketches(tensors, options.site, unit_of, rule.apply.sketch) if above is None else above._sketches
+        self.tree: KeyTree = tree_among(options.earlier) or KeyTree(
+            rule.apply, Sketches(tensors, options.site, _block_of if rule.apply.by_block else str, rule.apply.sketch)
         )
-        self.tells = self._sketches.numbers
-        self.trained = torch.zeros(())
-        """A tensor, so that a checkpoint restores it: 1 once this site has values of its own. The root's counts."""
+        self.tree.levels.append(self)
+        self._is_root = len(self.tree.levels) == 1
+        self.tells = self.tree.sketches.numbers
         self._own_sketch = torch.zeros(0)
         self._telling = torch.zeros(0)
-        self._shares = torch.zeros(0)
-        """float64 ``[levels, units]``; the root's counts."""
 
     @property
     def feeds_back(self) -> bool:
@@ -84,14 +135,13 @@ class KeyLayers(ValuesWithGlobalCopy, Tells):
     def write(self, out: torch.Tensor, step: int) -> None:
         """What this site makes of the node's value; the sketches beside. A collective over the site."""
         self.tensors.read(out)
-        local = self._sketches.of(self.tensors.split(out)) if self._parent is None else None
-        self._own_sketch = self._sketches.of(self.global_parts)
+        local = self.tree.sketches.of(self.tensors.split(out)) if self._is_root else None
+        self._own_sketch = self.tree.sketches.of(self.global_parts)
         self._telling = self._own_sketch if local is None else local
-        eta = self._settings.step
-        if eta != 1.0:
+        if self._step != 1.0:
             # A node mixes its old value with its constituents', and so did they.
-            for level in reversed(self._levels[self._levels.index(self) :]):
-                out.mul_(eta).add_(level.global_flat, alpha=1 - eta)
+            for level in reversed(self.tree.levels[self.tree.levels.index(self) :]):
+                out.mul_(self._step).add_(level.global_flat, alpha=1 - self._step)
         if self.sends_difference:
             torch.sub(self.global_flat, out, out=out)
 
@@ -104,53 +154,30 @@ class KeyLayers(ValuesWithGlobalCopy, Tells):
         """Give the contribution this site's share in place of its weight."""
         if weight <= 0:
             return
-        root, level = self._levels[0], self._levels.index(self)
-        if level == 0:
-            self._shares = self._find_shares(told)[:, told.rank]
-        own = (root._shares[level] / weight).tolist()
-        for part, place in zip(self.tensors.split(contribution), self._sketches.places, strict=True):
+        if self._is_root:
+            self.tree.hear(told, self._own_sketch)
+        own = (self.tree.shares[self.tree.levels.index(self)] / weight).tolist()
+        for part, place in zip(self.tensors.split(contribution), self.tree.sketches.places, strict=True):
             part.mul_(own[place])
-
-    def _find_shares(self, told: Told) -> torch.Tensor:
-        """The shares of all sites, float64 ``[levels, sites, units]``."""
-        units, sites = len(self._sketches.units), len(told.weights)
-        sketches = [told.numbers[level.key].view(sites, units, -1) for level in self._levels]
-        # The root's value is the same at all sites, so nobody tells it.
-        nodes = [self._own_sketch.expand_as(sketches[0]), *sketches[1:]]
-        return attention.shares(
-            sketches[0],
-            nodes,
-            [told.labels[level.rule.group] if level.rule.group else [0] * sites for level in self._levels],
-            [rank for rank, weight in enumerate(told.weights) if weight > 0],
-            score=SCORES[self._settings.score](self._settings.temperature),
-            step=self._settings.step,
-        )
 
     @torch.no_grad()
     def apply(self, total: torch.Tensor, of: AppliedRound) -> None:
-        """Take the sum, pulled to the parent's; from the deepest level the site's own values are pulled, too."""
-        if self._settings.step and self.elements:
+        """Take the sum; after the last of them all is settled."""
+        if self._step and self.elements:
             self.global_flat.sub_(total) if self.sends_difference else self.global_flat.copy_(total)
-        if self._parent is not None:
-            for own, above in zip(self.global_flat.split(_PIECE), self._parent.global_flat.split(_PIECE), strict=True):
-                _pull(own, above, self._settings.pull)
-        if self is self._levels[-1]:
-            if of.weight > 0:
-                self._levels[0].trained.fill_(1.0)
-            for place, (local, part) in enumerate(zip(self.tensors.locals(), self.global_parts, strict=True)):
-                mixed = _pull(local.to(part, copy=True), part, self._settings.pull)
-                copy_randomly(local, mixed.to(local.device), self.seed(of.step, place))
+        if self is self.tree.levels[-1] and not self.tree.settles_later:
+            self.tree.settle(of)
 
     def reset_local_to_global(self) -> None:
         """Back to the values of the smallest federation."""
-        if self is self._levels[-1]:
+        if self is self.tree.levels[-1]:
             super().reset_local_to_global()
 
     def load_shared_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """A member's values; a site without values of its own takes them for all federations that it belongs to."""
         self.load(self.shared_state(), state)
-        if self._parent is None and not self.trained:
-            for level in self._levels:
+        if self._is_root and not self.tree.trained:
+            for level in self.tree.levels:
                 level.global_flat.copy_(self.global_flat)
                 level.reset_local_to_global()
 
@@ -160,8 +187,13 @@ class KeyLayers(ValuesWithGlobalCopy, Tells):
 
     def start_local(self) -> None:
         """A site that comes back keeps its own values; another begins with the smallest federation's."""
-        if not self._levels[0].trained:
+        if not self.tree.trained:
             self.reset_local_to_global()
+
+
+def tree_among(states: Sequence[SyncedState]) -> KeyTree | None:
+    """The tree whose levels are among the states."""
+    return next((each.tree for each in states if isinstance(each, KeyLayers)), None)
 
 
 class WorldKeys(KeyLayers):
@@ -171,7 +203,7 @@ class WorldKeys(KeyLayers):
 
     def private_state(self) -> NamedState:
         """Whether the site has values of its own; those are the model's parameters."""
-        return {name: {"trained": self.trained} for name in self.names}
+        return {name: {"trained": self.tree.trained} for name in self.names}
 
 
 class FederationKeys(KeyLayers, ValuesOfGroup):

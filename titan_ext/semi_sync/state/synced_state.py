@@ -71,6 +71,11 @@ class Told:
     rank: int
     """Of this site."""
 
+    @property
+    def contributors(self) -> list[int]:
+        """Ranks of the sites that contribute."""
+        return [rank for rank, weight in enumerate(self.weights) if weight > 0]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateFacts:
