@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from titan_ext.semi_sync.compat.torchft_manager import adapt_manager
-from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan, SyncRule, Wire, short_hash
+from titan_ext.semi_sync.plan.plan import LATE_WORK_NEEDS, PARAMETERS, SyncPlan, SyncRule, Wire, short_hash
 from titan_ext.semi_sync.plan.regions import REGION, level_labels
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
 from titan_ext.semi_sync.plan.scopes import assign, matches
@@ -151,6 +151,7 @@ def build(
         checksum=checksum,
         manager=manager,
         site=ranks,
+        keeps_late_work=plan.lateness.keeps_work,
     )
     bank = Bank(states, device, ranks)
     sources = SourceTurns(
@@ -179,6 +180,7 @@ def build(
         reductions=build_reductions(states, plan.topology),
         pairing=pairing,
         site=ranks,
+        plan=plan,
         guard=plan.outlier_guard,
         weighting=plan.weighting,
         groups=plan.groups,
@@ -210,6 +212,12 @@ def _check(plan: SyncPlan, site: SiteOptions) -> None:
         raise ValueError(f"site name {site.name!r}: must be at most {NAME_BYTES} bytes")
     if plan.weighting.needs_loss and site.measure_loss is None:
         raise ValueError("weighting: sites are weighed by loss; give measure_loss, which measures it")
+    if plan.lateness.keeps_work and not site.name:
+        raise ValueError(
+            'late_work = "keep": what a late site has brought already is known by its name; give site_name'
+        )
+    if plan.lateness.keeps_work and len(site.sources) > 1:
+        raise ValueError(f'late_work = "keep": {LATE_WORK_NEEDS}')
     if len(plan.rules) > MOST_RULES:
         raise ValueError(f"{len(plan.rules)} rules in the plan: must be at most {MOST_RULES} (fewer fragments)")
 

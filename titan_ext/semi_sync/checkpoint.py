@@ -30,13 +30,14 @@ def save(committer: Committer, in_flight: InFlightRound) -> dict[str, Any]:
         "lineage": exchange.lineage.state_dict(),
         "tokens": committer.progress.tokens,
         "work": {states[index].key: done for index, done in committer.progress.work.items()},
+        "staleness": {states[index].key: missed for index, missed in committer.progress.staleness.items()},
         "loss": committer.progress.loss,
         "share": committer.progress.share,
         "pending": schedule.keys(schedule.pending if result else exchange.healing.unsettled),
         "not_before": schedule.not_before,
         "end_of_data": committer.participation.state_dict(),
         "in_flight": None if result is None else {"apply_at": in_flight.apply_at, **_describe(result, states)},
-        "manager": exchange.manager.state_dict(),
+        "manager": exchange.healing.manager_state(),
         "sources": committer.participation.sources.state_dict(),
         "ledger": committer.ledger.state_dict(),
     }
@@ -59,6 +60,9 @@ def load(committer: Committer, in_flight: InFlightRound, state_dict: Mapping[str
         index: (tokens, steps)
         for key, (tokens, steps) in counters.get("work", everything).items()
         for index in schedule.indices([key])
+    }
+    committer.progress.staleness = {
+        index: missed for key, missed in counters.get("staleness", {}).items() for index in schedule.indices([key])
     }
     committer.progress.loss, committer.progress.share = counters.get("loss", UNKNOWN), counters.get("share", UNKNOWN)
     exchange.lineage.load_state_dict(counters["lineage"])
@@ -84,6 +88,7 @@ def _exchanged(committer: Committer, in_flight: InFlightRound) -> RoundResult | 
     """The round in flight once its reduction is complete; None if there is none or a rank of the site has failed."""
     exchange, result = committer.exchange, in_flight.peek()
     failed = result is None or result.verdict.problem is not None or exchange.manager.errored() is not None
+    failed = failed or result.role is Role.LATE  # a sum on top of a state that is yet to be taken in
     if not all(exchange.site.gather(not failed and result.sum is not None)):
         return None
     exchange.complete(result.sum)

@@ -78,6 +78,16 @@ class SemiSyncConfig:
     """Share by which a round's time may grow for steps that would otherwise just not fit, where that makes more tokens a
     second of all sites together. A site that has slowed down ends its part when this is over."""
 
+    late_work: Literal["drop", "keep"] = "drop"
+    """What becomes of the work of a site that rounds did not wait for, since ``replica.min_sites`` others were there and
+    ``replica.join_timeout_seconds`` were over: dropped for the others' state ("drop"), or kept beside it and brought to the
+    next round of the same part of the model ("keep": Decoupled DiLoCo, arXiv 2604.21428). A site whose work is in a round
+    that it could not commit itself drops it all the same."""
+
+    staleness_exponent: float = 0.5
+    """With ``late_work = "keep"``: work that missed s commits of its part of the model weighs ``(1 + s) ** -staleness_exponent``
+    times what it would (Async Local-SGD, arXiv 2401.09135); 0 takes no account of it."""
+
     outlier_threshold: float = 10.0
     """An update (pseudo-gradient) whose norm is above this many times the median of the sites' is an outlier, if at
     least three sites contribute; 0 lets everything pass."""

@@ -186,6 +186,8 @@ class SemiSync:
             standing=self._standing(),
             pace=told(self._participation.box.pace(self._progress.tokens)),
             step_time_ms=self._take_step_time(),
+            weights=self._weights() if role is Role.MEMBER else {},
+            staleness=dict(self._progress.staleness),
             done=done,
         )
         self._exchange.healing.begin(launch)
@@ -204,6 +206,11 @@ class SemiSync:
         fixed = self._site_weight * self._sources.current.weight
         work = OwnWork(fixed=fixed, tokens=tokens, steps=steps)
         return self.plan.weighting.own_weight(work) * self.weight_factor
+
+    def _weights(self) -> dict[int, float]:
+        """By rule, for a site that comes late and learns the rules from the others."""
+        rules = range(len(self.plan.rules)) if self.plan.lateness.keeps_work else ()
+        return {index: self._weight([index]) for index in rules}
 
     def _standing(self) -> Standing:
         loss = self._progress.loss

@@ -1,4 +1,4 @@
-"""The merge of Decoupled DiLoCo (arXiv 2604.21428) on rounds in which all sites meet.
+"""The merge of Decoupled DiLoCo (arXiv 2604.21428); for its rounds of a quorum of the sites see ``late_work``.
 
 Fragments as in Streaming DiLoCo, sites weighed by ``tokens * (tokens / steps)``, and radial-directional averaging: of each
 tensor the updates' directions and lengths are averaged apart, so that nearly orthogonal updates of many sites do not
@@ -6,13 +6,14 @@ shrink and the outer learning rate needs no retuning with their number. Embeddin
 
 A site sends the direction of its update and, at the message's end, its length; the mean of directions is of any
 length, and is given the mean of the lengths. Where the directions cancel out, nothing moves (the paper takes the plain
-mean there, which cannot be had of what is sent). The paper's rounds of a quorum of the sites are not here.
+mean there, which cannot be had of what is sent).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import ClassVar
 
 import torch
 
@@ -40,6 +41,8 @@ class DecoupledSettings:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RadialStep(Apply):
     """The outer step on updates whose directions and lengths were averaged apart."""
+
+    keeps_late_work: ClassVar[bool] = True
 
     optimizer: OuterOptimizer | None
     """None takes the merged update itself."""

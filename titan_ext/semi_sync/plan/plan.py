@@ -27,6 +27,13 @@ SOURCES_NEED = (
 )
 """Of a plan, for sources that train in turn."""
 
+LATE_WORK_NEEDS = (
+    "the method must exchange parameters alone and with one period, after the inner step, by their weighted mean or an "
+    'outer step, such as "local_sgd", "diloco" or "decoupled_diloco", among all sites alike, without sampled sites, '
+    "several sources or tables shared by row"
+)
+"""Of a plan, for work of a site that comes late."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wire:
@@ -62,6 +69,8 @@ class Apply:
     """Whether what several sources of a site send can be added up to what the site sends."""
     plain_sum: ClassVar[bool] = False
     """Whether, beside means and outer steps, it takes a plain sum over the sites, which may go through regions."""
+    keeps_late_work: ClassVar[bool] = False
+    """Whether a site's work since an older global value can be brought to a later round."""
 
     def bind(self, rule: "SyncRule", tensors: Any, options: Any = None) -> Any:
         """The rule as a ``SyncedState`` of this rank.
@@ -154,6 +163,20 @@ class OutlierGuard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Lateness:
+    """What becomes of a site that a round did not wait for."""
+
+    keeps_work: bool = False
+    """Whether it brings what it has done to a later round, instead of dropping it for the others' state."""
+    exponent: float = 0.5
+    """Of the discount by staleness."""
+
+    def factor(self, staleness: int) -> float:
+        """What a contribution's weight is multiplied by that has missed so many commits: ``(1 + staleness) ** -exponent``."""
+        return (1.0 + staleness) ** -self.exponent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SiteSampling:
     """Which sites train in a round, where not all do."""
 
@@ -226,6 +249,8 @@ class SyncPlan:
     """Set the inner optimizer's states to zero after each round."""
     topology: Literal["flat", "regions"] = "flat"
     """Whether values go from site to site, or through one site of each region."""
+    lateness: Lateness = field(default_factory=Lateness)
+    """What becomes of a site that a round did not wait for."""
 
     def __post_init__(self) -> None:
         keys = [rule.key for rule in self.rules]
@@ -253,6 +278,16 @@ class SyncPlan:
             and rule.apply.adds_up
             and rule.wire.aggregation.weighted
             for rule in self.rules
+        )
+
+    @property
+    def keeps_late_work(self) -> bool:
+        """Whether what a site has done since an older commit can be brought to a later round: parameters alone travel,
+        each fragment in its turn, as updates of a global copy that all sites share."""
+        in_turn = len({rule.period for rule in self.rules}) == 1 and self.sync_point == "after_step"
+        apart = self.groups or self.sampling.sites_per_round is not None or not self.sources.is_default
+        return (in_turn and not apart) and all(
+            rule.state == PARAMETERS and not rule.final and rule.apply.keeps_late_work for rule in self.rules
         )
 
     def due(self, step: int) -> list[int]:

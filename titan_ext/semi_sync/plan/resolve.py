@@ -11,8 +11,10 @@ from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.methods.registry import METHODS, Method, MethodContext, MomentsKept
 from titan_ext.semi_sync.plan.box import Box
 from titan_ext.semi_sync.plan.plan import (
+    LATE_WORK_NEEDS,
     PARAMETERS,
     SOURCES_NEED,
+    Lateness,
     OutlierGuard,
     ScopePatterns,
     SiteSampling,
@@ -112,6 +114,14 @@ def resolve(config: SemiSyncConfig, moments: MomentsKept | None = None) -> SyncP
         sources=_source_training(config),
         reset_inner_optimizer=config.reset_inner_optimizer,
         topology=config.topology,
+        lateness=Lateness(keeps_work=config.late_work == "keep", exponent=config.staleness_exponent),
+    )
+    keeps = config.late_work == "drop" or (plan.keeps_late_work and not shares_sparse_rows(config))
+    require(
+        keeps,
+        "late_work",
+        config.late_work,
+        f'"drop" with method = "{config.method}" and these settings: {LATE_WORK_NEEDS}',
     )
     for key, default in _SOURCE_KEYS.items():
         value = getattr(config, key)
@@ -401,6 +411,10 @@ def _check(config: SemiSyncConfig) -> None:
     _check_fragments(config)
     threshold = config.outlier_threshold
     require(threshold == 0 or threshold > 1, "outlier_threshold", threshold, "above 1, or 0 to let everything pass")
+    exponent, keeps = config.staleness_exponent, config.late_work == "keep"
+    require(0 <= exponent <= 16, "staleness_exponent", exponent, "from 0 to 16")
+    allowed = 'left out with late_work = "drop"'
+    require(keeps or exponent == SemiSyncConfig.staleness_exponent, "staleness_exponent", exponent, allowed)
     require(config.bucket_mib > 0, "bucket_mib", config.bucket_mib, "above 0")
     number_of_streams(config.streams)
     bytes_per_second(config.max_rate)
@@ -411,6 +425,7 @@ def _check(config: SemiSyncConfig) -> None:
 _CHOICES = {
     "sync_point": ("after_step", "before_step"),
     "outlier_action": ("clip", "drop"),
+    "late_work": ("drop", "keep"),
     "pairing": ("auto", "rank", "leader"),
     "topology": ("flat", "regions"),
     "outer_state_device": ("same", "cpu"),

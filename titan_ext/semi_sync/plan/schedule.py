@@ -18,6 +18,9 @@ class Progress:
     """What this site has trained on since its last commit."""
     work: dict[int, tuple[int, int]] = field(default_factory=dict)
     """By rule tokens and inner steps of this site since the last commit of what the rule covers."""
+    staleness: dict[int, int] = field(default_factory=dict)
+    """By rule commits that have gone by since what this site has still to bring began, but for the last one; where there
+    are any."""
     loss: float = UNKNOWN
     """Of the model as the site last received it, on its own held-out text, where the plan weighs sites by it."""
     share: float = UNKNOWN

@@ -71,6 +71,8 @@ class SiteStatus:
     """Whether its data has ended and it has nothing to contribute any more."""
     sources: int = 1
     """Data sources that it has."""
+    late: bool = False
+    """Whether it has just received the others' state and keeps work that began at an older commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +109,8 @@ class Verdict:
 
     @property
     def all_join(self) -> bool:
-        """Whether every site abstained."""
-        return all(site.rules is None for site in self.table)
+        """Whether no site stands where a round could go on from."""
+        return all(site.rules is None or site.late for site in self.table)
 
     def labels(self, groups: Sequence[str]) -> dict[str, list[int]]:
         """By group key the number of each site's label.
@@ -152,7 +154,7 @@ def agree(table: Sequence[SiteStatus], rank: int) -> Verdict:
     refusal = _one_name_twice(table) or _other_run(own, table)
     if refusal is not None:
         return Verdict(table, [], own.step, refusal, refused=True)
-    members = [site for site in table if site.rules is not None]
+    members = [site for site in table if site.rules is not None and not site.late]
     if not members:
         return Verdict(table, [], max(site.step for site in table))
     if len({(site.step, *site.rules) for site in members}) > 1:
@@ -300,7 +302,7 @@ def _pack(own: SiteStatus) -> list[int]:
         own.step_time_ms,
         *own.pace,
         own.sources,
-        int(own.rules is None) | int(own.done) << 1,
+        int(own.rules is None) | int(own.done) << 1 | int(own.late) << 2,
         len(own.labels),
         *_filled(own.labels),
         *_filled(own.group_checksums),
@@ -337,5 +339,6 @@ def _unpack(line: list[int]) -> SiteStatus:
         step_time_ms=step_time_ms,
         pace=(pace[0], pace[1], pace[2], pace[3]),
         done=bool(flags & 2),
+        late=bool(flags & 4),
         sources=sources,
     )

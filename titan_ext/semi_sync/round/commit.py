@@ -93,21 +93,37 @@ class Committer:
         self.norms.before_apply(summed.parts.items(), of[""].total_weight, step)
         for index, part in summed.parts.items():
             if of[states[index].rule.group].total_weight > 0:  # a group's sites may all have nothing to give
-                states[index].apply(part, of[states[index].rule.group])
+                state, group = states[index], of[states[index].rule.group]
+                state.apply_beside_work(part, group) if result.keeps_work else state.apply(part, group)
         self.norms.after_apply(list(summed.parts), summed.contributions)
         self.exchange.error_feedback.settle(summed)
         if self.reset_inner_optimizer:
             self.view.reset_optimizers()
-        # What was trained on during a flight counts in the next round.
-        self.progress.tokens = 0 if result.role.abstains else self.progress.tokens - result.launch.tokens
-        self._settle_work(result, summed)
+        self._count_staleness(result, summed)
+        if not result.keeps_work:
+            # What was trained on during a flight counts in the next round.
+            self.progress.tokens = 0 if result.role.abstains else self.progress.tokens - result.launch.tokens
+            self._settle_work(result, summed)
         if summed.remembered is not None:
             self.progress.share = summed.remembered
         self.schedule.settle(summed.parts)
         changed = {states[index].key for index in summed.parts}
         checksum = self.checksum.after(changed)
         of_groups = {group: self.checksum.after(changed, group) for group in self.exchange.groups}
-        self.exchange.lineage.commit(result.verdict.table, contributors, step, checksum, of_groups)
+        self.exchange.lineage.commit(
+            result.verdict.table, contributors, step, checksum, of_groups, [states[index].key for index in summed.parts]
+        )
+
+    def _count_staleness(self, result: RoundResult, summed: Sum) -> None:
+        """What this site still has to bring has become older by a commit; what it has brought, or dropped, begins anew."""
+        stale = self.progress.staleness
+        if result.role.abstains or not summed.own_is_finite:
+            stale.clear()
+        for index in summed.parts:
+            if result.keeps_work:
+                stale[index] = stale.get(index, 0) + 1
+            else:
+                stale.pop(index, None)
 
     def _settle_work(self, result: RoundResult, summed: Sum) -> None:
         """What the round has brought is done; what was done during its flight counts in the next one of its rules."""
@@ -172,6 +188,7 @@ class Committer:
             healed=result.healed,
             error=None if committed else str(result.verdict.problem or failure or _OTHERS_ERROR),
             missing=self._missing(result) if committed else {},
+            staleness=_staleness(result) if committed else {},
             seconds_stalled=waited + seconds,
             seconds_hidden=max(0.0, exchanged - waited),
             **self.norms.take(),
@@ -205,7 +222,17 @@ class Committer:
         return missing
 
 
+def _staleness(result: RoundResult) -> dict[str, int]:
+    """By name of each contributor whose work began at an older commit."""
+    if result.sum is None:
+        return {}
+    stale = result.sum.contributions.staleness
+    return {result.verdict.name(rank): missed for rank, missed in enumerate(stale) if missed}
+
+
 def _why_without_weight(site: SiteStatus) -> str:
     if site.rules is None:
         return "joining"
+    if site.late:
+        return "late, with another part of the model; its work goes into a later round"
     return "its data has ended" if site.done else "not sampled, not finite, an outlier, or without weight"

@@ -13,7 +13,7 @@ from titan_ext.semi_sync.plan.weighting import NO_STANDING, SiteWeighting, Stand
 from titan_ext.semi_sync.state.moment_ages import UNCOUNTED, Ages
 from titan_ext.semi_sync.state.synced_state import AppliedRound, Guarded, SyncedState, Tells, Told
 
-_TOLD = 4  # a site's weight, and what it tells of its standing
+_TOLD = 5  # a site's weight, what it tells of its standing, and its staleness
 
 FEWEST_PEERS = 3
 """Of two updates none is the outlier."""
@@ -35,6 +35,8 @@ class Contribution:
     """Whether what the site meant to contribute was; a NaN or an infinity is left out."""
     standing: Standing = NO_STANDING
     """How the model that the site received serves it."""
+    staleness: int = 0
+    """Commits of the same part of the model that have gone by since the work in it began, but for the last one."""
 
 
 @dataclass(slots=True)
@@ -47,6 +49,8 @@ class Contributions:
     """``[site][guarded rule]``: Euclidean norm of its update."""
     standings: list[Standing] = field(default_factory=list)
     """How the model serves each site."""
+    staleness: list[int] = field(default_factory=list)
+    """Of each site's contribution."""
     step: float = 1.0
     """What the mean update is multiplied by."""
     remembered: dict[int, float] = field(default_factory=dict)
@@ -165,12 +169,12 @@ class ContributionTable:
     def line(self, rank: int, sites: int) -> torch.Tensor:
         """This site's line in an empty table, to be summed over the sites.
 
-        float64 ``[sites, 4 + guarded + parameters + told]``.
+        float64 ``[sites, 5 + guarded + parameters + told]``.
         """
         counts = [self._counts[name] for name in self._names]
         ages = [UNCOUNTED if each is None else each for each in counts]
         standing = self._own.standing
-        told = [self._own.weight, standing.loss, standing.merit, standing.share]
+        told = [self._own.weight, standing.loss, standing.merit, standing.share, self._own.staleness]
         line = torch.tensor([*told, *self._own.norms, *ages], dtype=torch.float64)
         tellings = [each.telling() for each in self._tellers.values()] if self._own.weight > 0 else []
         table = torch.zeros(sites, len(line) + sum(each.tells for each in self._tellers.values()), dtype=torch.float64)
@@ -195,6 +199,7 @@ class ContributionTable:
             [line[0] for line in lines],
             [line[_TOLD:first_age] for line in lines],
             [Standing(loss=loss, merit=merit, share=share) for _, loss, merit, share, *_ in lines],
+            [int(line[_TOLD - 1]) for line in lines],
             rank=rank,
             labels=labels or {},
         )

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch.distributed import ReduceOp
 
-from titan_ext.semi_sync.plan.plan import PARAMETERS, OutlierGuard
+from titan_ext.semi_sync.plan.plan import PARAMETERS, OutlierGuard, SyncPlan
 from titan_ext.semi_sync.plan.weighting import NO_STANDING, SiteWeighting, Standing
 from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict, agree, all_gather_status
 from titan_ext.semi_sync.round.clock import Clock
@@ -24,6 +24,7 @@ from titan_ext.semi_sync.round.contributions import (
 )
 from titan_ext.semi_sync.round.differences import InCommon, name_differences
 from titan_ext.semi_sync.round.healing import Healing
+from titan_ext.semi_sync.round.late import discounted, late_contribution
 from titan_ext.semi_sync.round.lineage import Lineage
 from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.round.spans import span
@@ -59,6 +60,8 @@ class Exchange:
     pairing: Pairing
     """Which ranks exchange with which."""
     site: SiteRanks
+    plan: SyncPlan
+    """What the sites have in common."""
     guard: OutlierGuard
     weighting: SiteWeighting
     """How much each site counts."""
@@ -94,9 +97,10 @@ class Exchange:
             self.manager.start_quorum()
         # A peer's state comes with the quorum.
         role = Role.HEALED if self.healing.is_behind else launch.role
+        role = Role.LATE if self.healing.is_late else role
         abstains = role.abstains
         with span("agree"):
-            verdict = self._verdict(launch, abstains)
+            verdict = self._verdict(launch, role)
         result = RoundResult(
             launch=launch,
             role=role,
@@ -118,10 +122,13 @@ class Exchange:
             result, rules = replace(result, taken_over=self._bring_tables(verdict)), self._with_moments(rules)
         if not rules:
             return result
-        if contribution is None or abstains:
+        if role is Role.LATE:
+            contribution = late_contribution(launch, verdict, contribution, self.contribution)
+        elif contribution is None or abstains:
             # Taken in by the members: what this site did before is not measured from their point.
             weight = 0.0 if abstains else launch.weight
             contribution = self.contribution(rules, verdict.step, weight, launch.standing)
+        contribution = discounted(contribution, self.plan.lateness, launch.staleness, self.healing.missed)
         if self.manager.errored() is None:
             with span("reduce"):
                 result = replace(result, sum=self._reduce(contribution, verdict))
@@ -190,11 +197,12 @@ class Exchange:
 
     # -- who, and what -----------------------------------------------------------------------------
 
-    def _verdict(self, launch: Launch, abstains: bool) -> Verdict:
+    def _verdict(self, launch: Launch, role: Role) -> Verdict:
         own = SiteStatus(
             fingerprint=self.in_common.number(),
             step=launch.step,
-            rules=None if abstains else list(launch.rules),
+            rules=None if role.abstains else list(launch.rules),
+            late=role is Role.LATE,
             tokens=launch.tokens,
             step_time_ms=launch.step_time_ms,
             pace=launch.pace,

@@ -7,7 +7,7 @@ from typing import Any
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
 from titan_ext.semi_sync.round.agreement import Verdict
 from titan_ext.semi_sync.round.lineage import Lineage
-from titan_ext.semi_sync.round.round import Launch, RoundResult
+from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.checksum import SharedChecksum
 from titan_ext.semi_sync.state.synced_state import SyncedState
@@ -31,6 +31,7 @@ class Healing:
         checksum: of the shared state.
         manager: this rank's replica manager.
         site: the ranks of the site.
+        keeps_late_work: whether a site that has missed rounds brings what it has done to a later one.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Healing:
         checksum: SharedChecksum,
         manager: ReplicaManager,
         site: SiteRanks,
+        keeps_late_work: bool = False,
     ) -> None:
         self._states = states
         self._lineage = lineage
@@ -54,6 +56,9 @@ class Healing:
         self._arrived: Mapping[str, Any] | None = None
         self._diverged = False
         self._keeps_work = False
+        self._keeps_late_work, self._is_late = keeps_late_work, False
+        self.missed: dict[int, int] = {}
+        """By rule the commits that a late site has missed; until the round's end."""
         self._counters: dict[str, int] = {}
         self._launch: Launch | None = None
         """Of the round under way on this thread or another one, until its vote."""
@@ -62,6 +67,11 @@ class Healing:
     def is_behind(self) -> bool:
         """Whether the state of a peer that is further waits to be taken in."""
         return self._arrived is not None and not self._keeps_work
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it is, and what this site has done since the commit that it stands at is worth bringing all the same."""
+        return self.is_behind and self._is_late
 
     @property
     def unsettled(self) -> list[int]:
@@ -88,6 +98,10 @@ class Healing:
         """
         self._arrived = state
         self._keeps_work = self._diverged and self._lineage.stands_with(state)
+        trains = self._launch is not None and self._launch.role is Role.MEMBER
+        self._is_late = self._keeps_late_work and trains and not self._diverged and self._lineage.is_late_for(state)
+        if self._is_late:
+            self.missed = self._lineage.missed(state, [each.key for each in self._states])
         if self._keeps_work:
             self._lineage.checksum = 0  # what it is about to take in has another
 
@@ -97,7 +111,11 @@ class Healing:
 
     def end(self) -> None:
         """The round has been voted on."""
-        self._launch = None
+        self._launch, self.missed = None, {}
+
+    def manager_state(self) -> dict[str, int]:
+        """The manager's counters for a checkpoint: until a peer's state is taken in, those of before it came."""
+        return self._counters if self._arrived is not None else self._manager.state_dict()
 
     def take_in(self, launch: Launch, verdict: Verdict) -> tuple[bool, bool]:
         """Whether all ranks of the site know the round, and whether they took in a peer's state. A collective."""
@@ -111,11 +129,14 @@ class Healing:
             return False, False
         state, self._arrived = self._arrived, None
         if state is not None:
+            keeps = self._keeps_work or self._is_late
             for each in self._states:
                 theirs = state["states"].get(each.key, {})
-                each.correct_shared_state(theirs) if self._keeps_work else each.load_shared_state(theirs)
+                each.correct_shared_state(theirs) if keeps else each.load_shared_state(theirs)
+            for rule, count in self.missed.items():
+                self._progress.staleness[rule] = self._progress.staleness.get(rule, 0) + count
             self._lineage.take_over(state)
-            self._diverged = self._keeps_work = False
+            self._diverged = self._keeps_work = self._is_late = False
             # The state may be a copy that the peer made some inner steps before this round.
             agreed = bool(verdict.rules)
             step, pending = (verdict.step, verdict.rules) if agreed else (state["step"], state["pending"])

@@ -45,6 +45,10 @@ class Lineage:
         self.checksum = 0
         self.group_checksums: tuple[int, ...] = ()
         """Of what only the sites of one label share, for each of the plan's groups."""
+        self.contributed: dict[str, int] = {}
+        """By site the last round of this generation that contains something of it."""
+        self.commits: dict[str, int] = {}
+        """By key of a rule how many rounds have brought it."""
         self._log = log
         self._site = site
         self._allow_rollback = allow_rollback
@@ -114,6 +118,7 @@ class Lineage:
         new_generation = position.generation != self.position.generation
         self.run, self.position = run, position
         if new_generation:
+            self.contributed = {}
             counters = manager.state_dict()
             # Whoever still holds a state of an earlier generation counts as behind.
             counters["step"] = (position.generation << _GENERATION_BIT) | (counters["step"] & _ROUNDS)
@@ -134,6 +139,23 @@ class Lineage:
         """Whether a peer's shared state is of the very commit that this site's contains."""
         return bool(self.run) and (state["run"], _position(state)) == (self.run, self.position)
 
+    def is_late_for(self, state: Mapping[str, Any]) -> bool:
+        """Whether a peer's shared state is of a later commit of this run, and contains nothing that this site has done
+        since the one that it stands at.
+
+        A round that failed here alone may have been committed by the others: then they have this site's work already.
+        """
+        run, position = state["run"], _position(state)
+        follows = bool(self.run) and run == self.run and position.generation == self.position.generation
+        counted = state.get("contributed", {}).get(self.name, 0) > self.position.round
+        return bool(self.name) and follows and position > self.position and not counted
+
+    def missed(self, state: Mapping[str, Any], keys: Sequence[str]) -> dict[int, int]:
+        """By place among the keys of rules how many commits of it a peer's shared state has more than this site's."""
+        theirs = state.get("commits", {})
+        more = {place: theirs.get(key, 0) - self.commits.get(key, 0) for place, key in enumerate(keys)}
+        return {place: count for place, count in more.items() if count > 0}
+
     def take_over(self, state: Mapping[str, Any]) -> None:
         """Stand where the peer stands whose shared state was taken in."""
         self._take_place(state)
@@ -145,6 +167,7 @@ class Lineage:
         step: int,
         checksum: int,
         of_groups: Mapping[str, int] | None = None,
+        rules: Sequence[str] = (),
     ) -> None:
         """A round is committed: count it, and write it to the log.
 
@@ -154,10 +177,13 @@ class Lineage:
             step: inner step of the launch.
             checksum: of the shared state after it, 0 if there is none.
             of_groups: by group key of what the sites with this site's label share.
+            rules: keys of those that it has brought.
         """
         self.group_checksums = tuple((of_groups or {}).values())
         self.position, self.checksum = Position(self.position.generation, self.position.round + 1), checksum
         names = [site.name or f"#{rank}" for rank, site in enumerate(table)]
+        self.contributed |= {names[rank]: self.position.round for rank in contributors}
+        self.commits |= {key: self.commits.get(key, 0) + 1 for key in rules}
         self._last = Commit(
             run=self.run_name,
             generation=self.position.generation,
@@ -179,6 +205,8 @@ class Lineage:
             "origin": self.origin,
             "generation": self.position.generation,
             "round": self.position.round,
+            "contributed": dict(self.contributed),
+            "commits": dict(self.commits),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -190,6 +218,8 @@ class Lineage:
     def _take_place(self, state: Mapping[str, Any]) -> None:
         # Checkpoints did not always tell what their run began from.
         self.run, self.origin, self.position = state["run"], state.get("origin", 0), _position(state)
+        self.contributed = dict(state.get("contributed", {}))
+        self.commits = dict(state.get("commits", {}))
 
     def _known(self) -> Position:
         """The last commit of this run that we remember."""

@@ -6,7 +6,7 @@ from typing import Any
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SiteSampling
 from titan_ext.semi_sync.plan.sampling import sampled_sites
 from titan_ext.semi_sync.round.box import RoundBox
-from titan_ext.semi_sync.round.round import RoundResult
+from titan_ext.semi_sync.round.round import Role, RoundResult
 from titan_ext.semi_sync.sources.turns import SourceTurns
 from titan_ext.semi_sync.state.synced_state import SyncedState
 
@@ -86,9 +86,9 @@ class Participation:
             round_ = result.verdict.step // sampling.period
             names = [site.name for site in table]
             self._is_sampled = self._name in sampled_sites(names, sampling.sites_per_round, sampling.seed, round_)
-        if result.healed:
+        if result.healed and result.role is not Role.LATE:
             self._unsent.clear()  # local work was dropped for a peer's state
-        elif not committed:
+        elif not committed or result.keeps_work:
             self._unsent |= self._parameters & set(result.launch.rules)
         if result.rules:
             self.box.after_round(table, rank, committed)

@@ -21,6 +21,8 @@ class Role(Enum):
     """It has not taken part yet and learns the round from the members."""
     HEALED = "healed"
     """It fell behind and takes a member's shared state."""
+    LATE = "late"
+    """It missed rounds, takes a member's shared state, and brings what it has done since an older one."""
     SITTING_OUT = "sitting out"
     """It was not sampled for the round and contributes nothing."""
 
@@ -51,6 +53,10 @@ class Launch:
     """What its inner steps take in a boxed round, as ``SiteStatus`` has it."""
     step_time_ms: int = 0
     """What an inner step takes it."""
+    weights: Mapping[int, float] = field(default_factory=dict)
+    """What it would weigh in a round of each of the plan's rules, where it may learn the rules only from the others."""
+    staleness: Mapping[int, int] = field(default_factory=dict)
+    """By rule commits that have gone by since this site's work began, but for the last one; those of 0 left out."""
     done: bool = False
     """Whether this site has nothing to contribute any more."""
     sources: int = 1
@@ -83,6 +89,11 @@ class RoundResult:
     def rules(self) -> tuple[int, ...]:
         """The rules of the round: those that travelled, or that this site meant to exchange."""
         return tuple(self.sum.parts) if self.sum is not None else self.launch.rules
+
+    @property
+    def keeps_work(self) -> bool:
+        """Whether what this site has done is not in the round and goes into a later one, since it comes late."""
+        return self.role is Role.LATE and self.sum is not None and self.sum.weight == 0 and self.sum.own_is_finite
 
     @property
     def contributors(self) -> list[int]:

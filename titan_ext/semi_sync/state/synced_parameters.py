@@ -1,6 +1,7 @@
 """Parameters with a global copy: the mean or an outer optimizer's step moves it, the local ones follow."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ class Average(Apply):
     """The weighted mean becomes the value: of an optimizer's state, or of the parameters' global copy."""
 
     adds_up: ClassVar[bool] = True
+    keeps_late_work: ClassVar[bool] = True
 
     mixing: float = 0.0
     """Share of the local parameters kept when the mean is applied (Streaming DiLoCo's alpha); 0 takes the global ones."""
@@ -36,6 +38,7 @@ class OuterStep(Apply):
     """An outer optimizer takes the mean pseudo-gradient as the gradient of the global copy."""
 
     adds_up: ClassVar[bool] = True
+    keeps_late_work: ClassVar[bool] = True
 
     optimizer: OuterOptimizer
     mixing: float = 0.0
@@ -167,13 +170,28 @@ class ValuesWithGlobalCopy(SyncedState):
         self.load(self.shared_state(), state)
         self.reset_local_to_global()
 
-    @torch.no_grad()
     def correct_shared_state(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Another site's global copy and outer state; what was done since its commit goes on from there."""
+        with self._keeping_work():
+            self.load(self.shared_state(), state)
+
+    def apply_beside_work(self, total: torch.Tensor, of: AppliedRound) -> None:
+        """As ``apply``; what was done since the last commit goes on from the new global value."""
+        locals_ = self.tensors.locals()
+        own = [local.clone() for local in locals_]
+        with self._keeping_work():
+            self.apply(total, of)
+            for local, value in zip(locals_, own, strict=True):
+                local.copy_(value)
+
+    @contextmanager
+    def _keeping_work(self) -> Iterator[None]:
+        """Within it the global copy changes; the local parameters then move as far as that has moved."""
         before = [written.clone() for written in self._written()]
-        self.load(self.shared_state(), state)
-        for local, old, new in zip(self.tensors.locals(), before, self._written(), strict=True):
-            local.add_((new - old).to(local))
+        with torch.no_grad():
+            yield
+            for local, old, new in zip(self.tensors.locals(), before, self._written(), strict=True):
+                local.add_((new - old).to(local))
 
     def load(self, own: Mapping[str, Mapping[str, Any]], state: Mapping[str, Mapping[str, Any]]) -> None:
         """Tensors in place, and the outer optimizer's plain numbers."""

@@ -157,6 +157,10 @@ class SyncedState:
         """Take the weighted sum over the sites (fp32 ``[numel]``, overwritten)."""
         self.put(self.of_age(self.tensors.split(of.mean(total)), of), of.step)
 
+    def apply_beside_work(self, total: torch.Tensor, of: AppliedRound) -> None:
+        """As ``apply``, at a site whose work is to go into a later round; only kinds with a global copy can tell it."""
+        self.apply(total, of)
+
     def put(self, values: Sequence[torch.Tensor], step: int) -> None:
         """Write fp32 values to the local tensors; what those cannot hold is kept on average, alike at all sites."""
         if not self.tensors.narrow:

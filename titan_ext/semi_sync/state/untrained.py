@@ -25,6 +25,7 @@ class AverageBuffers(Apply):
     """Buffers become their mean, whatever becomes of the parameters."""
 
     adds_up: ClassVar[bool] = True
+    keeps_late_work: ClassVar[bool] = True
 
     final: bool = False
     """Whether the method's sites differ until the end."""

@@ -46,6 +46,9 @@ class RoundRecord:
     """Why it was not committed."""
     missing: dict[str, str] = field(default_factory=dict)
     """Sites that have been in a quorum before and did not contribute, and why, as far as a site can tell of another."""
+    staleness: dict[str, int] = field(default_factory=dict)
+    """By contributor with work that rounds before had not waited for: commits of the same part of the model that had gone
+    by since that work began, but for the last one."""
     seconds_stalled: float | None = None
     """For which this site's inner steps stood still."""
     seconds_hidden: float | None = None
@@ -75,6 +78,10 @@ class Ledger:
     bytes_received: int = 0
     wire_bytes_sent: int = 0
     healing_bytes_sent: int = 0
+    stale: int = 0
+    """Contributions with work that rounds before had not waited for."""
+    most_stale: int = 0
+    """The largest staleness of them."""
     seconds: float = 0.0
     last: RoundRecord | None = field(default=None)
 
@@ -86,6 +93,8 @@ class Ledger:
         self.bytes_received += record.bytes_received
         self.wire_bytes_sent += record.wire_bytes_sent
         self.healing_bytes_sent += record.healing_bytes_sent
+        self.stale += len(record.staleness)
+        self.most_stale = max([self.most_stale, *record.staleness.values()])
         self.seconds += record.seconds_quorum + record.seconds_reduce + record.seconds_apply
         self.last = record
 
@@ -106,6 +115,8 @@ _TOTALS = (
     "bytes_received",
     "wire_bytes_sent",
     "healing_bytes_sent",
+    "stale",
+    "most_stale",
     "seconds",
 )
 
