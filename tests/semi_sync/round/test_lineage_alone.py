@@ -171,7 +171,8 @@ def test_which_state_of_a_peer_may_be_taken(state, words):
 def test_taking_a_peers_state_is_standing_where_it_stands():
     place = lineage()
     place.take_over({"run": 5, "origin": 8, "generation": 1, "round": 6})
-    assert place.state_dict() == {"run": 5, "origin": 8, "generation": 1, "round": 6}
+    brought = {"contributed": {}, "commits": {}}
+    assert place.state_dict() == {"run": 5, "origin": 8, "generation": 1, "round": 6} | brought
 
 
 def test_a_new_generation_puts_whoever_is_of_an_older_one_behind():
