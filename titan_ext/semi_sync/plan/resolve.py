@@ -411,10 +411,7 @@ def _check(config: SemiSyncConfig) -> None:
     _check_fragments(config)
     threshold = config.outlier_threshold
     require(threshold == 0 or threshold > 1, "outlier_threshold", threshold, "above 1, or 0 to let everything pass")
-    exponent, keeps = config.staleness_exponent, config.late_work == "keep"
-    require(0 <= exponent <= 16, "staleness_exponent", exponent, "from 0 to 16")
-    allowed = 'left out with late_work = "drop"'
-    require(keeps or exponent == SemiSyncConfig.staleness_exponent, "staleness_exponent", exponent, allowed)
+    _check_lateness(config)
     require(config.bucket_mib > 0, "bucket_mib", config.bucket_mib, "above 0")
     number_of_streams(config.streams)
     bytes_per_second(config.max_rate)
@@ -434,6 +431,13 @@ _CHOICES = {
     "source_clock": ("run", "source", "round"),
     "source_placement": ("own", "pollen"),
 }
+
+
+def _check_lateness(config: SemiSyncConfig) -> None:
+    exponent, keeps = config.staleness_exponent, config.late_work == "keep"
+    require(0 <= exponent <= 16, "staleness_exponent", exponent, "from 0 to 16")
+    unset = exponent == SemiSyncConfig.staleness_exponent
+    require(keeps or unset, "staleness_exponent", exponent, 'left out with late_work = "drop"')
 
 
 def _check_fragments(config: SemiSyncConfig) -> None:
