@@ -42,6 +42,7 @@ def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
     from torchtitan.tools.logging import init_logger
 
     from titan_ext.config import check_outputs, check_world_size, load_to_start, save_resolved
+    from titan_ext.config.changed import training_settings
     from titan_ext.config.recorded import check_resumed
     from titan_ext.launcher.attempt import begin_attempt
 
@@ -65,6 +66,7 @@ def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
         timedelta(seconds=site.config.comm.init_timeout_seconds),
     )
     trainer = site.config.build()
+    trainer.settings = training_settings(site)
     try:
         trainer.train()
     finally:

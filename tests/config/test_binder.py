@@ -57,7 +57,7 @@ def bind(table: dict, origin: Origin = Origin.FILE) -> Everything:
         ("flag", True, True),
         ("count", 3, 3),
         ("rate", 3, 3.0),
-        ("rate", float("inf"), float("inf")),
+        ("rate", 1e38, 1e38),
         ("either", 2, 2),
         ("name", "b", "b"),
         ("choice", "two", "two"),

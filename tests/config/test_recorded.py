@@ -23,6 +23,7 @@ from titan_ext.models import get_model_spec
         (["--model.rope_original_max_positions=4096"], [("rope_original_max_positions", 8192, 4096)]),
         (["--model.norm_eps=1e-6"], [("norm_eps", 1e-5, 1e-6)]),
         (["--model.n_heads=8"], [("n_heads", 16, 8)]),
+        (["--model.enable_weight_tying"], [("enable_weight_tying", False, True)]),
     ],
 )
 def test_what_changed_is_named(flags, changed, write):

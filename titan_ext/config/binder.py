@@ -20,6 +20,9 @@ from titan_ext.errors import InvalidValue, UserError, gather_invalid
 
 _COMPLAINT = re.compile(r"^(?:\w+\.)?(\w+) = .*?: (.*)$", re.DOTALL)
 _KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+_INTEGERS, _FLOATS = 2**63, (1e-38, 1e38)
+# Where infinity turns something off; an optimizer judges its own.
+_INFINITE = ("training.max_norm", "optimizer.")
 _GIVEN = {bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "a list", dict: "a table"}
 
 
@@ -159,8 +162,9 @@ class Binder:
             return float(given)
         if not isinstance(given, expected) or (expected is int and isinstance(given, bool)):
             raise self._wrong(expected, given, key)
-        if isinstance(given, float) and math.isnan(given):
-            raise self._settings.error(key, "must be a number, got nan")
+        problem = _no_value(expected, given, key)
+        if problem is not None:
+            raise self._settings.error(key, problem, given)
         return given
 
     def _literal(self, allowed: tuple, given: Any, key: str) -> Any:
@@ -183,8 +187,8 @@ class Binder:
         arms = tuple(arm for arm in arms if arm is not type(None))
         if len(arms) == 1:
             return self.value(arms[0], given, key, base)
-        if isinstance(given, float) and math.isnan(given):
-            raise self._settings.error(key, "must be a number, got nan")
+        if isinstance(given, float) and (problem := _no_value(float, given, key)) is not None:
+            raise self._settings.error(key, problem, given)
         for arm in arms:
             with contextlib.suppress(UserError), self._settings.raising():
                 return self.value(arm, given, key, base)
@@ -231,6 +235,23 @@ class Binder:
     def _wrong(self, expected: Any, given: Any, key: str) -> UserError:
         kind = next((name for type_, name in _GIVEN.items() if type(given) is type_), type(given).__name__)
         return self._settings.error(key, f"must be {describe(expected)}, got {kind}", given)
+
+
+def _no_value(expected: type, given: Any, key: str) -> str | None:
+    """Why a value of the right type is none that anything can be set to; None if it may be."""
+    if isinstance(given, str):
+        return "must be without the character NUL" if "\0" in given else None
+    if expected is int:
+        return None if -_INTEGERS <= given < _INTEGERS else "must be an integer of 64 bits"
+    if not isinstance(given, float):
+        return None
+    if math.isnan(given):
+        return "must be a number, got nan"
+    if math.isinf(given):
+        return None if key.startswith(_INFINITE) else "must be finite"
+    # Where it is used it is a number of 32 bits: infinite if larger, zero if smaller.
+    smallest, largest = _FLOATS
+    return None if given == 0 or smallest <= abs(given) <= largest else f"must be 0 or from {smallest} to {largest}"
 
 
 def _field_types(owner: type) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from titan_ext.config.binder import Binder, field_types
 from titan_ext.config.choices import bind_activation_checkpoint, bind_loss
 from titan_ext.config.converters import KEY as CONVERTERS
 from titan_ext.config.converters import convert_model
+from titan_ext.config.flags import FlagText
 from titan_ext.config.fomoe import expert_scopes
 from titan_ext.config.initial import Source, check_source, initial_source, open_source, tokenizer_notes
 from titan_ext.config.losses import loss_tables
@@ -295,13 +296,18 @@ def _situation(settings: Settings, base: Trainer.Config, site: SiteConfig) -> de
 
 
 def _dataloader(settings: Settings, binder: Binder, base: Trainer.Config) -> Any:
-    if not any(settings.get(f"data.{key}") for key in ("dataset", "source", "sources")):
+    if not any(_is_given(settings.get(f"data.{key}")) for key in ("dataset", "source", "sources")):
         with settings.findings.check():
             raise settings.error("data", 'is missing: give the site data = "PATH", a dataset id or "builtin:code"')
     start = base.dataloader if isinstance(base.dataloader, TextDataLoader.Config) else TextDataLoader.Config
     if isinstance(start, TextDataLoader.Config) and (settings.get("data.source") or settings.get("data.sources")):
         start = dataclasses.replace(start, dataset="")  # the flavor's
     return binder.section("data", start)
+
+
+def _is_given(value: Any) -> bool:
+    value = value.literal() if isinstance(value, FlagText) else value
+    return bool(value.strip() if isinstance(value, str) else value)
 
 
 def _export_folder(folder: str, checkpoint: Any) -> str:

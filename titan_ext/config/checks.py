@@ -22,7 +22,20 @@ from titan_ext.semi_sync.plan.regions import REGION
 from titan_ext.semi_sync.plan.resolve import shares_sparse_rows
 from titan_ext.semi_sync.plan.scopes import assign
 
+_AT_LEAST_ZERO = (
+    "profiler.profiler_warmup",
+    "profiler.profiler_repeat",
+    "profiler.profiler_skip_first",
+    "profiler.profiler_skip_first_wait",
+    "metrics.outer_norms_every",
+    "metrics.parameter_norms_every",
+    "metrics.activation_norms_every",
+    "lr_scheduler.warmup_steps",
+)
 _AT_LEAST_ONE = (
+    "profiler.profiler_active",
+    "profiler.memory_snapshot_freq",
+    "profiler.memory_snapshot_max_entries",
     "training.steps",
     "training.seq_len",
     "training.local_batch_size",
@@ -41,25 +54,21 @@ def check_numbers(settings: Settings, config: Any) -> None:
     def refuse(key: str, problem: str, value: Any) -> None:
         settings.refuse(settings.error(key, problem, value))
 
-    for key in _AT_LEAST_ONE:
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
-        if value < 1:
-            refuse(key, "must be at least 1", value)
+    for least, keys in ((0, _AT_LEAST_ZERO), (1, _AT_LEAST_ONE)):
+        for key in keys:
+            section, name = key.split(".")
+            value = getattr(getattr(config, section), name)
+            if value is not None and value < least:
+                refuse(key, f"must be at least {least}", value)
     batch = config.training.global_batch_size
     if batch < 1 and batch != -1:
         refuse("training.global_batch_size", "must be -1 (one local batch a rank) or at least 1", batch)
     if not config.training.max_norm > 0:
         refuse("training.max_norm", "must be above 0 (inf turns clipping off)", config.training.max_norm)
-    for name in ("outer_norms_every", "parameter_norms_every", "activation_norms_every"):
-        if (every := getattr(config.metrics, name)) < 0:
-            refuse(f"metrics.{name}", "must be at least 0", every)
     if not 0 <= config.metrics.serve_port < 65536:
         refuse("metrics.serve_port", "must be 0 or a port below 65536", config.metrics.serve_port)
     with settings.findings.catch():
         Binder(settings).guard("lr_scheduler", type(config.lr_scheduler), config.lr_scheduler.validate)
-    if config.lr_scheduler.warmup_steps < 0:
-        refuse("lr_scheduler.warmup_steps", "must be at least 0", config.lr_scheduler.warmup_steps)
     seed = config.debug.seed
     if seed is not None and not 0 <= seed < 2**63:
         refuse("debug.seed", "must be from 0 to below 2**63", seed)
@@ -227,6 +236,20 @@ def check_switch(config: Any) -> list[str]:
     if config.optimizer_switch.changes_nothing():
         return [f"optimizer_switch.step = {step} changes nothing: no other key of [optimizer_switch] is set"]
     return [f"training.steps ({steps}) ends before optimizer_switch.step ({step})"] if step >= steps else []
+
+
+def check_warmup(config: Any) -> list[str]:
+    """A note for the user where torchtitan shortens the learning rate's warm-up or decay to what the steps leave."""
+    scheduler = config.lr_scheduler
+    total = round((scheduler.total_steps or 0) * scheduler.stretch) or config.training.steps
+    warmup, decay = round(scheduler.warmup_steps * scheduler.stretch), round((scheduler.decay_ratio or 0) * total)
+    if warmup > total:
+        return [f"lr_scheduler.warmup_steps ({warmup}) is cut to the {total} steps of the schedule"]
+    if warmup + decay > total:
+        return [
+            f"lr_scheduler.decay_ratio ({decay} steps) is cut to the {total - warmup} steps that the warm-up leaves"
+        ]
+    return []
 
 
 def check_rounding(config: Any) -> list[str]:

@@ -21,6 +21,7 @@ from titan_ext.config.nodes import Nodes, notes_on, spread
 from titan_ext.config.pairing import resolve_pairing
 from titan_ext.config.run_checks import model_checks, run_checks
 from titan_ext.config.settings import Origin, Settings, one_line, show
+from titan_ext.config.without_effect import notes_on_unread
 from titan_ext.semi_sync.plan.resolve import fill_defaults, shares_sparse_rows
 from titan_ext.trainer.cpu import adapt
 from titan_ext.trainer.trainer import Trainer
@@ -197,6 +198,7 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: 
         for key, origin in derived.items()
         if origin is Origin.PLATFORM and settings.get(key) is not None
     ]
+    notes += notes_on_unread(settings, config)
     data = machine.check_machine(settings, config, layout)
     notes += [str(each) for each in findings.lacking([Need.VOCABULARY])]
     return Site(
@@ -243,7 +245,7 @@ def _check_whole(
     derived: dict[str, Origin] = {}
     with findings.check():
         notes += checks.check_outer_loop(settings, config, plan.site.count)
-        notes += checks.check_rounding(config) + checks.check_switch(config)
+        notes += checks.check_rounding(config) + checks.check_switch(config) + checks.check_warmup(config)
         derived |= _pair(config, plans)
         checks.check_pairing(settings, config)
         checks.check_rows(settings, config, layout)

@@ -23,6 +23,7 @@ from titan_ext.models.upstream import as_model, upstream_names
 from titan_ext.semi_sync.state.views import kept_buffers
 
 VOCABULARY = "vocab_size"
+_MOST_LAYERS, _LARGEST_SIZE = 10_000, 2**31 - 1
 _HOMES = {"tokenizer": ["tokenizer"], "hf_assets_path": ["hf_assets_path"]}
 
 
@@ -83,11 +84,25 @@ def choose_model(
         overrides[VOCABULARY] = -(-vocabulary // multiple) * multiple
     flavor = chosen_flavor(settings)
     _check_flavor(settings, module, flavor)
+    _check_magnitudes(settings, overrides)
     try:
         spec = registry(flavor, **overrides)
     except (ValueError, TypeError, KeyError, AssertionError) as error:
         raise _refused(settings, overrides, error) from None
     return ModelChoice(_text(settings, "name", defaults.MODEL), flavor, overrides, derived, tuple(taken)), spec
+
+
+def _check_magnitudes(settings: Settings, overrides: Mapping[str, Any]) -> None:
+    """Refuse sizes that no model has: a slip of the pen is otherwise answered when memory or patience is used up."""
+    problems = []
+    for key, value in overrides.items():
+        most = _MOST_LAYERS if key == "n_layers" else _LARGEST_SIZE
+        if isinstance(value, int) and value > most:
+            problems.append(settings.error(f"model.{key}", f"must be at most {most}", value))
+    for problem in problems[1:]:
+        settings.refuse(problem)
+    if problems:
+        raise problems[0]
 
 
 def chosen_flavor(settings: Settings) -> str:
@@ -237,5 +252,9 @@ class _Described:
 
 @lru_cache(maxsize=4)
 def _built(described: _Described) -> torch.nn.Module:
-    with torch.device("meta"):
-        return described.model.build()
+    """Raises UserError: it cannot be built."""
+    try:
+        with torch.device("meta"):
+            return described.model.build()
+    except (RuntimeError, TypeError) as error:  # torch's of sizes whose product is too large, among others
+        raise UserError(f"[model]: cannot be built: {one_line(str(error))}") from None

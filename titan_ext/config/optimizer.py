@@ -190,6 +190,8 @@ def _bad_value(factory: Any, accepted: Mapping | None, kwargs: Mapping[str, Any]
             return name, "must be at least 0"
         if name in _NOT_NEGATIVE and not math.isfinite(value):
             return name, "must be finite"
+        if name == "eps" and value == 0:
+            return name, "must be above 0: what has had no gradient, such as an unused row, would become 0 / 0"
         two = name == "betas" and "omegas" not in (accepted or {})
         if two and (len(value) != 2 or not all(0 <= beta < 1 for beta in value)):
             return name, "must be two numbers from 0 to below 1"

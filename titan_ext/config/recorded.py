@@ -17,8 +17,8 @@ from titan_ext.errors import UserError
 from titan_ext.models import get_model_spec
 from titan_ext.models.llama3.huggingface import differing
 
-# Keys that the shapes of the weights tell of.
-_SHAPED = ("dim", "n_layers", "ffn_dim", "vocab_size", "enable_weight_tying")
+# Keys that the shapes of the weights tell of. A tied head is none: checkpoints hold it beside the embedding.
+_SHAPED = ("dim", "n_layers", "ffn_dim", "vocab_size")
 _OF_EXPERTS = ("top_k", "load_balance_coeff")
 
 

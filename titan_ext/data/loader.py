@@ -30,6 +30,7 @@ from titan_ext.errors import UserError, require
 from titan_ext.semi_sync.site.ranks import SiteRanks
 
 _SPLITS = get_args(Split)
+_MOST_WORKERS = 1024
 
 
 class TextDataLoader(ParallelAwareDataloader):
@@ -183,7 +184,18 @@ class TextDataLoader(ParallelAwareDataloader):
                 self.holdout_fraction,
                 "above 0 where split = 'validation'",
             )
-            require(self.num_workers >= 0, "data.num_workers", self.num_workers, "at least 0")
+            require(
+                0 <= self.num_workers <= _MOST_WORKERS,
+                "data.num_workers",
+                self.num_workers,
+                f"from 0 to {_MOST_WORKERS}",
+            )
+            for key in ("prefetch_factor", "persistent_workers"):
+                value = getattr(self, key)
+                require(not value or self.num_workers > 0, f"data.{key}", value, "left out without data.num_workers")
+            prefetch = self.prefetch_factor
+            require(prefetch is None or prefetch >= 1, "data.prefetch_factor", prefetch, "at least 1")
+            require(bool(self.text_key.strip()), "data.text_key", self.text_key, "the name of a field")
             # Inside a worker, the datasets library deals a stream out a second time by itself.
             require(
                 self.num_workers <= 1 or not self.dataset.startswith(PREFIX),

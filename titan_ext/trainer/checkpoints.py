@@ -56,6 +56,8 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         """Whether a step is not to be saved, because another data source of the round has yet to take it."""
         self.notes: list[str] = []
         """What a user should know of the checkpoint that was loaded."""
+        self.loaded = ""
+        """The checkpoint that was loaded; empty where there was none."""
         self.model_config: Any = None
         """Config of the whole model, whose tensors a checkpoint must hold; the trainer's to set before a load."""
         self.description: dict[str, Any] = {}
@@ -139,6 +141,7 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         except CheckpointException as error:
             raise RunError(f"checkpoint {checkpoint_id}: cannot be read: {_cause(error)}") from None
         self._begin_fresh(fresh, checkpoint_id)
+        self.loaded = checkpoint_id
 
     def _load_what_is_there(
         self, weights: dict[str, Any], states: dict[str, Any], checkpoint: str, files: Mapping[str, StoredFile] | None
@@ -164,6 +167,20 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         dcp.load(state_dict, storage_reader=reader, checkpoint_id=checkpoint, planner=PartialLoadPlanner(moved))
         self.states[MODEL].load_state_dict(state_dict)
         return fresh | {part: part for name in loaded for part in sorted(stored.lacks_parts(wanted[name]))}
+
+    def not_gone_on_from(self, dump_folder: str) -> str | None:
+        """What is to be said of checkpoints in a site's folder of which none was loaded; None if there are none."""
+        folders = [path for path in Path(dump_folder).glob("*/step-*") if path.name.removeprefix("step-").isdigit()]
+        found = sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
+        if self.loaded or not found:
+            return None
+        if not self.enable:
+            why = "checkpoint.enable is false"
+        elif all(path.parent.name != os.path.basename(self.folder) for path in found):
+            why = f"checkpoint.folder is another, {self.folder}"
+        else:
+            why = "none is whole"
+        return f"this run does not go on from the checkpoints in {dump_folder}, such as {found[-1]}: {why}"
 
     def _begin_fresh(self, fresh: Mapping[str, str], checkpoint: str) -> None:
         """Note what was not in the checkpoint; inner steps count on where this is the run's own."""
@@ -232,7 +249,7 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         names = set(filesystem.listdir(folder)) if filesystem.isdir(folder) else set()
         names |= {path.partition("/")[0] for path in files or ()}  # what other nodes have may be all that is left
         steps = [int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d+)", name))]
-        damaged = []
+        damaged, cut_short = [], []
         for step in sorted(steps, reverse=True):
             checkpoint = self._create_checkpoint_id(step, folder)
             problem = damage(checkpoint, None if files is None else _below(files, f"step-{step}"))
@@ -240,8 +257,15 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
                 return step
             logger.warning("checkpoint %s is passed over: %s", checkpoint, problem)
             damaged += [checkpoint] if _has_metadata(checkpoint) else []
+            cut_short += [checkpoint] if not _has_metadata(checkpoint) else []
         if damaged:
             raise UserError(f"checkpoint {damaged[0]} is damaged and no other is whole: remove it to start anew")
+        if len(cut_short) > 1:
+            # A stop while the first is saved leaves one; of several somebody has lost what a copy easily leaves out.
+            raise UserError(
+                f"checkpoint {cut_short[0]} and {len(cut_short) - 1} more have no file .metadata, which is written last: "
+                f"restore it, or remove {folder} to start anew"
+            )
         return -1
 
     @contextmanager

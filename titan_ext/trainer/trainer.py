@@ -1,5 +1,6 @@
 """A site's trainer: torchtitan's inner step, then the outer loop's."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.models.common.moe import MoE
 from torchtitan.tools.logging import logger
 
+from titan_ext.config.changed import settings_changes
 from titan_ext.config.sections import DeptConfig, FoMoEConfig, SiteConfig
 from titan_ext.data.loader import TextDataLoader
 from titan_ext.data.sources import SourcesDataLoader
@@ -94,6 +96,9 @@ class Trainer(GradientStepTrainer):
         self._begun = False
         self._over = False
         self._tokens_reported = 0
+        self.settings: dict[str, Any] = {}
+        """What the site trains by, by key, for checkpoints and to tell what has changed since; the caller's to set."""
+        self._saved_settings: dict[str, Any] = {}
         described = config.checkpoint.enable and config.checkpoint.last_save_in_hf and is_llama(config.model_spec)
         # torchtitan cuts the model's positions down to the run's sequences.
         longest = config.model_spec.model.max_seq_len if described else 0
@@ -334,16 +339,22 @@ class Trainer(GradientStepTrainer):
         self._set_rates()
         self._switch.before_step(self.step)
         changed = self.optimizers.changed_since_saved() if isinstance(self.optimizers, OptimizersContainer) else []
-        for note in [*self.checkpointer.notes, *(f"optimizer: {each}" for each in changed)]:
+        settings = settings_changes(self._saved_settings, self.settings)
+        passed_over = self.checkpointer.not_gone_on_from(self.config.dump_folder)
+        since = [passed_over] if passed_over else []
+        since += [f"settings are not those of the checkpoint: {'; '.join(settings)}"] if settings else []
+        for note in [*self.checkpointer.notes, *since, *(f"optimizer: {each}" for each in changed)]:
             self.metrics_processor.log_note(note)
 
     def state_dict(self) -> dict[str, Any]:
-        """torchtitan's, and the tokens that the whole site has seen, whatever its layout."""
-        return super().state_dict() | {"site_tokens": self.ntokens_seen * self._reading_ranks()}
+        """torchtitan's, the tokens that the whole site has seen, whatever its layout, and what it trains by."""
+        own = {"site_tokens": self.ntokens_seen * self._reading_ranks(), "settings": json.dumps(self.settings)}
+        return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the counts; of the site's tokens each rank of the present layout takes its part."""
         super().load_state_dict(state_dict)
+        self._saved_settings = json.loads(state_dict.get("settings", "{}"))
         if state_dict.get("site_tokens"):
             self.ntokens_seen = state_dict["site_tokens"] // self._reading_ranks()
 

@@ -1,0 +1,41 @@
+"""Keys that come to nothing because of another key are said, and none where they count."""
+
+import pytest
+
+from titan_ext.config import load_site
+
+from .conftest import GOOD
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (
+            ["--semi_sync.method=none", "--replica.min_sites=2"],
+            'semi_sync.method is "none": semi_sync.sync_every, replica.min',
+        ),
+        (
+            ["--parallelism.pipeline_parallel_schedule=GPipe"],
+            "pipeline_parallel_degree is 1: parallelism.pipeline_parallel_sch",
+        ),
+        (
+            ["--checkpoint.interval=5", "--checkpoint.keep_latest_k=3"],
+            "checkpoint.enable is false: checkpoint.interval, checkpo",
+        ),
+        (["--validator.freq=5"], "validator.enable is false: validator.freq"),
+        (["--profiler.profile_freq=50"], "profiler.enable_profiling is false: profiler.profile_freq"),
+        (["--compile.backend=eager"], "compile.enable is false: compile.backend"),
+        (["--spikes.deviations=3"], 'spikes.action is "none": spikes.deviations'),
+        (["--dept.vocabulary_multiple=128"], 'dept.variant is "none": dept.vocabulary_multiple'),
+        (
+            ["--semi_sync.outlier_threshold=0", "--semi_sync.outlier_action=drop"],
+            "outlier_threshold is 0.0: semi_sync.outl",
+        ),
+        (["--semi_sync.round_box_grace=0.2"], 'semi_sync.round_box is "steps": semi_sync.round_box_grace'),
+        ([], ""),
+        (["--checkpoint.enable", "--checkpoint.interval=5", "--spikes.action=clip", "--spikes.deviations=3"], ""),
+    ],
+)
+def test_keys_without_effect_are_said(flags, words, write):
+    notes = [note for note in load_site(write(GOOD), "alpha", flags).notes if note.startswith("without effect")]
+    assert (len(notes) == 1 and words in notes[0]) if words else not notes, notes
