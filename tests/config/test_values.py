@@ -7,8 +7,8 @@ from titan_ext.errors import UserError
 
 HUGE = 2**80
 REFUSED = {
-    "training.steps": (HUGE, "64 bits"),
-    "training.seq_len": (-HUGE, "64 bits"),
+    "training.steps": (HUGE, "below 2**63"),
+    "training.seq_len": (-HUGE, "below 2**63"),
     "model.n_layers": (2**40, "at most 10000"),
     "model.dim": (2**50, "at most 2147483647"),
     "training.max_norm": ("nan", "got nan"),
@@ -27,6 +27,7 @@ REFUSED = {
     "semi_sync.bucket_mib": ("inf", "finite"),
     "replica.timeout_seconds": ("inf", "finite"),
     "spikes.deviations": ("nan", "got nan"),
+    "semi_sync.num_fragments": (2**62, "a divisor of sync_every (5)"),
 }
 OF_DATA = [
     (["--data.num_workers=1000000"], "data.num_workers = 1000000: must be from 0 to 1024"),
@@ -45,7 +46,7 @@ def test_values_that_no_key_can_have(write):
         load_site(write(), "alpha", flags)
     lines = str(raised.value).splitlines()
     for key, (_, words) in REFUSED.items():
-        assert any(f"--{key} = " in line and words in line for line in lines), key
+        assert any(f"--{key}" in line and words in line for line in lines), key
 
 
 @pytest.mark.parametrize("flags, words", OF_DATA)

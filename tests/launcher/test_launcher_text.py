@@ -116,6 +116,11 @@ def test_shared_state_is_compared() -> None:
     assert compare_shared_state({"east": same}, complete=False)[1].endswith("at every other site it must be the same")
     in_part = same | {"scopes_not_compared": ["experts", "embeddings"]}
     assert compare_shared_state({"east": in_part, "west": in_part}, complete=True)[1].endswith("experts, embeddings")
+    more = same | {"buffers_not_compared": ["count"], "steps_past_shared_state": 2}
+    sound, sentence = compare_shared_state({"east": more, "west": same}, complete=True)
+    assert sound and sentence.endswith(
+        "keeps its own: buffer count; each site's own model has taken 2 inner steps since"
+    )
 
 
 def test_cores_and_gpus_are_dealt_by_ranks() -> None:

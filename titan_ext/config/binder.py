@@ -162,10 +162,15 @@ class Binder:
             return float(given)
         if not isinstance(given, expected) or (expected is int and isinstance(given, bool)):
             raise self._wrong(expected, given, key)
-        problem = _no_value(expected, given, key)
-        if problem is not None:
-            raise self._settings.error(key, problem, given)
+        self._check_value(expected, given, key)
         return given
+
+    def _check_value(self, expected: type, given: Any, key: str) -> None:
+        """Refuse a value of the right type that is none that anything can be set to."""
+        if isinstance(given, float) and math.isnan(given):
+            raise self._settings.error(key, "must be a number, got nan")
+        if (problem := _no_value(expected, given, key)) is not None:
+            raise self._settings.error(key, problem, given)
 
     def _literal(self, allowed: tuple, given: Any, key: str) -> Any:
         for each in allowed:
@@ -187,8 +192,8 @@ class Binder:
         arms = tuple(arm for arm in arms if arm is not type(None))
         if len(arms) == 1:
             return self.value(arms[0], given, key, base)
-        if isinstance(given, float) and (problem := _no_value(float, given, key)) is not None:
-            raise self._settings.error(key, problem, given)
+        if isinstance(given, float):
+            self._check_value(float, given, key)
         for arm in arms:
             with contextlib.suppress(UserError), self._settings.raising():
                 return self.value(arm, given, key, base)
@@ -238,15 +243,13 @@ class Binder:
 
 
 def _no_value(expected: type, given: Any, key: str) -> str | None:
-    """Why a value of the right type is none that anything can be set to; None if it may be."""
+    """Why a value that is of the right type, and no NaN, cannot be; None if it can."""
     if isinstance(given, str):
         return "must be without the character NUL" if "\0" in given else None
     if expected is int:
-        return None if -_INTEGERS <= given < _INTEGERS else "must be an integer of 64 bits"
+        return None if -_INTEGERS <= given < _INTEGERS else "must be from -2**63 to below 2**63"
     if not isinstance(given, float):
         return None
-    if math.isnan(given):
-        return "must be a number, got nan"
     if math.isinf(given):
         return None if key.startswith(_INFINITE) else "must be finite"
     # Where it is used it is a number of 32 bits: infinite if larger, zero if smaller.

@@ -1,6 +1,5 @@
 """From a file's tables to the settings of each of its sites, before any of them is built."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from titan_ext.errors import UserError
 from titan_ext.semi_sync.plan.regions import REGION, level_labels
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+_WEIGHTS = (1e-6, 1e6)
 _SHARE = ("share_index", "share_count")
 _ONLY_IN_SITE = ("name", "index", "count", REGION)
 
@@ -143,8 +143,10 @@ def _check_header(settings: Settings, site: SiteConfig, listed: int) -> None:
     def refuse(key: str, problem: str, value: Any) -> None:
         settings.refuse(settings.error(key, problem, value))
 
-    if not (site.weight > 0 and math.isfinite(site.weight)):
-        refuse("weight", "must be a finite number above 0", site.weight)
+    lightest, heaviest = _WEIGHTS
+    if not lightest <= site.weight <= heaviest:
+        problem = f"must be from {lightest:g} to {heaviest:g}: what counts is how it compares with other sites'"
+        refuse("weight", problem, site.weight)
     if site.count < listed:
         refuse("count", f"must be at least {listed}, the sites of this file", site.count)
     elif not 0 <= site.index < site.count:

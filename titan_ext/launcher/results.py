@@ -1,7 +1,7 @@
 """What the sites of a run write: metrics and a summary at the end, and whether their shared states are equal."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,22 @@ def results_table(summaries: Mapping[str, Mapping[str, Any] | None]) -> list[str
     return columns([titles, *rows])
 
 
+def _not_covered(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In words, what equal checksums say nothing of."""
+
+    def named(key: str) -> str:
+        return ", ".join(dict.fromkeys(name for summary in summaries for name in summary.get(key, ())))
+
+    found = []
+    if scopes := named("scopes_not_compared"):
+        found.append(f"not compared, as sites hold different parts: scope {scopes}")
+    if buffers := named("buffers_not_compared"):
+        found.append(f"not compared, as each site keeps its own: buffer {buffers}")
+    if steps := max((summary.get("steps_past_shared_state", 0) for summary in summaries), default=0):
+        found.append(f"each site's own model has taken {steps} inner step{'s' * (steps > 1)} since")
+    return found
+
+
 def compare_shared_state(summaries: Mapping[str, Mapping[str, Any] | None], *, complete: bool) -> tuple[bool, str]:
     """Whether every site left the same shared state, and a sentence that says so.
 
@@ -86,8 +102,7 @@ def compare_shared_state(summaries: Mapping[str, Mapping[str, Any] | None], *, c
             f"{name} {digest[:_DIGEST_CHARACTERS] or 'none'}" for name, digest in digests.items()
         )
     digest = distinct.pop()
-    own = {name: None for summary in summaries.values() for name in (summary or {}).get("scopes_not_compared", ())}
-    rest = f"; not compared, as sites hold different parts: scope {', '.join(own)}" if own else ""
+    rest = "".join(f"; {each}" for each in _not_covered([summary or {} for summary in summaries.values()]))
     if len(digests) > 1:
         return True, f"all {len(digests)} sites hold the same shared state, sha256 {digest}{rest}"
     rest += "" if complete else "; at every other site it must be the same"

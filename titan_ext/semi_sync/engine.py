@@ -397,6 +397,18 @@ class SemiSync:
         shared = [(name, value) for name, value in self.global_parameters().items() if name not in apart]
         return tensors_sha256(shared, self._exchange.site)
 
+    def steps_past_shared(self) -> int:
+        """Inner steps of this site since the last commit of what it shares, which no hash of that covers."""
+        work = self._progress.work
+        facts = [state.facts for state in self._states]
+        copied = [index for index, each in enumerate(facts) if each.copies and each.equal_at_all_sites]
+        return max((work.get(index, (0, 0))[1] for index in copied), default=0)
+
+    def own_buffers(self) -> list[str]:
+        """Names of the buffers that are no mean of the sites'. A collective over the site."""
+        view = self._committer.view
+        return sorted({name for rank in self._exchange.site.gather(view.own_buffers) for name in rank})
+
     def state_dict(self) -> dict[str, Any]:
         """Everything the outer loop knows, with global shapes, for a distributed checkpoint.
 

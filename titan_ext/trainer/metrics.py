@@ -158,12 +158,22 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         )
 
     def summarize(
-        self, *, site: str, step: int, ledger: Ledger | None, shared_state_sha256: str, not_compared: Sequence[str] = ()
+        self,
+        *,
+        site: str,
+        step: int,
+        ledger: Ledger | None,
+        shared_state_sha256: str,
+        not_compared: Sequence[str] = (),
+        own_buffers: Sequence[str] = (),
+        steps_past_shared: int = 0,
     ) -> None:
         """Write ``summary.json``.
 
         Args:
             not_compared: scopes that the checksum leaves out, for sites need not hold the same of them.
+            own_buffers: buffers that it leaves out, for they have no mean.
+            steps_past_shared: inner steps that the site's model is past what the checksum is of.
         """
         ledger = ledger or Ledger()
         self.journal.summarize(
@@ -181,6 +191,8 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
                 "seconds": round(time.perf_counter() - self._started, 3),
                 "shared_state_sha256": shared_state_sha256,
                 "scopes_not_compared": list(not_compared),
+                "buffers_not_compared": list(own_buffers),
+                "steps_past_shared_state": steps_past_shared,
             }
         )
 

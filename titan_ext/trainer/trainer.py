@@ -227,16 +227,18 @@ class Trainer(GradientStepTrainer):
         )
         super().train()
         self._shutdown.finish()
-        digest = ""
+        digest, apart = "", {}
         if self.outer is not None:
             self.outer.finish()
             digest = self.outer.shared_state_sha256()
+            apart = {"own_buffers": self.outer.own_buffers(), "steps_past_shared": self.outer.steps_past_shared()}
         self.metrics_processor.summarize(
             site=self.config.site.name,
             step=self.step,
             ledger=self.outer.ledger if self.outer is not None else None,
             shared_state_sha256=digest,
             not_compared=[scope.name for scope in self.config.semi_sync.scopes if scope.shared != "full"],
+            **apart,
         )
 
     def _save_seed(self) -> None:

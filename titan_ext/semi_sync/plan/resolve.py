@@ -444,6 +444,9 @@ def _check_fragments(config: SemiSyncConfig) -> None:
     count, period, delay = config.num_fragments, config.sync_every, config.fragment_sync_delay
     require(count >= 1, "num_fragments", count, "at least 1")
     even = f"a divisor of sync_every ({period}), so that fragments sync at even distances"
+    if count > period:
+        # Raised where others are gathered: what follows would make a rule for each.
+        raise InvalidValue("num_fragments", count, f"must be {even}")
     require(period % count == 0, "num_fragments", count, even)
     spacing = period // count
     allowed = f"from 0 to {spacing - 1} (below sync_every / num_fragments = {spacing})"

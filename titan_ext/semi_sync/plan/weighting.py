@@ -182,7 +182,7 @@ class QFair(ByLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.q >= 0, "q", self.q, "at least 0")
+        require(0 <= self.q <= 32, "q", self.q, "from 0 to 32")
         require(self.inner_lr >= 0, "inner_lr", self.inner_lr, "at least 0")
 
     @property
@@ -192,7 +192,7 @@ class QFair(ByLoss):
 
     def merit(self, loss: float) -> float:
         """loss ** q."""
-        return max(loss, _SMALLEST_LOSS) ** self.q
+        return min(max(loss, _SMALLEST_LOSS), _LARGEST_LOSS) ** self.q
 
     def shares(self, sites: Sequence[Standing]) -> Shares | None:
         """The powers; with ``inner_lr`` the step that algorithm 2 takes: L * sum of powers / sum of the estimates h."""
@@ -264,6 +264,8 @@ class Tilted(ByLoss):
 
 # As the authors of q-FedAvg add to losses of 0.
 _SMALLEST_LOSS = 1e-10
+# Whose 32nd power is still a number.
+_LARGEST_LOSS = 1e9
 
 
 def _known(values: Sequence[float]) -> tuple[float, ...]:

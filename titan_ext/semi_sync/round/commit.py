@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from titan_ext.errors import RunError
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
 from titan_ext.semi_sync.round.agreement import SiteStatus
-from titan_ext.semi_sync.round.contributions import Sum
+from titan_ext.semi_sync.round.contributions import Sum, is_finite, mean_is_finite
 from titan_ext.semi_sync.round.exchange import Exchange
 from titan_ext.semi_sync.round.outer_norms import OuterNorms
 from titan_ext.semi_sync.round.participation import Participation
@@ -52,7 +52,8 @@ class Committer:
         """Vote; whether all ranks of the site were without error, and the round is applied. Otherwise it is tried again.
 
         Raises:
-            RunError: no site's work was finite in several rounds one after the other.
+            RunError: no site's work was finite in several rounds one after the other, or the outer step has left the range
+                of numbers.
         """
         started = self.exchange.clock.now()
         manager, lineage, healing = self.exchange.manager, self.exchange.lineage, self.exchange.healing
@@ -63,19 +64,22 @@ class Committer:
         if committed:
             if result.verdict.opening is not None:
                 lineage.open(manager, *result.verdict.opening)
-            if result.sum is not None and contributors:
-                with span("apply"):
-                    self.exchange.complete(result.sum)
-                    self._apply(result, result.sum, contributors)
             if result.sum is not None:
-                self._recover(result.sum)
+                if contributors:
+                    with span("apply"):
+                        self.exchange.complete(result.sum)
+                        contributors = contributors if self._mean_is_finite(result.sum, result.verdict.step) else []
+                        if contributors:
+                            self._apply(result, result.sum, contributors)
+                self._recover(result.sum, applied=bool(contributors))
         else:
             self._undo(result, failure)
             healing.give_up(result)
         self.participation.after_round(result, manager.participating_rank(), committed)
         rules = result.rules
         if rules:
-            self._record(rules, result, committed, failure, self.exchange.clock.now() - started)
+            took = self.exchange.clock.now() - started
+            self._record(rules, result, contributors if committed else [], committed, failure, took)
         healing.end()
         return committed
 
@@ -95,6 +99,7 @@ class Committer:
             if of[states[index].rule.group].total_weight > 0:  # a group's sites may all have nothing to give
                 state, group = states[index], of[states[index].rule.group]
                 state.apply_beside_work(part, group) if result.keeps_work else state.apply(part, group)
+        self._check_global(summed, step)
         self.norms.after_apply(list(summed.parts), summed.contributions)
         self.exchange.error_feedback.settle(summed)
         if self.reset_inner_optimizer:
@@ -134,16 +139,42 @@ class Committer:
             sent_tokens, sent_steps = result.launch.work.get(index, (tokens, steps))
             self.progress.work[index] = (tokens - sent_tokens, steps - sent_steps)
 
-    def _recover(self, summed: Sum) -> None:
-        """After a round that left this site out as not finite, go on from what the sites share."""
-        broken = not summed.own_is_finite and not summed.contributions.contributors
+    def _mean_is_finite(self, summed: Sum, step: int) -> bool:
+        """Whether what the sites come to is a number everywhere: sums and codecs of finite values may overflow.
+
+        A collective over the site, whose ranks hold parts of it. Sites with the same sum find the same.
+        """
+        weights = {index: self._total_weight(summed, index, step) for index in summed.parts}
+        own = all(mean_is_finite(part, weights[index]) for index, part in summed.parts.items())
+        finite = all(self.exchange.site.gather(own))
+        if not finite:
+            logger.warning("the mean of the sites' work after inner step %d is not finite; it is left out", step)
+        return finite
+
+    def _check_global(self, summed: Sum, step: int) -> None:
+        """End a run whose outer step has left the range of numbers, before a checkpoint or a joining site has it."""
+        states = [self.exchange.states[index] for index in summed.parts]
+        values = [each for state in states if state.facts.equal_at_all_sites for each in state.global_values()]
+        if not all(self.exchange.site.gather(all(map(is_finite, values)))):
+            raise RunError(
+                f"the parameters that the sites share are not finite after the outer step at inner step {step}: lower the "
+                "learning rates, semi_sync.outer_lr first"
+            )
+
+    def _total_weight(self, summed: Sum, index: int, step: int) -> float:
+        return summed.of_group(self.exchange.states[index].rule.group, step).total_weight
+
+    def _recover(self, summed: Sum, applied: bool) -> None:
+        """After a round that left this site out as not finite, or all, go on from what the sites share."""
+        overflow = bool(summed.contributions.contributors) and not applied
+        broken = overflow or (not summed.own_is_finite and not summed.contributions.contributors)
         self._broken_rounds = self._broken_rounds + 1 if broken else 0
         if self._broken_rounds > _MOST_BROKEN_ROUNDS:
             raise RunError(
                 f"no site's work was finite in {self._broken_rounds} rounds one after the other, though each began with "
                 "what the sites shared before: lower the learning rate, or look at the data"
             )
-        if not summed.own_is_finite:
+        if overflow or not summed.own_is_finite:
             # All of the model: what another fragment still holds would spoil this one in the next inner step.
             for state in self.exchange.states:
                 state.reset_local_to_global()
@@ -162,10 +193,15 @@ class Committer:
         self.schedule.not_before = max(self.exchange.site.gather(again))
 
     def _record(
-        self, rules: Sequence[int], result: RoundResult, committed: bool, failure: object | None, seconds: float
+        self,
+        rules: Sequence[int],
+        result: RoundResult,
+        contributors: Sequence[int],
+        committed: bool,
+        failure: object | None,
+        seconds: float,
     ) -> None:
         sent, on_wire, healing = self.exchange.take_bytes_sent()
-        contributors = result.contributors if committed else []
         exchanged = result.seconds_quorum + (result.sum.seconds if result.sum is not None else 0.0)
         waited = exchanged if result.seconds_waited is None else result.seconds_waited
         record = RoundRecord(

@@ -267,6 +267,15 @@ def is_finite(values: torch.Tensor) -> bool:
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
+def mean_is_finite(total: torch.Tensor, weight: float) -> bool:
+    """Whether a sum divided by its weight is, with the fp32 in which it will be divided; a weight of 0 takes part in
+    nothing."""
+    if not total.numel() or weight <= 0:
+        return True
+    low, high = (each / weight for each in torch.aminmax(total))
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
 class ErrorFeedback:
     """What reductions have taken away so far; it is this site's alone.
 

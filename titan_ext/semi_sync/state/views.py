@@ -129,22 +129,27 @@ class ModelView:
     """The parameters and buffers of every pipeline part on this rank and the optimizers' states, by name.
 
     Raises:
-        ValueError: two parts hold a parameter of the same name.
+        ValueError: two parts hold a parameter of the same name, or one is trained that fp32 cannot hold.
     """
 
     def __init__(self, model_parts: Iterable[nn.Module], optimizers: Any) -> None:
         self.parameters: dict[str, nn.Parameter] = {}
+        self.own_buffers: list[str] = []
+        """Names of the buffers that a checkpoint keeps and that have no mean: every site keeps its own."""
         self._buffers: dict[str, tuple[nn.Module, str]] = {}
         for part in model_parts:
             for name, (module, key) in kept_buffers(part).items():
                 if module.get_buffer(key).is_floating_point():
                     self._buffers[name] = module, key
                 else:
+                    self.own_buffers.append(name)
                     logger.warning("%s is no floating-point tensor: every site keeps its own", name)
             for name, parameter in part.named_parameters():
                 name = canonical_name(name)
                 if name in self.parameters:
                     raise ValueError(f"two model parts hold a parameter named {name}")
+                if parameter.requires_grad and parameter.is_complex():
+                    raise ValueError(f"{name} is complex, and what sites exchange is real: make it a real parameter")
                 self.parameters[name] = parameter
         self.optimizers = as_optimizers(optimizers)
         self._owners: dict[torch.Tensor, tuple[Optimizer, dict[str, Any], str]] = {}
