@@ -9,6 +9,7 @@ import pytest
 from tests.end_to_end.file_runs import FileRun, train_in_turn
 from tests.end_to_end.forked import SiteRun, lighthouse, start_site
 
+pytestmark = pytest.mark.timeout(900)
 FOLDER = Path(__file__).parents[2] / "train_configs"
 FILES = {each.stem: each for each in sorted([*FOLDER.glob("tiny_*.toml"), FOLDER / "demo.toml"])}
 TWO_RANKS = "tiny_two_layouts"
@@ -58,7 +59,7 @@ def trained(tmp_path_factory, tokenizer) -> Iterator[Path]:
         for name, file in FILES.items()
         if name != TWO_RANKS
     ]
-    train_in_turn(runs, folder, 1)
+    train_in_turn(runs, folder, 1, timeout=800)
     yield folder
 
 
