@@ -63,7 +63,7 @@ def train(config, ranks, *flags):
 
 
 @pytest.mark.parametrize(
-    "layout", ["plain", "tp2", "pp2", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fsdp2", "fsdp2_tp2"))]
+    "layout", ["plain", "pp2", *(pytest.param(each, marks=pytest.mark.slow) for each in ("tp2", "fsdp2", "fsdp2_tp2"))]
 )
 def test_sites_of_other_tokenizers_share_the_body(layout, tmp_path, text_corpus, tokenizer):
     """SPEC-OPT: equal bodies, tables of two sizes, and no byte of them on the wire."""
@@ -83,7 +83,7 @@ def test_sites_of_other_tokenizers_share_the_body(layout, tmp_path, text_corpus,
 
 
 @pytest.mark.parametrize(
-    "layout", ["plain", "fsdp2", *(pytest.param(each, marks=pytest.mark.slow) for each in ("pp2", "tp2"))]
+    "layout", ["fsdp2", *(pytest.param(each, marks=pytest.mark.slow) for each in ("plain", "pp2", "tp2"))]
 )
 def test_a_row_is_equal_at_the_sites_that_hold_it(layout, tmp_path, halves, tokenizer):
     """TRIM: each site has the rows of its own text; leaders exchange where ranks hold cuts of tables."""
@@ -112,6 +112,7 @@ def test_a_row_is_equal_at_the_sites_that_hold_it(layout, tmp_path, halves, toke
         assert site.summary()["bytes_sent"] == 2 * 4 * body + rounds + start
 
 
+@pytest.mark.slow
 def test_a_killed_site_finds_its_own_embedding_again(tmp_path, text_corpus, tokenizer):
     """SIGKILL in the middle of a SPEC run: the body comes from the peer, the embedding from the site's checkpoint.
 

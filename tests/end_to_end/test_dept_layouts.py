@@ -35,7 +35,7 @@ def alone(tmp_path_factory, text_corpus) -> dict[str, dict]:
 @pytest.mark.parametrize(
     "layout, backend",
     [
-        ("fsdp2", "spmd_types"),
+        pytest.param("fsdp2", "spmd_types", marks=pytest.mark.slow),
         ("tp2", "spmd_types"),
         ("pp2", "spmd_types"),
         pytest.param("tp2", "partial_dtensor", marks=pytest.mark.slow),

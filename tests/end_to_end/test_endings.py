@@ -15,7 +15,7 @@ from tests.end_to_end.test_runs import one_line, own_data, wait_for
 NO_LIGHTHOUSE = "http://127.0.0.1:1"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_whose_loader_has_workers_ends(workers, tmp_path, text_corpus):
     validation = f"""
 [validator]

@@ -17,7 +17,7 @@ LAYOUTS = {
     "fsdp2_pp2": (4, {"data_parallel_shard_degree": 2, "pipeline_parallel_degree": 2}),
 }
 STEPS = 5
-_LONG = ("fsdp2", "tp2", "fsdp2_pp2")  # parts of layouts that are run anyway
+_LONG = ("plain", "fsdp2", "tp2", "fsdp2_pp2")  # parts of layouts that are run anyway
 
 
 def write_config(folder: Path, sites: list[str], data: list[str], parallelism: dict[str, int], extra: str = "") -> Path:

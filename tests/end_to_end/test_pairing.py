@@ -41,7 +41,7 @@ def run_both(folder, corpus, layouts, *flags):
 @pytest.mark.parametrize(
     "layouts, flags",
     [
-        (("fsdp2", "tp2"), []),
+        pytest.param(("fsdp2", "tp2"), [], marks=pytest.mark.slow),
         pytest.param(("plain", "fsdp2_tp2"), [], marks=pytest.mark.slow),
         (("fsdp2", "pp2"), ["--semi_sync.codec=int4", "--semi_sync.fragment_sync_delay=1"]),
         pytest.param(("pp2", "tp2"), ["--semi_sync.method=noloco", "--semi_sync.sync_every=2"], marks=pytest.mark.slow),
