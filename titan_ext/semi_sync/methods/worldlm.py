@@ -14,11 +14,15 @@ in DiLoCo; without key layers the method is DiLoCo.
 A layer of a site with ``a_c < routing_share / n`` among the n sites of its smallest federation is a residual: one round
 later it is one constituent more of the federation whose layer it resembles most, if by more than ``routing_similarity``.
 
+With ``clip`` and ``noise`` each site's edge of the tree has a Gaussian mechanism: sketches, sums and residuals are made of
+noised values alone. Edges between federations have none of their own.
+
 The tree is that of the sites' regions; ``topology = "regions"`` sends all but the federations' own sums along it. Since
 each site applies the pull from the root down, the root's layers reach it in the same round. A late site begins with the
 layers of its federation, one that comes back keeps its own.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -29,6 +33,7 @@ from titan_ext.semi_sync.methods.registry import MethodContext, register_method
 from titan_ext.semi_sync.plan.plan import ScopePatterns, SyncRule
 from titan_ext.semi_sync.plan.regions import MOST_LEVELS, REGION
 from titan_ext.semi_sync.state.key_layers import SCORES, KeyAttention
+from titan_ext.semi_sync.state.privacy import Noise, NoisedStep
 from titan_ext.semi_sync.state.routed_keys import KeyRouting
 
 KEYS = "worldlm.keys"
@@ -78,6 +83,13 @@ class WorldLMSettings:
     routing_similarity: float = 0.2
     """Least cosine of a layer with that of the federation it is routed to, -1 to 1."""
 
+    clip: float = 0.0
+    """Euclidean norm to which a site's update of the backbone, and the distance of its key layers to its federation's, are
+    clipped before anything of them leaves it; 0: they are not."""
+
+    noise: float = 0.0
+    """Standard deviation, divided by `clip`, of Gaussian noise on all that leaves a site. Its own layers stay as they are."""
+
     projection: int = 1024
     """Numbers of the random projection by which layers are compared; sites send as many for each block and level."""
 
@@ -95,6 +107,9 @@ class WorldLMSettings:
         require(not share or self.default_routing > 0, "routing_share", share, allowed)
         similarity = self.routing_similarity
         require(-1 <= similarity <= 1, "routing_similarity", similarity, "from -1 to 1")
+        require(0 <= self.clip < math.inf, "clip", self.clip, "at least 0")
+        require(0 <= self.noise < math.inf, "noise", self.noise, "at least 0")
+        require(not self.noise or self.clip > 0, "clip", self.clip, "above 0 with noise, whose size goes by it")
         require(self.projection >= 1, "projection", self.projection, "at least 1")
 
     @property
@@ -122,7 +137,12 @@ def key_layers(settings: WorldLMSettings) -> Sequence[ScopePatterns]:
 def worldlm(context: MethodContext) -> list[SyncRule]:
     """The backbone as in DiLoCo, and the key layers of each level of the tree, from the root down."""
     settings: WorldLMSettings = context.settings
-    backbone = local_sgd(context)
+    backbone, noise = local_sgd(context), None
+    if settings.clip:
+        noise = Noise(clip=settings.clip, multiplier=settings.noise)
+        backbone = [
+            replace(rule, apply=NoisedStep(optimizer=context.outer_optimizer, noise=noise)) for rule in backbone
+        ]
     if not key_layers(settings):
         return list(backbone)
     if context.wire.codec.sparse:
@@ -137,6 +157,7 @@ def worldlm(context: MethodContext) -> list[SyncRule]:
         pull=settings.pull,
         by_block=settings.attention_over == "block",
         sketch=settings.projection,
+        noise=noise,
     )
     share = settings.default_routing if settings.routing_share is None else settings.routing_share
     groups = ["", *(f"{REGION}/{level}" for level in range(1, settings.federations + 1))]

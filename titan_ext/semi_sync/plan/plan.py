@@ -71,6 +71,8 @@ class Apply:
     """Whether, beside means and outer steps, it takes a plain sum over the sites, which may go through regions."""
     keeps_late_work: ClassVar[bool] = False
     """Whether a site's work since an older global value can be brought to a later round."""
+    keeps_private: ClassVar[bool] = False
+    """Whether what it sends is noised, so that nothing else of a site may travel as it is."""
 
     def bind(self, rule: "SyncRule", tensors: Any, options: Any = None) -> Any:
         """The rule as a ``SyncedState`` of this rank.

@@ -5,7 +5,7 @@ thread beside the inner step's, and only the leader needs what is whole.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+from titan_ext.semi_sync.site.ranks import SiteRanks
 
 LEADER = 0
 """Rank within the site that speaks for it."""
@@ -72,6 +74,21 @@ def piece_of(tensor: torch.Tensor) -> Piece:
     if not isinstance(tensor, DTensor):
         return Piece(shape, tuple(((0, size),) for size in shape))
     return Piece(shape, tuple(_runs(_held(tensor, dim)) for dim in range(tensor.dim())))
+
+
+def counted_once(names: Sequence[str], tensor_of: Callable[[str], torch.Tensor], site: SiteRanks) -> list[bool]:
+    """Whether this rank's part of each tensor is the first of equal ones, so that sums over ranks count it once.
+
+    A collective over the site.
+
+    Args:
+        names: of the tensors that this rank has a part of.
+        tensor_of: by name.
+        site: the ranks.
+    """
+    own = {name: piece_of(tensor_of(name)) for name in names}
+    before = site.gather(own)[: site.rank]
+    return [not any(pieces.get(name) == piece for pieces in before) for name, piece in own.items()]
 
 
 def gloo_group(members: list[int], *, among_themselves: bool = False) -> Any:

@@ -15,6 +15,7 @@ from titan_ext.optim.rounding import copy_randomly
 from titan_ext.semi_sync.plan.plan import Apply, SyncRule
 from titan_ext.semi_sync.state import attention
 from titan_ext.semi_sync.state.group_parameters import ValuesOfGroup
+from titan_ext.semi_sync.state.privacy import Noise, Noised
 from titan_ext.semi_sync.state.sketches import Sketches
 from titan_ext.semi_sync.state.synced_parameters import ValuesWithGlobalCopy
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState, Tells, Told
@@ -41,6 +42,8 @@ class KeyAttention(Apply):
     """Whether a whole block has one attention, or each of its parameters."""
     sketch: int
     """Numbers of a sketch."""
+    noise: Noise | None = None
+    """How what leaves a site is clipped and noised; None: not at all."""
 
     def bind(self, rule: SyncRule, tensors: BoundTensors, options: BindOptions = BindOptions()) -> "KeyLayers":
         """Of the root, which all sites share, or of a federation."""
@@ -67,8 +70,32 @@ class KeyTree:
         """Of this site in the round under way, float64 ``[levels, units]``."""
         self.leaves = torch.zeros(0)
         """Sketches of the sites' own values in the round under way, float64 ``[sites, units, size]``."""
+        self.noised: Noised | None = None
+        self._released: torch.Tensor | None = None
         self.smallest = torch.zeros(0)
         """Likewise of the smallest federation of each site, before the round."""
+
+    @torch.no_grad()
+    def release(self) -> None:
+        """At the beginning of a round: make new values of the site's own that may leave it. A collective over the site.
+
+        Their distance to the smallest federation's is clipped and noised; sketches, sums and residuals are all of these.
+        """
+        last = self.levels[-1]
+        if self.noised is not None:
+            self._released = last.tensors.empty()
+            last.tensors.read(self._released)
+            self._released.sub_(last.global_flat)
+            self.noised.noise_(self._released)
+            self._released.add_(last.global_flat)
+
+    @torch.no_grad()
+    def read_own(self, out: torch.Tensor) -> None:
+        """The site's own values as they may leave it, into ``out`` (fp32 ``[elements]``)."""
+        if self._released is not None:
+            out.copy_(self._released)
+        else:
+            self.levels[-1].tensors.read(out)
 
     def hear(self, told: Told, root: torch.Tensor) -> None:
         """Find the shares of the round.
@@ -100,6 +127,7 @@ class KeyTree:
                 _pull(own, parent, pull)
         if of.weight > 0:
             self.trained.fill_(1.0)
+        self._released = None
         for place, (local, part) in enumerate(zip(last.tensors.locals(), last.global_parts, strict=True)):
             mixed = _pull(local.to(part, copy=True), part, pull)
             copy_randomly(local, mixed.to(local.device), last.seed(of.step, place))
@@ -122,6 +150,8 @@ class KeyLayers(ValuesWithGlobalCopy, Tells):
         )
         self.tree.levels.append(self)
         self._is_root = len(self.tree.levels) == 1
+        if self._is_root and rule.apply.noise is not None:
+            self.tree.noised = Noised(rule.apply.noise, tensors, options.site)
         self.tells = self.tree.sketches.numbers
         self._own_sketch = torch.zeros(0)
         self._telling = torch.zeros(0)
@@ -134,7 +164,9 @@ class KeyLayers(ValuesWithGlobalCopy, Tells):
     @torch.no_grad()
     def write(self, out: torch.Tensor, step: int) -> None:
         """What this site makes of the node's value; the sketches beside. A collective over the site."""
-        self.tensors.read(out)
+        if self._is_root:
+            self.tree.release()
+        self.tree.read_own(out)
         local = self.tree.sketches.of(self.tensors.split(out)) if self._is_root else None
         self._own_sketch = self.tree.sketches.of(self.global_parts)
         self._telling = self._own_sketch if local is None else local

@@ -185,10 +185,10 @@ class RoutedKeys(SyncedState, Tells):
         self._tree.settle(of)
 
     def _keep(self) -> None:
-        """This site's own values of what waits, before they are pulled."""
-        for part, local, mark, unit in zip(
+        """This site's own values of what waits, before they are pulled, and as they may leave it."""
+        self._tree.read_own(self._waiting)
+        for part, mark, unit in zip(
             self.tensors.split(self._waiting),
-            self.tensors.locals(),
             self._marks,
             self._tree.sketches.places,
             strict=True,
@@ -196,7 +196,8 @@ class RoutedKeys(SyncedState, Tells):
             target, urgency = self._next.get(unit, (0, 0.0))
             for each, value in zip(mark, (target >> _HALF, target & (2**_HALF - 1), urgency), strict=True):
                 each.fill_(value)
-            part.copy_(local) if urgency else part.zero_()
+            if not urgency:
+                part.zero_()
 
     def private_state(self) -> NamedState:
         """What waits, and for whom."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from titan_ext.semi_sync.site.ranks import SiteRanks
-from titan_ext.semi_sync.site.shards import Piece, piece_of
+from titan_ext.semi_sync.site.shards import Piece, counted_once, piece_of
 from titan_ext.semi_sync.state.tensors import BoundTensors
 
 _PIECE = 2**18  # elements worked on at a time
@@ -30,17 +30,16 @@ class Sketches:
 
     def __init__(self, tensors: BoundTensors, site: SiteRanks, unit_of: Callable[[str], str], size: int) -> None:
         self._site, self._size = site, size
-        own = {name: piece_of(tensors.view.tensor(name)) for name in tensors.names}
-        held = site.gather(own)
-        names = {name for pieces in held for name in pieces}
-        self.units = sorted({unit_of(name) for name in names})
+        self.units = sorted(
+            {unit for units in site.gather({unit_of(name) for name in tensors.names}) for unit in units}
+        )
         """Names of the units, of the whole site."""
         self.places = [self.units.index(unit_of(name)) for name in tensors.names]
         """Of each parameter on this rank the place of its unit among ``units``."""
-        # What several ranks hold counts once.
+        counts = counted_once(tensors.names, tensors.view.tensor, site)
         self._pieces = [
-            None if any(pieces.get(name) == piece for pieces in held[: site.rank]) else piece
-            for name, piece in own.items()
+            piece_of(tensors.view.tensor(name)) if counted else None
+            for name, counted in zip(tensors.names, counts, strict=True)
         ]
         self._seeds = [zlib.crc32(name.encode()) for name in tensors.names]
 

@@ -107,9 +107,16 @@ def with_buffers(plan: SyncPlan, buffers: Collection[str]) -> SyncPlan:
     Args:
         plan: the method's.
         buffers: their names; of all ranks of the site.
+
+    Raises:
+        ValueError: what the plan sends is noised, and they would travel as they are.
     """
     if not buffers:
         return plan
+    if any(rule.apply.keeps_private for rule in plan.rules):
+        raise ValueError(
+            f"updates are noised, but the buffer {sorted(buffers)[0]} would travel as it is; leave noise out"
+        )
     rules = [rule for rule in plan.rules if rule.state == PARAMETERS and not rule.scope]
     final = [rule for rule in rules if rule.final]
     beside = final[-1] if final else max(reversed(rules or plan.rules), key=lambda rule: rule.period)
