@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from titan_ext.bench import boxes, bytes, metrics, optim, overhead, plan, rejoin, sources, sync, wan
+from titan_ext.bench import boxes, bytes, goodput, metrics, optim, overhead, plan, rejoin, sources, sync, wan
 from titan_ext.bench.chaos import command as chaos
 from titan_ext.bench.conformance import command as conformance
 from titan_ext.commands.command import Command
@@ -32,6 +32,7 @@ _BENCHMARKS = {
     "convergence": convergence,
     "dept": dept,
     "fomoe": fomoe,
+    "goodput": goodput,
     "metrics": metrics,
     "mup": mup,
     "optim": optim,

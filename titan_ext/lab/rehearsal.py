@@ -288,6 +288,11 @@ class _InFlight(InFlightRound):
         self._children[:] = [*(each for each in self._children if not each.is_over), process]
         self._round, self.apply_at = process, apply_at  # type: ignore[assignment]
 
+    @property
+    def has_arrived(self) -> bool:
+        round_ = self._round
+        return round_.is_over if isinstance(round_, Process) else super().has_arrived
+
 
 @contextmanager
 def _quiet() -> Any:

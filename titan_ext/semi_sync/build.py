@@ -218,6 +218,8 @@ def _check(plan: SyncPlan, site: SiteOptions) -> None:
         )
     if plan.lateness.keeps_work and len(site.sources) > 1:
         raise ValueError(f'late_work = "keep": {LATE_WORK_NEEDS}')
+    if plan.lateness.trains_on and site.pairing == "leader":
+        raise ValueError('overdue_result = "train_on": must be "wait" with pairing = "leader"')
     if len(plan.rules) > MOST_RULES:
         raise ValueError(f"{len(plan.rules)} rules in the plan: must be at most {MOST_RULES} (fewer fragments)")
 

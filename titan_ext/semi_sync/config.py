@@ -88,6 +88,12 @@ class SemiSyncConfig:
     """With ``late_work = "keep"``: work that missed s commits of its part of the model weighs ``(1 + s) ** -staleness_exponent``
     times what it would (Async Local-SGD, arXiv 2401.09135); 0 takes no account of it."""
 
+    overdue_result: Literal["wait", "train_on"] = "wait"
+    """What a site does when the result of a round is to be applied (after ``fragment_sync_delay`` inner steps) and is not there
+    yet: stand still until it is ("wait"), so that a run goes by steps alone, or take further inner steps and apply it when
+    it comes ("train_on"), so that no inner step ever waits for another site. The latter needs ``late_work = "keep"``, a
+    delay and pairing by rank."""
+
     outlier_threshold: float = 10.0
     """An update (pseudo-gradient) whose norm is above this many times the median of the sites' is an outlier, if at
     least three sites contribute; 0 lets everything pass."""

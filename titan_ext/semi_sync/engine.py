@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # Between attempts to join a quorum that forms but is too small or fails.
 _PAUSE_SECONDS = 0.5
+# At the end of a run in which sites train on: the others are as many rounds behind at most.
+_MOST_CLOSING_ROUNDS = 16
 
 
 class SemiSync:
@@ -133,7 +135,7 @@ class SemiSync:
         self._timer.stop(taken=not self.sits_out)
         if self.plan.sync_point == "after_step":
             self._count(tokens)
-        if self._in_flight.due(self.inner_step):
+        if self._in_flight.due(self.inner_step) and self._may_apply():
             self._apply_in_flight()
         if self._sources.more and (rules := self.plan.due(self.inner_step)):
             self.inner_step = self._sources.end_turn(rules, self._weight(rules))
@@ -145,7 +147,7 @@ class SemiSync:
 
     def _run_round(self) -> None:
         """One round: now from beginning to end, or started beside the inner steps that it may overlap."""
-        launch = self._begin(self._schedule.take())
+        launch = self._begin(self._take_rules())
         delay = max(self._states[index].rule.delay for index in launch.rules)
         if delay == 0:
             self._settle(self._exchange.run(launch))
@@ -153,6 +155,15 @@ class SemiSync:
         # The inner loop goes on and changes the parameters: what is sent is written now.
         contribution = self._exchange.contribution(launch.rules, launch.step, launch.weight, launch.standing)
         self._in_flight.start(lambda: self._exchange.run(launch, contribution), self.inner_step + delay)
+
+    def _take_rules(self) -> list[int]:
+        if self.plan.lateness.trains_on:
+            return self._schedule.take_turn(self._exchange.lineage.commits)
+        return self._schedule.take()
+
+    def _may_apply(self) -> bool:
+        """Whether to apply a round that is due: where sites train on, once all ranks of the site have its sum."""
+        return not self.plan.lateness.trains_on or all(self._exchange.site.gather(self._in_flight.has_arrived))
 
     def _apply_in_flight(self) -> None:
         started = self._clock.now()
@@ -295,7 +306,9 @@ class SemiSync:
         """
         if self._in_flight.under_way:
             self._apply_in_flight()
-        if self._schedule.finish(self.inner_step):
+        if self.plan.lateness.trains_on:
+            self._close()
+        elif self._schedule.finish(self.inner_step):
             self._run_round()
         if self.ledger.last is not None and self.ledger.last.sites > 1:
             # What the others still have to read of the last round lies in our connections; were they
@@ -303,6 +316,16 @@ class SemiSync:
             farewell = torch.zeros(1, device=self._exchange.wire)
             self._manager.allreduce(farewell, reduce_op=ReduceOp.SUM).wait()
         self._in_flight.close()
+
+    def _close(self) -> None:
+        """Rounds until all sites of one have taken their last inner step: others may come to theirs a little later."""
+        for _ in range(_MOST_CLOSING_ROUNDS):
+            launch = self._begin(self._take_rules())
+            is_new = any(launch.work[index][1] for index in launch.rules)
+            result = self._exchange.run(replace(launch, closes=True, weight=launch.weight if is_new else 0.0))
+            if self._settle(result) and all(site.closes for site in result.verdict.table):
+                return
+        logger.warning("the other sites did not come to the end of the run; this one ends without them")
 
     def end_of_data(self) -> None:
         """This site has nothing more to train on: from now on it sits out, until the run's end or until it is over."""

@@ -172,6 +172,8 @@ class Lateness:
     """Whether it brings what it has done to a later round, instead of dropping it for the others' state."""
     exponent: float = 0.5
     """Of the discount by staleness."""
+    trains_on: bool = False
+    """Whether inner steps go on where a result is overdue, so that sites come to their rounds at different steps."""
 
     def factor(self, staleness: int) -> float:
         """What a contribution's weight is multiplied by that has missed so many commits: ``(1 + staleness) ** -exponent``."""
@@ -291,6 +293,19 @@ class SyncPlan:
         return (in_turn and not apart) and all(
             rule.state == PARAMETERS and not rule.final and rule.apply.keeps_late_work for rule in self.rules
         )
+
+    def next_in_turn(self, commits: Mapping[str, int]) -> list[int]:
+        """Indices of the rules of the fragment that has waited longest, where each has its turn.
+
+        Args:
+            commits: by key of a rule how many rounds have brought it: equal at sites that stand at one commit.
+        """
+        first_due = {(rule.offset - 1) % rule.period for rule in self.rules}
+        by_turn = {
+            turn: [index for index, rule in enumerate(self.rules) if (rule.offset - 1) % rule.period == turn]
+            for turn in sorted(first_due)
+        }
+        return min(by_turn.values(), key=lambda rules: min(commits.get(self.rules[index].key, 0) for index in rules))
 
     def due(self, step: int) -> list[int]:
         """Indices of the rules to launch after inner step ``step``."""

@@ -114,7 +114,11 @@ def resolve(config: SemiSyncConfig, moments: MomentsKept | None = None) -> SyncP
         sources=_source_training(config),
         reset_inner_optimizer=config.reset_inner_optimizer,
         topology=config.topology,
-        lateness=Lateness(keeps_work=config.late_work == "keep", exponent=config.staleness_exponent),
+        lateness=Lateness(
+            keeps_work=config.late_work == "keep",
+            exponent=config.staleness_exponent,
+            trains_on=config.overdue_result == "train_on",
+        ),
     )
     keeps = config.late_work == "drop" or (plan.keeps_late_work and not shares_sparse_rows(config))
     require(
@@ -423,6 +427,7 @@ _CHOICES = {
     "sync_point": ("after_step", "before_step"),
     "outlier_action": ("clip", "drop"),
     "late_work": ("drop", "keep"),
+    "overdue_result": ("wait", "train_on"),
     "pairing": ("auto", "rank", "leader"),
     "topology": ("flat", "regions"),
     "outer_state_device": ("same", "cpu"),
@@ -438,6 +443,9 @@ def _check_lateness(config: SemiSyncConfig) -> None:
     require(0 <= exponent <= 16, "staleness_exponent", exponent, "from 0 to 16")
     unset = exponent == SemiSyncConfig.staleness_exponent
     require(keeps or unset, "staleness_exponent", exponent, 'left out with late_work = "drop"')
+    waits = config.overdue_result == "wait" or (keeps and config.fragment_sync_delay > 0 and config.pairing != "leader")
+    needed = '"wait" unless late_work = "keep", fragment_sync_delay is above 0 and ranks are paired between sites'
+    require(waits, "overdue_result", config.overdue_result, needed)
 
 
 def _check_fragments(config: SemiSyncConfig) -> None:

@@ -1,7 +1,7 @@
 """What is due, what is still to be tried again, and where a site stands between two rounds."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from titan_ext.semi_sync.plan.plan import SyncPlan, not_in_vain
@@ -94,6 +94,23 @@ class Schedule:
         put_off = bool(self.pending) and step < self.not_before
         self.pending = _union(self.pending, rules)
         return bool(rules) or put_off
+
+    def take_turn(self, commits: Mapping[str, int]) -> list[int]:
+        """One of those that wait has a round now: of the fragment whose turn it is, whichever fell due here.
+
+        Sites that train on come to their rounds at different steps; what all of them know is what the rounds before have
+        brought.
+        """
+        turn = self._plan.next_in_turn(commits)
+        served = self._plan.rules[self.pending[0]].offset if self.pending else None
+        self.pending = [index for index in self.pending if self._plan.rules[index].offset != served]
+        self.not_before = 0
+        return turn
+
+    def catch_up(self, step: int, to: int) -> None:
+        """Add what falls due as the count of inner steps moves on to that of the others."""
+        for each in range(step + 1, to + 1):
+            self.pending = _union(self.pending, self._plan.due(each))
 
     def take(self) -> list[int]:
         """All that waits, which a round now sees to."""

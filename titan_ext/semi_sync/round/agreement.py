@@ -71,6 +71,8 @@ class SiteStatus:
     """Whether its data has ended and it has nothing to contribute any more."""
     sources: int = 1
     """Data sources that it has."""
+    closes: bool = False
+    """Whether it has taken its last inner step and waits for the others to come there, where sites train on."""
     late: bool = False
     """Whether it has just received the others' state and keeps work that began at an older commit."""
 
@@ -133,15 +135,16 @@ class Verdict:
         return math.ceil(1000 * heartbeat_seconds / slowest) if slowest else 0
 
 
-def agree(table: Sequence[SiteStatus], rank: int) -> Verdict:
+def agree(table: Sequence[SiteStatus], rank: int, in_step: bool = True) -> Verdict:
     """What the sites of a quorum exchange. Pure: equal tables lead to equal rounds.
 
     Args:
         table: the statuses of all sites.
         rank: this site's place among them.
+        in_step: whether members come to a round at the same inner step.
 
     Returns:
-        The members' rules and step; no rules and the latest step if every site abstained.
+        The members' rules and latest step; no rules and the latest step if every site abstained.
     """
     table, own = list(table), table[rank]
     elsewhere = _other_origin(table)
@@ -157,7 +160,7 @@ def agree(table: Sequence[SiteStatus], rank: int) -> Verdict:
     members = [site for site in table if site.rules is not None and not site.late]
     if not members:
         return Verdict(table, [], max(site.step for site in table))
-    if len({(site.step, *site.rules) for site in members}) > 1:
+    if len({(site.step if in_step else 0, *site.rules) for site in members}) > 1:
         problem = f"the sites are at different points of the schedule (we: inner step {own.step})"
         return Verdict(table, [], own.step, problem, resync_step=max(site.step for site in members) + 1)
     whole, in_group = _diverged(members), _diverged_from_group(members)
@@ -168,7 +171,7 @@ def agree(table: Sequence[SiteStatus], rank: int) -> Verdict:
         return Verdict(
             table, [], own.step, problem, diverged=own in diverged, diverged_in_group=astray, states_differ=True
         )
-    return Verdict(table, members[0].rules, members[0].step)
+    return Verdict(table, members[0].rules, max(site.step for site in members))
 
 
 def _other_origin(table: Sequence[SiteStatus]) -> list[SiteStatus]:
@@ -302,7 +305,7 @@ def _pack(own: SiteStatus) -> list[int]:
         own.step_time_ms,
         *own.pace,
         own.sources,
-        int(own.rules is None) | int(own.done) << 1 | int(own.late) << 2,
+        int(own.rules is None) | int(own.done) << 1 | int(own.late) << 2 | int(own.closes) << 3,
         len(own.labels),
         *_filled(own.labels),
         *_filled(own.group_checksums),
@@ -340,5 +343,6 @@ def _unpack(line: list[int]) -> SiteStatus:
         pace=(pace[0], pace[1], pace[2], pace[3]),
         done=bool(flags & 2),
         late=bool(flags & 4),
+        closes=bool(flags & 8),
         sources=sources,
     )

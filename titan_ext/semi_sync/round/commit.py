@@ -11,7 +11,7 @@ from titan_ext.semi_sync.round.contributions import Sum, is_finite, mean_is_fini
 from titan_ext.semi_sync.round.exchange import Exchange
 from titan_ext.semi_sync.round.outer_norms import OuterNorms
 from titan_ext.semi_sync.round.participation import Participation
-from titan_ext.semi_sync.round.round import RoundResult
+from titan_ext.semi_sync.round.round import Role, RoundResult
 from titan_ext.semi_sync.round.spans import span
 from titan_ext.semi_sync.state.checksum import SharedChecksum
 from titan_ext.semi_sync.state.synced_state import TakenFromPeers
@@ -111,6 +111,11 @@ class Committer:
             self._settle_work(result, summed)
         if summed.remembered is not None:
             self.progress.share = summed.remembered
+        if self.exchange.plan.lateness.trains_on and result.role is Role.MEMBER:
+            # The run's count of inner steps is that of the site that is furthest; this one takes fewer.
+            before = self.progress.step
+            self.progress.step += max(0, step - result.launch.step)
+            self.schedule.catch_up(before, self.progress.step)
         self.schedule.settle(summed.parts)
         changed = {states[index].key for index in summed.parts}
         checksum = self.checksum.after(changed)
@@ -118,6 +123,9 @@ class Committer:
         self.exchange.lineage.commit(
             result.verdict.table, contributors, step, checksum, of_groups, [states[index].key for index in summed.parts]
         )
+        if self.exchange.plan.lateness.trains_on and result.keeps_work:
+            # At once, and so in time: by its own pace a slow site would come too late for every fragment.
+            self.schedule.again(self.exchange.plan.next_in_turn(self.exchange.lineage.commits))
 
     def _count_staleness(self, result: RoundResult, summed: Sum) -> None:
         """What this site still has to bring has become older by a commit; what it has brought, or dropped, begins anew."""
@@ -210,6 +218,7 @@ class Committer:
             rules=[self.exchange.states[index].key for index in rules],
             participants=len(contributors),
             contributors=[result.verdict.name(rank) for rank in contributors],
+            tokens=sum(result.verdict.table[rank].tokens for rank in contributors),
             sites=result.sites,
             measures={name: value for index in rules for name, value in self.exchange.states[index].measures.items()}
             | self._standings(result),

@@ -207,6 +207,7 @@ class Exchange:
             step_time_ms=launch.step_time_ms,
             pace=launch.pace,
             done=launch.done,
+            closes=launch.closes,
             labels=self.labels,
             sources=launch.sources,
             **self.lineage.status_fields(),
@@ -214,7 +215,7 @@ class Exchange:
         table = all_gather_status(self.manager, own, self.wire)
         if self.manager.errored() is not None:
             return Verdict([own], [], own.step)
-        verdict = agree(table, self.manager.participating_rank())
+        verdict = agree(table, self.manager.participating_rank(), in_step=not self.plan.lateness.trains_on)
         if verdict.settings_differ:
             # From one table: all sites meet in these collectives, or none does.
             named = name_differences(self.manager, self.in_common, table)

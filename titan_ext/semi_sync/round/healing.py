@@ -136,12 +136,16 @@ class Healing:
             for rule, count in self.missed.items():
                 self._progress.staleness[rule] = self._progress.staleness.get(rule, 0) + count
             self._lineage.take_over(state)
-            self._diverged = self._keeps_work = self._is_late = False
+            self._diverged = self._keeps_work = False
             # The state may be a copy that the peer made some inner steps before this round.
             agreed = bool(verdict.rules)
             step, pending = (verdict.step, verdict.rules) if agreed else (state["step"], state["pending"])
-            # A round in flight was launched some inner steps ago; those count at the peer's place too.
-            self._progress.step += step - launch.step
+            # A round in flight was launched some inner steps ago; those count at the peer's place too. A late site may have
+            # trained on for longer than the others.
+            ahead = self._progress.step - launch.step
+            delay = max((self._states[rule].rule.delay for rule in verdict.rules), default=0)
+            self._progress.step = step + (min(ahead, delay) if self._is_late else ahead)
+            self._is_late = False
             self._schedule.replace(pending)
             self._checksum.forget()
             logger.info("took the shared state of a peer at inner step %d, round %d", state["step"], state["round"])

@@ -59,6 +59,8 @@ class Launch:
     """By rule commits that have gone by since this site's work began, but for the last one; those of 0 left out."""
     done: bool = False
     """Whether this site has nothing to contribute any more."""
+    closes: bool = False
+    """Whether it has taken its last inner step."""
     sources: int = 1
     """Data sources that it has."""
 
@@ -131,6 +133,11 @@ class InFlightRound:
     def due(self, step: int) -> bool:
         """Whether it has to be applied after inner step ``step``."""
         return self.under_way and step >= self.apply_at
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether its exchange is over."""
+        return self._round is not None and self._round.done()
 
     def peek(self) -> RoundResult | None:
         """The round, once its exchange is over; it stays under way."""

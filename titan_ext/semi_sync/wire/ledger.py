@@ -19,6 +19,8 @@ class RoundRecord:
     """Sites whose values were averaged; a site that only joins is not counted."""
     contributors: list[str] = field(default_factory=list)
     """Their names, or ``#`` and the place in the quorum where sites have none."""
+    tokens: int = 0
+    """What they had trained on since each one's last commit."""
     sites: int
     """Sites in the quorum."""
     bytes_sent: int
