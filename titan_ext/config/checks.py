@@ -17,9 +17,9 @@ from titan_ext.errors import UserError
 from titan_ext.optim.switch import check_reset
 from titan_ext.semi_sync.build import averages_state, is_elementwise
 from titan_ext.semi_sync.methods.registry import METHODS
+from titan_ext.semi_sync.plan.components import shares_sparse_rows
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SOURCES_NEED, SyncPlan
 from titan_ext.semi_sync.plan.regions import REGION
-from titan_ext.semi_sync.plan.resolve import shares_sparse_rows
 from titan_ext.semi_sync.plan.scopes import assign
 
 _AT_LEAST_ZERO = (

@@ -22,7 +22,8 @@ from titan_ext.config.pairing import resolve_pairing
 from titan_ext.config.run_checks import model_checks, run_checks
 from titan_ext.config.settings import Origin, Settings, one_line, show
 from titan_ext.config.without_effect import notes_on_unread
-from titan_ext.semi_sync.plan.resolve import fill_defaults, shares_sparse_rows
+from titan_ext.semi_sync.plan.components import shares_sparse_rows
+from titan_ext.semi_sync.plan.resolve import fill_defaults
 from titan_ext.trainer.cpu import adapt
 from titan_ext.trainer.trainer import Trainer
 

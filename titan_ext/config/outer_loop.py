@@ -10,8 +10,9 @@ from titan_ext.config.settings import Settings
 from titan_ext.errors import InvalidValue, UserError
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.methods.registry import METHODS
+from titan_ext.semi_sync.plan.components import AVERAGE, COMPONENTS, NO_OUTER_LOOP, settings_tables
 from titan_ext.semi_sync.plan.plan import SyncPlan
-from titan_ext.semi_sync.plan.resolve import AVERAGE, COMPONENTS, NO_OUTER_LOOP, resolve, settings_tables
+from titan_ext.semi_sync.plan.resolve import resolve
 from titan_ext.semi_sync.plan.weighting import WEIGHTINGS
 from titan_ext.semi_sync.registry import Registry
 from titan_ext.semi_sync.state.outer_optimizers import OUTER_OPTIMIZERS, SHARED_KEYS

@@ -11,7 +11,7 @@ from titan_ext.planner.prediction import Prediction, Surroundings, Workload, pre
 from titan_ext.planner.published import loss_percent
 from titan_ext.planner.workload import with_settings, workload
 from titan_ext.semi_sync.config import SemiSyncConfig
-from titan_ext.semi_sync.plan.resolve import NO_OUTER_LOOP
+from titan_ext.semi_sync.plan.components import NO_OUTER_LOOP
 
 DEFAULT_TARGET = 0.9
 _PERIOD_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)

@@ -16,7 +16,8 @@ from titan_ext.data.tokenizers.traits import fingerprint, row_count
 from titan_ext.replica.shutdown.graceful_shutdown import GracefulShutdown
 from titan_ext.replica.shutdown.replica import StoppableReplica
 from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, TokenRowMap
-from titan_ext.semi_sync.plan.resolve import resolve, shares_sparse_rows
+from titan_ext.semi_sync.plan.components import shares_sparse_rows
+from titan_ext.semi_sync.plan.resolve import resolve
 from titan_ext.semi_sync.sources.source import Source, Turn
 from titan_ext.semi_sync.wire.ledger import RoundRecord
 from titan_ext.semi_sync.wire.link import bytes_per_second, number_of_streams

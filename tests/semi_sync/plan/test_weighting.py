@@ -159,7 +159,7 @@ def test_plain_policies():
         (dict(weighting="tilted", method="sparta"), "other than by loss"),
         (dict(weighting="tilted", aggregation="median"), "aggregation = 'median'"),
         (dict(weighting="q_fair", outlier_threshold=0.0, settings={"q_fair": {"inner_lr": 0.1}}), "outlier_threshold"),
-        (dict(weighting="q_fair", settings={"q_fair": {"q": -1.0}}), "q = -1.0: must be at least 0"),
+        (dict(weighting="q_fair", settings={"q_fair": {"q": -1.0}}), "q = -1.0: must be from 0 to 32"),
         (dict(weighting="tilted", settings={"tilted": {"tilt": 99.0}}), "tilt = 99.0: must be from 0 to 32"),
         (dict(weighting="tilted", settings={"tilted": {"base": "loss"}}), "base = 'loss': must be one of"),
     ],

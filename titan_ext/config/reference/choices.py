@@ -10,7 +10,7 @@ def choices(key: str) -> str:
 
 
 def _methods() -> Iterable[str]:
-    from titan_ext.semi_sync.plan.resolve import method_names
+    from titan_ext.semi_sync.plan.components import method_names
 
     return method_names()
 
