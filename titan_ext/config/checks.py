@@ -15,7 +15,7 @@ from titan_ext.config.settings import Settings, show
 from titan_ext.config.tokenizer import TokenizerChoice
 from titan_ext.errors import UserError
 from titan_ext.optim.switch import check_reset
-from titan_ext.semi_sync.build import averages_state, is_elementwise
+from titan_ext.semi_sync.bind import averages_state, is_elementwise
 from titan_ext.semi_sync.methods.registry import METHODS
 from titan_ext.semi_sync.plan.components import shares_sparse_rows
 from titan_ext.semi_sync.plan.plan import PARAMETERS, SOURCES_NEED, SyncPlan

@@ -21,8 +21,8 @@ from titan_ext.lab.trace import Outcome, SiteTrace
 from titan_ext.links.link import Links
 from titan_ext.links.tcp import Transport
 from titan_ext.planner.step_time import tokens_per_step
-from titan_ext.semi_sync.build import SiteOptions
 from titan_ext.semi_sync.engine import SemiSync
+from titan_ext.semi_sync.options import SiteOptions
 from titan_ext.semi_sync.round.clock import Clock
 from titan_ext.semi_sync.round.round import InFlightRound
 from titan_ext.semi_sync.site.ranks import SiteRanks

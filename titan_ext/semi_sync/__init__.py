@@ -4,10 +4,10 @@ Depends on torch and on a small manager protocol (``torchft.manager.Manager`` se
 any PyTorch training loop.
 """
 
-from titan_ext.semi_sync.build import SiteOptions
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.engine import SemiSync
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
+from titan_ext.semi_sync.options import SiteOptions
 from titan_ext.semi_sync.plan.components import method_names
 from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncPlan, SyncRule, Wire
 from titan_ext.semi_sync.plan.resolve import fill_defaults, resolve

@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 
 from titan_ext.errors import UserError
 from titan_ext.semi_sync import checkpoint
-from titan_ext.semi_sync.build import SiteOptions, build
+from titan_ext.semi_sync.build import build
 from titan_ext.semi_sync.config import SemiSyncConfig
+from titan_ext.semi_sync.options import SiteOptions
 from titan_ext.semi_sync.plan.resolve import resolve, settings_by_key
 from titan_ext.semi_sync.plan.schedule import StepTimer
 from titan_ext.semi_sync.plan.weighting import UNKNOWN, OwnWork, Standing

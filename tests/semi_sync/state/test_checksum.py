@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from titan_ext.semi_sync import SemiSyncConfig, SiteOptions, SiteRanks, resolve
-from titan_ext.semi_sync.build import bind_states
+from titan_ext.semi_sync.bind import bind_states
 from titan_ext.semi_sync.state import checksum
 from titan_ext.semi_sync.state.checksum import SharedChecksum, model_checksum, state_checksum
 from titan_ext.semi_sync.state.views import ModelView

@@ -11,9 +11,9 @@ from torch import nn
 from torch.distributed import ReduceOp
 
 from titan_ext.errors import RunError
-from titan_ext.semi_sync.build import SiteOptions
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.engine import SemiSync
+from titan_ext.semi_sync.options import SiteOptions
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.wire.manager import ReduceOperation, ReplicaManager
 
