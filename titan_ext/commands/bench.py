@@ -21,6 +21,7 @@ from titan_ext.experiments.pafl import command as pafl
 from titan_ext.experiments.participation import command as participation
 from titan_ext.experiments.sparsity import command as sparsity
 from titan_ext.experiments.tiny import command as tiny
+from titan_ext.experiments.worldlm import command as worldlm
 
 # Each with HELP, add_arguments(parser) and run(options) -> figures; its docstring describes it.
 _BENCHMARKS = {
@@ -47,6 +48,7 @@ _BENCHMARKS = {
     "sync": sync,
     "tiny": tiny,
     "wan": wan,
+    "worldlm": worldlm,
 }
 
 

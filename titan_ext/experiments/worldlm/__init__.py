@@ -1,0 +1,1 @@
+"""Federations of federations: a shared backbone and key layers of each site\x27s own."""

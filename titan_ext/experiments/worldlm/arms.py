@@ -1,0 +1,105 @@
+"""What is compared: one model for all sites, some layers of each site's own, and each site alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from titan_ext.semi_sync import ScopeConfig, SemiSyncConfig
+
+LOCAL, CENTRALISED = "local", "centralised"
+FEDAVG, FEDPER, WORLDLM, SWAPPED, UNROUTED = (
+    "fedavg",
+    "fedper",
+    "worldlm",
+    "worldlm_swapped",
+    "worldlm_swapped_unrouted",
+)
+_KEY_BLOCKS = 0.3
+
+_WORLDLM: dict[str, dict[str, Any]] = {
+    WORLDLM: {},
+    "worldlm_uniform": {"temperature": 1e9},
+    "worldlm_fedatt": {"attention": "fedatt"},
+    SWAPPED: {},
+    UNROUTED: {"routing_share": 0.0},
+}
+ARMS = (LOCAL, CENTRALISED, FEDAVG, "diloco", "hierarchical", FEDPER, *_WORLDLM)
+SWAPPED_ARMS = (SWAPPED, UNROUTED)
+"""In which the last sites of the first two federations have changed places."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What all runs share."""
+
+    corpus: str
+    """Folder with a folder for each language; empty for made-up languages."""
+    federations: str
+    """Languages, one a site, with a comma between sites and a slash between federations."""
+    dim: int
+    layers: int
+    steps: int
+    """Inner steps; a multiple of ``sync_every``."""
+    batch: int
+    length: int
+    sync_every: int
+    device: str
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """The languages of each federation."""
+        return [group.split(",") for group in self.federations.split("/")]
+
+    @property
+    def languages(self) -> list[str]:
+        """Of the sites."""
+        return [language for group in self.groups for language in group]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What a run came to."""
+
+    losses: list[float | None]
+    """Of each site's model on held-out text of its language, nats a byte token."""
+    bytes_sent: int
+    """By all sites."""
+    tokens_sha256: str
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Mean over the sites; infinite for a run that diverged."""
+        known = [loss for loss in self.losses if loss is not None]
+        return sum(known) / len(known) if len(known) == len(self.losses) else inf
+
+
+def regions(arm: str, settings: Settings) -> list[str]:
+    """Of each site."""
+    found = [f"f{place}" for place, group in enumerate(settings.groups) for _ in group]
+    if arm in SWAPPED_ARMS:
+        first, second = len(settings.groups[0]) - 1, len(settings.groups[0]) + len(settings.groups[1]) - 1
+        found[first], found[second] = found[second], found[first]
+    return found
+
+
+def outer_loop(arm: str, settings: Settings) -> SemiSyncConfig:
+    """Of an arm with more than one model."""
+    every = settings.sync_every
+    shared: dict[str, Any] = {"sync_every": every, "outlier_threshold": 0.0}
+    if arm in _WORLDLM:
+        own: Mapping[str, Any] = {"federations": 1, "key_blocks": _KEY_BLOCKS, **_WORLDLM[arm]}
+        config = SemiSyncConfig(
+            method="worldlm", outer_optimizer="average", topology="regions", settings={"worldlm": dict(own)}, **shared
+        )
+    elif arm == "hierarchical":
+        config = SemiSyncConfig(method="local_sgd", topology="regions", region_sync_every=max(1, every // 4), **shared)
+    elif arm == FEDPER:
+        last = max(1, round(_KEY_BLOCKS * settings.layers))
+        patterns = [f"layers.{block}.*" for block in range(settings.layers - last, settings.layers)]
+        personal = ScopeConfig(name="personal", parameters=[*patterns, "lm_head.*"], shared="local")
+        config = SemiSyncConfig(method="local_sgd", scopes=[personal], **shared)
+    else:
+        config = SemiSyncConfig(method={FEDAVG: "local_sgd"}.get(arm, arm), **shared)
+    return config

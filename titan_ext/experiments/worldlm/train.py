@@ -1,0 +1,101 @@
+"""One run: a language at each site, trained alone, as one model, or with layers of the site's own."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from titan_ext.data.tokenizers.byte_tokenizer import VOCABULARY
+from titan_ext.experiments.convergence.train import rate
+from titan_ext.experiments.models import finite, initialised, loss_of, small_sizes
+from titan_ext.experiments.sites import DataParallel, InnerTraining, SemiSynchronous, Sites
+from titan_ext.experiments.text import Batch
+from titan_ext.experiments.tuning import Run
+from titan_ext.experiments.worldlm.arms import CENTRALISED, LOCAL, Result, Settings, outer_loop, regions
+from titan_ext.experiments.worldlm.text import training, validation
+from titan_ext.models import get_model_spec
+
+_BETAS = (0.9, 0.99)
+
+
+class Alone:
+    """Sites that never meet.
+
+    Args:
+        inner: each site's training.
+    """
+
+    def __init__(self, inner: list[InnerTraining]) -> None:
+        self._inner = inner
+        self.models: list[torch.nn.Module] = [each.model for each in inner]
+        self.diverged = False
+
+    def step(self, batches: Sequence[Batch]) -> None:
+        for each, batch in zip(self._inner, batches, strict=True):
+            each.step(batch)
+
+    def bytes_sent(self) -> list[int]:
+        return [0] * len(self.models)
+
+    def close(self) -> None:
+        pass
+
+
+def train(settings: Settings, run: Run) -> Result:
+    """Train each site from the seed's model on the seed's text; measure each on its own language at the end.
+
+    Raises:
+        UserError: a corpus cannot be read, or has too little text.
+    """
+    started, seen = time.perf_counter(), hashlib.sha256()
+    texts = [training(settings, language, run.seed) for language in settings.languages]
+    sites = _sites(settings, run)
+    for _ in range(settings.steps):
+        batches = [next(text) for text in texts]
+        for batch in batches:
+            seen.update(batch.inputs.numpy().tobytes())
+        sites.step([batch.to(settings.device) for batch in batches])
+        if sites.diverged:
+            break
+    sites.close()
+    losses = [
+        finite(_measured(settings, model, language))
+        for model, language in zip(sites.models, settings.languages, strict=True)
+    ]
+    return Result(
+        losses=losses,
+        bytes_sent=sum(sites.bytes_sent()),
+        tokens_sha256=seen.hexdigest(),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _sites(settings: Settings, run: Run) -> Sites:
+    count = len(settings.languages)
+    inner = [_inner(settings, run) for _ in range(1 if run.method == CENTRALISED else count)]
+    if run.method == CENTRALISED:
+        return DataParallel(inner[0], count)
+    if run.method == LOCAL:
+        return Alone(inner)
+    options = [
+        {"name": f"{place} {language}", "labels": {"region": region}}
+        for place, (language, region) in enumerate(zip(settings.languages, regions(run.method, settings), strict=True))
+    ]
+    return SemiSynchronous(inner, outer_loop(run.method, settings), options)
+
+
+def _inner(settings: Settings, run: Run) -> InnerTraining:
+    sizes = small_sizes(settings.dim, settings.layers, settings.length)
+    model = initialised(
+        get_model_spec("llama3", "tiny", vocab_size=VOCABULARY, **sizes).model, run.seed, settings.device
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=_BETAS, weight_decay=0.0)
+    return InnerTraining(model, optimizer, partial(rate, steps=settings.steps))
+
+
+@torch.no_grad()
+def _measured(settings: Settings, model: torch.nn.Module, language: str) -> float:
+    losses = [loss_of(model, batch.to(settings.device)).item() for batch in validation(settings, language)]
+    return sum(losses) / len(losses)
