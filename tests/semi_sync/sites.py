@@ -20,12 +20,12 @@ TIMEOUT = timedelta(seconds=30)
 
 
 @contextmanager
-def lighthouse(min_sites: int, heartbeat_timeout_ms: int = 5000) -> Iterator[str]:
-    """A lighthouse that waits for every living site."""
+def lighthouse(min_sites: int, heartbeat_timeout_ms: int = 5000, join_timeout_ms: int = 30_000) -> Iterator[str]:
+    """A lighthouse that waits for every living site, if not for longer."""
     server = LighthouseServer(
         bind="[::]:0",
         min_replicas=min_sites,
-        join_timeout_ms=30_000,
+        join_timeout_ms=join_timeout_ms,
         quorum_tick_ms=20,
         heartbeat_timeout_ms=heartbeat_timeout_ms,
     )
@@ -88,6 +88,7 @@ def run_sites(
     min_sites: int | None = None,
     before: Callable[[int], None] = lambda index: None,
     heartbeat_timeout_ms: int = 5000,
+    join_timeout_ms: int = 30_000,
 ) -> list[Any]:
     """Call ``body(index, manager)`` at every site at once and return what each returned.
 
@@ -95,7 +96,7 @@ def run_sites(
     site that raises ends the run with what it raised; the others' managers are shut down.
     """
     minimum = min_sites or num_sites
-    with lighthouse(minimum, heartbeat_timeout_ms) as address, ExitStack() as managers:
+    with lighthouse(minimum, heartbeat_timeout_ms, join_timeout_ms) as address, ExitStack() as managers:
 
         def site(index: int) -> Any:
             before(index)

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from tests.lab.virtual_sites import VirtualSites
+from tests.lighthouse_page import wait_for_requests
+from tests.semi_sync.sites import Meeting, outer_loop, run_sites
 from titan_ext.semi_sync import SemiSyncConfig
 from titan_ext.semi_sync.plan.resolve import resolve
 from titan_ext.semi_sync.testing import InProcessSites
@@ -163,6 +165,43 @@ def test_a_site_whose_work_the_others_have_already_does_not_bring_it_again():
     assert values == theirs
     moved = [RATES[0] * 2 if record.participants == 1 else 1.5 * 2 for record in first if record.committed]
     assert values == {sum(moved)} or values == {sum(moved) + 1.0}
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+def test_torchfts_own_lighthouse_and_transfer_do_the_same(delay):
+    """The third site comes after a round that went on without it, and brings what it did before and after that."""
+    others_went_on = Meeting()
+
+    def body(site, own):
+        model, records, taken = TwoLayers(), [], []
+        settings = dict(method="local_sgd", sync_every=2, fragment_sync_delay=delay, late_work="keep")
+        outer = outer_loop(model, [], own, name=f"site{site}", on_round=records.append, **settings)
+        outer.join()
+        while outer.inner_step < 8:
+            if site == 2 and len(taken) == 3:
+                others_went_on.wait()
+            if site != 2 and outer.inner_step == 5 + delay:
+                others_went_on.arrive()
+                wait_for_requests(own.lighthouse, 1)
+            for each in model.parameters():
+                each.data += RATES[site]
+            taken.append(outer.inner_step)
+            outer.step()
+        outer.finish()
+        return records, len(taken), outer.shared_state_sha256(), [each[0, 0].item() for each in model.parameters()]
+
+    results = run_sites(3, body, min_sites=2, join_timeout_ms=4000)
+    assert len({sha for _, _, sha, _ in results}) == 1
+    first, third = results[0][0], results[2][0]
+    assert [record.contributors for record in first if len(record.contributors) == 2] == [["site0", "site1"]]
+    assert [record.staleness for record in first if record.staleness] == [{"site2": 1}]
+    healed = next(record for record in third if record.healed)
+    assert healed.contributors == ["site0", "site1", "site2"] and results[2][1] < 8
+    if not delay:
+        discount = 2.0**-0.5
+        late = (2 * RATES[0] + 2 * RATES[1] + discount * 2 * RATES[2]) / (2 + discount)
+        alike = 2 * sum(RATES) / 3
+        assert results[0][3] == pytest.approx([alike + 2 * (RATES[0] + RATES[1]) / 2 + late + alike] * 2)
 
 
 @pytest.mark.parametrize("fragments", [1, 2])
