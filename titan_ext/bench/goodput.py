@@ -15,7 +15,8 @@ The table has, for each, as the mean over seeds with a 95% interval of Student's
                  were, while they were there: what the killed ones had not brought yet is lost in all arms;
   training       share of that time in which they took inner steps;
   stalled        the longest time for which inner steps of a site stood still, in a round or waiting for one;
-  quorum         the longest time from a site's call for a round to the sites' agreement on it, beside inner steps or not;
+  absent         the longest time for which all sites of a committed round were there and waited for others, beside inner
+                 steps or not, until they had agreed without those;
   failed         rounds that were not committed, as a share of those that one site saw;
   stale          contributions of sites that rounds before had not waited for, and the largest number of commits missed.
 """
@@ -184,13 +185,17 @@ def figures(outcome: "Outcome", step_tokens: int, step_seconds: float, faults: S
     rounds = {record.round: record for site in outcome.sites for _, record in site.rounds if record.committed}
     records = [record for site in outcome.sites for _, record in site.rounds]
     there = sum(site.ended - site.started - site.away_seconds for site in outcome.sites)
+    waited: dict[int, float] = {}
+    for record in records:
+        if record.committed:
+            waited[record.round] = min(record.seconds_quorum, waited.get(record.round, record.seconds_quorum))
     witness = [record for _, record in max((site.rounds for site in outcome.sites), key=len)]
     stale = [missed for record in rounds.values() for missed in record.staleness.values()]
     return {
         "goodput": sum(record.tokens for record in rounds.values()) / step_tokens / ((there - lost) / step_seconds),
         "training": sum(site.training_seconds for site in outcome.sites) / there,
         "stalled": max(record.seconds_stalled or 0.0 for record in records),
-        "quorum": max(record.seconds_quorum for record in records),
+        "absent": max(waited.values()),
         "failed": sum(not record.committed for record in witness) / len(witness),
         "rounds": float(len(rounds)),
         "stale": float(len(stale)),
@@ -201,7 +206,7 @@ def figures(outcome: "Outcome", step_tokens: int, step_seconds: float, faults: S
 def _summary(seeds: Sequence[dict[str, float]]) -> dict[str, float]:
     """Means over the seeds; of times and staleness the largest; of goodput the half width of its interval."""
     found = {key: round(statistics.fmean(each[key] for each in seeds), 4) for key in seeds[0]}
-    found |= {key: round(max(each[key] for each in seeds), 3) for key in ("stalled", "quorum", "most_stale")}
+    found |= {key: round(max(each[key] for each in seeds), 3) for key in ("stalled", "absent", "most_stale")}
     spread = statistics.stdev(each["goodput"] for each in seeds) if len(seeds) > 1 else 0.0
     half = _T.get(len(seeds), 2.0) * spread / len(seeds) ** 0.5
     return {**found, "goodput_half_width": round(half, 4)}
@@ -214,14 +219,14 @@ def _print(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
         f"{options.sites} sites of which {_quorum(options)} make a quorum, a fault every {options.fault_seconds:g} s, "
         f"{options.minutes:g} minutes of virtual time, {options.seeds} seed(s)"
     )
-    titles = ["rounds", "goodput", "training", "stalled", "quorum", "failed", "rounds a run", "stale", "most stale"]
+    titles = ["rounds", "goodput", "training", "stalled", "absent", "failed", "rounds a run", "stale", "most stale"]
     body = [
         [
             row["arm"],
             f"{row['goodput']:.1%} ± {row['goodput_half_width']:.1%}",
             f"{row['training']:.1%}",
             f"{row['stalled']:.1f} s",
-            f"{row['quorum']:.1f} s",
+            f"{row['absent']:.1f} s",
             f"{row['failed']:.1%}",
             f"{row['rounds']:.0f}",
             f"{row['stale']:.0f}",

@@ -112,10 +112,7 @@ class Committer:
         if summed.remembered is not None:
             self.progress.share = summed.remembered
         if self.exchange.plan.lateness.trains_on and result.role is Role.MEMBER:
-            # The run's count of inner steps is that of the site that is furthest; this one takes fewer.
-            before = self.progress.step
-            self.progress.step += max(0, step - result.launch.step)
-            self.schedule.catch_up(before, self.progress.step)
+            self._follow_furthest(result)
         self.schedule.settle(summed.parts)
         changed = {states[index].key for index in summed.parts}
         checksum = self.checksum.after(changed)
@@ -126,6 +123,18 @@ class Committer:
         if self.exchange.plan.lateness.trains_on and result.keeps_work:
             # At once, and so in time: by its own pace a slow site would come too late for every fragment.
             self.schedule.again(self.exchange.plan.next_in_turn(self.exchange.lineage.commits))
+
+    def _follow_furthest(self, result: RoundResult) -> None:
+        """The run's count of inner steps is that of the site that is furthest; another one has taken fewer.
+
+        That site has come to the round at the step of the verdict, and taken the steps that overlap the exchange since; what
+        this one took while it waited for it is not on top of that.
+        """
+        before = self.progress.step
+        delay = max(self.exchange.states[index].rule.delay for index in result.rules)
+        there = result.verdict.step + min(before - result.launch.step, delay)
+        self.progress.step = max(before, there)
+        self.schedule.catch_up(before, self.progress.step)
 
     def _count_staleness(self, result: RoundResult, summed: Sum) -> None:
         """What this site still has to bring has become older by a commit; what it has brought, or dropped, begins anew."""
