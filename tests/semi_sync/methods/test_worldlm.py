@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.semi_sync.sites import outer_loop, run_sites
+from tests.lighthouse_page import wait_for_requests
+from tests.semi_sync.sites import Meeting, outer_loop, run_sites
 from tests.semi_sync.wire.test_bytes import Counter
 from titan_ext.semi_sync import SemiSyncConfig
 from titan_ext.semi_sync.state import attention
@@ -543,6 +544,40 @@ REGIONS = ["eu", "us", "us"]
 
 def started(settings, index, regions):
     return settings | {"name": f"site{index}", "labels": {"region": regions[index]}}
+
+
+def test_a_newcomer_in_a_running_federation_holds_what_its_neighbour_does():
+    """With real managers: the round that takes it in, and those in which it then contributes."""
+    newcomer_may_come = Meeting()
+    settings = vars(config_of(dict(federations=1, routing_share=0.9), sync_every=2))
+
+    def before(index):
+        if index == 2:
+            newcomer_may_come.wait()
+
+    def body(index, own):
+        model = Model(seed=index)
+        outer = outer_loop(model, torch.optim.SGD(model.parameters()), own, **started(settings, index, REGIONS))
+        outer.join()
+        joined_at = outer.inner_step
+        while outer.inner_step < 8:
+            if index == 0 and outer.inner_step == 4:
+                newcomer_may_come.arrive()
+            if index < 2 and outer.inner_step == 4:
+                wait_for_requests(own.lighthouse, 1)
+            local_step(model, index, outer.inner_step)
+            outer.step()
+        outer.finish()
+        nodes = [state.global_flat.clone() for state in key_states(outer)[:2]]
+        return joined_at, nodes, outer.shared_state_sha256(), values(model)
+
+    results = run_sites(3, body, min_sites=2, before=before)
+    assert results[2][0] > 4
+    assert len({digest for *_, digest, _ in results}) == 1
+    (_, alone, *_), (_, nodes, _, mine), (_, nodes_of_late, _, late) = results
+    assert all(map(torch.equal, nodes, nodes_of_late))
+    assert torch.equal(alone[0], nodes[0]) and not torch.equal(alone[1], nodes[1])
+    assert all(not torch.equal(mine[name], late[name]) for name in KEYS)
 
 
 @pytest.mark.parametrize("comes_back", [False, True])
