@@ -218,3 +218,32 @@ def test_a_stream_that_breaks_off(tmp_path: Path, error: Exception, kind: type[E
     with pytest.raises(kind, match="cannot read the stream") as raised:
         list(feed._guarded(_broken_stream(error)))
     assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "x.csv"])
+def test_records_without_a_text_are_told_and_nul_is_refused(name, tmp_path, caplog):
+    path, texts = tmp_path / name, ["one", None, "two", "", "three"]
+
+    def put(values: list[str | None]) -> None:
+        if name == "x.parquet":
+            parquet.write_table(pyarrow.table({"text": pyarrow.array(values, pyarrow.string())}), path)
+        elif name == "x.csv":
+            path.write_text("\n".join(["text,id", *(f"{value or ''},1" for value in values)]) + "\n")
+        else:
+            path.write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
+
+    def read(**settings: Any) -> tuple[list[str], Any]:
+        feed = open_feed(TextDataLoader.Config(dataset=str(path), shuffle=False, infinite=False, **settings))
+        return [document.text for document in feed.read(0, None, 0, 1)], feed.bad_records
+
+    put(texts)
+    found, records = read()
+    assert [text for text in found if text] == ["one", "two", "three"] and records.empty == 2
+    assert "document 2 has no text (it is empty, or null) and is passed over, 1 so far" in caplog.text
+    if name == "x.csv":
+        return  # a file of text, which is refused as a whole
+    put(["one", "bi\0nary", "two"])
+    with pytest.raises(BadRecord, match="document 2: its text has NUL characters.*on_bad_record = 'skip'"):
+        read()
+    found, records = read(on_bad_record="skip")
+    assert found == ["one", "", "two"] and (records.count, records.empty) == (1, 0)

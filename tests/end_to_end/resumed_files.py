@@ -26,6 +26,7 @@ class Case:
     """A way to go on."""
 
     flags: tuple[str, ...] = ()
+    """``{folder}`` in them is that of all ways."""
     prepare: Callable[[Path], None] = _leave
     """What happens to the site's folder before."""
 
@@ -64,7 +65,7 @@ def resume_in_ways(config: Path, first: list[str], cases: Mapping[str, Case], fo
         shutil.copytree(folder / "first", dump, symlinks=True)
         before = len((dump / name / "metrics.jsonl").read_text().splitlines())
         way.prepare(dump / name)
-        error = train(dump, [*first, *way.flags])
+        error = train(dump, [*first, *(flag.format(folder=folder) for flag in way.flags)])
         metrics = dump / name / "metrics.jsonl"
         lines = [json.loads(line) for line in metrics.read_text().splitlines()[before:]]
         found[case] = {

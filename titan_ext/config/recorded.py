@@ -35,7 +35,11 @@ def check_resumed(site: Any) -> None:
     record, checkpoints = folder / FILE_NAME, folder / site.config.checkpoint.folder
     if not site.config.checkpoint.enable or not record.is_file() or not any(checkpoints.glob("step-*/.metadata")):
         return
-    recorded = json.loads(record.read_text(encoding="utf-8"))
+    recorded = _read(record)
+    name = recorded.get("model", {}).get("name", site.model.name)
+    if name != site.model.name:
+        problem = f"was {show(name)} in this run so far ({record}); another model needs another dump_folder"
+        raise site.settings.error("model.name", problem, site.model.name)
     for key, then, now in changes(recorded, site.config.model_spec.model):
         problem = f"was {show(then)} in this run so far ({record}); another model needs another dump_folder"
         raise site.settings.error(f"model.{key}", problem, now)
@@ -67,7 +71,22 @@ def read_record(checkpoint: Path) -> dict[str, Any] | None:
         checkpoint: folder of one step, in the run's folder of checkpoints.
     """
     record = checkpoint.absolute().parent.parent / FILE_NAME
-    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+    return _read(record) if record.is_file() else None
+
+
+def _read(record: Path) -> dict[str, Any]:
+    """What a run has recorded.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{record}: the run's record is damaged ({error}): restore it, or remove it") from None
+    if not isinstance(found, dict) or not all(isinstance(found.get(key, {}), dict) for key in ("model", "resolved")):
+        raise UserError(f"{record}: the run's record is damaged (no settings): restore it, or remove it")
+    return found
 
 
 def changes_since(checkpoint: Path, config: Any) -> list[str]:

@@ -18,26 +18,44 @@ class BadRecords:
 
     Attributes:
         count: documents that were left out.
+        empty: records without a text, which are no documents.
     """
 
     def __init__(self, action: OnBadRecord, tell: Callable[[int, str], None] | None = None) -> None:
         self._action = action
         self._tell = tell or _log
         self.count = 0
+        self.empty = 0
 
-    def text(self, read: Callable[[], str]) -> str:
+    def text(self, read: Callable[[], str], where: str = "a record") -> str:
         """What ``read`` returns; empty, which is no document, where it is left out.
+
+        Args:
+            read: raises BadRecord for what cannot be used.
+            where: which document it is, for a text in which no format finds anything wrong.
 
         Raises:
             BadRecord: it cannot be used, and is not to be left out.
         """
         try:
-            return read()
+            text = read()
+            if "\0" in text:
+                raise BadRecord(f"data: {where}: its text has NUL characters, as binary data has")
+            if not text:
+                self._pass_over(where)
+            return text
         except BadRecord as error:
             if self._action == "error":
                 raise BadRecord(f"{error}; data.on_bad_record = 'skip' leaves such documents out") from None
             self.leave_out([str(error)])
             return ""
+
+    def _pass_over(self, where: str) -> None:
+        self.empty += 1
+        if _is_told(self.empty):
+            logging.getLogger().warning(
+                "data: %s has no text (it is empty, or null) and is passed over, %d so far", where, self.empty
+            )
 
     def leave_out(self, problems: Iterable[str]) -> None:
         """Counts and tells documents that are left out, by what is wrong with each."""
@@ -47,6 +65,10 @@ class BadRecords:
 
 
 def _log(count: int, problem: str) -> None:
-    """The first few, then ever fewer: each power of two."""
-    if count & (count - 1) == 0:
+    if _is_told(count):
         logging.getLogger().warning("%s: left out (data.on_bad_record), %d so far", problem, count)
+
+
+def _is_told(count: int) -> bool:
+    """The first few, then ever fewer: each power of two."""
+    return count & (count - 1) == 0

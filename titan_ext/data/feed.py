@@ -111,7 +111,7 @@ class CorpusFeed:
         mine = self.order(epoch)[shard::shards].copy()
         for position in range(place or 0, len(mine)):
             number = int(mine[position])
-            text = self.bad_records.text(partial(self.corpus.read, number))
+            text = self.bad_records.text(partial(self.corpus.read, number), f"document {number + 1}")
             yield Document(position, text, self.corpus.source(number), number)
 
     def settings(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from titan_ext.trainer.disks import Disks, StoredFile, find_disks, stored_files
 from titan_ext.trainer.optimizers import OptimizersContainer
 from titan_ext.trainer.resuming import PartialLoadPlanner, Stored, flattened, fresh_words, stored_shapes
 from titan_ext.trainer.split_checkpoint import SplitReader
+from titan_ext.trainer.stored_bytes import broken_part
 
 _Found = TypeVar("_Found")
 _HUGGING_FACE = ("model.safetensors.index.json", "model.safetensors")
@@ -56,6 +57,7 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         """Whether a step is not to be saved, because another data source of the round has yet to take it."""
         self.notes: list[str] = []
         """What a user should know of the checkpoint that was loaded."""
+        self._sound: set[str] = set()
         self.loaded = ""
         """The checkpoint that was loaded; empty where there was none."""
         self.model_config: Any = None
@@ -128,7 +130,7 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
                 raise UserError(f"checkpoint {checkpoint_id}: the model has no Hugging Face format")
             # Every rank looks for itself, and all come to the same end.
             check_weights(Path(checkpoint_id), self.model_config, type(self.sd_adapter), quantised=from_quantized)
-        elif problem := self._first_rank(lambda: damage(checkpoint_id, files)):
+        elif problem := (self._first_rank(lambda: damage(checkpoint_id, files)) or self._broken(checkpoint_id, files)):
             raise UserError(f"checkpoint {checkpoint_id}: {problem}; choose another")
         states = {name: state_dict[name] for name in self.states if name in state_dict}
         weights = {key: value for key, value in state_dict.items() if key not in states}
@@ -169,7 +171,13 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         return fresh | {part: part for name in loaded for part in sorted(stored.lacks_parts(wanted[name]))}
 
     def not_gone_on_from(self, dump_folder: str) -> str | None:
-        """What is to be said of checkpoints in a site's folder of which none was loaded; None if there are none."""
+        """What is to be said of what a user may think that the run goes on from, and it does not; None for nothing.
+
+        Args:
+            dump_folder: the site's.
+        """
+        if self.loaded and self.initial_load_path and os.path.dirname(self.loaded) == os.path.normpath(self.folder):
+            return f"checkpoint.initial_load_path is not read: this run goes on from its own {self.loaded}"
         folders = [path for path in Path(dump_folder).glob("*/step-*") if path.name.removeprefix("step-").isdigit()]
         found = sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
         if self.loaded or not found:
@@ -243,16 +251,39 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         """The latest checkpoint that is whole; -1 if none has ever been."""
         folder = folder or self.folder
         files = self._files(folder)
-        return self._first_rank(lambda: self._latest_whole(folder, files))
+        broken: dict[int, str] = {}
+        while (step := self._first_rank(lambda: self._latest_whole(folder, files, broken))) >= 0:
+            problem = self._broken(self._create_checkpoint_id(step, folder), files)
+            if problem is None:
+                break
+            broken[step] = problem
+        return step
 
-    def _latest_whole(self, folder: str, files: Mapping[str, StoredFile] | None) -> int:
+    def _broken(self, checkpoint: str, files: Mapping[str, StoredFile] | None) -> str | None:
+        """What is wrong with the bytes of a checkpoint, of which every rank reads a part; None for nothing, or where they
+        are not all within reach. A collective."""
+        if checkpoint in self._sound or files is not None or filesystem.is_remote(checkpoint):
+            return None
+        if not self._first_rank(lambda: _has_metadata(checkpoint)):
+            return None
+        try:
+            own = broken_part(checkpoint, torch.distributed.get_rank(), torch.distributed.get_world_size())
+        except OSError as error:
+            own = reason(error)
+        problem = next(filter(None, SiteRanks().gather(own)), None)
+        if problem is None:
+            self._sound.add(checkpoint)
+        return problem
+
+    def _latest_whole(self, folder: str, files: Mapping[str, StoredFile] | None, broken: Mapping[int, str]) -> int:
         names = set(filesystem.listdir(folder)) if filesystem.isdir(folder) else set()
         names |= {path.partition("/")[0] for path in files or ()}  # what other nodes have may be all that is left
         steps = [int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d+)", name))]
         damaged, cut_short = [], []
         for step in sorted(steps, reverse=True):
             checkpoint = self._create_checkpoint_id(step, folder)
-            problem = damage(checkpoint, None if files is None else _below(files, f"step-{step}"))
+            of_sizes = None if files is None else _below(files, f"step-{step}")
+            problem = broken.get(step) or damage(checkpoint, of_sizes)
             if problem is None:
                 return step
             logger.warning("checkpoint %s is passed over: %s", checkpoint, problem)

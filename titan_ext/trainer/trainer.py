@@ -344,6 +344,10 @@ class Trainer(GradientStepTrainer):
         settings = settings_changes(self._saved_settings, self.settings)
         passed_over = self.checkpointer.not_gone_on_from(self.config.dump_folder)
         since = [passed_over] if passed_over else []
+        if self.step >= self.config.training.steps:
+            since.append(
+                f"nothing is left to train: step {self.step} is taken, training.steps is {self.config.training.steps}"
+            )
         since += [f"settings are not those of the checkpoint: {'; '.join(settings)}"] if settings else []
         for note in [*self.checkpointer.notes, *since, *(f"optimizer: {each}" for each in changed)]:
             self.metrics_processor.log_note(note)
