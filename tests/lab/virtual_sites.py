@@ -26,7 +26,7 @@ class VirtualSites:
     """
 
     def __init__(self, count: int, *, min_sites: int, join_seconds: float, heartbeat_seconds: float = 5.0) -> None:
-        self.simulation = Simulation()
+        self.simulation, self.join_seconds = Simulation(), join_seconds
         names = [f"site{site}" for site in range(count)]
         self.network = Network(self.simulation, Links.alike(names, Link(1e12)), Transport())
         self.lighthouse = Lighthouse(
@@ -58,6 +58,7 @@ class VirtualSites:
             clock=Clock(lambda: self.simulation.now, self.simulation.sleep),
             make_in_flight=lambda: _InFlight(self.simulation, []),
             heartbeat_timeout_seconds=5.0,
+            grace_seconds=self.join_seconds,
         )
         return SemiSync.Config(**settings).build(
             model_parts=[model], optimizers=optimizer, manager=self.managers[site], site=options, on_round=on_round

@@ -148,6 +148,7 @@ def build(
         reset_inner_optimizer=plan.reset_inner_optimizer,
         keep_local_work=keep_local_work,
         on_round=on_round,
+        grace_seconds=site.grace_seconds,
     )
 
 

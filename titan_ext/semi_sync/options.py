@@ -36,6 +36,9 @@ class SiteOptions:
     heartbeat_timeout_seconds: float = 0.0
     """After which the lighthouse takes a site for dead. A round that breaks is tried again after about as long; until
     then a quorum would be waited for, and the inner loop goes on instead."""
+    grace_seconds: float = 0.0
+    """For which a round waits for a site that is alive and late (``replica.join_timeout_seconds``); 0: not known. With
+    ``late_work = "keep"`` the site warns where it is shorter than the inner steps between two rounds."""
     norms_every: int = 0
     """Inner steps from one round whose norms are measured to the next, at least; 0: none is."""
     pairing: Literal["rank", "leader"] = "rank"

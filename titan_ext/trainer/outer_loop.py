@@ -62,6 +62,7 @@ def build_outer_loop(
             token_rows=_token_rows(trainer),
             scope_rows=expert_rows(config.fomoe, config.site, config.model_spec.model, config.semi_sync.scopes),
             heartbeat_timeout_seconds=config.replica.heartbeat_timeout_seconds,
+            grace_seconds=config.replica.join_timeout_seconds,
             norms_every=config.metrics.outer_norms_every,
             measure_loss=_measure_of_loss(trainer),
             sources=[Source(name=each.name, weight=each.weight) for each in sources],

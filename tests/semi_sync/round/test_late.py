@@ -97,6 +97,14 @@ def test_the_others_do_not_wait_beyond_the_grace_and_say_who_was_missing():
     assert records[-1].contributors == ["site0", "site1", "site2"]
 
 
+@pytest.mark.parametrize(("seconds", "warns"), [(1.9, True), (2.1, False)])
+def test_a_grace_shorter_than_the_steps_between_two_rounds_is_warned_of(seconds, warns, caplog):
+    train({}, steps=8, join_seconds=seconds, method="local_sgd", sync_every=2, late_work="keep")
+    found = [each.getMessage() for each in caplog.records if "join_timeout_seconds" in each.getMessage()]
+    assert len(found) == (len(RATES) if warns else 0)
+    assert all("= 1.9 is shorter than the inner steps between two rounds (2.0 s)" in each for each in found)
+
+
 def test_without_it_the_work_is_dropped_as_ever():
     results = train({5: 4.4}, method="local_sgd", sync_every=2)
     assert all(not record.staleness for record, *_ in results[0][0])

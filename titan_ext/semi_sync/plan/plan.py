@@ -294,6 +294,11 @@ class SyncPlan:
             rule.state == PARAMETERS and not rule.final and rule.apply.keeps_late_work for rule in self.rules
         )
 
+    @property
+    def round_spacing(self) -> float:
+        """Inner steps from one round to the next, where each fragment has its turn."""
+        return self.round_period / len({(rule.offset - 1) % rule.period for rule in self.rules})
+
     def next_in_turn(self, commits: Mapping[str, int]) -> list[int]:
         """Indices of the rules of the fragment that has waited longest, where each has its turn.
 

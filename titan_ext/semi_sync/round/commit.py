@@ -42,6 +42,8 @@ class Committer:
     """After a round that was not committed, keep what was done since the last one."""
     on_round: Callable[[RoundRecord], None] | None
     """Called with the record of every round."""
+    grace_seconds: float = 0.0
+    """For which a round waits for a late site; 0 if that is not known."""
     ledger: Ledger = field(default_factory=Ledger)
     _broken_rounds: int = field(default=0, init=False)
     """Rounds one after the other in which no site's work was finite."""
@@ -105,6 +107,7 @@ class Committer:
         if self.reset_inner_optimizer:
             self.view.reset_optimizers()
         self._count_staleness(result, summed)
+        self._warn_of_short_grace(result)
         if not result.keeps_work:
             # What was trained on during a flight counts in the next round.
             self.progress.tokens = 0 if result.role.abstains else self.progress.tokens - result.launch.tokens
@@ -123,6 +126,20 @@ class Committer:
         if self.exchange.plan.lateness.trains_on and result.keeps_work:
             # At once, and so in time: by its own pace a slow site would come too late for every fragment.
             self.schedule.again(self.exchange.plan.next_in_turn(self.exchange.lineage.commits))
+
+    def _warn_of_short_grace(self, result: RoundResult) -> None:
+        """Once, where it is shorter than the fastest site's inner steps between two rounds."""
+        plan, times = self.exchange.plan, [site.step_time_ms for site in result.verdict.table if site.step_time_ms]
+        between = plan.round_spacing * min(times, default=0) / 1000 if plan.lateness.keeps_work else 0.0
+        if 0 < self.grace_seconds < between:
+            logger.warning(
+                "replica.join_timeout_seconds = %g is shorter than the inner steps between two rounds (%.1f s): it runs from "
+                "the first site that asks, so where a late one asks in the midst of them it is over when the others come, and "
+                "the last of those are late in turn; let it be longer",
+                self.grace_seconds,
+                between,
+            )
+            self.grace_seconds = 0.0  # said once
 
     def _follow_furthest(self, result: RoundResult) -> None:
         """The run's count of inner steps is that of the site that is furthest; another one has taken fewer.
