@@ -1,10 +1,12 @@
 """What torchrun starts at a site: ``torchrun … -m titan_ext.train --config FILE.toml --site NAME [--section.key value]``."""
 
 import argparse
+import contextlib
 import logging
 import os
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 from titan_ext.errors import UserError
 from titan_ext.replica.shutdown.process import GracefulExit
@@ -45,6 +47,7 @@ def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
     from titan_ext.config.changed import training_settings
     from titan_ext.config.recorded import check_resumed
     from titan_ext.launcher.attempt import begin_attempt
+    from titan_ext.trainer.folder_lock import in_use
 
     init_logger()
     logging.raiseExceptions = False  # where no log can be written, the last line says why
@@ -52,26 +55,28 @@ def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
     _check_launch(site)
     check_world_size(site.config, int(os.environ["WORLD_SIZE"]))
     check_outputs(site.config)
-    if os.environ["RANK"] == "0":
-        check_resumed(site)
-        save_resolved(site)
-    structured_logger.init_structured_logger(
-        source="training",
-        output_dir=site.config.dump_folder,
-        enable=site.config.debug.enable_structured_logging,
-    )
-    begin_attempt(
-        int(os.environ["RANK"]),
-        int(os.environ["WORLD_SIZE"]),
-        timedelta(seconds=site.config.comm.init_timeout_seconds),
-    )
-    trainer = site.config.build()
-    trainer.settings = training_settings(site)
-    try:
-        trainer.train()
-    finally:
-        trainer.close()
-    torch.distributed.destroy_process_group()
+    with contextlib.ExitStack() as held:
+        if os.environ["RANK"] == "0":
+            held.enter_context(in_use(Path(site.config.dump_folder)))
+            check_resumed(site)
+            save_resolved(site)
+        structured_logger.init_structured_logger(
+            source="training",
+            output_dir=site.config.dump_folder,
+            enable=site.config.debug.enable_structured_logging,
+        )
+        begin_attempt(
+            int(os.environ["RANK"]),
+            int(os.environ["WORLD_SIZE"]),
+            timedelta(seconds=site.config.comm.init_timeout_seconds),
+        )
+        trainer = site.config.build()
+        trainer.settings = training_settings(site)
+        try:
+            trainer.train()
+        finally:
+            trainer.close()
+        torch.distributed.destroy_process_group()
 
 
 def _check_launch(site) -> None:
