@@ -546,6 +546,28 @@ def started(settings, index, regions):
     return settings | {"name": f"site{index}", "labels": {"region": regions[index]}}
 
 
+def test_through_leaders_it_comes_to_the_same_bits():
+    """Whole tensors that rank 0 of each site exchanges; two federations, and layers that are routed."""
+
+    def body(index, own, pairing, models):
+        model = models[index]
+        settings = vars(routing_of()) | {"pairing": pairing}
+        regions = {"name": f"site{index}", "labels": {"region": ["eu", "eu", "us"][index]}}
+        outer = outer_loop(model, torch.optim.SGD(model.parameters()), own, **settings, **regions)
+        outer.join()
+        for step in range(1, 4):
+            local_step(model, index, step)
+            outer.step()
+        outer.finish()
+        return values(model)
+
+    # Not in the threads: they share torch's generator.
+    models = {each: [between_kinds() for _ in range(3)] for each in ("rank", "leader")}
+    ranks, leaders = (run_sites(3, partial(body, pairing=each, models=models[each])) for each in models)
+    for one, other in zip(ranks, leaders):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
 def test_a_newcomer_in_a_running_federation_holds_what_its_neighbour_does():
     """With real managers: the round that takes it in, and those in which it then contributes."""
     newcomer_may_come = Meeting()

@@ -68,7 +68,8 @@ class WorldLMSettings:
     """What has an attention of its own: a whole block, or each parameter."""
 
     temperature: float | None = None
-    """Divides what the softmax takes; the larger, the more alike constituents count. By default 0.1, and 1 with "fedatt"."""
+    """Divides what the softmax takes; the larger, the more alike constituents count. By default 0.1, and 1 with "fedatt". With
+    a low one a constituent that is most like its node makes the node still more like itself, and can take it over."""
 
     attention_step: float = 1.0
     """Share of the constituents' sum in a node's new layers, 0 to 1; the rest is what it had."""
