@@ -3,6 +3,7 @@
 import pytest
 
 from titan_ext.config import load_site
+from titan_ext.config.settings import hint
 from titan_ext.errors import UserError
 
 HUGE = 2**80
@@ -86,3 +87,14 @@ def test_infinity_turns_clipping_off(write):
 def test_a_schedule_that_is_cut_is_noted(flags, note, write):
     notes = [each for each in load_site(write(), "alpha", flags).notes if each.startswith("lr_scheduler")]
     assert (note in notes[0]) if note else not notes
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("\u0410damW", "did you mean AdamW? (it has a CYRILLIC CAPITAL LETTER A in it; allowed: "),
+        ("AdamW\u200b", "did you mean AdamW? (it has a ZERO WIDTH SPACE in it; allowed: "),
+    ],
+)
+def test_letters_that_look_like_others_are_named(name, words):
+    assert hint(name, ["AdamW", "SGD"]).startswith(words)

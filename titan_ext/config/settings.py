@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -154,6 +155,10 @@ def hint(name: str, allowed: Iterable[str]) -> str:
     names = [str(each) for each in allowed]
     close = nearest(name, names)
     listed = f"allowed: {', '.join(names)}"
+    foreign = next((each for each in name if not each.isascii()), None)
+    if close and foreign:
+        # It may look like the letter that is meant, or like nothing.
+        listed = f"it has a {unicodedata.name(foreign, f'U+{ord(foreign):04X}')} in it; {listed}"
     return f"did you mean {close}? ({listed})" if close else listed
 
 
