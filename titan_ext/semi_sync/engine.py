@@ -18,8 +18,8 @@ from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.options import SiteOptions
 from titan_ext.semi_sync.plan.resolve import resolve, settings_by_key
 from titan_ext.semi_sync.plan.schedule import StepTimer
-from titan_ext.semi_sync.plan.weighting import UNKNOWN, OwnWork, Standing
-from titan_ext.semi_sync.round.box import told
+from titan_ext.semi_sync.plan.weighting import UNKNOWN
+from titan_ext.semi_sync.round.launching import RoundLauncher
 from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.site.ranks import tensors_sha256
 from titan_ext.semi_sync.state.checksum import model_checksum
@@ -115,11 +115,8 @@ class SemiSync:
         self._in_flight = site.make_in_flight()
         self._clock = site.clock
         self._timer = StepTimer(site.clock.now)
-        self._step_time_ms = 0
-        self._site_weight = site.weight
+        self._launcher = RoundLauncher(self.plan, self._progress, self._participation, self._timer, site.weight)
         self._measure_loss = site.measure_loss or (lambda: UNKNOWN)
-        self.weight_factor = 1.0
-        """What the site's weight in the rounds to come is multiplied by; the training loop's to set."""
         self._restored = False
         if register:
             self._manager.register_state_dict_fn("titan_ext", self.receive_shared_state, self.shared_state)
@@ -139,7 +136,7 @@ class SemiSync:
         if self._in_flight.due(self.inner_step) and self._may_apply():
             self._apply_in_flight()
         if self._sources.more and (rules := self.plan.due(self.inner_step)):
-            self.inner_step = self._sources.end_turn(rules, self._weight(rules))
+            self.inner_step = self._sources.end_turn(rules, self._launcher.weight(rules))
         elif self._schedule.advance(self.inner_step) and not self._in_flight.under_way:
             self._run_round()
         if self.plan.sync_point == "before_step":
@@ -184,50 +181,9 @@ class SemiSync:
         return committed
 
     def _begin(self, rules: Sequence[int], role: Role = Role.MEMBER) -> Launch:
-        done = self._participation.all_sent
-        if not self._participation.launch(rules) and role is Role.MEMBER:
-            role = Role.SITTING_OUT
-        launch = Launch(
-            role=role,
-            rules=tuple(rules),
-            step=self.inner_step,
-            weight=self._weight(rules) if role is Role.MEMBER else 0.0,
-            sources=self._sources.count,
-            tokens=self._progress.tokens,
-            work={index: self._progress.work.get(index, (0, 0)) for index in rules},
-            standing=self._standing(),
-            pace=told(self._participation.box.pace(self._progress.tokens)),
-            step_time_ms=self._take_step_time(),
-            weights=self._weights() if role is Role.MEMBER else {},
-            staleness=dict(self._progress.staleness),
-            done=done,
-        )
+        launch = self._launcher.launch(rules, role)
         self._exchange.healing.begin(launch)
         return launch
-
-    def _take_step_time(self) -> int:
-        """Milliseconds of an inner step; of a site that has just sat out, what the last ones took it."""
-        self._step_time_ms = self._timer.take_milliseconds() or self._step_time_ms
-        return self._step_time_ms
-
-    def _weight(self, rules: Sequence[int]) -> float:
-        # One weight a round; its first rule is of the parameters where any is.
-        tokens, steps = self._progress.work.get(rules[0], (0, 0)) if rules else (0, 0)
-        if self._sources.in_use:
-            tokens, steps = self._sources.tokens, self._sources.steps
-        fixed = self._site_weight * self._sources.current.weight
-        work = OwnWork(fixed=fixed, tokens=tokens, steps=steps)
-        return self.plan.weighting.own_weight(work) * self.weight_factor
-
-    def _weights(self) -> dict[int, float]:
-        """By rule, for a site that comes late and learns the rules from the others."""
-        rules = range(len(self.plan.rules)) if self.plan.lateness.keeps_work else ()
-        return {index: self._weight([index]) for index in rules}
-
-    def _standing(self) -> Standing:
-        loss = self._progress.loss
-        merit = self.plan.weighting.merit(loss) if loss >= 0 else UNKNOWN
-        return Standing(loss=loss, merit=merit, share=self._progress.share)
 
     def _count(self, tokens: int) -> None:
         self._sources.count_step(self._progress.step)
@@ -337,6 +293,15 @@ class SemiSync:
         self._manager.serve_snapshot_requests()
 
     # -- where the run stands ------------------------------------------------------------------------
+
+    @property
+    def weight_factor(self) -> float:
+        """What the site's weight in the rounds to come is multiplied by; the training loop's to set."""
+        return self._launcher.weight_factor
+
+    @weight_factor.setter
+    def weight_factor(self, factor: float) -> None:
+        self._launcher.weight_factor = factor
 
     @property
     def inner_step(self) -> int:
