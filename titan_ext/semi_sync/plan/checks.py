@@ -32,6 +32,8 @@ _CHOICES = {
     "source_placement": ("own", "pollen"),
 }
 
+_FEW = 1000
+
 SOURCE_KEYS = {
     "sources_per_round": None,
     "source_optimizer": None,
@@ -75,7 +77,7 @@ def _check_fragments(config: SemiSyncConfig) -> None:
     count, period, delay = config.num_fragments, config.sync_every, config.fragment_sync_delay
     require(count >= 1, "num_fragments", count, "at least 1")
     even = f"a divisor of sync_every ({period}), so that fragments sync at even distances"
-    if count > period:
+    if count > max(period, _FEW):
         # Raised where others are gathered: what follows would make a rule for each.
         raise InvalidValue("num_fragments", count, f"must be {even}")
     require(period % count == 0, "num_fragments", count, even)
