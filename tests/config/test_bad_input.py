@@ -138,7 +138,10 @@ CASES = {
         with_("", "[replica]\nquorum_timeout_seconds = 0\n"),
         ["replica.quorum_timeout_seconds = 0", "above 0"],
     ),
-    "weight 0": (with_('name = "beta"', 'name = "beta"\nweight = 0'), ['site "beta": weight = 0.0', "from 1e-06 to 1e+06"]),
+    "weight 0": (
+        with_('name = "beta"', 'name = "beta"\nweight = 0'),
+        ['site "beta": weight = 0.0', "from 1e-06 to 1e+06"],
+    ),
     "weight nan": (
         with_('name = "beta"', 'name = "beta"\nweight = nan'),
         ['site "beta": weight', "must be a number, got nan"],

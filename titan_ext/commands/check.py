@@ -76,7 +76,7 @@ def _as_text(file: str, sites: list, everything: bool) -> str:
 
 def _missing(file: str, costs: Mapping[str, tuple[Any, Any]]) -> list[Any]:
     """What this machine lacks for the sites, each once, the room for all of them included."""
-    from titan_ext.config.capacity import lacking_capacity
+    from titan_ext.config.checks.capacity import lacking_capacity
     from titan_ext.config.findings import TO_START
 
     found = {str(each): each for site, _ in costs.values() for each in site.missing if each.need in TO_START}

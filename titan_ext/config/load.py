@@ -9,9 +9,13 @@ from pathlib import Path
 import torch
 from torchtitan.tools.utils import device_type
 
-from titan_ext.config import checks, machine
 from titan_ext.config.binder import Binder
 from titan_ext.config.build import Built, build_config, dump_root, keys_by_name, section_names
+from titan_ext.config.checks import outer_loop, values
+from titan_ext.config.checks.machine import check_machine
+from titan_ext.config.checks.run import model_checks, run_checks
+from titan_ext.config.checks.sites import check_sites
+from titan_ext.config.checks.unread import notes_on_unread
 from titan_ext.config.dept import find_vocabulary
 from titan_ext.config.findings import TO_BUILD, TO_START, TO_TRAIN, Findings, Missing, Need
 from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select
@@ -19,9 +23,7 @@ from titan_ext.config.layout import Layout, check_batch, check_layout, resolve_l
 from titan_ext.config.model import ModelChoice
 from titan_ext.config.nodes import Nodes, notes_on, spread
 from titan_ext.config.pairing import resolve_pairing
-from titan_ext.config.run_checks import model_checks, run_checks
 from titan_ext.config.settings import Origin, Settings, one_line, show
-from titan_ext.config.without_effect import notes_on_unread
 from titan_ext.semi_sync.plan.components import shares_sparse_rows
 from titan_ext.semi_sync.plan.resolve import fill_defaults
 from titan_ext.trainer.cpu import adapt
@@ -102,7 +104,7 @@ def load_run(path: str | Path, overrides: Sequence[str] = (), needs: Collection[
         findings.take([plan.settings.findings for plan in plans])
         if not findings.mistakes:
             with findings.catch():
-                checks.check_sites(str(path), sites)
+                check_sites(str(path), sites)
     findings.enforce(str(path), needs)
     return Run(str(path), sites)
 
@@ -177,9 +179,9 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: 
     built = build_config(settings, plan.site, header, weights)
     config = built.config
     with findings.check():
-        checks.check_numbers(settings, config)
+        values.check_numbers(settings, config)
     with findings.check():
-        checks.check_sections(settings, config)
+        values.check_sections(settings, config)
     notes, derived = list(built.notes), dict(built.derived)
     with findings.check():
         derived |= _fill_method(settings, config)
@@ -200,7 +202,7 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: 
         if origin is Origin.PLATFORM and settings.get(key) is not None
     ]
     notes += notes_on_unread(settings, config)
-    data = machine.check_machine(settings, config, layout)
+    data = check_machine(settings, config, layout)
     notes += [str(each) for each in findings.lacking([Need.VOCABULARY])]
     return Site(
         name=plan.site.name,
@@ -232,24 +234,24 @@ def _check_whole(
     notes: list[str] = []
     for check in (
         lambda: check_layout(settings, config, layout),
-        lambda: checks.check_max_length(settings, config),
-        lambda: checks.check_experts(settings, config, layout),
-        lambda: checks.check_export(settings, config),
+        lambda: values.check_max_length(settings, config),
+        lambda: values.check_experts(settings, config, layout),
+        lambda: values.check_export(settings, config),
         *model_checks(settings, config),
     ):
         with findings.check():
             check()
     if built.tokenizer is not None:
         with findings.check():
-            notes += checks.check_vocabulary(settings, config, built.model, built.tokenizer)
+            notes += values.check_vocabulary(settings, config, built.model, built.tokenizer)
         notes += built.tokenizer.notes
     derived: dict[str, Origin] = {}
     with findings.check():
-        notes += checks.check_outer_loop(settings, config, plan.site.count)
-        notes += checks.check_rounding(config) + checks.check_switch(config) + checks.check_warmup(config)
+        notes += outer_loop.check_outer_loop(settings, config, plan.site.count)
+        notes += values.check_rounding(config) + values.check_switch(config) + values.check_warmup(config)
         derived |= _pair(config, plans)
-        checks.check_pairing(settings, config)
-        checks.check_rows(settings, config, layout)
+        outer_loop.check_pairing(settings, config)
+        outer_loop.check_rows(settings, config, layout)
         if config.semi_sync.method != "none" and config.semi_sync.pairing == "leader":
             notes.append("rank 0 of each site exchanges for all its ranks (semi_sync.pairing): layouts may differ")
     with findings.check():

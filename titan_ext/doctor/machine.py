@@ -76,7 +76,7 @@ def _disk(site: Any) -> list[Finding]:
 
 def check_memory(site: Any) -> list[Finding]:
     """What a sync takes, against what this machine has."""
-    from titan_ext.config.capacity import lacking_capacity
+    from titan_ext.config.checks.capacity import lacking_capacity
     from titan_ext.config.cost.cost import site_cost
 
     cost = site_cost(site)

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from titan_ext.config.checks.run import BF16_STATES
 from titan_ext.config.cost.inner_states import InnerStates
 from titan_ext.config.cost.outer_cost import OuterRounds, outer_costs
 from titan_ext.config.layout import Layout, pipeline_stages
 from titan_ext.config.model import buffer_shapes, parameter_shapes
 from titan_ext.config.pipeline import is_v_shaped, within
-from titan_ext.config.run_checks import BF16_STATES
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 
 _FP32 = 4

@@ -10,10 +10,10 @@ from typing import Any
 from torchtitan.tools import filesystem
 from torchtitan.tools.utils import device_type
 
+from titan_ext.config.checks.run import BF16_STATES
 from titan_ext.config.findings import Need, SettingError
 from titan_ext.config.layout import Layout
 from titan_ext.config.losses import name_of
-from titan_ext.config.run_checks import BF16_STATES
 from titan_ext.config.settings import Settings
 from titan_ext.data.corpora.listing import NotThere
 from titan_ext.data.corpora.stream import PREFIX, StreamName

@@ -1,0 +1,162 @@
+"""What an outer loop needs of the model, its optimizer, its data and its layout."""
+
+from collections.abc import Collection
+from typing import Any
+
+from titan_ext.config.binder import Binder
+from titan_ext.config.cost.inner_states import InnerStates
+from titan_ext.config.losses import name_of
+from titan_ext.config.model import parameter_shapes
+from titan_ext.config.outer_loop import plan_of
+from titan_ext.config.settings import Settings
+from titan_ext.semi_sync.bind import averages_state, is_elementwise
+from titan_ext.semi_sync.methods.registry import METHODS
+from titan_ext.semi_sync.plan.components import shares_sparse_rows
+from titan_ext.semi_sync.plan.plan import PARAMETERS, SOURCES_NEED, SyncPlan
+from titan_ext.semi_sync.plan.regions import REGION
+from titan_ext.semi_sync.plan.scopes import assign
+
+_NO_TEXT = (
+    'needs text that the site does not train on; hold some out with data.split = "train" and data.holdout_fraction, or '
+    'with files that are called "validation" or "test"'
+)
+
+
+def check_outer_loop(settings: Settings, config: Any, num_sites: int) -> list[str]:
+    """Refuse an outer loop that its method, its plan or the model does not allow.
+
+    Args:
+        num_sites: sites of the file; others may join them.
+
+    Returns:
+        notes for the user.
+    """
+    binder, outer = Binder(settings), config.semi_sync
+    if outer.method == "none":
+        if getattr(config.dataloader, "has_sources", False):
+            raise settings.error("semi_sync.method", "must be an outer loop with data sources", "none")
+        return []
+    plan = binder.guard("semi_sync", type(outer), lambda: plan_of(config))
+    if plan.num_fragments > 1 or plan.fragments is not None or plan.scopes:
+        binder.guard("semi_sync", type(outer), lambda: _assign(config, plan))
+    _check_states(settings, config, plan)
+    _check_sources(settings, config, plan)
+    if plan.weighting.needs_loss and config.dataloader.held_out() is None:
+        raise settings.error("semi_sync.weighting", _NO_TEXT, outer.weighting)
+    for group in plan.groups:
+        if group.split("/")[0] not in config.site.labels:
+            if group.startswith(REGION):
+                raise settings.error(REGION, "is missing: [semi_sync] speaks of regions, so every site needs one")
+            problem = f'has no "{group}", by which a scope of [semi_sync] is shared; every site needs one'
+            raise settings.error("labels", problem, config.site.labels)
+    if config.training.dtype != "float32" and any(rule.apply.needs_fp32 for rule in plan.rules):
+        problem = f'must be "float32" with semi_sync.method = "{outer.method}"'
+        raise settings.error("training.dtype", problem, config.training.dtype)
+    return _without_effect(config, plan, num_sites)
+
+
+def _without_effect(config: Any, plan: SyncPlan, num_sites: int) -> list[str]:
+    """Notes on settings that come to nothing, or to less than they say."""
+    outer, steps = config.semi_sync, config.training.steps
+    notes = METHODS.get(outer.method).notes([group.optimizer_kwargs for group in config.optimizer.param_groups])
+    first = min(rule.period for rule in plan.rules if not rule.final)
+    if steps < first:
+        notes.append(f"training.steps ({steps}) ends before the first sync (every {first} steps)")
+    if outer.sites_per_round is not None and outer.sites_per_round >= num_sites:
+        notes.append(
+            f"semi_sync.sites_per_round = {outer.sites_per_round} of {num_sites} sites: all take part in each round"
+        )
+    needed = max(rule.wire.aggregation.sites_needed for rule in plan.rules)
+    if needed > num_sites:
+        notes.append(
+            f'semi_sync.aggregation = "{outer.aggregation}" needs {needed} sites to do what it says; of {num_sites} it '
+            "leaves out fewer"
+        )
+    inner = METHODS.get(outer.method).inner
+    optimizers = sorted({group.optimizer_name for group in config.optimizer.param_groups})
+    if inner and inner not in optimizers:
+        notes.append(
+            f'semi_sync.method = "{outer.method}" is made for optimizer.name = "{inner}", not {", ".join(optimizers)}'
+        )
+    return notes
+
+
+def _check_sources(settings: Settings, config: Any, plan: SyncPlan) -> None:
+    """Refuse data sources with what cannot be had of a site that trains several models in turn."""
+    data = config.dataloader
+    key = "data.source" if data.source else "data.sources"
+    if not data.has_sources:
+        if plan.sources.placement == "pollen":
+            problem = "needs data sources that all sites can read: [[source]] tables, or data.sources"
+            raise settings.error("semi_sync.source_placement", problem, "pollen")
+        return
+    if not plan.takes_sources:
+        raise settings.error(key, SOURCES_NEED)
+    if plan.weighting.needs_loss:
+        problem = "weighs by the loss on held-out text of one corpus, and the site has data sources"
+        raise settings.error("semi_sync.weighting", problem, config.semi_sync.weighting)
+    if name_of(config.loss) is not None:
+        raise settings.error(
+            "loss.name", "must be left out with data sources: it keeps statistics of one corpus", name_of(config.loss)
+        )
+    if config.regularizer.phases:
+        problem = "must be left out with data sources, which take turns"
+        raise settings.error("regularizer.phases", problem, [phase.name for phase in config.regularizer.phases])
+    if config.optimizer_switch.step:
+        raise settings.error(
+            "optimizer_switch.step",
+            "must be left out with data sources, which take turns",
+            config.optimizer_switch.step,
+        )
+
+
+def _check_states(settings: Settings, config: Any, plan: Any) -> None:
+    """Refuse an inner optimizer without the states that the method exchanges."""
+    states = InnerStates(config.optimizer)
+    kept = states.kept(parameter_shapes(config))
+    names = ", ".join(sorted({group.optimizer_name for group in config.optimizer.param_groups}))
+    for rule in plan.rules:
+        having = [rule.state == PARAMETERS or not keys.isdisjoint(rule.state.split("|")) for keys in kept.values()]
+        if (rule.required == "all" and not all(having)) or (rule.required == "some" and not any(having)):
+            problem = f"exchanges the inner optimizer's {rule.state.replace('|', ' or ')}, which {names} does not keep"
+            raise settings.error("semi_sync.method", problem, config.semi_sync.method)
+    _check_covered(settings, config, plan, set().union(*kept.values()) - states.own_keys(), names)
+
+
+def _check_covered(settings: Settings, config: Any, plan: Any, kept: Collection[str], optimizers: str) -> None:
+    """Refuse a method that averages some of the inner optimizer's states and leaves others out."""
+    averaged = {key for rule in plan.rules if averages_state(rule) for key in rule.state.split("|")}
+    left = sorted({*kept} - averaged)
+    if averaged and left:
+        problem = f"averages the inner optimizer's states, but knows nothing of {left[0]!r}, which {optimizers} keeps"
+        raise settings.error("semi_sync.method", problem, config.semi_sync.method)
+
+
+def check_pairing(settings: Settings, config: Any) -> None:
+    """Refuse leaders for a method that works on each rank's own shards.
+
+    Raises:
+        UserError: naming the method.
+    """
+    outer = config.semi_sync
+    if outer.method == "none" or outer.pairing != "leader":
+        return
+    if not all(is_elementwise(rule) for rule in plan_of(config).rules):
+        problem = "works on each rank's own shards and needs one parallel layout at all sites"
+        raise settings.error("semi_sync.method", problem, outer.method)
+
+
+def check_rows(settings: Settings, config: Any, layout: Any) -> None:
+    """Refuse to pair ranks that hold different rows of a table which is shared by row.
+
+    Raises:
+        UserError: naming the pairing.
+    """
+    outer, cut = config.semi_sync, layout.shard * layout.context * layout.tensor > 1
+    if outer.method != "none" and outer.pairing == "rank" and cut and shares_sparse_rows(outer):
+        problem = 'must be "leader" where embeddings are shared by row and cut over ranks'
+        raise settings.error("semi_sync.pairing", problem, "rank")
+
+
+def _assign(config: Any, plan: SyncPlan) -> None:
+    assign({name: shape.numel() for name, shape in parameter_shapes(config).items()}, plan)

@@ -1,0 +1,67 @@
+"""Settings that must be equal at all sites of a run."""
+
+import dataclasses
+from typing import Any
+
+from titan_ext.config.dept import own_vocabulary
+from titan_ext.config.model import VOCABULARY
+from titan_ext.config.settings import show
+from titan_ext.errors import UserError
+
+# What a site may choose for itself although it shares the outer loop's other settings.
+_SITES_OWN = {"outer_state_device"}
+
+
+def check_sites(file: str, sites: list) -> None:
+    """Refuse sites that cannot exchange with each other.
+
+    Args:
+        file: the configuration file, for the wording.
+        sites: the ``Site`` objects of the run.
+
+    Raises:
+        UserError: naming the two sites and what differs.
+    """
+    first = sites[0]
+    for other in sites[1:]:
+        for what, ours, theirs in _differences(first, other):
+            raise UserError(
+                f'{file}: sites "{first.name}" and "{other.name}" differ in {what}: {show(ours)} and {show(theirs)};'
+                + (
+                    ' ranks are paired between sites (semi_sync.pairing = "leader" lets layouts differ)'
+                    if what.startswith("parallelism")
+                    else " model, outer loop and last step must be equal"
+                )
+            )
+
+
+def _differences(first: Any, other: Any) -> list[tuple[str, Any, Any]]:
+    """Name and the two values of everything that must be equal and is not."""
+    found = []
+    if first.model.name != other.model.name or first.model.flavor != other.model.flavor:
+        found.append(("model", f"{first.model.name} {first.model.flavor}", f"{other.model.name} {other.model.flavor}"))
+    known = first.model.overrides.get(VOCABULARY) and other.model.overrides.get(VOCABULARY)
+    # A tokenizer that is on another machine leaves its rows open.
+    rows = set() if known and not own_vocabulary(first.config.dept) else {VOCABULARY}
+    for key in sorted({*first.model.overrides, *other.model.overrides} - rows):
+        found.append((f"model.{key}", first.model.overrides.get(key), other.model.overrides.get(key)))
+    if first.config.semi_sync.pairing == "rank":
+        found += [
+            (f"parallelism.{axis} degree", getattr(first.layout, axis), getattr(other.layout, axis))
+            for axis in ("replicate", "shard", "context", "tensor", "pipeline")
+        ]
+        own = {"data_parallel_shard_degree", "pipeline_parallel_microbatch_size"}
+        found += _fields("parallelism", first, other, own)
+    if first.config.semi_sync.method != "none":
+        found.append(("training.steps", first.config.training.steps, other.config.training.steps))
+    found += _fields("semi_sync", first, other, _SITES_OWN)
+    found += _fields("optimizer_switch", first, other, set())
+    found += _fields("dept", first, other, set())
+    found += _fields("fomoe", first, other, set())
+    return [(what, ours, theirs) for what, ours, theirs in found if ours != theirs]
+
+
+def _fields(section: str, first: Any, other: Any, own: set[str]) -> list[tuple[str, Any, Any]]:
+    ours, theirs = getattr(first.config, section), getattr(other.config, section)
+    names = [each.name for each in dataclasses.fields(ours) if each.name not in own]
+    return [(f"{section}.{name}", getattr(ours, name), getattr(theirs, name)) for name in names]
