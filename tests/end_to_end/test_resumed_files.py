@@ -117,6 +117,7 @@ def test_what_is_not_as_it_was_is_said(case, found):
         "another folder": ["1", "2", "3"],
         "cut": ["2", "3"],
         "flipped": ["2", "3"],
+        "nothing left": [],
     }
     assert list(found[case]["losses"]) == steps.get(case, ["3"])
 
