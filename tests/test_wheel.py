@@ -69,6 +69,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert "titan-ext = titan_ext.cli:main" in entry_points
 
 
+@pytest.mark.slow
 def test_the_demo_is_trained_from_the_wheel(elsewhere: tuple[Path, dict[str, str]], installed: Path) -> None:
     folder, environment = elsewhere
     flags = ["--training.steps=4", "--semi_sync.sync_every=2", "--training.local_batch_size=2", "--plain"]

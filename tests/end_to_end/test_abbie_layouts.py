@@ -38,7 +38,7 @@ def alone(tmp_path_factory, text_corpus) -> dict[str, dict]:
 
 @pytest.mark.parametrize(
     "layout",
-    ["tp2", "pp2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp2", "fsdp2_tp2", "fsdp2_pp2"))],
+    ["pp2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tp2", "fsdp2", "fsdp2_tp2", "fsdp2_pp2"))],
 )
 def test_layouts_equal_a_single_process(layout, alone, tmp_path, text_corpus):
     results = run(layout, tmp_path, text_corpus, CASES)

@@ -36,7 +36,7 @@ def alone(tmp_path_factory, text_corpus) -> dict[str, dict]:
     "layout, backend",
     [
         pytest.param("fsdp2", "spmd_types", marks=pytest.mark.slow),
-        ("tp2", "spmd_types"),
+        pytest.param("tp2", "spmd_types", marks=pytest.mark.slow),
         ("pp2", "spmd_types"),
         pytest.param("tp2", "partial_dtensor", marks=pytest.mark.slow),
         pytest.param("fsdp2_tp2", "spmd_types", marks=pytest.mark.slow),

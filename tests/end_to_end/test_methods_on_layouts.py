@@ -19,11 +19,10 @@ _plain: dict[str, dict] = {}
 @pytest.mark.parametrize(
     ("layout", "resumed"),
     [
-        *(pytest.param(layout, OWN_STATES, id=layout) for layout in ("plain", "pp2")),
-        pytest.param("fsdp2_tp2", ("mt_dao", "lordo"), id="fsdp2_tp2"),
+        *(pytest.param(layout, OWN_STATES, id=layout) for layout in ("plain", "fsdp2", "pp2")),
         *(
             pytest.param(layout, tuple(CASES), marks=pytest.mark.slow, id=f"{layout}, all resumed")
-            for layout in ("plain", "fsdp2", "pp2", "tp2")
+            for layout in ("plain", "fsdp2", "pp2", "tp2", "fsdp2_tp2")
         ),
     ],
 )

@@ -19,7 +19,14 @@ def run_python(code: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(
     "first",
-    ["titan_ext", "titan_ext.semi_sync", "titan_ext.models.llama3", "titan_ext.data.loader", "titan_ext.config.load"],
+    [
+        "titan_ext",
+        "titan_ext.semi_sync",
+        *(
+            pytest.param(module, marks=pytest.mark.slow)
+            for module in ("titan_ext.models.llama3", "titan_ext.data.loader", "titan_ext.config.load")
+        ),
+    ],
 )
 def test_torchtitan_settles_on_the_cpu_whichever_module_comes_first(first):
     done = run_python(f"import {first}\nfrom torchtitan.tools.utils import device_type; print(device_type)")

@@ -67,6 +67,7 @@ def command(corpus, *flags: str) -> list[str]:
     return ["bench", "tiny", *sizes, "--corpus", corpus, *flags]
 
 
+@pytest.mark.slow
 def test_all_questions_with_their_arms(corpus, monkeypatch, capsys, tmp_path):
     """Every arm of every part trains; rows compare with data parallelism on equal tokens; the rest is taken up."""
     monkeypatch.setattr(RunPool, "train", pretend)
