@@ -247,3 +247,10 @@ def test_records_without_a_text_are_told_and_nul_is_refused(name, tmp_path, capl
         read()
     found, records = read(on_bad_record="skip")
     assert found == ["one", "", "two"] and (records.count, records.empty) == (1, 0)
+
+
+def test_built_in_modules_without_a_docstring_are_not_told_of(monkeypatch):
+    feed = open_feed(TextDataLoader.Config(dataset="builtin:docs"))
+    monkeypatch.setattr(feed.corpus, "read", lambda number: "")
+    assert [document.text for document in islice(feed.read(0, None, 0, 1), 3)] == [""] * 3
+    assert feed.bad_records.empty == 0

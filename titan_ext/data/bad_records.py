@@ -27,12 +27,13 @@ class BadRecords:
         self.count = 0
         self.empty = 0
 
-    def text(self, read: Callable[[], str], where: str = "a record") -> str:
+    def text(self, read: Callable[[], str], where: str = "a record", may_be_empty: bool = False) -> str:
         """What ``read`` returns; empty, which is no document, where it is left out.
 
         Args:
             read: raises BadRecord for what cannot be used.
             where: which document it is, for a text in which no format finds anything wrong.
+            may_be_empty: a text that is empty is nothing to tell of.
 
         Raises:
             BadRecord: it cannot be used, and is not to be left out.
@@ -41,7 +42,7 @@ class BadRecords:
             text = read()
             if "\0" in text:
                 raise BadRecord(f"data: {where}: its text has NUL characters, as binary data has")
-            if not text:
+            if not text and not may_be_empty:
                 self._pass_over(where)
             return text
         except BadRecord as error:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from titan_ext.data.bad_records import BadRecords
-from titan_ext.data.corpora.corpus import Corpus
+from titan_ext.data.corpora.corpus import BUILTIN, Corpus
 from titan_ext.data.order import Split, epoch_order, share, split_documents
 from titan_ext.errors import UserError
 
@@ -85,6 +85,8 @@ class CorpusFeed:
         self.bad_records = bad_records or BadRecords("error")
         self.bad_records.leave_out(corpus.problems)
         self._selection = selection
+        # Modules without a docstring are documents of the built-in prose.
+        self._may_be_empty = corpus.name.startswith(BUILTIN)
         chosen = split_documents(len(corpus), selection.split, selection.holdout_fraction)
         self.documents = share(chosen, selection.share_index, selection.share_count)
         units = corpus.units()
@@ -111,7 +113,8 @@ class CorpusFeed:
         mine = self.order(epoch)[shard::shards].copy()
         for position in range(place or 0, len(mine)):
             number = int(mine[position])
-            text = self.bad_records.text(partial(self.corpus.read, number), f"document {number + 1}")
+            read = partial(self.corpus.read, number)
+            text = self.bad_records.text(read, f"document {number + 1}", self._may_be_empty)
             yield Document(position, text, self.corpus.source(number), number)
 
     def settings(self) -> dict[str, Any]:
