@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from titan_ext.lab.lighthouse import Lighthouse, Member, Quorum
 from titan_ext.lab.manager import LabManager
 from titan_ext.lab.messages import Group
@@ -13,6 +15,16 @@ from titan_ext.links.link import Link, Links
 from titan_ext.links.tcp import Transport
 from titan_ext.semi_sync import SemiSync, SiteOptions, SiteRanks
 from titan_ext.semi_sync.round.clock import Clock
+
+
+class TwoLayers(torch.nn.Module):
+    """Two fragments' worth of parameters, all zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(2, 2, bias=False) for _ in range(2))
+        for each in self.parameters():
+            each.data.zero_()
 
 
 class VirtualSites:

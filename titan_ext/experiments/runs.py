@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -35,6 +35,20 @@ class RunResult(Protocol):
     @property
     def loss(self) -> float:
         """What learning rates are tuned by; infinite for a run that diverged."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BySite:
+    """What a result has whose loss is that of several sites."""
+
+    losses: list[float | None]
+    """Of each site on held-out text of its language, nats a byte token; None where the run diverged."""
+
+    @property
+    def loss(self) -> float:
+        """Mean over the sites; infinite for a run that diverged."""
+        known = [loss for loss in self.losses if loss is not None]
+        return sum(known) / len(known) if len(known) == len(self.losses) else inf
 
 
 R = TypeVar("R", bound=RunResult)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.lab.virtual_sites import VirtualSites
+from tests.lab.virtual_sites import TwoLayers, VirtualSites
 from tests.lighthouse_page import wait_for_requests
 from tests.semi_sync.sites import Meeting, outer_loop, run_sites
 from titan_ext.semi_sync import SemiSyncConfig
@@ -13,14 +13,6 @@ from titan_ext.semi_sync.testing import InProcessSites
 RATES = (1.0, 2.0, 4.0)
 """What an inner step adds to every parameter, by site."""
 STEPS = 16
-
-
-class TwoLayers(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(2, 2, bias=False) for _ in range(2))
-        for each in self.parameters():
-            each.data.zero_()
 
 
 def train(pauses: dict[int, float], *, min_sites: int = 2, join_seconds: float = 0.5, steps=STEPS, **settings):

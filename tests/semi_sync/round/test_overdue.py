@@ -1,9 +1,8 @@
 """Inner steps that go on where the result of a round is overdue, and sites that so come to their rounds at different steps."""
 
 import pytest
-import torch
 
-from tests.lab.virtual_sites import VirtualSites
+from tests.lab.virtual_sites import TwoLayers, VirtualSites
 from titan_ext.semi_sync import SemiSyncConfig
 from titan_ext.semi_sync.plan.resolve import resolve
 
@@ -16,14 +15,6 @@ SETTINGS = dict(
     late_work="keep",
     overdue_result="train_on",
 )
-
-
-class TwoLayers(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(2, 2, bias=False) for _ in range(2))
-        for each in self.parameters():
-            each.data.zero_()
 
 
 def train(paces: tuple[float, ...], *, steps: int, dies: float = float("inf"), **settings):

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
 
+from titan_ext.experiments.runs import BySite
 from titan_ext.regularizers import Phase
 
 ALONE, TOGETHER = "alone", "federated"
@@ -39,19 +39,11 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    """What a run came to."""
+class Result(BySite):
+    """What a run came to: the losses are those of each site's own model alone, of the shared one together."""
 
-    losses: list[float | None]
-    """Of each site on held-out text of its language, nats a byte token: of its own model alone, of the shared one together."""
     tokens_sha256: str
     seconds: float
-
-    @property
-    def loss(self) -> float:
-        """Mean over the sites; infinite for a run that diverged."""
-        known = [loss for loss in self.losses if loss is not None]
-        return sum(known) / len(known) if len(known) == len(self.losses) else inf
 
 
 def phases(arm: str, rounds: int) -> list[Phase]:

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
+from titan_ext.experiments.runs import BySite
 from titan_ext.semi_sync import ScopeConfig, SemiSyncConfig
 
 LOCAL, CENTRALISED = "local", "centralised"
@@ -58,21 +58,13 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
+class Result(BySite):
     """What a run came to."""
 
-    losses: list[float | None]
-    """Of each site's model on held-out text of its language, nats a byte token."""
     bytes_sent: int
     """By all sites."""
     tokens_sha256: str
     seconds: float
-
-    @property
-    def loss(self) -> float:
-        """Mean over the sites; infinite for a run that diverged."""
-        known = [loss for loss in self.losses if loss is not None]
-        return sum(known) / len(known) if len(known) == len(self.losses) else inf
 
 
 def regions(arm: str, settings: Settings) -> list[str]:

@@ -33,6 +33,7 @@ _CHOICES = {
 }
 
 _FEW = 1000
+"""Fragments of which rules can be made, to go on looking for mistakes."""
 
 SOURCE_KEYS = {
     "sources_per_round": None,
