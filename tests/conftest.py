@@ -14,6 +14,8 @@ os.environ.setdefault("RUST_LOG", "error")
 # seconds each time; after one answer that did not come it stops asking, so that should be found out soon.
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
+from tests.object_store import s3, s3_server  # noqa: F401
+
 
 @pytest.fixture(autouse=True)
 def no_process_outlives_its_test() -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 from titan_ext.errors import ReadError, RunError, UserError
 
@@ -9,6 +10,16 @@ from titan_ext.errors import ReadError, RunError, UserError
 _LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 # What is wrong with a path that the user chose, whatever was to be done there.
 _OF_PATHS = _LASTING - {errno.ENOENT} | {errno.EROFS, errno.EEXIST}
+# What a server's answers become that it would give again.
+_REFUSED = _LASTING | {errno.EINVAL, errno.ENOSYS, errno.EMSGSIZE, errno.EEXIST, errno.EREMCHG}
+_NETWORK = frozenset(
+    "adlfs aiobotocore aiohttp azure botocore gcsfs httpcore httpx huggingface_hub paramiko requests urllib3".split()
+)
+"""Libraries whose errors are those of a connection."""
+_CREDENTIALS = re.compile(r"Credential|Profile|Token|ParamValidation|UnknownRegion|InvalidEndpoint")
+"""In names of botocore's errors that no server has a part in."""
+_PASSING_STATUS = (408, 425, 429)
+"""Of HTTP's answers that blame the client, those that ask it to come again."""
 
 
 def reason(error: BaseException) -> str:
@@ -22,6 +33,40 @@ def path_problem(error: OSError) -> str | None:
     if error.errno not in _OF_PATHS or path is None:
         return None
     return f"{os.fsdecode(path)}: cannot be read or written: {error.strerror}"
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a failure is the network's, the server's or the disk's, so that the same may succeed later."""
+    error = _of_web_server(error)
+    status = _http_status(error)
+    if status is not None:
+        return status >= 500 or status in _PASSING_STATUS
+    if _CREDENTIALS.search(type(error).__name__) or "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return False
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno not in _REFUSED
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return False
+    # A ValueError of such a library finds fault with what it was given.
+    is_of_network = type(error).__module__.partition(".")[0] in _NETWORK and not isinstance(error, ValueError)
+    return isinstance(error, OSError | EOFError) or is_of_network
+
+
+def _of_web_server(error: BaseException) -> BaseException:
+    """What went wrong: fsspec says of whatever happens to the look at a file on a web server that it is not there."""
+    cause = error.__cause__
+    is_hidden = isinstance(error, FileNotFoundError) and isinstance(cause, Exception)
+    return cause if is_hidden and type(cause).__module__.partition(".")[0] in ("aiohttp", "builtins") else error
+
+
+def _http_status(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        named = ((error, "status"), (error, "code"), (response, "status_code"))
+        found = next((getattr(holder, name) for holder, name in named if hasattr(holder, name)), None)
+    return found if isinstance(found, int) else None
 
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> UserError | RunError:

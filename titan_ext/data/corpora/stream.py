@@ -22,12 +22,10 @@ from titan_ext.data.corpora.fingerprint import digest_of_files
 from titan_ext.data.corpora.tree import walk
 from titan_ext.data.feed import Document, Selection
 from titan_ext.data.order import mix
-from titan_ext.error_text import reason
+from titan_ext.error_text import may_pass, reason
 from titan_ext.errors import BadRecord, ReadError, UserError
 
 PREFIX = "hf:"
-_NETWORK = frozenset("aiohttp httpcore httpx huggingface_hub requests urllib3".split())
-"""Libraries whose errors are those of a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,22 +149,13 @@ class StreamFeed:
         except UserError:
             raise
         except Exception as error:  # whatever the hub, its file systems and formats raise
-            kind = ReadError if _may_pass(error) else UserError
+            kind = ReadError if may_pass(error) else UserError
             raise kind(f"data = {self.name!r}: cannot read the stream: {reason(error)}") from error
 
 
 def _digest(text: str) -> int:
     """64 bits by which a text is known again."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether it is the network's or the disk's fault, so that a restart may go on where this one stopped."""
-    if isinstance(error, FileNotFoundError | PermissionError):
-        return False
-    if isinstance(error, ConnectionError | TimeoutError) or getattr(error, "errno", None) is not None:
-        return True
-    return type(error).__module__.partition(".")[0] in _NETWORK
 
 
 def _open(spec: str, text_key: str) -> tuple[Any, Callable[[Any], str]]:
@@ -185,7 +174,7 @@ def _open(spec: str, text_key: str) -> tuple[Any, Callable[[Any], str]]:
         return (stream.to_iterable_dataset() if isinstance(stream, Dataset) else stream), take
     except Exception as error:  # as above
         # A machine that is told to stay off the network will not find it after a restart either.
-        kind = ReadError if _may_pass(error) and not config.HF_HUB_OFFLINE else UserError
+        kind = ReadError if may_pass(error) and not config.HF_HUB_OFFLINE else UserError
         raise kind(f"data = {spec!r}: cannot open the dataset: {reason(error)}") from error
 
 

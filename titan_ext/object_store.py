@@ -1,0 +1,163 @@
+"""Files behind URLs, on object stores and web servers: their file systems by fsspec, and patience with servers.
+
+Credentials and endpoints are those of fsspec's file systems: of the environment, of their own files of settings, and of
+fsspec's configuration (``FSSPEC_S3_ENDPOINT_URL``, ``~/.config/fsspec``).
+"""
+
+import logging
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from titan_ext.error_text import may_pass, reason
+from titan_ext.errors import ReadError, UserError, nearest
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+RETRY_SECONDS = 600.0
+"""How long a server may be away before what needs it fails."""
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^/]*")
+_PACKAGES = {
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("http", "https"), "aiohttp"),
+    **dict.fromkeys(("abfs", "abfss", "az", "adl"), "adlfs"),
+    **dict.fromkeys(("sftp", "ssh"), "paramiko"),
+}
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
+_CONNECT_SECONDS, _SILENCE_SECONDS = 10.0, 60.0
+
+_Result = TypeVar("_Result")
+
+
+def is_url(place: object) -> bool:
+    """Whether a place is named as a URL, ``SCHEME://…``, not as a path of this machine."""
+    return _URL.match(str(place)) is not None
+
+
+def file_system(url: str) -> "AbstractFileSystem":
+    """The file system of a URL, which takes the URL itself as a path; ask for it anew in a forked process.
+
+    Raises:
+        UserError: no file system is known for its scheme, a package is missing, or its settings cannot be used.
+    """
+    import fsspec
+    from fsspec.config import apply_config
+
+    scheme = _scheme(url)
+    try:
+        kind = fsspec.get_filesystem_class(scheme)
+        settings = apply_config(kind, _settings(scheme))
+        # What was listed once may have changed since.
+        return fsspec.filesystem(scheme, **{"use_listings_cache": False, **settings})
+    except ImportError as error:
+        package = _PACKAGES.get(scheme)
+        cure = f"pip install {package}" if package else reason(error)
+        raise UserError(f"{url!r}: a package for {scheme}:// is not installed: {cure}") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{url!r}: {_unknown(scheme) or reason(error)}") from error
+
+
+def patiently(
+    url: str, operation: "Callable[[AbstractFileSystem], _Result]", retry_seconds: float = RETRY_SECONDS
+) -> _Result:
+    """What ``operation`` returns, which is tried again while the server is away.
+
+    That a server went away, and that it is back, is logged once a process, however many threads wait for it.
+
+    Args:
+        url: whose file system it is given; what messages name.
+        operation: may be called several times.
+        retry_seconds: how long to try; 0: once.
+
+    Raises:
+        UserError: the server's answer is final: no such bucket or file, no access; or as ``file_system``.
+        ReadError: it has been away for so long.
+    """
+    server = _URL.match(url)[0]
+    end, wait = time.monotonic() + retry_seconds, _FIRST_WAIT
+    while True:
+        try:
+            result = operation(file_system(url))
+        except UserError:
+            raise
+        except Exception as error:  # whatever the many libraries below fsspec raise
+            left = end - time.monotonic()
+            if not may_pass(error):
+                raise UserError(f"{url!r}: {_refusal(error)}") from error
+            if left <= 0:
+                tried = f", tried for {retry_seconds:.0f} s" if retry_seconds else ""
+                raise ReadError(f"{url!r}: the server cannot be reached{tried}: {_words(error)}") from error
+            _away.note(server, error, left)
+            time.sleep(min(wait * random.uniform(0.5, 1.0), left))
+            wait = min(2 * wait, _LONGEST_WAIT)
+        else:
+            _away.clear(server)
+            return result
+
+
+class _Away:
+    """Which servers do not answer. Without a lock: a fork might copy it held."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def note(self, server: str, error: Exception, left: float) -> None:
+        now = time.monotonic()
+        if self._since.setdefault(server, now) is now:
+            logging.getLogger().warning("%s is away (%s); trying again for %.0f s", server, _words(error), left)
+
+    def clear(self, server: str) -> None:
+        since = self._since.pop(server, None)
+        if since is not None:
+            logging.getLogger().warning("%s is back after %.0f s", server, time.monotonic() - since)
+
+
+_away = _Away()
+
+
+def _scheme(url: str) -> str:
+    found = _URL.match(url)
+    if found is None:
+        raise UserError(f"{url!r}: not a URL")
+    return found[1].lower()
+
+
+def _settings(scheme: str) -> dict[str, Any]:
+    """Settings that fsspec's defaults are too short for: of a web server, no limit for a whole file but for silence."""
+    if scheme not in ("http", "https"):
+        return {}
+    import aiohttp
+    from fsspec.config import conf
+
+    own = (conf.get("http", {}) | conf.get("https", {})).get("client_kwargs", {})
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS)
+    return {"client_kwargs": {"timeout": timeout, "trust_env": True, **own}}
+
+
+def _unknown(scheme: str) -> str | None:
+    """The complaint about a scheme without a file system; None for one that has one."""
+    from fsspec import available_protocols
+
+    if scheme in available_protocols():
+        return None
+    close = nearest(scheme, available_protocols())
+    hint = f"; did you mean {close}://?" if close else ""
+    return f"no file system is known for {scheme}://, as s3://, gs:// and https:// have one{hint}"
+
+
+def _refusal(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return f"no access ({reason(error)})"
+    if isinstance(error, FileNotFoundError):
+        return f"not there ({_words(error)})"
+    return _words(error)
+
+
+def _words(error: Exception) -> str:
+    hidden = error.__cause__ if isinstance(error, FileNotFoundError) else None
+    return reason(hidden or error)
