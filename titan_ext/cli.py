@@ -28,7 +28,7 @@ from titan_ext.commands import (
 )
 from titan_ext.commands import help as help_command
 from titan_ext.commands.command import Command
-from titan_ext.error_text import path_problem
+from titan_ext.error_text import path_error
 from titan_ext.errors import RunError, UserError
 
 _DESCRIPTION = "Train one language model at several sites: torchtitan inside a site, an outer loop between them."
@@ -87,11 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        problem = path_problem(error)
-        if problem is None:
+        known = path_error(error)
+        if known is None:
             raise
-        print(f"titan-ext: error: {problem}", file=sys.stderr)
-        return UserError.exit_code
+        print(f"titan-ext: error: {known}", file=sys.stderr)
+        return known.exit_code
 
 
 def run(arguments: Sequence[str]) -> int:

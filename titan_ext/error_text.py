@@ -20,6 +20,7 @@ _CREDENTIALS = re.compile(r"Credential|Profile|Token|ParamValidation|UnknownRegi
 """In names of botocore's errors that no server has a part in."""
 _PASSING_STATUS = (408, 425, 429)
 """Of HTTP's answers that blame the client, those that ask it to come again."""
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def reason(error: BaseException) -> str:
@@ -27,12 +28,34 @@ def reason(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def path_problem(error: OSError) -> str | None:
-    """What is to be said of a file or folder that cannot be had and whose path the error names; None for anything else."""
+def first_failure(error: BaseException) -> BaseException:
+    """What the first of the ranks met with that failed in torch's ``CheckpointException``; of any other error, itself."""
+    failures = getattr(error, "failures", {})
+    return next((cause for cause, _ in failures.values()), error)
+
+
+def path_error(error: OSError) -> UserError | RunError | None:
+    """The error to end with where a disk is full, or a file or folder cannot be had that the error names; None for
+    anything else."""
     path = error.filename2 or error.filename  # of a file that is put into another's place, that
+    if error.errno in _NO_ROOM:
+        return unwritable("a file" if path is None else os.fsdecode(path), error)
     if error.errno not in _OF_PATHS or path is None:
         return None
-    return f"{os.fsdecode(path)}: cannot be read or written: {error.strerror}"
+    return UserError(f"{os.fsdecode(path)}: cannot be read or written: {error.strerror}")
+
+
+def unwritable(what: str, error: OSError) -> UserError | RunError:
+    """The error to raise where something cannot be written.
+
+    Args:
+        what: its path, behind the flag or key that names it.
+        error: the reason; a full disk may have room again after a restart.
+    """
+    problem = f"{what}: cannot be written: {error.strerror or reason(error)}"
+    if error.errno in _NO_ROOM:
+        return RunError(f"{problem}; make room on its disk, or name another place")
+    return UserError(problem)
 
 
 def may_pass(error: BaseException) -> bool:

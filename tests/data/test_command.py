@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from titan_ext.cli import run
+from tests.small_disk import room_for
+from titan_ext.cli import main, run
 from titan_ext.errors import UserError
 
 
@@ -38,6 +39,15 @@ def test_a_tokenizer_is_trained_shown_and_not_overwritten(
     assert call(*train, "--force") == 0
     assert call("show", "--corpus", str(lines), "--tokenizer", str(out)) == 0
     assert "280 in its vocabulary" in capsys.readouterr().out
+
+
+def test_a_full_disk_leaves_no_half_tokenizer(lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "tokenizer"
+    with room_for(1000):
+        code = main(["data", "tokenizer", "--corpus", str(lines), "--vocab-size", "280", "--out", str(out)])
+    assert code == 1
+    assert f"--out '{out}': cannot be written: File too large; make room on its disk" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["tokenizer_config.json"]
 
 
 def test_text_that_yields_fewer_tokens_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,11 +10,12 @@ import torch
 from tests.end_to_end.forked import lighthouse, start_site
 from tests.export.conftest import ROWS, STEPS, VOCABULARY
 from tests.models.abbie_models import initialised
+from tests.small_disk import room_for
 from titan_ext.config import load_site
 from titan_ext.data.tokenizers.byte_tokenizer import VOCABULARY as BYTE_VOCABULARY
 from titan_ext.data.tokenizers.byte_tokenizer import ByteTokenizer
 from titan_ext.data.tokenizers.tokenizer import build_tokenizer
-from titan_ext.errors import UserError
+from titan_ext.errors import RunError, UserError
 from titan_ext.export.folder import write_folder
 from titan_ext.export.trained import trained_model
 from titan_ext.inference.checkpoint import find_checkpoint, load_weights
@@ -106,6 +107,14 @@ def test_a_model_without_the_layout_is_refused(tmp_path):
     with pytest.raises(UserError, match="scaled by 'yarn'"):
         write_folder(tmp_path, initialised(spec.model), spec, tokenizer=ByteTokenizer(), assets="")
     assert not any(Path(tmp_path).iterdir())
+
+
+def test_half_a_folder_is_not_left(tmp_path):
+    spec = get_model_spec("llama3", "tiny", vocab_size=BYTE_VOCABULARY)
+    model = initialised(spec.model)
+    with room_for(5000), pytest.raises(RunError, match="cannot be written"):
+        write_folder(tmp_path, model, spec, tokenizer=ByteTokenizer(), assets="")
+    assert not any(tmp_path.iterdir())
 
 
 def test_step_and_weights_are_chosen(config_file):

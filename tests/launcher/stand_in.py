@@ -39,6 +39,12 @@ def train_otherwise(folder: Path) -> None:
     train(folder, digest="b" * 64)
 
 
+def chatter(folder: Path) -> None:
+    """Write to where nothing can be written, as torchft's threads do, which do not survive a failure; then train."""
+    os.write(2, b"working\n" * 20_000)
+    train(folder)
+
+
 def die_once(folder: Path) -> None:
     """Die by a signal at the first attempt, train at the second."""
     if (folder / "died").exists():
@@ -135,7 +141,7 @@ def leave_children(folder: Path) -> None:
 _BEHAVIOURS = {
     each.__name__: each
     for each in (
-        train, train_otherwise, die_once, die, lose_a_rank, refuse, stay, ignore_sigterm, have_children, leave_children,
+        train, train_otherwise, chatter, die_once, die, lose_a_rank, refuse, stay, ignore_sigterm, have_children, leave_children,
         leave, leave_alone, leave_once,
     )
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Whole launches: what is printed, how they end, and that no process stays."""
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.launcher.sites import alive, end, launch, recorded, start_launch, wait_for
+from titan_ext.launcher import guard
 from titan_ext.launcher.processes import descendants
 
 
@@ -37,6 +39,31 @@ def test_files_of_an_earlier_run_count_for_nothing(tmp_path: Path) -> None:
     assert code == 1
     assert "step" not in out.split("\n\n")[0]
     assert err == "titan-ext: error: no summary.json from east\n"
+
+
+def test_a_log_without_room_ends_no_site(tmp_path: Path) -> None:
+    (tmp_path / "east").mkdir()
+    (tmp_path / "east" / "log.txt").symlink_to("/dev/full")
+    code, out, err = launch(tmp_path, east="chatter")
+    assert code == 0, err
+    assert "east  step 3/3  loss  2.0000" in out
+
+
+def test_what_a_log_had_no_room_for_is_counted(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "output").write_bytes(b"full\nlost\nmore\nroom\n")
+    written = bytearray()
+
+    def write(log: int, data: bytes) -> int:
+        if b"lost" in data or b"more" in data:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.extend(data)
+        return len(data)
+
+    monkeypatch.setattr(guard, "_CHUNK_BYTES", 5)
+    monkeypatch.setattr(guard.os, "write", write)
+    with open(tmp_path / "output", "rb") as output:
+        guard.pass_on(output, 1)
+    assert written == b"full\n\n[10 bytes are missing here: the log could not be written]\nroom\n"
 
 
 def test_a_restart_is_announced(tmp_path: Path) -> None:
@@ -121,8 +148,7 @@ def test_no_process_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
 def test_no_process_outlives_a_guard_that_is_killed(tmp_path: Path) -> None:
     with start_launch(tmp_path, east="have_children") as process:
         wait_for(ready(tmp_path, 3), "the site")
-        guard = descendants(process.pid)[0]
-        os.kill(guard, signal.SIGKILL)
+        os.kill(descendants(process.pid)[0], signal.SIGKILL)
         # The site is started again; what is left of the first attempt is found at the end at the latest.
         wait_for(lambda: len(recorded(tmp_path)) >= 6, "the restart")
         process.send_signal(signal.SIGTERM)

@@ -4,7 +4,9 @@ import argparse
 from pathlib import Path
 
 from titan_ext.commands.command import Command
+from titan_ext.error_text import unwritable
 from titan_ext.errors import UserError
+from titan_ext.files import write_whole
 
 _DESCRIPTION = """\
 Write what Slurm, Kubernetes or SkyPilot needs to run the sites of a file, and start nothing. Names, nodes, GPUs, ports
@@ -111,9 +113,9 @@ def _write(folder: Path, files: dict[str, str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            write_whole(folder / name, text)
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written: {error.strerror}") from None
+        raise unwritable(f"--out {folder}", error) from None
 
 
 COMMAND = Command(

@@ -4,6 +4,7 @@ import argparse
 import json
 
 from titan_ext.commands.command import Command
+from titan_ext.error_text import unwritable
 from titan_ext.errors import UserError
 
 _DESCRIPTION = """\
@@ -79,8 +80,11 @@ def run(args: argparse.Namespace) -> int:
     )
     script = make_script(sites, request)
     outcome = Rehearsal(script).run()
-    if args.out is not None:
-        write_journals(args.out, outcome)
+    try:
+        if args.out is not None:
+            write_journals(args.out, outcome)
+    except OSError as error:
+        raise unwritable(f"--out {error.filename}", error) from None
     print(json.dumps(plain(args.file, outcome), indent=2) if args.json else render(args.file, outcome, script.faults))
     return 0 if outcome.finished or args.until is not None else 1
 

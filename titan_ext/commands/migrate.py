@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from titan_ext.commands.command import Command
+from titan_ext.error_text import unwritable
 from titan_ext.errors import UserError
+from titan_ext.files import write_whole
 
 _DESCRIPTION = """\
 Write a configuration of torchtitan 0.1 or 0.2 (TOML) over for this version: the same model, data, tokenizer, optimizer,
@@ -49,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
         print(text, end="")
         return 0
     try:
-        args.out.write_text(text, encoding="utf-8")
+        write_whole(args.out, text)
     except OSError as error:
-        raise UserError(f"{args.out}: cannot be written: {error.strerror}") from None
+        raise unwritable(f"--out {args.out}", error) from None
     print(f"{args.out}: {_summary(done)}; titan-ext check {args.out} tells what is left", file=sys.stderr)
     return 0
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from titan_ext.commands.command import Command
 from titan_ext.commands.watch import open_reader
+from titan_ext.error_text import unwritable
 from titan_ext.errors import UserError
+from titan_ext.files import write_whole
 
 _DESCRIPTION = """\
 Write one self-contained HTML file with everything that `titan-ext watch --web` shows of a run, as it is now:
@@ -79,9 +81,9 @@ def _names(targets: list[str]) -> list[str]:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
-        raise UserError(f"--out {path}: cannot be written: {error.strerror}") from error
+        raise unwritable(f"--out {path}", error) from error
 
 
 COMMAND = Command(

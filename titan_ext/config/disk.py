@@ -9,6 +9,7 @@ from typing import Any
 
 from torchtitan.tools import filesystem
 
+from titan_ext.error_text import unwritable
 from titan_ext.errors import UserError
 from titan_ext.instruments.places import FILES
 
@@ -65,7 +66,8 @@ def check_dump_folder(path: str | Path, need_bytes: int = MINIMUM_FREE_BYTES) ->
     free = _check_writable("dump_folder", Path(path))
     if free < need_bytes:
         raise UserError(
-            f"dump_folder {path}: the disk is full: {free / 2**20:.0f} MiB free, {need_bytes / 2**20:.0f} MiB needed"
+            f"dump_folder {path}: the disk is full: {free / 2**20:.0f} MiB free, {need_bytes / 2**20:.0f} MiB needed; "
+            "make room there, or set dump_folder to a folder on another disk"
         )
 
 
@@ -92,4 +94,4 @@ def _check_writable(key: str, folder: Path) -> int:
             os.fsync(probe.fileno())
         return shutil.disk_usage(folder).free
     except OSError as error:
-        raise UserError(f"{key} {folder}: cannot be written: {error.strerror or error}") from None
+        raise UserError(str(unwritable(f"{key} {folder}", error))) from None

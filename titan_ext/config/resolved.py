@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -15,6 +14,7 @@ from titan_ext.config.choices import activation_modes
 from titan_ext.config.losses import name_in_file, name_of, own_fields
 from titan_ext.config.settings import Origin
 from titan_ext.data.tokenizers.traits import identity
+from titan_ext.files import write_whole
 from titan_ext.semi_sync.plan.regions import REGION
 
 FILE_NAME = "config.json"
@@ -99,9 +99,7 @@ def save_resolved(site: Any) -> Path:
     content = dump_resolved(site)
     content["resolved"]["tokenizer"] = identity(site_tokenizer(site.config))
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    draft = path.with_suffix(".json.tmp")
-    draft.write_text(text + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    write_whole(path, text + "\n")
     return path
 
 

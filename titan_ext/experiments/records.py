@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from titan_ext import __version__
+from titan_ext.error_text import unwritable
 from titan_ext.errors import UserError
+from titan_ext.files import write_whole
 
 RESULTS = Path(__file__).parent / "results"
 """Where the records of this version of the sources are."""
@@ -58,9 +60,9 @@ def keep(name: str, arguments: Sequence[str], figures: Mapping[str, Any], folder
     path = folder / f"{name}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{_compact(asdict(record))}\n", encoding="utf-8")
+        write_whole(path, f"{_compact(asdict(record))}\n")
     except OSError as error:
-        raise UserError(f"--record {folder}: cannot be written: {error.strerror}") from error
+        raise unwritable(f"--record {folder}", error) from error
     return path
 
 

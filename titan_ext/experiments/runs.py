@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from titan_ext import __version__
 from titan_ext.bench.workers import WorkerGroup
 from titan_ext.errors import RunError, UserError
 from titan_ext.experiments.tuning import Run, missing_runs
+from titan_ext.files import write_whole
 
 
 class RunResult(Protocol):
@@ -102,9 +102,7 @@ class ResultStore(Generic[R]):
         if path is None:
             return
         content = {"run": asdict(run), "settings": asdict(self._settings), "result": asdict(cast(Any, result))}
-        draft = path.with_suffix(".part")
-        draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(draft, path)
+        write_whole(path, json.dumps(content, indent=1))
 
     def _path(self, run: Run) -> Path | None:
         if self._folder is None:

@@ -1,5 +1,6 @@
 """A model's folder in Hugging Face's Llama layout: safetensors, ``config.json`` and the tokenizer."""
 
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.models.common.decoder import Decoder
 from torchtitan.protocols.model_spec import ModelSpec
 
-from titan_ext.error_text import reason
+from titan_ext.error_text import first_failure, reason, unwritable
 from titan_ext.errors import RunError, UserError
 from titan_ext.export.llama import check_layout, llama_config
 from titan_ext.export.tokenizer_files import write_tokenizer
@@ -64,8 +65,8 @@ def write_folder(
         rows of the tables in the folder.
 
     Raises:
-        UserError: the model does not fit the layout.
-        RunError: the folder cannot be written.
+        UserError: the model does not fit the layout, or the folder may not be written.
+        RunError: the folder cannot be written; it is left empty.
     """
     check_layout(spec)
     rows = rows_in_use(spec.model)
@@ -80,13 +81,24 @@ def write_folder(
         write_tokenizer(folder, assets)
         write_description(folder, config)
     except (CheckpointException, OSError) as error:
-        raise RunError(f"--out {folder}: cannot be written: {reason(error)}") from error
+        _empty(folder)
+        cause, free = first_failure(error), shutil.disk_usage(folder).free >> 20
+        if isinstance(cause, OSError):
+            raise unwritable(f"--out {folder}", cause) from error
+        # safetensors hides the disk's complaint behind its own.
+        raise RunError(f"--out {folder}: cannot be written ({free} MiB free): {reason(cause)}") from error
     return rows
 
 
 def rows_in_use(config: Decoder.Config) -> int:
     """Rows of the model's tables that its softmax runs over."""
     return config.lm_head.used if isinstance(config.lm_head, MaskedHead.Config) else config.vocab_size
+
+
+def _empty(folder: Path) -> None:
+    """Half a model must not be taken for a whole one."""
+    for path in folder.iterdir():
+        path.unlink()
 
 
 def _write_weights(folder: Path, state: dict[str, Any]) -> None:

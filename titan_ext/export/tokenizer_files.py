@@ -6,6 +6,7 @@ from pathlib import Path
 
 from titan_ext.data.tokenizers.bpe import BOS, CONFIG_FILE, EOS, PAD, TOKENIZER_FILE
 from titan_ext.data.tokenizers.byte_tokenizer import BYTES
+from titan_ext.files import write_whole
 
 _FILES = (
     TOKENIZER_FILE,
@@ -56,4 +57,4 @@ def _write_byte_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / TOKENIZER_FILE))
     marks = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **marks, "clean_up_tokenization_spaces": False}
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")

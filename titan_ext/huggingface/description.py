@@ -7,6 +7,7 @@ from typing import Any
 
 from titan_ext.error_text import reason
 from titan_ext.errors import UserError
+from titan_ext.files import write_whole
 
 FILE_NAME = "config.json"
 _ADAPTER = "adapter_config.json"
@@ -42,4 +43,4 @@ def write_description(folder: Path, content: Mapping[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    (folder / FILE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / FILE_NAME, json.dumps(content, indent=2) + "\n")

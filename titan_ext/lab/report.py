@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from titan_ext.files import write_whole
 from titan_ext.lab.faults import Fault
 from titan_ext.lab.trace import Outcome, SiteTrace
 from titan_ext.launcher.text import bytes_text, duration_text
@@ -64,12 +65,16 @@ def plain(file: str, outcome: Outcome) -> dict[str, Any]:
 
 
 def write_journals(folder: str, outcome: Outcome) -> None:
-    """Write ``metrics.jsonl`` for each site, in virtual time, as training does: for ``titan-ext plan --from``."""
+    """Write ``metrics.jsonl`` for each site, in virtual time, as training does: for ``titan-ext plan --from``.
+
+    Raises:
+        OSError: naming what cannot be written.
+    """
     for site in outcome.sites:
         path = Path(folder, site.name)
         path.mkdir(parents=True, exist_ok=True)
         lines = sorted(_lines(site), key=lambda line: line["time"])
-        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        write_whole(path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _lines(site: SiteTrace) -> Iterator[dict[str, Any]]:

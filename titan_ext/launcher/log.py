@@ -1,10 +1,12 @@
 """The log of one process: its standard output and error, attempt after attempt."""
 
+import contextlib
 import fcntl
 import os
 import time
 from pathlib import Path
 
+from titan_ext.error_text import unwritable
 from titan_ext.errors import UserError
 
 ERROR_PREFIX = "titan-ext: error:"
@@ -28,7 +30,7 @@ class ProcessLog:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(path, "ab", buffering=0)
         except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+            raise unwritable(str(path), error) from None
         self._lock()
         self._begin = 0
 
@@ -38,7 +40,8 @@ class ProcessLog:
 
     def begin(self, title: str) -> None:
         """Mark the start of an attempt; ``tail`` and ``error_line`` read what follows."""
-        self._file.write(f"--- {title}, {time.strftime('%Y-%m-%d %H:%M:%S')} ---\n".encode())
+        with contextlib.suppress(OSError):  # a full disk must not end the launcher, which tells of it
+            self._file.write(f"--- {title}, {time.strftime('%Y-%m-%d %H:%M:%S')} ---\n".encode())
         self._begin = os.fstat(self.fileno()).st_size
 
     def tail(self, lines: int = 25, rank: int | None = None) -> list[str]:

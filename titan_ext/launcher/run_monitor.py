@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from titan_ext.files import append_line, is_full
 from titan_ext.launcher.display import Display
 from titan_ext.launcher.log import ERROR_PREFIX
 from titan_ext.launcher.results import JsonLinesFollower
@@ -42,6 +43,7 @@ class RunMonitor:
         self._max_restarts = max_restarts
         self._stops = stops
         self._stop_is_acknowledged = False
+        self._without_room: set[str] = set()
         self.failures: list[str] = []
         """What to print at the end about processes that failed for good."""
 
@@ -68,17 +70,32 @@ class RunMonitor:
     def _record(self, name: str, event: Event, text: str) -> None:
         line = {"kind": "phase", "phase": str(event.phase), "text": text.replace(f"{ERROR_PREFIX} ", "")}
         try:
-            with open(self._events[name], "a", encoding="utf-8") as file:
-                file.write(json.dumps(line | {"code": event.code, "time": round(time.time(), 3)}) + "\n")
+            append_line(self._events[name], json.dumps(line | {"code": event.code, "time": round(time.time(), 3)}))
         except OSError as error:
             self._display.note(f"{self._events[name]}: cannot be written: {error.strerror}")
 
     def show_metrics(self) -> None:
-        """Show what the sites have written since the last call."""
+        """Show what the sites have written since the last call, or that they cannot write."""
         for name, follower in self._followers.items():
             for record in follower.poll():
                 self._display.record(name, record)
+            self._look_at_disk(name)
         self._display.refresh()
+
+    def _look_at_disk(self, name: str) -> None:
+        # Such a site has no other way to say so: its log is on that disk too.
+        folder = self._events[name].parent
+        if is_full(folder) == (name in self._without_room):
+            return
+        if name in self._without_room:
+            self._without_room.remove(name)
+            self._display.note(f"{name}: the disk of {folder} has room again")
+        else:
+            self._without_room.add(name)
+            self._display.note(
+                f"{name}: the disk of {folder} is full: the site trains on, but its logs and checkpoints cannot be written "
+                "until there is room"
+            )
 
     def stop_requests(self) -> int:
         """How often the user asked to stop; the first time is acknowledged."""
@@ -103,7 +120,12 @@ def _describe(event: Event) -> tuple[str, str]:
 
 def _exit_reason(event: Event) -> str:
     left = event.code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
-    return "left, as it was asked to" if left else f"died with exit code {event.code}"
+    return "left, as it was asked to" if left else f"died with exit code {event.code}{_without_log(event)}"
+
+
+def _without_log(event: Event) -> str:
+    """Why the log may hold no reason."""
+    return f": the disk of {event.log.path} is full, make room there" if is_full(event.log.path.parent) else ""
 
 
 def _failure_report(event: Event) -> str:
@@ -113,5 +135,6 @@ def _failure_report(event: Event) -> str:
         return line
     # Of a site's ranks one has failed by itself; what the others say last is that they have lost it.
     lines = log.tail(rank=int(crashed[1])) if crashed else []
-    title = line or f"{event.job.name} failed with exit code {event.code}"
-    return "\n".join([f"{title}; the end of {log.path}:", *(f"  | {each}" for each in lines or log.tail())])
+    title = line or f"{event.job.name} failed with exit code {event.code}{_without_log(event)}"
+    lines = lines or log.tail()
+    return "\n".join([f"{title}; the end of {log.path}:", *(f"  | {each}" for each in lines)]) if lines else title

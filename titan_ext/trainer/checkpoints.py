@@ -20,7 +20,7 @@ from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
 
 from titan_ext.config.recorded import changes_since
-from titan_ext.error_text import reason
+from titan_ext.error_text import first_failure, reason
 from titan_ext.errors import RunError, UserError
 from titan_ext.huggingface.description import write_description
 from titan_ext.huggingface.fit import check_weights
@@ -141,7 +141,7 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
             else:
                 fresh = self._load_what_is_there(weights, states, checkpoint_id, files)
         except CheckpointException as error:
-            raise RunError(f"checkpoint {checkpoint_id}: cannot be read: {_cause(error)}") from None
+            raise RunError(f"checkpoint {checkpoint_id}: cannot be read: {reason(first_failure(error))}") from None
         self._begin_fresh(fresh, checkpoint_id)
         self.loaded = checkpoint_id
 
@@ -309,7 +309,9 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
                 "" if filesystem.is_remote(checkpoint) else f" ({shutil.disk_usage(self.folder).free >> 20} MiB free)"
             )
             self._remove(checkpoint)  # it is of no use, and a log may need the room
-            raise RunError(f"checkpoint {checkpoint}: cannot be written{room}: {_cause(error)}") from None
+            raise RunError(
+                f"checkpoint {checkpoint}: cannot be written{room}: {reason(first_failure(error))}"
+            ) from None
 
     def _remove(self, checkpoint: str) -> None:
         if self._disks.keeps_order(torch.distributed.get_rank()) and filesystem.exists(checkpoint):
@@ -318,10 +320,6 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
 
 def _merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.items()}
-
-
-def _cause(error: CheckpointException) -> str:
-    return reason(next(cause for cause, _ in error.failures.values()))
 
 
 def _below(files: Mapping[str, StoredFile], folder: str) -> dict[str, StoredFile]:

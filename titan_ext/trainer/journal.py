@@ -2,10 +2,13 @@
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
+
+from torchtitan.tools.logging import logger
+
+from titan_ext.files import append_line, write_whole
 
 
 class RunJournal:
@@ -18,31 +21,41 @@ class RunJournal:
 
     def __init__(self, folder: str, *, enabled: bool) -> None:
         self._folder = Path(folder)
-        self._file = None
+        self._enabled = enabled
+        self._lost = 0
         if enabled:
             self._folder.mkdir(parents=True, exist_ok=True)
             # A summary speaks of the run that ended; this one has not.
             (self._folder / "summary.json").unlink(missing_ok=True)
-            self._file = open(self._folder / "metrics.jsonl", "a", encoding="utf-8")
 
     def add(self, kind: str, values: dict[str, Any]) -> None:
-        """Append one line of the given kind; complete when this returns."""
-        if self._file is not None:
-            self._file.write(_to_json({"kind": kind, **values, "time": round(time.time(), 3)}) + "\n")
-            self._file.flush()
+        """Append one line of the given kind, complete when this returns; a disk that takes no more is reported, and so
+        is what was lost once it takes lines again."""
+        if not self._enabled:
+            return
+        try:
+            self._append(kind, values)
+        except OSError as error:
+            if not self._lost:
+                logger.error("%s: cannot be written: %s; training goes on", error.filename, error.strerror)
+            self._lost += 1
+
+    def _append(self, kind: str, values: dict[str, Any]) -> None:
+        path, now = self._folder / "metrics.jsonl", round(time.time(), 3)
+        if self._lost:
+            note = f"{self._lost} lines are missing here: the file could not be written"
+            append_line(path, _to_json({"kind": "note", "text": note, "time": now}))
+            self._lost = 0
+        append_line(path, _to_json({"kind": kind, **values, "time": now}))
 
     def summarize(self, values: dict[str, Any]) -> None:
-        """Write ``summary.json``, whole or not at all."""
-        if self._file is not None:
-            partial = self._folder / "summary.json.partial"
-            partial.write_text(_to_json(values, indent=2) + "\n", encoding="utf-8")
-            os.replace(partial, self._folder / "summary.json")
+        """Write ``summary.json``, whole or not at all.
 
-    def close(self) -> None:
-        """Close the file; further lines are dropped."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._enabled:
+            write_whole(self._folder / "summary.json", _to_json(values, indent=2) + "\n")
 
 
 def _to_json(values: dict[str, Any], indent: int | None = None) -> str:

@@ -13,6 +13,7 @@ from torchtitan.components.metrics import _get_metrics_rank
 from titan_ext.config.pipeline import is_v_shaped
 from titan_ext.semi_sync.wire.ledger import Ledger, RoundRecord
 from titan_ext.trainer.journal import RunJournal
+from titan_ext.trainer.loggers import keep_going
 from titan_ext.trainer.spikes import Spike
 from titan_ext.trainer.wandb import name_wandb_run
 
@@ -53,6 +54,7 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         if config.enable_wandb and self.is_logging_rank:
             name_wandb_run(dump_folder)
         super().__init__(config, dump_folder=dump_folder, pp_schedule=pp_schedule, **options)
+        keep_going(self.logger)
         self.journal = RunJournal(dump_folder, enabled=self.is_logging_rank)
         self._started = time.perf_counter()
         self._first_loss: float | None = None
@@ -195,8 +197,3 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
                 "steps_past_shared_state": steps_past_shared,
             }
         )
-
-    def close(self) -> None:
-        """Close the files."""
-        super().close()
-        self.journal.close()

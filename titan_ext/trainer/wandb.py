@@ -4,6 +4,8 @@ import os
 import secrets
 from pathlib import Path
 
+from titan_ext.files import write_whole
+
 _ID_FILE = "wandb_run_id"
 
 
@@ -27,5 +29,5 @@ def _kept_id(folder: Path) -> str:
     file = folder / _ID_FILE
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(secrets.token_hex(8), encoding="utf-8")
+        write_whole(file, secrets.token_hex(8))
     return file.read_text(encoding="utf-8").strip()

@@ -8,7 +8,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from titan_ext.error_text import unwritable
 from titan_ext.errors import UserError
+from titan_ext.files import write_whole
 
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|padding|>"
 SMALLEST_VOCABULARY = 256 + 3
@@ -46,7 +48,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path, *, prog
         Tokens of the vocabulary; fewer than wanted where the texts hold no more pairs to merge.
 
     Raises:
-        UserError: the vocabulary is below 259.
+        UserError: the vocabulary is below 259, or the folder cannot be written.
+        RunError: its disk is full.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -62,8 +65,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, folder: Path, *, prog
         show_progress=progress,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    _write(folder / TOKENIZER_FILE, tokenizer.to_str(pretty=True))
-    _write(folder / CONFIG_FILE, json.dumps(_config(), indent=2) + "\n")
+    try:
+        write_whole(folder / CONFIG_FILE, json.dumps(_config(), indent=2) + "\n")
+        write_whole(folder / TOKENIZER_FILE, tokenizer.to_str(pretty=True))  # last: it is what makes a tokenizer
+    except OSError as error:
+        raise unwritable(f"--out {str(folder)!r}", error) from None
     return tokenizer.get_vocab_size()
 
 
@@ -77,10 +83,3 @@ def _config() -> dict[str, object]:
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
     }
-
-
-def _write(path: Path, text: str) -> None:
-    # Whole or not at all: a run that starts meanwhile must not read half a tokenizer.
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

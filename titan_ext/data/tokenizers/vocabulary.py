@@ -1,7 +1,6 @@
 """The part of a global vocabulary that a site's documents use: V_k of DEPT (Iacob et al., ICLR 2025, A.2)."""
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,9 @@ from torchtitan.components.tokenizer import BaseTokenizer
 from titan_ext.data.feed import Feed
 from titan_ext.data.tokenizers.counting import count_tokens
 from titan_ext.data.tokenizers.traits import fingerprint, row_count, special_ids
+from titan_ext.error_text import unwritable
 from titan_ext.errors import UserError
+from titan_ext.files import write_whole
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -89,6 +90,7 @@ class Vocabulary:
 
         Raises:
             UserError: it cannot be written.
+            RunError: its disk is full.
         """
         seen = self.counts.nonzero().flatten()
         content = {
@@ -99,13 +101,11 @@ class Vocabulary:
             "counts": self.counts[seen].tolist(),
         }
         path = Path(path)
-        draft = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(content) + "\n", encoding="utf-8")
-            os.replace(draft, path)
+            write_whole(path, json.dumps(content) + "\n")
         except OSError as error:
-            raise UserError(f"vocabulary = {str(path)!r}: cannot be written: {error.strerror}") from None
+            raise unwritable(f"vocabulary = {str(path)!r}", error) from None
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":

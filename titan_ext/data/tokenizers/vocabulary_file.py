@@ -8,7 +8,7 @@ from pathlib import Path
 from torchtitan.components.tokenizer import BaseTokenizer
 
 from titan_ext.data.tokenizers.vocabulary import Vocabulary
-from titan_ext.errors import UserError
+from titan_ext.error_text import unwritable
 
 
 def site_vocabulary(path: str | Path, find: Callable[[], Vocabulary], *, tokenizer: BaseTokenizer) -> Vocabulary:
@@ -42,7 +42,7 @@ def _alone(path: Path) -> Iterator[None]:
         # Stays: a process that waits for a lock file that another removes would hold a lock of its own.
         lock = open(path.with_name(path.name + ".lock"), "wb")
     except OSError as error:
-        raise UserError(f"vocabulary = {str(path)!r}: cannot be written: {error.strerror}") from None
+        raise unwritable(f"vocabulary = {str(path)!r}", error) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

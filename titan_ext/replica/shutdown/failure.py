@@ -1,7 +1,6 @@
 """How a rank that fails says so: of the ranks of a site one speaks, the one that failed by itself and first."""
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -14,12 +13,11 @@ from typing import NoReturn
 import torch
 from torch.distributed import DistError, TCPStore
 
-from titan_ext.error_text import path_problem
+from titan_ext.error_text import path_error
 from titan_ext.errors import RunError, UserError
 from titan_ext.launcher.log import ERROR_PREFIX
 from titan_ext.replica.shutdown.process import GracefulExit, exit_at_once
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REPORTED = "titan_ext/reported"
 FAILURE_KEY = "titan_ext/failure"
 """Where the rank that speaks leaves its node, its exit code and its line, as JSON, for the agents of other nodes."""
@@ -41,10 +39,8 @@ def end_with(error: BaseException) -> NoReturn:
             exit_at_once(128 + signal.SIGINT)
         case UserError() | RunError():
             message, code = str(error), error.exit_code
-        case OSError(errno=number) if number in _NO_ROOM:
-            message, code = f"a file of the run cannot be written: {error.strerror}", RunError.exit_code
-        case OSError() if (problem := path_problem(error)) is not None:
-            message, code = problem, UserError.exit_code
+        case OSError() if (known := path_error(error)) is not None:
+            message, code = str(known), known.exit_code
         case _:
             sys.excepthook(type(error), error, error.__traceback__)
             message, code = f"rank {rank}: {type(error).__name__}: {_first_line(error)}", RunError.exit_code

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from titan_ext.files import append_line
+
 logger = logging.getLogger(__name__)
 
 
@@ -54,22 +56,10 @@ class CommitLog:
         values = asdict(commit)
         if not commit.group_digests:
             del values["group_digests"]
-        line = json.dumps({**values, "time": round(time.time(), 3)}) + "\n"
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "ab") as file:
-                if file.tell() and not self._ends_whole():
-                    file.write(b"\n")  # what a crash cut short must not swallow this line
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
+            append_line(self._path, json.dumps({**values, "time": round(time.time(), 3)}), sync=True)
         except OSError as error:
             logger.error("round %d is not in %s: %s", commit.round, self._path, error)
-
-    def _ends_whole(self) -> bool:
-        with open(self._path, "rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
 
     def _read(self) -> list[Commit]:
         try:
