@@ -49,4 +49,7 @@ def test_the_last_word_on_a_full_disk_names_file_and_cure(tmp_path: Path) -> Non
         write_whole(tmp_path / "a.txt", "x" * 1000)
     error = path_error(raised.value)
     assert isinstance(error, RunError)
-    assert str(error) == f"{tmp_path}/a.txt: cannot be written: File too large; make room on its disk, or name another place"
+    assert (
+        str(error)
+        == f"{tmp_path}/a.txt: cannot be written: File too large; make room on its disk, or name another place"
+    )

@@ -16,6 +16,7 @@ from titan_ext.doctor.peers import Links, check_lighthouse, check_members, meet
 from titan_ext.replica import ReplicaConfig
 from titan_ext.replica.membership.lighthouse_page import LighthousePage, Member, read_lighthouse_page
 from titan_ext.replica.membership.shared_secret import Secret
+from titan_ext.semi_sync.round.differences import InCommon
 
 SECRET, OTHER = Secret(b"a secret of the run's sites"), Secret(b"the secret of other sites")
 IDENTITY = "00000000-0000-0000-0000-00000000000"
@@ -31,11 +32,24 @@ def site(name: str, **settings: Any) -> SimpleNamespace:
     return SimpleNamespace(name=name, config=config, nproc=2, count=2)
 
 
-def together(url: str, plans: dict[str, dict], secrets: dict[str, Secret | None], names: list[str]) -> dict[str, Links]:
+def in_common(plan: dict[str, str]) -> InCommon:
+    return InCommon(plan={f"rule params.{key}": value for key, value in plan.items()}, tensors={}, behind_plan=plan)
+
+
+def together(
+    url: str, plans: dict[str, dict[str, str]], secrets: dict[str, Secret | None], names: list[str]
+) -> dict[str, Links]:
     with ThreadPoolExecutor() as pool:
         waiting = {
             name: pool.submit(
-                meet, url, site(name), "127.0.0.1", plan, names, secrets.get(name), 30.0 if len(plans) > 1 else 0.1
+                meet,
+                url,
+                site(name),
+                "127.0.0.1",
+                in_common(plan),
+                names,
+                secrets.get(name),
+                30.0 if len(plans) > 1 else 0.1,
             )
             for name, plan in plans.items()
         }
@@ -60,8 +74,8 @@ def test_what_differs_is_named_at_both_sites() -> None:
     plans = {"east": {"sampling.period": "10", "same": "1"}, "west": {"sampling.period": "12", "same": "1"}}
     with lighthouse(2) as url:
         found = together(url, plans, {}, ["east", "west"])
-    assert serious(found["east"]) == [("plan", "sampling.period is 12 at west, 10 here")]
-    assert serious(found["west"]) == [("plan", "sampling.period is 10 at east, 12 here")]
+    assert serious(found["east"]) == [("plan", "sampling.period is 10 at this site, 12 at west")]
+    assert serious(found["west"]) == [("plan", "sampling.period is 12 at this site, 10 at east")]
 
 
 def test_a_site_of_another_secret_and_one_that_is_not_there() -> None:

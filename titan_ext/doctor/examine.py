@@ -15,6 +15,7 @@ from titan_ext.errors import UserError
 from titan_ext.replica.address import lighthouse_url
 from titan_ext.replica.membership.lighthouse_page import read_lighthouse_page
 from titan_ext.replica.membership.shared_secret import load_secret
+from titan_ext.semi_sync.round.differences import InCommon, as_text
 
 _ALIVE_SECONDS = 10.0
 
@@ -88,21 +89,24 @@ def examine_links(site: Any, file: str, wait_seconds: float) -> Links:
     if alive:
         links = check_members(alive, site.name)
     else:
-        links = meet(lighthouse, site, host, _plan(site), names, load_secret(replica.secret_file), wait_seconds)
+        links = meet(lighthouse, site, host, _in_common(site), names, load_secret(replica.secret_file), wait_seconds)
     return Links([*findings, *links.findings], links.bits_per_second, links.round_trip_seconds)
 
 
-def _plan(site: Any) -> dict[str, str]:
-    """What has to be equal at all sites, by key."""
+def _in_common(site: Any) -> InCommon:
+    """What has to be equal at all sites, as far as the configuration tells."""
+    from titan_ext.config.common import beside_outer_loop
     from titan_ext.config.outer_loop import plan_of
+    from titan_ext.semi_sync.plan.resolve import settings_by_key
 
-    model = site.model
-    return {
-        **plan_of(site.config).fingerprint(),
-        "model": f"{model.name} {model.flavor}",
-        "training.steps": str(site.config.training.steps),
-        "semi_sync.pairing": site.config.semi_sync.pairing,
-    }
+    config = site.config
+    own = {"model": f"{site.model.name} {site.model.flavor}", "semi_sync.pairing": config.semi_sync.pairing}
+    return InCommon(
+        plan=plan_of(config).fingerprint(),
+        tensors={},
+        settings=as_text(beside_outer_loop(config) | own),
+        behind_plan=as_text(settings_by_key(config.semi_sync)),
+    )
 
 
 def _names(file: str) -> list[str]:

@@ -13,6 +13,7 @@ from titan_ext.doctor.probe import Link, Meeting, Peer, Probe, dial, measure, sa
 from titan_ext.replica.authenticated_http import Refused
 from titan_ext.replica.membership.lighthouse_page import LighthousePage, Member
 from titan_ext.replica.membership.shared_secret import Secret
+from titan_ext.semi_sync.round.differences import InCommon, differences
 
 _SKEW_SECONDS = 2.0
 _FAREWELL_SECONDS = 30.0
@@ -73,7 +74,7 @@ def meet(
     lighthouse: str,
     site: Any,
     host: str,
-    plan: Mapping[str, str],
+    in_common: InCommon,
     names: Sequence[str],
     secret: Secret | None,
     seconds: float,
@@ -84,13 +85,13 @@ def meet(
         lighthouse: its URL.
         site: this one.
         host: that it advertises.
-        plan: what has to be equal at all sites, by key.
+        in_common: what has to be equal at all sites.
         names: of all sites.
         secret: the run's.
         seconds: to wait for the others.
     """
     others = set(names) - {site.name}
-    about = {"name": site.name, "versions": versions(), "plan": dict(plan)}
+    about = {"name": site.name, "versions": versions(), "in_common": in_common.encoded().decode()}
     with Meeting(lighthouse, site.name) as meeting:
         probe = Probe(site.config.replica.state_port, about, meeting.others, secret)
         try:
@@ -164,11 +165,10 @@ def _compare(name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> l
         found.append(
             Finding("versions", level, what, why, f"pip install {key}=={ours['versions'].get(key)}, at one of them")
         )
-    plan_differs = _differences(theirs.get("plan", {}), ours["plan"])
-    if plan_differs:
-        key = plan_differs[0]
-        more = f" and {len(plan_differs) - 1} more" if len(plan_differs) > 1 else ""
-        what = f"{key} is {theirs['plan'].get(key, 'not there')} at {name}, {ours['plan'].get(key, 'not there')} here{more}"
+    if "titan_ext" in versions_differ:
+        return found  # another version may put what it has into other words
+    sites = [InCommon.decoded(each["in_common"].encode()) for each in (ours, theirs)]
+    if what := differences(sites, ["this site", name]):
         why = "sites with different plans refuse each other at the first round"
         found.append(
             Finding("plan", Level.PROBLEM, what, why, "start all sites from the same file, with the same flags")

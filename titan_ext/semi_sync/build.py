@@ -1,6 +1,5 @@
 """A plan and a rank's tensors, put together to the parts of the engine."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from titan_ext.semi_sync.round.agreement import BITS, MOST_GROUPS, MOST_RULES, N
 from titan_ext.semi_sync.round.box import RoundBox
 from titan_ext.semi_sync.round.commit import Committer
 from titan_ext.semi_sync.round.contributions import ErrorFeedback
-from titan_ext.semi_sync.round.differences import InCommon
+from titan_ext.semi_sync.round.differences import InCommon, as_text
 from titan_ext.semi_sync.round.exchange import Exchange
 from titan_ext.semi_sync.round.healing import Healing
 from titan_ext.semi_sync.round.lineage import Lineage
@@ -114,9 +113,9 @@ def build(
         in_common=InCommon(
             plan=plan.fingerprint(),
             tensors={key: short_hash(value) for key, value in pairing.fingerprint(states).items()},
-            settings=_as_text(must_agree),
-            behind_plan=_as_text(settings),
-            behind_tensors=_as_text(model),
+            settings=as_text(must_agree or {}),
+            behind_plan=as_text(settings or {}),
+            behind_tensors=as_text(model or {}),
         ),
         lineage=lineage,
         healing=healing,
@@ -206,7 +205,3 @@ def _device(site: SiteOptions, states: Sequence[SyncedState]) -> torch.device:
 def _inner_device(view: ModelView) -> torch.device:
     """Where inner steps run."""
     return next((each.device for each in view.parameters.values()), torch.device("cpu"))
-
-
-def _as_text(values: Mapping[str, Any] | None) -> dict[str, str]:
-    return {key: json.dumps(value, default=str) for key, value in (values or {}).items()}

@@ -1,17 +1,15 @@
 """Builds a site's replica and outer loop around torchtitan's trainer."""
 
-import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from titan_ext.config.common import behind_model, beside_outer_loop
 from titan_ext.config.fomoe import expert_rows
-from titan_ext.config.resolved import known_sizes
 from titan_ext.data.loader import TextDataLoader
-from titan_ext.data.sources import SourceTable
 from titan_ext.data.tokenizers.traits import fingerprint, row_count
 from titan_ext.replica.shutdown.graceful_shutdown import GracefulShutdown
 from titan_ext.replica.shutdown.replica import StoppableReplica
@@ -69,9 +67,8 @@ def build_outer_loop(
             serve=serve,
         ),
         on_round=on_round,
-        # All take the same steps: a site with fewer would leave the others waiting for it at their end.
-        must_agree={"training.steps": config.training.steps} | _common_sources(config, sources),
-        described=_described(config),
+        must_agree=beside_outer_loop(config),
+        described=behind_model(config),
     )
     if config.semi_sync.sync_point == "before_step":
         trainer.optimizers.register_step_pre_hook(take_step)
@@ -116,25 +113,6 @@ def _token_rows(trainer: GradientStepTrainer) -> TokenRowMap | None:
     total = row_count(tokenizer)
     places = torch.arange(rows)
     return TokenRowMap(torch.where(places < total, places, -1), total, fingerprint(tokenizer))
-
-
-def _described(config: Any) -> dict[str, Any]:
-    """Settings behind the model and its layout, by key."""
-    spec, parallelism = config.model_spec, dataclasses.asdict(config.parallelism)
-    sizes = known_sizes(spec.model) or {"flavor": spec.flavor}
-    degrees = {key: value for key, value in parallelism.items() if key.endswith("_degree")}
-    return {
-        "model.name": spec.name,
-        **{f"model.{key}": value for key, value in sizes.items()},
-        **{f"parallelism.{key}": value for key, value in degrees.items()},
-    }
-
-
-def _common_sources(config: Any, sources: Sequence[SourceTable]) -> dict[str, Any]:
-    """Data sources that any site can have, in the order in which they are drawn and placed."""
-    if config.semi_sync.source_placement != "pollen":
-        return {}
-    return {"data.source": [(source.name, source.weight) for source in sources]}
 
 
 def _quiet_torchft() -> None:

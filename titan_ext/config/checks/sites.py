@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from titan_ext.config.common import beside_outer_loop
 from titan_ext.config.dept import own_vocabulary
 from titan_ext.config.model import VOCABULARY
 from titan_ext.config.settings import show
@@ -52,9 +53,10 @@ def _differences(first: Any, other: Any) -> list[tuple[str, Any, Any]]:
         ]
         own = {"data_parallel_shard_degree", "pipeline_parallel_microbatch_size"}
         found += _fields("parallelism", first, other, own)
-    if first.config.semi_sync.method != "none":
-        found.append(("training.steps", first.config.training.steps, other.config.training.steps))
     found += _fields("semi_sync", first, other, _SITES_OWN)
+    if first.config.semi_sync.method != "none" and not any(ours != theirs for _, ours, theirs in found):
+        ours, theirs = beside_outer_loop(first.config), beside_outer_loop(other.config)
+        found += [(key, ours.get(key), theirs.get(key)) for key in {**ours, **theirs}]
     found += _fields("optimizer_switch", first, other, set())
     found += _fields("dept", first, other, set())
     found += _fields("fomoe", first, other, set())

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from titan_ext.error_text import reason
 from titan_ext.errors import RunError
 from titan_ext.semi_sync.plan.schedule import Progress, Schedule
 from titan_ext.semi_sync.round.agreement import SiteStatus
@@ -257,7 +258,7 @@ class Committer:
             seconds_apply=seconds,
             committed=committed,
             healed=result.healed,
-            error=None if committed else str(result.verdict.problem or failure or _OTHERS_ERROR),
+            error=None if committed else _error(result, failure),
             missing=self._missing(result) if committed else {},
             staleness=_staleness(result) if committed else {},
             seconds_stalled=waited + seconds,
@@ -291,6 +292,12 @@ class Committer:
             if result.sum is not None and rank not in contributors:
                 missing[names[rank]] = _why_without_weight(site)
         return missing
+
+
+def _error(result: RoundResult, failure: object | None) -> str:
+    """Why a round is not committed, in a line; torchft adds a stack to what it has met with."""
+    cause = getattr(failure, "original_exception", failure)
+    return result.verdict.problem or (reason(cause) if isinstance(cause, BaseException) else _OTHERS_ERROR)
 
 
 def _staleness(result: RoundResult) -> dict[str, int]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.distributed import ReduceOp
@@ -13,6 +14,11 @@ from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
 
 Values = Mapping[str, str]
 """Values as text by key."""
+
+
+def as_text(values: Mapping[str, Any]) -> dict[str, str]:
+    """Settings by key as text that is equal where they are."""
+    return {key: json.dumps(value, default=str) for key, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +71,13 @@ def name_differences(manager: ReplicaManager, own: InCommon, table: Sequence[Sit
 def differences(sites: Sequence[InCommon], names: Sequence[str]) -> str:
     """In what sites differ: each key with its values and the names of the sites that have them; empty if in nothing."""
     found = _differing([site.settings for site in sites], names)
-    found += _named([site.behind_plan for site in sites], [site.plan for site in sites], names)
-    found += _named([site.behind_tensors for site in sites], [site.tensors for site in sites], names)
-    return "; ".join(found)
-
-
-def _named(behind: Sequence[Values], parts: Sequence[Values], names: Sequence[str]) -> list[str]:
-    """Differing parts by the settings behind them; by themselves where no setting tells."""
-    differing = _differing(parts, names)
-    return (_differing(behind, names) or differing) if differing else []
+    plan = _differing([site.plan for site in sites], names)
+    tensors = _differing([site.tensors for site in sites], names)
+    if plan:
+        found += _differing([site.behind_plan for site in sites], names)
+    if tensors:
+        found += _differing([site.behind_tensors for site in sites], names)
+    return "; ".join(found or plan + tensors)  # by themselves where no setting tells
 
 
 def _differing(values: Sequence[Values], names: Sequence[str]) -> list[str]:

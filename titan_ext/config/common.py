@@ -1,0 +1,60 @@
+"""What sites that exchange must have in common, by configuration key: to compare, and to name a difference by."""
+
+import dataclasses
+from typing import Any
+
+from titan_ext.config.cost.inner_states import InnerStates
+from titan_ext.config.outer_loop import plan_of
+from titan_ext.config.resolved import known_sizes
+from titan_ext.semi_sync.bind import averages_state
+
+# What the optimizer's states do not depend on but for their rounding.
+_SITES_OWN = {"lr", "weight_decay", "eps", "adamw_lr", "state_dtype"}
+
+
+def beside_outer_loop(config: Any) -> dict[str, Any]:
+    """Settings outside of ``[semi_sync]`` that must be equal at all sites.
+
+    Args:
+        config: a site's ``Trainer.Config`` with an outer loop.
+    """
+    # All take the same steps: a site with fewer would leave the others waiting for it at their end.
+    return {"training.steps": config.training.steps, **_sources(config), **_moments(config)}
+
+
+def behind_model(config: Any) -> dict[str, Any]:
+    """Settings that a model and its layout are made of."""
+    spec, parallelism = config.model_spec, dataclasses.asdict(config.parallelism)
+    sizes = known_sizes(spec.model) or {"flavor": spec.flavor}
+    degrees = {key: value for key, value in parallelism.items() if key.endswith("_degree")}
+    return {
+        "model.name": spec.name,
+        **{f"model.{key}": value for key, value in sizes.items()},
+        **{f"parallelism.{key}": value for key, value in degrees.items()},
+    }
+
+
+def _sources(config: Any) -> dict[str, Any]:
+    """Data sources that any site can have, in the order in which they are drawn and placed."""
+    if config.semi_sync.source_placement != "pollen":
+        return {}
+    return {"data.source": [(source.name, source.weight) for source in config.dataloader.all_sources()]}
+
+
+def _moments(config: Any) -> dict[str, Any]:
+    """What the inner optimizer's states mean, where sites average them."""
+    if not any(averages_state(rule) for rule in plan_of(config).rules):
+        return {}
+    found: dict[str, Any] = {}
+    groups, settings = config.optimizer.param_groups, InnerStates(config.optimizer).hyper_parameters
+    for place, (group, values) in enumerate(zip(groups, settings, strict=True)):
+        if [each.pattern for each in groups] == [".*"]:
+            name, prefix = "optimizer.name", "optimizer."
+        else:
+            key = f"optimizer.param_groups[{place}]"
+            name, prefix = f"{key}.optimizer_name", f"{key}.optimizer_kwargs."
+            found[f"{key}.pattern"] = group.pattern
+        found[name] = group.optimizer_name
+        found |= {prefix + key: value for key, value in values.items() if key not in _SITES_OWN}
+    switch = dataclasses.asdict(config.optimizer_switch)
+    return found | {f"optimizer_switch.{key}": value for key, value in switch.items()}
