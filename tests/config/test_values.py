@@ -7,6 +7,7 @@ from titan_ext.config.settings import hint
 from titan_ext.errors import UserError
 
 HUGE = 2**80
+RECOMPUTED = "activation_checkpoint.force_recompute_mm_shapes_by_fqns"
 REFUSED = {
     "training.steps": (HUGE, "below 2**63"),
     "training.seq_len": (-HUGE, "below 2**63"),
@@ -28,6 +29,9 @@ REFUSED = {
     "semi_sync.bucket_mib": ("inf", "finite"),
     "replica.timeout_seconds": ("inf", "finite"),
     "spikes.deviations": ("nan", "got nan"),
+    "activation_checkpoint.determinism_check": ("always", "allowed: default, none"),
+    "parallelism.context_parallel_load_balancer": ("headtails", "did you mean headtail?"),
+    "hf_assets_path": ("assets/Llama", "the key tokenizer names the tokenizer's folder"),
     "semi_sync.num_fragments": (2**62, "a divisor of sync_every (5)"),
 }
 OF_DATA = [
@@ -66,6 +70,25 @@ def test_a_product_of_sizes_that_no_memory_holds(write):
     ]
     with pytest.raises(UserError, match=r"\[model\]: cannot be built"):
         load_site(write(), "alpha", [*sizes, "--model.head_dim=2147483646"])
+
+
+@pytest.mark.parametrize(
+    "flag, words",
+    [
+        ("--model.attn_backend=flax", "must be one of flex, flex_flash, varlen (did you mean 'flex'?)"),
+        ("--model.attn_backend=sdpa", "must be one of flex, flex_flash, varlen"),
+        (f'--{RECOMPUTED}=["feed_foward"]', "fits no linear layer of a block, such as layers.0."),
+        (f'--{RECOMPUTED}=["attention"]', "fits layers.0.attention too, which is no linear layer"),
+        (f'--{RECOMPUTED}=["feed_forward.w1"]', ""),
+    ],
+)
+def test_words_of_the_model_that_torchtitan_alone_reads(flag, words, write):
+    if not words:
+        load_site(write(), "alpha", [flag])
+        return
+    with pytest.raises(UserError) as raised:
+        load_site(write(), "alpha", [flag])
+    assert flag.split("=")[0] in str(raised.value) and words in str(raised.value)
 
 
 def test_infinity_turns_clipping_off(write):

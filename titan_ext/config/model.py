@@ -16,7 +16,7 @@ from titan_ext.config.converters import KEY as CONVERTERS
 from titan_ext.config.initial import Source, taken_over
 from titan_ext.config.settings import UNSET, Settings, hint, one_line
 from titan_ext.config.unknown import unknown_key
-from titan_ext.errors import InvalidValue, UserError
+from titan_ext.errors import InvalidValue, UserError, one_of
 from titan_ext.models import module_path, own_names
 from titan_ext.models.llama3.huggingface import SHAPES
 from titan_ext.models.upstream import as_model, upstream_names
@@ -24,6 +24,7 @@ from titan_ext.semi_sync.state.views import kept_buffers
 
 VOCABULARY = "vocab_size"
 _MOST_LAYERS, _LARGEST_SIZE = 10_000, 2**31 - 1
+_ATTENTION = ("flex", "flex_flash", "varlen")
 _HOMES = {"tokenizer": ["tokenizer"], "hf_assets_path": ["hf_assets_path"]}
 
 
@@ -209,6 +210,10 @@ def _refused(settings: Settings, overrides: Mapping[str, Any], error: Exception)
     for key in (*overrides, "flavor", "name"):
         if settings.get(f"model.{key}") is not None and key in message:
             return settings.error(f"model.{key}", message, settings.get(f"model.{key}"))
+    backend = overrides.get("attn_backend")
+    if backend is not None and (backend not in _ATTENTION or "backend" in message.lower()):
+        problem = message if backend in _ATTENTION else one_of(backend, _ATTENTION)
+        return settings.error("model.attn_backend", problem, backend)
     if isinstance(error, KeyError):
         flavor = chosen_flavor(settings)
         return settings.error("model.flavor", "unknown flavor", flavor)
@@ -229,6 +234,14 @@ def buffer_shapes(config: Any) -> dict[str, torch.Size]:
 def parameter_shapes(config: Any) -> dict[str, torch.Size]:
     """Shape of each parameter of a trainer config's whole model by name, without memory; tied ones once."""
     return {name: parameter.shape for name, parameter in _without_memory(config).named_parameters()}
+
+
+def block_modules(config: Any) -> dict[str, bool]:
+    """Each module of the model's blocks by its whole name, and whether it is a linear layer."""
+    blocks = getattr(_without_memory(config), "layers", None)
+    if not isinstance(blocks, torch.nn.Module):
+        return {}
+    return {f"layers.{name}": isinstance(each, torch.nn.Linear) for name, each in blocks.named_modules() if name}
 
 
 def _without_memory(config: Any) -> torch.nn.Module:

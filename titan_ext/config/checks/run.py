@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from titan_ext.config.checks.words import check_recomputed, check_words
 from titan_ext.config.layout import Layout, pipeline_stages
 from titan_ext.config.losses import check_loss
 from titan_ext.config.pipeline import check_schedule, trained_parameters, within
@@ -32,6 +33,7 @@ def run_checks(settings: Settings, config: Any, layout: Layout) -> list[Callable
         lambda: check_loss(settings, config, layout),
         lambda: check_rates(settings, config),
         lambda: check_compile(settings, config),
+        lambda: check_words(settings, config),
         lambda: check_optimizers(settings, config),
         lambda: check_batch_warmup(settings, config, layout),
         lambda: check_norms(settings, config),
@@ -45,6 +47,7 @@ def model_checks(settings: Settings, config: Any) -> list[Callable[[], None]]:
         lambda: check_schedule(settings, config, len(pipeline_stages(settings, config))),
         lambda: check_groups(settings, config),
         lambda: check_scaled_rates(settings, config),
+        lambda: check_recomputed(settings, config),
     ]
 
 

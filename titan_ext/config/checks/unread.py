@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from titan_ext.config.checks.words import reads_assets
 from titan_ext.config.settings import Settings, show
 
 
@@ -32,7 +33,11 @@ def _is_named(value: Any) -> bool:
 
 GATES = (
     Gate("semi_sync.method", _is_named, ("semi_sync.*", "replica.*")),
-    Gate("parallelism.pipeline_parallel_degree", _above(1), ("parallelism.pipeline_parallel_*",)),
+    Gate(
+        "parallelism.pipeline_parallel_degree",
+        _above(1),
+        ("parallelism.pipeline_parallel_*", "parallelism.module_fqns_per_model_part"),
+    ),
     Gate("parallelism.context_parallel_degree", _above(1), ("parallelism.context_parallel_*",)),
     Gate("profiler.enable_profiling", _is_true, ("profiler.profile*", "profiler.save_traces_folder")),
     Gate(
@@ -40,6 +45,8 @@ GATES = (
         _is_true,
         ("profiler.memory_snapshot_*", "profiler.save_memory_snapshot_folder"),
     ),
+    Gate("comm.trace_buf_size", _above(0), ("comm.save_traces_*",)),
+    Gate("debug.deterministic", _is_true, ("debug.deterministic_warn_only",)),
     Gate("metrics.enable_tensorboard", _is_true, ("metrics.save_tb_folder",)),
     Gate("checkpoint.enable", _is_true, ("checkpoint.*",)),
     Gate("validator.enable", _is_true, ("validator.*",)),
@@ -66,6 +73,8 @@ def notes_on_unread(settings: Settings, config: Any) -> list[str]:
         unread = [] if gate.reads(value) else [key for key in _set_keys(settings, gate) if key != gate.key]
         if unread:
             notes.append(f"without effect, because {gate.key} is {show(value)}: {', '.join(unread)}")
+    if settings.get("hf_assets_path") is not None and not reads_assets(config):
+        notes.append("without effect, because checkpoint.initial_load_in_hf is false: hf_assets_path")
     return notes
 
 
