@@ -84,6 +84,15 @@ def frozen(page: str) -> dict:
     return json.loads(re.search(r'<script type="application/json" id="frozen">(.*?)</script>', page, re.DOTALL)[1])
 
 
+def test_a_file_that_is_a_folder_is_no_good_end(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    trouble(tmp_path / "run")
+    (tmp_path / "run" / "west" / "commits.jsonl").unlink(missing_ok=True)
+    (tmp_path / "run" / "west" / "commits.jsonl").mkdir()
+    assert cli.main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")]) == 1
+    assert "run: west: commits.jsonl: Is a directory" in capsys.readouterr().err
+    assert cli.main(["watch", str(tmp_path / "run"), "--once"]) == 1
+
+
 def test_a_report_holds_all_and_needs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     trouble(tmp_path / "run")
     name = "</script><script>alert(1)</script>"

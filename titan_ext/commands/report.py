@@ -1,6 +1,7 @@
 """``titan-ext report RUN… --out report.html``: runs frozen into one page."""
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the report; returns 0.
+    """Write the report; returns 0, 1 where a site of a run cannot be read, which is told.
 
     Raises:
         UserError: a run is none, or the file cannot be written.
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     rules = load_rules(args.alerts)
     shots: list[dict[str, Any]] = []
     configs: dict[str, dict[str, Any]] = {}
+    unread: list[str] = []
     for target, name in zip(args.runs, _names(args.runs), strict=True):
         reader = open_reader([target], args.secret_file)
         reader.refresh()
@@ -51,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
         def take(run: Any, name: str = name) -> None:
             run.name = name
+            unread.extend(f"{name}: {site.name}: {site.problem}" for site in run.sites.values() if site.problem)
             shots.append(snapshot(run, rules, time.time(), points=_POINTS, rounds=_ROUNDS))
             config = next((site.config for site in run.sites.values() if site.config is not None), None)
             if config is not None:
@@ -60,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
         reader.view(take)
     _write(Path(args.out).expanduser(), report(shots, configs))
     print(f"{args.out}: {len(shots)} run{'' if len(shots) == 1 else 's'}")
-    return 0
+    for each in unread:
+        print(f"titan-ext: error: what the page has of a site is not all: {each}", file=sys.stderr)
+    return int(bool(unread))
 
 
 def _names(targets: list[str]) -> list[str]:

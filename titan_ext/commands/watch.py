@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Show the run until told to stop.
 
     Returns:
-        0; with ``--once``, 1 where an alert is critical.
+        0; with ``--once``, 1 where an alert is critical or a site cannot be read.
 
     Raises:
         UserError: a target or flag that cannot work.
@@ -128,7 +128,11 @@ def _once(reader: "RunReader", rules: "Sequence[AlertRule]") -> int:
     if not console.is_terminal:
         console = Console(width=130, height=60, highlight=False)
     console.print(draw(shot, console))
-    return int(any(each["severity"] == "critical" for each in shot["alerts"]))
+    return int(any(each["severity"] == "critical" for each in shot["alerts"]) or _unread(reader))
+
+
+def _unread(reader: "RunReader") -> bool:
+    return bool(reader.problems) or reader.view(lambda run: any(site.problem for site in run.sites.values()))
 
 
 def _live(args: argparse.Namespace, reader: "RunReader", rules: "Sequence[AlertRule]") -> int:

@@ -1,6 +1,7 @@
 """The one reader of runs: keeps a ``SiteHistory`` of every site up to date, wherever its files are."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -40,7 +41,8 @@ class SiteReader:
             whole = {file: each.read() for file, each in self._whole.items()}
             disk = self._files.disk()
         except OSError as error:
-            return self.fail(error.strerror or str(error))
+            place = f"{os.path.basename(error.filename)}: " if isinstance(error.filename, str) else ""
+            return self.fail(f"{place}{error.strerror or error}")
         history = self.history
         changed |= history.problem is not None or (history.config, history.summary) != (whole[CONFIG], whole[SUMMARY])
         history.config, history.summary, history.disk, history.problem = whole[CONFIG], whole[SUMMARY], disk, None
