@@ -35,7 +35,8 @@ class Command:
         """Add the command with its arguments and actions; the one that is chosen will be ``options.command``."""
         parser = subparsers.add_parser(
             self.name,
-            help=self.help,
+            # argparse fills in what stands after a % in the lines of its lists.
+            help=self.help.replace("%", "%%"),
             description=self.description or self.help,
             epilog=self.epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
