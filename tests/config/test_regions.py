@@ -55,7 +55,7 @@ def test_costs_are_those_of_the_tree_and_check_draws_it(write: Callable) -> None
         assert site_cost(site).run_bytes == 4 * rounds_of_all[site.name] + own
     text = render_tree(run.sites)
     assert text is not None and "tree of 4 site(s) in 2 region(s)" in text
-    assert "between all: diloco every 5 steps" in text and "in a region: average every 2 steps" in text
+    assert "between all: diloco every 5 steps" in text and "in a region: average of parameters every 2 steps" in text
     lines = [line.strip(" │├└") for line in text.splitlines()[3:]]
     assert [" ".join(line.split(":")[0].split()[:2]) for line in lines] == [
         "region eu", "region eu/de", "site alpha", "site beta", "site gamma", "region us", "site delta",

@@ -31,6 +31,10 @@ from .conftest import GOOD
             ["--semi_sync.outlier_threshold=0", "--semi_sync.outlier_action=drop"],
             "outlier_threshold is 0.0: semi_sync.outl",
         ),
+        (
+            ["--replica.region_lighthouse=eu:29510"],
+            "semi_sync.region_sync_every is null: replica.region_lighthouse",
+        ),
         (["--semi_sync.round_box_grace=0.2"], 'semi_sync.round_box is "steps": semi_sync.round_box_grace'),
         ([], ""),
         (["--checkpoint.enable", "--checkpoint.interval=5", "--spikes.action=clip", "--spikes.deviations=3"], ""),

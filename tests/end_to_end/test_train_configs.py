@@ -49,18 +49,21 @@ def tokenizer(tmp_path_factory) -> Path:
 def trained(tmp_path_factory, tokenizer) -> Iterator[Path]:
     """All files but the one with two ranks, trained in two processes."""
     folder = tmp_path_factory.mktemp("files")
-    runs = [
-        FileRun(
-            path=file,
-            sites=sites_of(file),
-            flags=flags_of(file),
-            own_flags={"docs": [f"--tokenizer={tokenizer}"]} if name == "tiny_dept_spec_opt" else {},
-        )
-        for name, file in FILES.items()
-        if name != TWO_RANKS
-    ]
-    train_in_turn(runs, folder, 1, timeout=800)
-    yield folder
+    with lighthouse(1) as eu, lighthouse(1) as us:
+        own = {
+            "tiny_dept_spec_opt": {"docs": [f"--tokenizer={tokenizer}"]},
+            "tiny_regions": {
+                site: [f"--replica.region_lighthouse={us if site in ('austin', 'boston') else eu}"]
+                for site in sites_of(FILES["tiny_regions"])
+            },
+        }
+        runs = [
+            FileRun(path=file, sites=sites_of(file), flags=flags_of(file), own_flags=own.get(name, {}))
+            for name, file in FILES.items()
+            if name != TWO_RANKS
+        ]
+        train_in_turn(runs, folder, 1, timeout=800)
+        yield folder
 
 
 def check_trained(file: Path, folder: Path) -> None:
@@ -70,7 +73,11 @@ def check_trained(file: Path, folder: Path) -> None:
         losses = site.losses()
         assert len(losses) == STEPS and max(losses) < 8, losses
         rounds = [line for line in site.lines("round") if line["committed"]]
-        assert rounds and all(line["participants"] == 2 for line in rounds)
+        assert {line["level"] for line in rounds} == (
+            {"all", "region"} if "region_sync" in file.read_text() else {"all"}
+        )
+        for line in rounds:
+            assert line["participants"] == (2 if line["level"] == "region" else len(sites))
         assert site.summary()["bytes_sent"] > 0
     # One site alone may meet harder text as it goes.
     assert sum(min(site.losses()[1:]) for site in sites) < sum(site.losses()[0] for site in sites)

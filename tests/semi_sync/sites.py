@@ -132,7 +132,7 @@ def outer_loop(model: torch.nn.Module, optimizer: torch.optim.Optimizer, own: Ma
     options = {key: settings.pop(key) for key in ("on_round", "register", "must_agree") if key in settings}
     own_site = {
         key: settings.pop(key)
-        for key in ("name", "weight", "labels", "heartbeat_timeout_seconds", "sources")
+        for key in ("name", "weight", "labels", "heartbeat_timeout_seconds", "sources", "region_manager")
         if key in settings
     }
     site = SiteOptions(ranks=SiteRanks(alone=True), **own_site)

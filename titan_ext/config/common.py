@@ -19,7 +19,12 @@ def beside_outer_loop(config: Any) -> dict[str, Any]:
         config: a site's ``Trainer.Config`` with an outer loop.
     """
     # All take the same steps: a site with fewer would leave the others waiting for it at their end.
-    return {"training.steps": config.training.steps, **_sources(config), **_moments(config)}
+    return {"training.steps": config.training.steps, **_sources(config), **_moments(config), **_own_quorums(config)}
+
+
+def has_region_quorum(config: Any) -> bool:
+    """Whether the site's region has a quorum of its own, for averages of its own."""
+    return config.semi_sync.region_sync_every is not None and config.replica.region_lighthouse is not None
 
 
 def behind_model(config: Any) -> dict[str, Any]:
@@ -39,6 +44,11 @@ def _sources(config: Any) -> dict[str, Any]:
     if config.semi_sync.source_placement != "pollen":
         return {}
     return {"data.source": [(source.name, source.weight) for source in config.dataloader.all_sources()]}
+
+
+def _own_quorums(config: Any) -> dict[str, Any]:
+    """That regions meet at lighthouses of their own, all of them or none: by it sites know when to come to which quorum."""
+    return {"replica.region_lighthouse": "set"} if has_region_quorum(config) else {}
 
 
 def _moments(config: Any) -> dict[str, Any]:

@@ -144,6 +144,8 @@ class SiteHistory:
             self.failed_in_a_row += 1
             return
         self.failed_in_a_row = 0
+        if record.get("level") == "region":  # no commit of the run
+            return
         _put(self.rounds, record["round"], record)
 
     def _note_time(self, time: float | None, record: Mapping[str, Any]) -> None:

@@ -52,11 +52,14 @@ def step_text(record: Mapping[str, Any], total: int) -> str:
 
 def round_text(record: Mapping[str, Any]) -> str:
     """``round 2 at step 20: 2 sites, 1.2 MB sent, 1.2 MB received, 0.52 s``."""
+    of_region = record.get("level") == "region"
     if not record.get("committed", True):
-        return f"round at step {record.get('step')} not committed: {record.get('error') or 'no reason given'}"
+        reason = record.get("error") or "no reason given"
+        return f"{'region' if of_region else 'round'} at step {record.get('step')} not committed: {reason}"
     count = record.get("participants", 0)
+    name = "region" if of_region else f"round {record.get('round')}"
     return (
-        f"round {record.get('round')} at step {record.get('step')}: {count} {'site' if count == 1 else 'sites'}, "
+        f"{name} at step {record.get('step')}: {count} {'site' if count == 1 else 'sites'}, "
         f"{bytes_text(record.get('bytes_sent'))} sent, {bytes_text(record.get('bytes_received'))} received, "
         f"{round_seconds(record):.2f} s"
     )

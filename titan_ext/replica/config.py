@@ -24,6 +24,12 @@ class ReplicaConfig:
     lighthouse: str | None = None
     """Address of the torchft lighthouse, ``host:port`` or ``http://host:port``; unset: that in TORCHFT_LIGHTHOUSE."""
 
+    region_lighthouse: str | None = None
+    """Address of a lighthouse of the site's region alone, at which its sites meet for the averages of
+    ``semi_sync.region_sync_every``: then no message of theirs leaves the region, and they wait for no other. It belongs into
+    the ``[[region]]`` table, at all regions of a run or at none; ``titan-ext launch`` starts one for each region where it starts
+    all sites. Unset: these averages are rounds of the quorum of all sites."""
+
     min_sites: int = 1
     """Sites that a round needs; fewer wait instead of committing alone. A site that has just joined counts, although it
     has nothing to contribute yet: waiting until it has would delay the others by a round."""

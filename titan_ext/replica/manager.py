@@ -47,6 +47,8 @@ class Replica(OpenManager):
         world_size: ranks of the site.
         streams: connections to this rank's like at each other site; 0: by their distance.
         max_rate: bytes a second that this rank sends to the others in rounds; 0: no limit.
+        store_port: of the store that its ranks share, at torchrun's address; None: torchrun's own. Two replicas of a rank
+            must not share one.
 
     Raises:
         UserError: no lighthouse is named or its name does not resolve; the address is not this machine's or a port is
@@ -65,6 +67,7 @@ class Replica(OpenManager):
         world_size: int,
         streams: int = 0,
         max_rate: float = 0.0,
+        store_port: int | None = None,
     ) -> None:
         config.validate()
         self._config = config
@@ -75,7 +78,8 @@ class Replica(OpenManager):
         _check_ports(config, rank, world_size)
         secret = load_secret(config.secret_file)
         # The other sites connect to this site's store, so rank 0 gives the address under which they reach it.
-        store_host, store_port = hostname if rank == 0 else os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store_host = hostname if rank == 0 else os.environ["MASTER_ADDR"]
+        store_port = int(os.environ["MASTER_PORT"]) if store_port is None else store_port
         self._transport = _transport(config, hostname, rank, secret)
         if rank == 0:
             self._find_lighthouse()

@@ -25,7 +25,6 @@ from titan_ext.semi_sync.round.outer_norms import OuterNorms
 from titan_ext.semi_sync.round.participation import Participation
 from titan_ext.semi_sync.site.by_leader import ByLeader
 from titan_ext.semi_sync.site.by_rank import ByRank
-from titan_ext.semi_sync.site.leader_manager import LeaderManager
 from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.shards import SiteShards
 from titan_ext.semi_sync.sources.bank import Bank
@@ -82,9 +81,14 @@ def build(
     plan = with_buffers(plan, {name for names in ranks.gather(view.buffers()) for name in names})
     states = bind_states(plan, view, site, outer_optimizers)
     warn_of_rounding(view)
-    pairing, manager = _pair(plan, site, states, view, adapt_manager(manager))
+    pairing = _pair(plan, site, states, view)
+    manager = pairing.manager_of_all_ranks(adapt_manager(manager))
     device = _device(site, states)
-    schedule, progress = Schedule(plan), Progress()
+    # Over a quorum of its own a region sees to its averages itself.
+    apart = plan.region_rules if site.region_manager is not None else []
+    of_all = [index for index in range(len(plan.rules)) if index not in apart]
+    schedule = Schedule(plan, of_all, only_when_due=bool(apart))
+    progress = Progress()
     checksum = SharedChecksum(states, ranks, pairing.speaks_for)
     healing = Healing(
         states,
@@ -164,6 +168,11 @@ def _check(plan: SyncPlan, site: SiteOptions) -> None:
         raise ValueError(f'late_work = "keep": {LATE_WORK_NEEDS}')
     if plan.lateness.trains_on and site.pairing == "leader":
         raise ValueError('overdue_result = "train_on": must be "wait" with pairing = "leader"')
+    if plan.averages_gradients and site.region_manager is None:
+        raise ValueError(
+            'region_average = "gradients": needs a quorum of each region\'s own (replica.region_lighthouse, or '
+            "`titan-ext launch` of all sites)"
+        )
     if len(plan.rules) > MOST_RULES:
         raise ValueError(f"{len(plan.rules)} rules in the plan: must be at most {MOST_RULES} (fewer fragments)")
 
@@ -185,15 +194,14 @@ def _pair(
     site: SiteOptions,
     states: Sequence[SyncedState],
     view: ModelView,
-    manager: ReplicaManager | None,
-) -> tuple[Pairing, ReplicaManager | None]:
-    """Who exchanges with whom, and the manager that every rank of the site then has. A collective over the site."""
+) -> Pairing:
+    """Who exchanges with whom. A collective over the site."""
     if site.pairing != "leader":
-        return ByRank(states, site.ranks), manager
+        return ByRank(states, site.ranks)
     held = {name: view.tensor(name) for name in [*view.parameters, *view.buffers()]}
     shards = SiteShards(held, site.ranks.group, alone=site.ranks.alone)
     bucket_elements = max(rule.wire.bucket_elements for rule in plan.rules)
-    return ByLeader(states, shards, bucket_elements), LeaderManager(manager, shards)
+    return ByLeader(states, shards, bucket_elements)
 
 
 def _device(site: SiteOptions, states: Sequence[SyncedState]) -> torch.device:

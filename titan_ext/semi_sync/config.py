@@ -125,6 +125,11 @@ class SemiSyncConfig:
     """Inner steps between two averages of the parameters among the sites of one region, below ``sync_every`` (HierFAVG,
     arXiv 1905.06641). None: regions do not average by themselves."""
 
+    region_average: Literal["parameters", "gradients"] = "parameters"
+    """What those averages are of: of parameters, after a step; or of the gradients of each step, weighted by tokens, before
+    they are clipped, which is data parallelism within a region and needs ``region_sync_every = 1`` and lighthouses of the
+    regions (``replica.region_lighthouse``)."""
+
     sites_per_round: int | None = None
     """How many of the run's sites train in a round, sampled anew for each; the others wait. None: all."""
 

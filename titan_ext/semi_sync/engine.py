@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.distributed import ReduceOp
 from torch.optim import Optimizer
 
 from titan_ext.errors import UserError
@@ -20,6 +19,7 @@ from titan_ext.semi_sync.plan.resolve import resolve, settings_by_key
 from titan_ext.semi_sync.plan.schedule import StepTimer
 from titan_ext.semi_sync.plan.weighting import UNKNOWN
 from titan_ext.semi_sync.round.launching import RoundLauncher
+from titan_ext.semi_sync.round.region_rounds import RegionRounds
 from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.site.ranks import tensors_sha256
 from titan_ext.semi_sync.state.checksum import model_checksum
@@ -116,6 +116,9 @@ class SemiSync:
         self._clock = site.clock
         self._timer = StepTimer(site.clock.now)
         self._launcher = RoundLauncher(self.plan, self._progress, self._participation, self._timer, site.weight)
+        self._regions = None
+        if site.region_manager is not None and self.plan.region_rules:
+            self._regions = RegionRounds(self._committer, self._launcher, site.region_manager)
         self._measure_loss = site.measure_loss or (lambda: UNKNOWN)
         self._restored = False
         if register:
@@ -133,26 +136,33 @@ class SemiSync:
         self._timer.stop(taken=not self.sits_out)
         if self.plan.sync_point == "after_step":
             self._count(tokens)
+        if self._regions is not None:
+            # A site that has not taken the step comes all the same: the others wait for it.
+            self._regions.average_gradients(self.inner_step, tokens=0)
         if self._in_flight.due(self.inner_step) and self._may_apply():
             self._apply_in_flight()
         if self._sources.more and (rules := self.plan.due(self.inner_step)):
             self.inner_step = self._sources.end_turn(rules, self._launcher.weight(rules))
-        elif self._schedule.advance(self.inner_step) and not self._in_flight.under_way:
-            self._run_round()
+        else:
+            is_due = self._schedule.advance(self.inner_step) and not self._in_flight.under_way
+            taken = self._run_round() if is_due else ()
+            if self._regions is not None:
+                self._regions.after_step(self.inner_step, beside=taken)
         if self.plan.sync_point == "before_step":
             self._count(tokens)
         self._timer.pause() if self.sits_out else self._timer.start()
 
-    def _run_round(self) -> None:
-        """One round: now from beginning to end, or started beside the inner steps that it may overlap."""
+    def _run_round(self) -> Sequence[int]:
+        """One round: now from beginning to end, or started beside the inner steps that it may overlap; returns its rules."""
         launch = self._begin(self._take_rules())
         delay = max(self._states[index].rule.delay for index in launch.rules)
         if delay == 0:
             self._settle(self._exchange.run(launch))
-            return
+            return launch.rules
         # The inner loop goes on and changes the parameters: what is sent is written now.
         contribution = self._exchange.contribution(launch.rules, launch.step, launch.weight, launch.standing)
         self._in_flight.start(lambda: self._exchange.run(launch, contribution), self.inner_step + delay)
+        return launch.rules
 
     def _take_rules(self) -> list[int]:
         if self.plan.lateness.trains_on:
@@ -194,6 +204,18 @@ class SemiSync:
             done = self._progress.work.get(index, (0, 0))
             self._progress.work[index] = (done[0] + tokens, done[1] + taken)
         self._participation.count_step()
+
+    def average_gradients(self, tokens: int = 1) -> None:
+        """Call at every inner step that is taken, once its gradients are there and before they are clipped.
+
+        With ``region_average = "gradients"`` they become the mean over the site's region, which waits for this; otherwise
+        nothing happens.
+
+        Args:
+            tokens: that they are of, at least 1: sites weigh by them.
+        """
+        if self._regions is not None:
+            self._regions.average_gradients(self.inner_step + 1, tokens)
 
     # -- the beginning and the end -------------------------------------------------------------------
 
@@ -243,6 +265,8 @@ class SemiSync:
             elif self._schedule.is_ready(self.inner_step):
                 # Stopped while the others were still on their way to this round, which they now come to.
                 self._run_round()
+            if self._regions is not None:
+                self._regions.open(result.verdict)
             return None
         if refused:
             raise UserError(problem)
@@ -268,10 +292,9 @@ class SemiSync:
         elif self._schedule.finish(self.inner_step):
             self._run_round()
         if self.ledger.last is not None and self.ledger.last.sites > 1:
-            # What the others still have to read of the last round lies in our connections; were they
-            # closed now, some systems would throw it away. All have it when all come here.
-            farewell = torch.zeros(1, device=self._exchange.wire)
-            self._manager.allreduce(farewell, reduce_op=ReduceOp.SUM).wait()
+            self._exchange.farewell()
+        if self._regions is not None:
+            self._regions.finish()
         self._in_flight.close()
 
     def _close(self) -> None:

@@ -9,6 +9,7 @@ from titan_ext.semi_sync.round.commit_log import CommitLog
 from titan_ext.semi_sync.round.round import InFlightRound
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.sources.source import Source, Turn
+from titan_ext.semi_sync.wire.manager import ReplicaManager
 from titan_ext.semi_sync.wire.token_row_map import TokenRowMap
 
 
@@ -41,6 +42,10 @@ class SiteOptions:
     ``late_work = "keep"`` the site warns where it is shorter than the inner steps between two rounds."""
     norms_every: int = 0
     """Inner steps from one round whose norms are measured to the next, at least; 0: none is."""
+    region_manager: Callable[[int], ReplicaManager | None] | None = None
+    """Makes this rank's manager, as ``manager``, of a quorum of the site's region alone, over which its averages
+    (``region_sync_every``) run then. Told how many sites the region has at present; called on every rank once the site has
+    joined, for from then on the others of the region wait for it. None: they are rounds of the quorum of all sites."""
     pairing: Literal["rank", "leader"] = "rank"
     """Who exchanges with the other sites: each rank, or rank 0 for all."""
     outer_state_device: Literal["same", "cpu"] = "same"

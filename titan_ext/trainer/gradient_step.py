@@ -50,10 +50,14 @@ class GradientStepTrainer(RegularizedStepTrainer):
     def after_backward(self, loss: torch.Tensor) -> None:
         """Called once a step, when the whole gradient is there."""
         super().after_backward(loss)
+        self.share_gradients()
         if self._is_due("parameter_norms_every"):
             self._parameter_norms.before_step()
         if self._spikes is not None:
             self._look_for_spike(self._spikes, loss)
+
+    def share_gradients(self) -> None:
+        """Called with the site's whole gradient, before it is judged and clipped."""
 
     def state_of_step(self) -> dict[str, Any]:
         """What checkpoints keep of loss, regularisers and spikes, by its name there."""

@@ -148,8 +148,8 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and key != "step"}
         self.logger.log({f"semi_sync/{key}": value for key, value in numbers.items()}, record.step)
         torchtitan_metrics.logger.info(
-            "round %d after step %d: %d site(s) averaged, %.2f MB sent, %.2f s quorum, %.2f s reduce, %.2f s apply%s",
-            record.round,
+            "%s after step %d: %d site(s) averaged, %.2f MB sent, %.2f s quorum, %.2f s reduce, %.2f s apply%s",
+            f"round {record.round}" if record.level == "all" else "the region's round",
             record.step,
             record.participants,
             record.bytes_sent / 1e6,

@@ -1,5 +1,6 @@
 """Builds a site's replica and outer loop around torchtitan's trainer."""
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -7,13 +8,14 @@ from typing import Any
 
 import torch
 
-from titan_ext.config.common import behind_model, beside_outer_loop
+from titan_ext.config.common import behind_model, beside_outer_loop, has_region_quorum
 from titan_ext.config.fomoe import expert_rows
 from titan_ext.data.loader import TextDataLoader
 from titan_ext.data.tokenizers.traits import fingerprint, row_count
+from titan_ext.replica import ReplicaConfig
 from titan_ext.replica.shutdown.graceful_shutdown import GracefulShutdown
 from titan_ext.replica.shutdown.replica import StoppableReplica
-from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, TokenRowMap
+from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, SiteRanks, TokenRowMap
 from titan_ext.semi_sync.plan.components import shares_sparse_rows
 from titan_ext.semi_sync.plan.resolve import resolve
 from titan_ext.semi_sync.sources.source import Source, Turn
@@ -65,6 +67,7 @@ def build_outer_loop(
             measure_loss=_measure_of_loss(trainer),
             sources=[Source(name=each.name, weight=each.weight) for each in sources],
             serve=serve,
+            region_manager=_region_manager(config, replica, shutdown),
         ),
         on_round=on_round,
         must_agree=beside_outer_loop(config),
@@ -77,7 +80,10 @@ def build_outer_loop(
     return replica, outer
 
 
-def _build_replica(config: Any, shutdown: GracefulShutdown) -> StoppableReplica | None:
+def _build_replica(
+    config: Any, shutdown: GracefulShutdown, *, settings: ReplicaConfig | None = None, store_port: int | None = None
+) -> StoppableReplica | None:
+    """This rank's replica by the site's ``[replica]`` section, or by other settings; None where a leader speaks for it."""
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     if config.semi_sync.pairing == "leader":
         # The other ranks have no replica group: their leader speaks for them.
@@ -85,14 +91,47 @@ def _build_replica(config: Any, shutdown: GracefulShutdown) -> StoppableReplica 
     if rank >= ranks:
         return None
     return StoppableReplica(
-        config.replica,
+        settings or config.replica,
         site=config.site.name,
         rank=rank,
         world_size=ranks,
         shutdown=shutdown,
         streams=number_of_streams(config.semi_sync.streams),
-        max_rate=bytes_per_second(config.semi_sync.max_rate) / ranks,
+        max_rate=bytes_per_second(config.semi_sync.max_rate) / ranks if settings is None else 0.0,
+        store_port=store_port,
     )
+
+
+def _region_manager(
+    config: Any, replica: StoppableReplica | None, shutdown: GracefulShutdown
+) -> Callable[[int], StoppableReplica | None] | None:
+    """What makes this rank's replica in the quorum of the site's region, if that has one; see ``SiteOptions``."""
+    if not has_region_quorum(config):
+        return None
+    ranks = SiteRanks()
+    stores: list[torch.distributed.TCPStore] = []
+
+    def make(sites: int) -> StoppableReplica | None:
+        if ranks.rank == 0:
+            stores.append(torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False))
+        port = ranks.gather(stores[0].port if stores else None)[0]
+        settings = dataclasses.replace(
+            config.replica,
+            lighthouse=config.replica.region_lighthouse,
+            # One that is left alone in its region trains on.
+            min_sites=1,
+            expected_sites=sites,
+            prefetch_state=False,
+            # Those are of the quorum of all sites.
+            manager_port=0,
+            state_port=0,
+        )
+        made = _build_replica(config, shutdown, settings=settings, store_port=port)
+        if replica is not None:
+            replica.in_region = made
+        return made
+
+    return make
 
 
 def _measure_of_loss(trainer: GradientStepTrainer) -> Callable[[], float] | None:

@@ -164,6 +164,15 @@ class Trainer(GradientStepTrainer):
         if self.outer.run_is_over:
             self._end_early()
 
+    def share_gradients(self) -> None:
+        """With those of the site's region, where that is data parallel."""
+        if self.outer is not None:
+            self.outer.average_gradients(self._new_tokens())
+
+    def _new_tokens(self) -> int:
+        """Of the whole site since the outer loop was last told: others may have more or fewer ranks that read."""
+        return (self.ntokens_seen - self._tokens_reported) * self._reading_ranks()
+
     def _end_early(self) -> None:
         """Save the end of a run that comes before ``training.steps``."""
         self._over = True
@@ -212,8 +221,7 @@ class Trainer(GradientStepTrainer):
     def _outer_step(self, *_: object) -> None:
         if self.token_loss is not None and (factor := self.token_loss.outer_weight) is not None:
             self.outer.weight_factor = factor
-        # Of the whole site: others may have more or fewer ranks that read.
-        self.outer.step(tokens=(self.ntokens_seen - self._tokens_reported) * self._reading_ranks())
+        self.outer.step(tokens=self._new_tokens())
         self._tokens_reported = self.ntokens_seen
 
     def train(self) -> None:

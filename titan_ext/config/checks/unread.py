@@ -55,6 +55,7 @@ GATES = (
     Gate("spikes.action", _is_named, ("spikes.*",)),
     Gate("dept.variant", _is_named, ("dept.*",)),
     Gate("semi_sync.outlier_threshold", _above(0), ("semi_sync.outlier_action",)),
+    Gate("semi_sync.region_sync_every", lambda every: every is not None, ("replica.region_lighthouse",)),
     Gate("semi_sync.round_box", lambda box: box != "steps", ("semi_sync.round_box_grace",)),
 )
 """Where a key is wrong without another, it is refused elsewhere; these are harmless, and may be kept for another run."""

@@ -21,7 +21,21 @@ class StoppableReplica(Replica):
 
     def __init__(self, *args: Any, shutdown: GracefulShutdown, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.in_region: StoppableReplica | None = None
+        """This rank's replica in the quorum of its region, which leaves with this one."""
         self.wrap_quorum_client(partial(_StoppableQuorumClient, shutdown))
+
+    def stop_heartbeats(self) -> None:
+        """In both quorums, see ``OpenManager``."""
+        super().stop_heartbeats()
+        if self.in_region is not None:
+            self.in_region.stop_heartbeats()
+
+    def shutdown(self, wait: bool = True) -> None:
+        """Release everything of both."""
+        super().shutdown(wait)
+        if self.in_region is not None:
+            self.in_region.shutdown(wait)
 
 
 class _StoppableQuorumClient:

@@ -25,6 +25,7 @@ _CHOICES = {
     "overdue_result": ("wait", "train_on"),
     "pairing": ("auto", "rank", "leader"),
     "topology": ("flat", "regions"),
+    "region_average": ("parameters", "gradients"),
     "outer_state_device": ("same", "cpu"),
     "round_box": ("steps", "speed", "seconds", "tokens"),
     "source_optimizer": (None, "stateless", "stateful"),
@@ -170,6 +171,10 @@ def check_regions(config: SemiSyncConfig, rules: Sequence[SyncRule]) -> None:
         require(plain, "topology", config.topology, allowed)
         allowed = f'"mean" with topology = "{config.topology}"'
         require(config.aggregation == "mean", "aggregation", config.aggregation, allowed)
+    if config.region_average == "gradients":
+        allowed = '"parameters" unless region_sync_every = 1 and sync_point = "after_step"'
+        fits = period == 1 and config.sync_point == "after_step"
+        require(fits, "region_average", config.region_average, allowed)
     if period is None:
         return
     require(

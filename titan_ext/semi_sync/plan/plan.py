@@ -71,6 +71,10 @@ class Apply:
     """Whether, beside means and outer steps, it takes a plain sum over the sites, which may go through regions."""
     keeps_late_work: ClassVar[bool] = False
     """Whether a site's work since an older global value can be brought to a later round."""
+    yields_to_all: ClassVar[bool] = False
+    """Whether it is not needed beside a rule that averages the same parameters over all sites."""
+    takes_gradients: ClassVar[bool] = False
+    """Whether its time is when a step's gradients are there, before they are clipped."""
     keeps_private: ClassVar[bool] = False
     """Whether what it sends is noised, so that nothing else of a site may travel as it is."""
 
@@ -322,6 +326,16 @@ class SyncPlan:
         levels = LEVELS if self.topology == "regions" else ()
         return tuple(sorted({rule.group for rule in self.rules if rule.group}.union(levels)))
 
+    @property
+    def region_rules(self) -> list[int]:
+        """Indices of the rules by which the sites of a region average by themselves."""
+        return [index for index, rule in enumerate(self.rules) if rule.name == REGION]
+
+    @property
+    def averages_gradients(self) -> bool:
+        """Whether it is the gradients of each step that the sites of a region average."""
+        return any(rule.apply.takes_gradients for rule in self.rules)
+
     def final(self) -> list[int]:
         """Indices of the rules to launch after the last inner step."""
         return [index for index, rule in enumerate(self.rules) if rule.final]
@@ -339,10 +353,13 @@ class SyncPlan:
 
 def not_in_vain(rules: Sequence[SyncRule] | Mapping[int, SyncRule], launched: Sequence[int]) -> list[int]:
     """Rules that are launched together, without averages of regions where all sites average the same parameters."""
-    by_all = {
-        rules[index].fragment for index in launched if rules[index].state == PARAMETERS and not rules[index].group
-    }
-    return [index for index in launched if rules[index].name != REGION or rules[index].fragment not in by_all]
+    by_all = averaged_by_all(rules, launched)
+    return [index for index in launched if not rules[index].apply.yields_to_all or rules[index].fragment not in by_all]
+
+
+def averaged_by_all(rules: Sequence[SyncRule] | Mapping[int, SyncRule], launched: Sequence[int]) -> set[int]:
+    """Fragments of which rules that are launched together average the parameters over all sites."""
+    return {rules[index].fragment for index in launched if rules[index].state == PARAMETERS and not rules[index].group}
 
 
 def short_hash(text: str) -> str:

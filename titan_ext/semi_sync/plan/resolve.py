@@ -43,7 +43,7 @@ from titan_ext.semi_sync.plan.scopes import OWN_KEYS, ScopeConfig
 from titan_ext.semi_sync.plan.weighting import WEIGHTINGS
 from titan_ext.semi_sync.state.group_parameters import WithGroup
 from titan_ext.semi_sync.state.outer_optimizers import SHARED_KEYS
-from titan_ext.semi_sync.state.region_average import RegionAverage
+from titan_ext.semi_sync.state.region_average import RegionAverage, RegionGradients
 from titan_ext.semi_sync.state.sparse_tables import SparseRows
 from titan_ext.semi_sync.wire.aggregations import AGGREGATIONS
 from titan_ext.semi_sync.wire.codecs import CODECS
@@ -252,7 +252,7 @@ def _rules_of_scope(config: SemiSyncConfig, scope: ScopeConfig, moments: Moments
 
 
 def _rules_of_regions(config: SemiSyncConfig, rules: Sequence[SyncRule]) -> list[SyncRule]:
-    """The inner level: every fragment of the parameters, averaged within each region."""
+    """The inner level: every fragment of the parameters or of their gradients, averaged within each region."""
     if config.region_sync_every is None:
         return []
     wire = Wire(bucket_bytes=int(config.bucket_mib * 2**20))
@@ -264,7 +264,7 @@ def _rules_of_regions(config: SemiSyncConfig, rules: Sequence[SyncRule]) -> list
             fragment=fragment,
             period=config.region_sync_every,
             wire=wire,
-            apply=RegionAverage(),
+            apply=RegionGradients() if config.region_average == "gradients" else RegionAverage(),
         )
         for fragment in fragments
     ]

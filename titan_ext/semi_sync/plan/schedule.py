@@ -1,7 +1,7 @@
 """What is due, what is still to be tried again, and where a site stands between two rounds."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from titan_ext.semi_sync.plan.plan import SyncPlan, not_in_vain
@@ -25,6 +25,18 @@ class Progress:
     """Of the model as the site last received it, on its own held-out text, where the plan weighs sites by it."""
     share: float = UNKNOWN
     """What the policy of the sites' weights had this site remember."""
+
+    def settle_work(self, sent: Mapping[int, tuple[int, int]], rules: Iterable[int]) -> None:
+        """What a round has brought is done; what was done during its flight counts in the next one of its rules.
+
+        Args:
+            sent: by rule tokens and inner steps that the round brought; all there is of a rule that is not among them.
+            rules: of the round.
+        """
+        for index in rules:
+            tokens, steps = self.work.get(index, (0, 0))
+            sent_tokens, sent_steps = sent.get(index, (tokens, steps))
+            self.work[index] = (tokens - sent_tokens, steps - sent_steps)
 
 
 class StepTimer:
@@ -66,32 +78,38 @@ class Schedule:
 
     Args:
         plan: the method's plan; rules are named by their place in it.
+        rules: those that this schedule sees to; None: all.
+        only_when_due: try again what waits when more falls due, and not before. The inner step alone tells then when a
+            site comes to a round. Sites that meet in several quorums need that: one that tried again by itself would wait
+            in one of them for a site that waits for it in another.
     """
 
-    def __init__(self, plan: SyncPlan) -> None:
+    def __init__(self, plan: SyncPlan, rules: Collection[int] | None = None, only_when_due: bool = False) -> None:
         self.pending: list[int] = []
         self._plan = plan
+        self._rules = range(len(plan.rules)) if rules is None else rules
+        self._only_when_due = only_when_due
         self._finished = False
         self.not_before = 0
         """Inner step until which what waits may wait, unless more falls due."""
 
     def advance(self, step: int) -> bool:
         """Add what is due after inner step ``step``; whether a round is to see to what waits."""
-        due = self._plan.due(step)
+        due = [index for index in self._plan.due(step) if index in self._rules]
         if due:
             self.not_before = 0
         self.pending = _union(self.pending, due)
-        return self.is_ready(step)
+        return bool(due) or self.is_ready(step)
 
     def is_ready(self, step: int) -> bool:
-        """Whether a round is to see to what waits after inner step ``step``."""
-        return bool(self.pending) and step >= self.not_before
+        """Whether a round is to see to what waits after inner step ``step``, though nothing more falls due."""
+        return bool(self.pending) and step >= self.not_before and not self._only_when_due
 
     def finish(self, step: int) -> bool:
         """Add what is due after the last inner step; whether a round is to see to it, or to what was put off."""
-        rules = [] if self._finished else self._plan.final()
+        rules = [] if self._finished else [index for index in self._plan.final() if index in self._rules]
         self._finished = True
-        put_off = bool(self.pending) and step < self.not_before
+        put_off = bool(self.pending) and not self.is_ready(step)
         self.pending = _union(self.pending, rules)
         return bool(rules) or put_off
 

@@ -135,13 +135,14 @@ class Verdict:
         return math.ceil(1000 * heartbeat_seconds / slowest) if slowest else 0
 
 
-def agree(table: Sequence[SiteStatus], rank: int, in_step: bool = True) -> Verdict:
+def agree(table: Sequence[SiteStatus], rank: int, in_step: bool = True, at_one_commit: bool = False) -> Verdict:
     """What the sites of a quorum exchange. Pure: equal tables lead to equal rounds.
 
     Args:
         table: the statuses of all sites.
         rank: this site's place among them.
         in_step: whether members come to a round at the same inner step.
+        at_one_commit: whether nobody heals those of them who are behind, so that they have to stand at the same commit.
 
     Returns:
         The members' rules and latest step; no rules and the latest step if every site abstained.
@@ -163,6 +164,8 @@ def agree(table: Sequence[SiteStatus], rank: int, in_step: bool = True) -> Verdi
     if len({(site.step if in_step else 0, *site.rules) for site in members}) > 1:
         problem = f"the sites are at different points of the schedule (we: inner step {own.step})"
         return Verdict(table, [], own.step, problem, resync_step=max(site.step for site in members) + 1)
+    if at_one_commit and len({site.position for site in members}) > 1:
+        return Verdict(table, [], own.step, "the sites stand at different commits of the run")
     whole, in_group = _diverged(members), _diverged_from_group(members)
     diverged = whole or in_group
     if diverged:

@@ -71,7 +71,8 @@ class Committer:
                 if contributors:
                     with span("apply"):
                         self.exchange.complete(result.sum)
-                        contributors = contributors if self._mean_is_finite(result.sum, result.verdict.step) else []
+                        finite = mean_is_finite_on_all_ranks(self.exchange, result.sum, result.verdict.step)
+                        contributors = contributors if finite else []
                         if contributors:
                             self._apply(result, result.sum, contributors)
                 self._recover(result.sum, applied=bool(contributors))
@@ -112,7 +113,9 @@ class Committer:
         if not result.keeps_work:
             # What was trained on during a flight counts in the next round.
             self.progress.tokens = 0 if result.role.abstains else self.progress.tokens - result.launch.tokens
-            self._settle_work(result, summed)
+            if result.role.abstains:
+                self.progress.work.clear()
+            self.progress.settle_work(result.launch.work, summed.parts)
         if summed.remembered is not None:
             self.progress.share = summed.remembered
         if self.exchange.plan.lateness.trains_on and result.role is Role.MEMBER:
@@ -165,27 +168,6 @@ class Committer:
             else:
                 stale.pop(index, None)
 
-    def _settle_work(self, result: RoundResult, summed: Sum) -> None:
-        """What the round has brought is done; what was done during its flight counts in the next one of its rules."""
-        if result.role.abstains:
-            self.progress.work.clear()
-        for index in summed.parts:
-            tokens, steps = self.progress.work.get(index, (0, 0))
-            sent_tokens, sent_steps = result.launch.work.get(index, (tokens, steps))
-            self.progress.work[index] = (tokens - sent_tokens, steps - sent_steps)
-
-    def _mean_is_finite(self, summed: Sum, step: int) -> bool:
-        """Whether what the sites come to is a number everywhere: sums and codecs of finite values may overflow.
-
-        A collective over the site, whose ranks hold parts of it. Sites with the same sum find the same.
-        """
-        weights = {index: self._total_weight(summed, index, step) for index in summed.parts}
-        own = all(mean_is_finite(part, weights[index]) for index, part in summed.parts.items())
-        finite = all(self.exchange.site.gather(own))
-        if not finite:
-            logger.warning("the mean of the sites' work after inner step %d is not finite; it is left out", step)
-        return finite
-
     def _check_global(self, summed: Sum, step: int) -> None:
         """End a run whose outer step has left the range of numbers, before a checkpoint or a joining site has it."""
         states = [self.exchange.states[index] for index in summed.parts]
@@ -195,9 +177,6 @@ class Committer:
                 f"the parameters that the sites share are not finite after the outer step at inner step {step}: lower the "
                 "learning rates, semi_sync.outer_lr first"
             )
-
-    def _total_weight(self, summed: Sum, index: int, step: int) -> float:
-        return summed.of_group(self.exchange.states[index].rule.group, step).total_weight
 
     def _recover(self, summed: Sum, applied: bool) -> None:
         """After a round that left this site out as not finite, or all, go on from what the sites share."""
@@ -258,7 +237,7 @@ class Committer:
             seconds_apply=seconds,
             committed=committed,
             healed=result.healed,
-            error=None if committed else _error(result, failure),
+            error=None if committed else why_not_committed(result, failure),
             missing=self._missing(result) if committed else {},
             staleness=_staleness(result) if committed else {},
             seconds_stalled=waited + seconds,
@@ -294,10 +273,24 @@ class Committer:
         return missing
 
 
-def _error(result: RoundResult, failure: object | None) -> str:
+def why_not_committed(result: RoundResult, failure: object | None) -> str:
     """Why a round is not committed, in a line; torchft adds a stack to what it has met with."""
     cause = getattr(failure, "original_exception", failure)
     return result.verdict.problem or (reason(cause) if isinstance(cause, BaseException) else _OTHERS_ERROR)
+
+
+def mean_is_finite_on_all_ranks(exchange: Exchange, summed: Sum, step: int) -> bool:
+    """Whether what the sites come to is a number everywhere: sums and codecs of finite values may overflow.
+
+    A collective over the site, whose ranks hold parts of it. Sites with the same sum find the same.
+    """
+    groups = {index: exchange.states[index].rule.group for index in summed.parts}
+    weights = {index: summed.of_group(group, step).total_weight for index, group in groups.items()}
+    own = all(mean_is_finite(part, weights[index]) for index, part in summed.parts.items())
+    finite = all(exchange.site.gather(own))
+    if not finite:
+        logger.warning("the mean of the sites' work after inner step %d is not finite; it is left out", step)
+    return finite
 
 
 def _staleness(result: RoundResult) -> dict[str, int]:

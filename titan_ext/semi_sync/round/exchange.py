@@ -75,6 +75,8 @@ class Exchange:
     """Keys of the labels by which some rules are shared."""
     labels: tuple[int, ...] = ()
     """For each of them the number of this site's label."""
+    at_one_commit: bool = False
+    """Whether its rounds heal nobody, as those of a region: then its sites stand at one commit, or none is exchanged."""
     heartbeat_timeout_seconds: float = 0.0
     """After which a site that says nothing counts as dead."""
     clock: Clock = field(default_factory=Clock)
@@ -180,6 +182,14 @@ class Exchange:
         """
         self.pairing.share_parts(summed.in_parts)
 
+    def farewell(self) -> None:
+        """Wait until all sites of the quorum come here: call it before the connections close.
+
+        What the others still have to read of the last round lies in them; were they closed now, some systems would throw
+        it away.
+        """
+        self.manager.allreduce(torch.zeros(1, device=self.wire), reduce_op=ReduceOp.SUM).wait()
+
     def take_bytes_sent(self) -> tuple[int, int, int]:
         """Bytes that all ranks of the site have sent since the last call. A collective over the site.
 
@@ -215,7 +225,8 @@ class Exchange:
         table = all_gather_status(self.manager, own, self.wire)
         if self.manager.errored() is not None:
             return Verdict([own], [], own.step)
-        verdict = agree(table, self.manager.participating_rank(), in_step=not self.plan.lateness.trains_on)
+        rank, in_step = self.manager.participating_rank(), not self.plan.lateness.trains_on
+        verdict = agree(table, rank, in_step=in_step, at_one_commit=self.at_one_commit)
         if verdict.settings_differ:
             # From one table: all sites meet in these collectives, or none does.
             named = name_differences(self.manager, self.in_common, table)

@@ -31,6 +31,17 @@ class RoundLauncher:
         self._timer, self._site_weight = timer, site_weight
         self._step_time_ms = 0
 
+    def launch_gradients(self, rules: Sequence[int], step: int, tokens: int) -> Launch:
+        """The gradients of an inner step that is under way.
+
+        Args:
+            rules: of the gradients.
+            step: the inner step.
+            tokens: that they are of; 0 where the site does not take the step.
+        """
+        role = Role.MEMBER if tokens else Role.SITTING_OUT
+        return Launch(role=role, rules=tuple(rules), step=step, weight=float(tokens), tokens=tokens)
+
     def launch(self, rules: Sequence[int], role: Role = Role.MEMBER) -> Launch:
         """What the site means to do now; a member that was not sampled sits out."""
         done = self._participation.all_sent

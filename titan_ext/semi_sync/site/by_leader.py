@@ -49,6 +49,10 @@ class ByLeader:
         ]
         return {"model": repr(shapes), "pairing": self.name}
 
+    def manager_of_all_ranks(self, manager: ReplicaManager | None) -> ReplicaManager:
+        """The manager of every rank of the site, from the leader's."""
+        return LeaderManager(manager, self._shards)
+
     def speaks_for(self, name: str) -> bool:
         """Whether this rank's shard of a parameter counts in the site's checksum: of equal shards one does."""
         return self._shards.sends(self._shards.rank, name)

@@ -49,6 +49,11 @@ class ByRank:
         ]
         return {"model and layout": repr(shards), "ranks": self._layout}
 
+    def manager_of_all_ranks(self, manager: ReplicaManager | None) -> ReplicaManager:
+        """Every rank has one of its own."""
+        assert manager is not None
+        return manager
+
     def speaks_for(self, name: str) -> bool:
         """Whether this rank's shard of a parameter counts in the site's checksum: sites of equal layout count alike."""
         return True

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(kw_only=True, slots=True)
 class RoundRecord:
     """One round as one rank saw it; bytes are those of the whole site."""
 
+    level: Literal["all", "region"] = "all"
+    """Whose round it was: that of all sites, or of a region over a quorum of its own, which is no commit of the run."""
     round: int
-    """Committed rounds so far, this one included if it was."""
+    """Committed rounds of all sites so far, this one included if it was."""
     step: int
     """Inner step after which the round was applied or given up."""
     rules: list[str]
@@ -86,6 +88,7 @@ class Ledger:
     """The largest staleness of them."""
     seconds: float = 0.0
     last: RoundRecord | None = field(default=None)
+    """Of all sites."""
 
     def add(self, record: RoundRecord) -> None:
         """Count a round."""
@@ -98,7 +101,8 @@ class Ledger:
         self.stale += len(record.staleness)
         self.most_stale = max([self.most_stale, *record.staleness.values()])
         self.seconds += record.seconds_quorum + record.seconds_reduce + record.seconds_apply
-        self.last = record
+        if record.level == "all":
+            self.last = record
 
     def state_dict(self) -> dict[str, Any]:
         """The totals, as plain values."""
