@@ -26,11 +26,7 @@ def render_tree(sites: Sequence[Any]) -> str | None:
     lines.append(f"  between all: {outer.method} every {outer.sync_every} steps, {_across(sites[0], tops)}")
     if outer.region_sync_every is not None:
         own = sites[0].config.replica.region_lighthouse is not None
-        where = (
-            "over a lighthouse of its own"
-            if own
-            else "in the quorum of all sites, unless it has a lighthouse of its own"
-        )
+        where = "over its lighthouse" if own else "in the quorum of all sites unless it has a lighthouse"
         lines.append(f"  in a region: average of {outer.region_average} every {outer.region_sync_every} steps, {where}")
     rounds = outer_rounds(sites[0])
     for rule in rounds.plan.rules if rounds is not None else ():
