@@ -49,7 +49,7 @@ def test_a_missing_package_is_named(monkeypatch):
 def test_a_server_that_is_away_is_waited_for_and_told_of_once(s3: S3, caplog):
     patiently("s3://bucket/x", lambda files: files.pipe("s3://bucket/x", b"1"))
     s3.cut()
-    threading.Timer(1.5, s3.mend).start()
+    threading.Timer(4, s3.mend).start()
     found = []
     readers = [
         threading.Thread(

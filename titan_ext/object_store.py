@@ -62,12 +62,48 @@ def file_system(url: str) -> "AbstractFileSystem":
         raise UserError(f"{url!r}: {_unknown(scheme) or reason(error)}") from error
 
 
+class Patience:
+    """How long to go on trying what a server fails at.
+
+    That it went away, and that it is back, is logged once a process, however many threads wait for it.
+
+    Args:
+        url: of what is tried; what messages name.
+        retry_seconds: how long to try; 0: once.
+    """
+
+    def __init__(self, url: str, retry_seconds: float = RETRY_SECONDS) -> None:
+        self._url, self._server, self._retry_seconds = url, _URL.match(url)[0], retry_seconds
+        self._end, self._wait = time.monotonic() + retry_seconds, _FIRST_WAIT
+
+    def pause(self, error: Exception) -> float:
+        """Seconds to wait before the next attempt, after one that failed.
+
+        Raises:
+            UserError: the server's answer is final: no such bucket or file, no access.
+            ReadError: it has been away for so long.
+        """
+        if isinstance(error, UserError):
+            raise error
+        left = self._end - time.monotonic()
+        if not may_pass(error):
+            raise UserError(f"{self._url!r}: {_refusal(error)}") from error
+        if left <= 0:
+            tried = f", tried for {self._retry_seconds:.0f} s" if self._retry_seconds else ""
+            raise ReadError(f"{self._url!r}: the server cannot be reached{tried}: {_words(error)}") from error
+        _away.note(self._server, error, left)
+        pause, self._wait = self._wait * random.uniform(0.5, 1.0), min(2 * self._wait, _LONGEST_WAIT)
+        return min(pause, left)
+
+    def answered(self) -> None:
+        """An attempt has succeeded."""
+        _away.clear(self._server)
+
+
 def patiently(
     url: str, operation: "Callable[[AbstractFileSystem], _Result]", retry_seconds: float = RETRY_SECONDS
 ) -> _Result:
     """What ``operation`` returns, which is tried again while the server is away.
-
-    That a server went away, and that it is back, is logged once a process, however many threads wait for it.
 
     Args:
         url: whose file system it is given; what messages name.
@@ -75,28 +111,16 @@ def patiently(
         retry_seconds: how long to try; 0: once.
 
     Raises:
-        UserError: the server's answer is final: no such bucket or file, no access; or as ``file_system``.
-        ReadError: it has been away for so long.
+        UserError, ReadError: as ``Patience.pause``, or as ``file_system``.
     """
-    server = _URL.match(url)[0]
-    end, wait = time.monotonic() + retry_seconds, _FIRST_WAIT
+    patience = Patience(url, retry_seconds)
     while True:
         try:
             result = operation(file_system(url))
-        except UserError:
-            raise
-        except Exception as error:  # whatever the many libraries below fsspec raise
-            left = end - time.monotonic()
-            if not may_pass(error):
-                raise UserError(f"{url!r}: {_refusal(error)}") from error
-            if left <= 0:
-                tried = f", tried for {retry_seconds:.0f} s" if retry_seconds else ""
-                raise ReadError(f"{url!r}: the server cannot be reached{tried}: {_words(error)}") from error
-            _away.note(server, error, left)
-            time.sleep(min(wait * random.uniform(0.5, 1.0), left))
-            wait = min(2 * wait, _LONGEST_WAIT)
+        except Exception as error:  # noqa: BLE001 - whatever the many libraries below fsspec raise
+            time.sleep(patience.pause(error))
         else:
-            _away.clear(server)
+            patience.answered()
             return result
 
 

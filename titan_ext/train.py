@@ -41,13 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
     import torch
     from torchtitan.observability import structured_logger
-    from torchtitan.tools.logging import init_logger
+    from torchtitan.tools.logging import init_logger, logger
 
     from titan_ext.config import check_outputs, check_world_size, load_to_start, save_resolved
     from titan_ext.config.changed import training_settings
     from titan_ext.config.recorded import check_resumed
     from titan_ext.launcher.attempt import begin_attempt
     from titan_ext.trainer.folder_lock import in_use
+    from titan_ext.trainer.log_mirror import fetch_logs
 
     init_logger()
     logging.raiseExceptions = False  # where no log can be written, the last line says why
@@ -60,6 +61,9 @@ def _train(path: str, site_name: str | None, overrides: Sequence[str]) -> None:
             held.enter_context(in_use(Path(site.config.dump_folder)))
             check_resumed(site)
             save_resolved(site)
+        # Before any rank opens a log: all of them come together later on.
+        for log in fetch_logs(site.config) if os.environ["LOCAL_RANK"] == "0" else ():
+            logger.info("site %s: %s is longer than that of this disk, and goes on here", site.name, log)
         structured_logger.init_structured_logger(
             source="training",
             output_dir=site.config.dump_folder,

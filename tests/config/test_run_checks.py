@@ -54,6 +54,17 @@ CASES = [
         ["--metrics.activation_norms_every=5", "--compile.enable"],
         ["metrics.activation_norms_every = 5", 'without "model"'],
     ),
+    (["--dump_folder=s3://bucket/run"], ["dump_folder", "folder of this machine", "checkpoint.folder"]),
+    (["--checkpoint.enable", "--checkpoint.folder=s5://bucket/run"], ["checkpoint.folder", "is known for s5://"]),
+    (["--checkpoint.enable", "--checkpoint.retry_seconds=-1"], ["checkpoint.retry_seconds = -1", "at least 0 seconds"]),
+    (
+        ["--checkpoint.enable", "--checkpoint.folder=memory://run", "--checkpoint.async_mode=async_with_pinned_mem"],
+        ["checkpoint.async_mode", '"async" or "disabled"', "memory://run"],
+    ),
+    (
+        ["--checkpoint.enable", "--checkpoint.folder=memory://run", "--checkpoint.last_save_in_hf"],
+        ["last_save_in_hf", "memory://run"],
+    ),
     (["--checkpoint.load_step=3"], ["checkpoint.load_step = 3", "enable = true"]),
     (["--checkpoint.load_only"], ["checkpoint.load_only", "enable = true"]),
     (["--checkpoint.create_seed_checkpoint"], ["checkpoint.create_seed_checkpoint", "enable = true"]),

@@ -118,6 +118,8 @@ def start_ranks(
             "TORCHFT_LIGHTHOUSE": url,
             "RUST_LOG": "warn",
             "TORCHELASTIC_USE_AGENT_STORE": str(agent is not None),
+            # The server that forks may be older than a test's object store.
+            **{key: value for key, value in os.environ.items() if key.startswith("AWS_")},
         }
         log = folder / f"rank_{name}_{rank}.txt"
         process = _context.Process(target=_run_rank, args=(environment, str(log), target, arguments))

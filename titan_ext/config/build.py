@@ -32,6 +32,7 @@ from titan_ext.config.tokenizer import TokenizerChoice, choose_tokenizer
 from titan_ext.data import TextDataLoader
 from titan_ext.errors import InvalidValue, UserError
 from titan_ext.models.held_experts import hold
+from titan_ext.object_store import is_url
 from titan_ext.trainer.trainer import Trainer
 
 # Fields of the trainer's config that are not sections: other keys of ours decide them.
@@ -242,6 +243,11 @@ def dump_root(settings: Settings) -> str:
         folder = Binder(settings).value(str, folder, "dump_folder")
         if not folder.strip():
             raise settings.error("dump_folder", "must name a folder", folder)
+        if is_url(folder):
+            problem = (
+                "must be a folder of this machine; checkpoints and copies of logs go to the URL in checkpoint.folder"
+            )
+            raise settings.error("dump_folder", problem, folder)
     except UserError as error:
         settings.refuse(error)
         folder = default

@@ -20,14 +20,16 @@ class Need(StrEnum):
     DEVICE = "device"
     PACKAGE = "package"
     FILE = "file"
+    STORE = "store"
 
 
 TO_BUILD = frozenset({Need.TOKENIZER, Need.VOCABULARY, Need.MODEL})
 """Without these a site's model has no known size: commands that only load a model ask for no more."""
 
-TO_TRAIN = frozenset(Need)
+TO_TRAIN = frozenset(Need) - {Need.STORE}
+"""A store that is away when a site starts is waited for."""
 
-TO_START = TO_TRAIN - {Need.VOCABULARY}
+TO_START = frozenset(Need) - {Need.VOCABULARY}
 """What a user must bring; a vocabulary is found when a site first starts."""
 
 

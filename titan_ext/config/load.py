@@ -17,7 +17,7 @@ from titan_ext.config.checks.run import model_checks, run_checks
 from titan_ext.config.checks.sites import check_sites
 from titan_ext.config.checks.unread import notes_on_unread
 from titan_ext.config.dept import find_vocabulary
-from titan_ext.config.findings import TO_BUILD, TO_START, TO_TRAIN, Findings, Missing, Need
+from titan_ext.config.findings import TO_BUILD, TO_TRAIN, Findings, Missing, Need
 from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select
 from titan_ext.config.layout import Layout, check_batch, check_layout, resolve_layout
 from titan_ext.config.model import ModelChoice
@@ -158,7 +158,7 @@ def load_to_start(path: str | Path, names: Sequence[str | None] | None, override
         return [load_site(path, name, overrides, needs=()) for name in names]
 
     sites = load()
-    _require(path, sites, TO_START)
+    _require(path, sites, TO_TRAIN - {Need.VOCABULARY})
     found = [find_vocabulary(site) for site in sites]
     if any(found):
         sites = load()

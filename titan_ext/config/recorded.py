@@ -5,10 +5,12 @@ rotary embedding turns: with those changed, the same weights are another model.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from titan_ext.checkpoint_place import checkpoint_folder, files_below, read_text
 from titan_ext.config.resolved import FILE_NAME, known_sizes, site_tokenizer
 from titan_ext.config.settings import show
 from titan_ext.data.resume import changed
@@ -16,6 +18,7 @@ from titan_ext.data.tokenizers.traits import identity
 from titan_ext.errors import UserError
 from titan_ext.models import get_model_spec
 from titan_ext.models.llama3.huggingface import differing
+from titan_ext.object_store import is_url
 
 # Keys that the shapes of the weights tell of. A tied head is none: checkpoints hold it beside the embedding.
 _SHAPED = ("dim", "n_layers", "ffn_dim", "vocab_size")
@@ -29,13 +32,17 @@ def check_resumed(site: Any) -> None:
         site: a ``Site`` that is about to be trained.
 
     Raises:
-        UserError: naming what differs.
+        UserError: naming what differs, or what is wrong with the place of its checkpoints.
+        ReadError: an object store cannot be reached.
     """
-    folder = Path(site.config.dump_folder)
-    record, checkpoints = folder / FILE_NAME, folder / site.config.checkpoint.folder
-    if not site.config.checkpoint.enable or not record.is_file() or not any(checkpoints.glob("step-*/.metadata")):
+    checkpoint = site.config.checkpoint
+    folder = checkpoint_folder(site.config.dump_folder, checkpoint.folder)
+    if not checkpoint.enable or not _has_checkpoints(folder, checkpoint.retry_seconds):
         return
-    recorded = _read(record)
+    record = os.path.join(os.path.dirname(folder) if is_url(folder) else site.config.dump_folder, FILE_NAME)
+    recorded = _read(record, checkpoint.retry_seconds)
+    if recorded is None:
+        return
     name = recorded.get("model", {}).get("name", site.model.name)
     if name != site.model.name:
         problem = f"was {show(name)} in this run so far ({record}); another model needs another dump_folder"
@@ -64,32 +71,44 @@ def tokenizer_changes(then: Mapping[str, Any], config: Any) -> list[str]:
     return [changed(key, then[key], value) for key, value in now.items() if key in then and then[key] != value]
 
 
-def read_record(checkpoint: Path) -> dict[str, Any] | None:
+def read_record(checkpoint: str | Path) -> dict[str, Any] | None:
     """The settings that the run of a checkpoint recorded; None where its folder holds no record.
 
     Args:
-        checkpoint: folder of one step, in the run's folder of checkpoints.
+        checkpoint: folder or URL of one step, in the run's folder of checkpoints.
     """
-    record = checkpoint.absolute().parent.parent / FILE_NAME
-    return _read(record) if record.is_file() else None
+    folder = str(checkpoint).rstrip("/") if is_url(checkpoint) else os.path.abspath(checkpoint)
+    return _read(os.path.join(os.path.dirname(os.path.dirname(folder)), FILE_NAME))
 
 
-def _read(record: Path) -> dict[str, Any]:
-    """What a run has recorded.
+def _has_checkpoints(folder: str, retry_seconds: float) -> bool:
+    """Whether there are any that were finished."""
+    if is_url(folder):
+        return any(name.endswith("/.metadata") for name in files_below(folder, retry_seconds))
+    return any(Path(folder).glob("step-*/.metadata"))
+
+
+def _read(record: str, retry_seconds: float = 0.0) -> dict[str, Any] | None:
+    """What a run has recorded in a file or behind a URL; None where that is not there.
 
     Raises:
         UserError: the file is damaged.
     """
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
+        text = read_text(record, retry_seconds)
+        found = None if text is None else json.loads(text)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{record}: the run's record is damaged ({error}): restore it, or remove it") from None
+    if text is None:
+        return None
     if not isinstance(found, dict) or not all(isinstance(found.get(key, {}), dict) for key in ("model", "resolved")):
         raise UserError(f"{record}: the run's record is damaged (no settings): restore it, or remove it")
     return found
 
 
-def changes_since(checkpoint: Path, config: Any) -> list[str]:
+def changes_since(checkpoint: str | Path, config: Any) -> list[str]:
     """What a model computes otherwise than the one that the run of a checkpoint trained, as far as that is recorded.
 
     Args:

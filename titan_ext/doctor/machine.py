@@ -10,6 +10,7 @@ from typing import Any
 
 from titan_ext.doctor.finding import Finding, Level, ok
 from titan_ext.errors import UserError
+from titan_ext.object_store import is_url
 from titan_ext.replica.address import check_port
 
 _SLOW_LOOKUP_SECONDS = 1.0
@@ -55,7 +56,7 @@ def _disk(site: Any) -> list[Finding]:
     there = next(each for each in [folder, *folder.absolute().parents] if each.exists())
     free = shutil.disk_usage(there).free
     checkpoint = site.config.checkpoint
-    if not checkpoint.enable:
+    if not checkpoint.enable or is_url(checkpoint.folder):
         return [ok("disk", f"{free / 1e9:.3g} GB free")]
     from titan_ext.config.cost.cost import site_cost
 

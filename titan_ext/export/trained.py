@@ -1,13 +1,14 @@
 """What a site has trained: its checkpoint, its weights in the precision they are kept in."""
 
+import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torchtitan.config import TORCH_DTYPE_MAP
 from torchtitan.models.common.decoder import Decoder
 
+from titan_ext.checkpoint_place import checkpoint_folder
 from titan_ext.config.load import Site
 from titan_ext.errors import UserError
 from titan_ext.inference.checkpoint import Checkpoint, Weights, find_checkpoint
@@ -20,10 +21,10 @@ def site_checkpoint(site: Site, step: int | None = None) -> Checkpoint:
     Raises:
         UserError: there is none.
     """
-    folder = Path(site.config.dump_folder) / site.config.checkpoint.folder
-    wanted = folder if step is None else folder / f"step-{step}"
+    folder = checkpoint_folder(site.config.dump_folder, site.config.checkpoint.folder)
+    wanted = folder if step is None else os.path.join(folder, f"step-{step}")
     try:
-        return find_checkpoint(str(wanted), folder)
+        return find_checkpoint(wanted, folder)
     except UserError:
         raise UserError(
             f'site "{site.name}": no finished checkpoint in {wanted}; train with checkpoint.enable = true'

@@ -17,7 +17,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default="latest",
         metavar="PATH",
-        help="a step-N folder of a run, a folder of such, or one with Hugging Face's safetensors "
+        help="a step-N folder of a run, a folder or URL of such, or a folder with Hugging Face's safetensors "
         "(default: the site's latest)",
     )
     parser.add_argument(
@@ -35,17 +35,18 @@ def open_run(options: argparse.Namespace) -> "tuple[Site, Checkpoint]":
     Raises:
         UserError: the file, the site or the checkpoint cannot be used.
     """
+    from titan_ext.checkpoint_place import checkpoint_folder
     from titan_ext.config.load import load_site
     from titan_ext.inference.checkpoint import LATEST, find_checkpoint
 
-    site, folder = None, Path()
+    site, folder = None, ""
     if options.checkpoint == LATEST:
         site = load_site(options.file, options.site, options.overrides)
-        folder = Path(site.config.dump_folder) / site.config.checkpoint.folder
+        folder = checkpoint_folder(site.config.dump_folder, site.config.checkpoint.folder)
     checkpoint = find_checkpoint(options.checkpoint, folder)
     if site is None or checkpoint.huggingface:
         # What such a folder says of its model counts for what is measured, whatever the run started from.
-        weights = checkpoint.path if checkpoint.huggingface else None
+        weights = Path(checkpoint.path) if checkpoint.huggingface else None
         site = load_site(options.file, options.site, options.overrides, weights=weights)
     checkpoint.check_tokenizer(site.config)
     site.notes.extend(checkpoint.changes(site.config.model_spec.model))

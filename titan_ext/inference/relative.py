@@ -101,10 +101,13 @@ def _check(options: argparse.Namespace) -> None:
 
 def _checkpoints(site: "Site", relative: Path) -> "tuple[Checkpoint, Checkpoint]":
     """The federated and the own model of a site, of the same step."""
+    from titan_ext.checkpoint_place import CHECKPOINTS, checkpoint_folder
     from titan_ext.inference.checkpoint import LATEST, find_checkpoint
+    from titan_ext.object_store import is_url
 
     name = site.config.checkpoint.folder
-    federated = find_checkpoint(LATEST, Path(site.config.dump_folder) / name)
+    federated = find_checkpoint(LATEST, checkpoint_folder(site.config.dump_folder, name))
+    name = CHECKPOINTS if is_url(name) else name  # the other run's are in a folder
     folder = relative / site.name / name
     if not folder.is_dir():
         raise UserError(

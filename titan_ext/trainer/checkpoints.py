@@ -3,15 +3,16 @@
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import StorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.components import checkpointer as torchtitan_checkpointer
 from torchtitan.components.checkpointer.base import LR_SCHEDULER, MODEL, OPTIMIZER
@@ -19,22 +20,27 @@ from torchtitan.components.checkpointer.dcp import AsyncMode
 from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
 
+from titan_ext.checkpoint_place import checkpoint_folder, reader, sizes_below
 from titan_ext.config.recorded import changes_since
 from titan_ext.error_text import first_failure, reason
-from titan_ext.errors import RunError, UserError
+from titan_ext.errors import RunError, UserError, require
 from titan_ext.huggingface.description import write_description
 from titan_ext.huggingface.fit import check_weights
 from titan_ext.models.fit import check_tensors, model_tensors
+from titan_ext.object_store import is_url
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.views import with_own_storage
 from titan_ext.trainer.disks import Disks, StoredFile, find_disks, stored_files
 from titan_ext.trainer.optimizers import OptimizersContainer
+from titan_ext.trainer.ownership import TakenOver
 from titan_ext.trainer.resuming import PartialLoadPlanner, Stored, flattened, fresh_words, stored_shapes
+from titan_ext.trainer.site_store import SiteStore
 from titan_ext.trainer.split_checkpoint import SplitReader
+from titan_ext.trainer.store_ranks import StoreRanks
 from titan_ext.trainer.stored_bytes import broken_part
+from titan_ext.trainer.whole_checkpoints import Files, damage, has_metadata, latest_whole
 
 _Found = TypeVar("_Found")
-_HUGGING_FACE = ("model.safetensors.index.json", "model.safetensors")
 
 
 class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
@@ -46,9 +52,19 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
 
     @dataclass(kw_only=True, slots=True)
     class Config(torchtitan_checkpointer.CheckpointManager.Config):
-        pass
+        retry_seconds: float = 60.0
+        """How long a site tries again while the object store of ``folder`` is away; training stands still for so long.
+        A checkpoint of the interval is then given up, the one at the end of a run fails it. Nothing that fails in the
+        background is tried again."""
+
+        def __post_init__(self) -> None:
+            torchtitan_checkpointer.CheckpointManager.Config.__post_init__(self)
+            require(self.retry_seconds >= 0, "retry_seconds", self.retry_seconds, "at least 0 seconds")
 
     def __init__(self, config: Config, **parts: Any) -> None:
+        folder = checkpoint_folder(parts.get("base_folder", ""), config.folder)
+        self._stores = StoreRanks(config.retry_seconds)
+        self._store = SiteStore(folder, parts.get("base_folder", ""), self._stores) if is_url(folder) else None
         self._saved_step: int | None = None
         self._now = False
         self._last_step: int | None = None
@@ -64,14 +80,24 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         """Config of the whole model, whose tensors a checkpoint must hold; the trainer's to set before a load."""
         self.description: dict[str, Any] = {}
         """What a checkpoint in Hugging Face's format says of the model: its ``config.json``."""
+        self.say: Callable[[str], None] = logger.warning
+        """Tells a user of a checkpoint that is lost while training goes on; the trainer's to set."""
+        self.own_logs: list[str] = []
+        """Names of the files that this rank writes in the dump folder, which an object store has copies of; likewise."""
+        if self._store is not None:
+            whole: Any = config  # mypy knows no fields of configs that torchtitan's __init_subclass__ makes
+            config = replace(whole, folder=folder)
+            warnings.filterwarnings("ignore", message="fsync not supported for this stream")
         super().__init__(config, **parts)
 
     def save_now(self, step: int) -> bool:
         """Save everything after inner step ``step``, whatever the interval; returns whether it is saved when this returns."""
         if not self.enable or self.load_only:
             return False
+        self._now = True
+        self.maybe_wait_for_saving()
         if self._saved_step != step or self.held:
-            self.interval, self._now = 1, True
+            self.interval = 1
             self.save(step)
         self.maybe_wait_for_saving()
         return True
@@ -82,7 +108,12 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         Raises:
             UserError: what the run is to start from is not there.
         """
-        if self.enable and not filesystem.is_remote(self.folder):
+        if self.enable and self._store is not None:
+            if not self.load_only and (note := self._store.take()):
+                self.notes.append(note)
+            if step == -1:  # torchtitan would take a store that does not answer for an empty one
+                step = self._find_load_step()
+        elif self.enable:
             self._look_at_disks()
         try:
             return super().load(step)
@@ -107,10 +138,13 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
 
     def dcp_save(self, state_dict: dict[str, Any], checkpoint_id: str, *args: Any, **kwargs: Any) -> Any:
         """As torchtitan's; what an earlier attempt left in the folder goes first, and what a failed one left, at once."""
-        # New data under old metadata would pass for a checkpoint. The others write when rank 0 has planned.
-        self._remove(checkpoint_id)
         if "semi_sync" in state_dict and self.async_mode is not AsyncMode.DISABLED:
             state_dict = state_dict | {"semi_sync": with_own_storage(state_dict["semi_sync"].state_dict())}
+        if self._store is not None:
+            save = super().dcp_save
+            return self._store.save(checkpoint_id, lambda: save(state_dict, checkpoint_id, *args, **kwargs))
+        # New data under old metadata would pass for a checkpoint. The others write when rank 0 has planned.
+        self._remove(checkpoint_id)
         with self._writing(checkpoint_id):
             saved = super().dcp_save(state_dict, checkpoint_id, *args, **kwargs)
             if kwargs.get("to_hf") and self.description and torch.distributed.get_rank() == 0:
@@ -123,14 +157,20 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         Raises:
             UserError: the checkpoint is of another model, or damaged.
         """
-        from_hf = from_hf or self._first_rank(lambda: not _has_metadata(checkpoint_id))
         files = self._files(checkpoint_id)
+        from_hf = from_hf or self._first_rank(lambda: not has_metadata(checkpoint_id, files))
+        if from_hf and is_url(checkpoint_id):
+            raise UserError(
+                f"checkpoint {checkpoint_id}: its saving was cut short, or it is none: it has no file .metadata"
+            )
         if from_hf:
             if self.sd_adapter is None:
                 raise UserError(f"checkpoint {checkpoint_id}: the model has no Hugging Face format")
             # Every rank looks for itself, and all come to the same end.
             check_weights(Path(checkpoint_id), self.model_config, type(self.sd_adapter), quantised=from_quantized)
-        elif problem := (self._first_rank(lambda: damage(checkpoint_id, files)) or self._broken(checkpoint_id, files)):
+        elif problem := (
+            self._look(checkpoint_id, lambda: damage(checkpoint_id, files)) or self._broken(checkpoint_id, files)
+        ):
             raise UserError(f"checkpoint {checkpoint_id}: {problem}; choose another")
         states = {name: state_dict[name] for name in self.states if name in state_dict}
         weights = {key: value for key, value in state_dict.items() if key not in states}
@@ -146,14 +186,13 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         self.loaded = checkpoint_id
 
     def _load_what_is_there(
-        self, weights: dict[str, Any], states: dict[str, Any], checkpoint: str, files: Mapping[str, StoredFile] | None
+        self, weights: dict[str, Any], states: dict[str, Any], checkpoint: str, files: Files | None
     ) -> dict[str, str]:
         """Weights and states in place; returns what is to be said of the states that were not in the checkpoint."""
-        remote = filesystem.is_remote(checkpoint)
-        shapes = self._first_rank(lambda: stored_shapes(checkpoint, remote))
+        shapes = self._look(checkpoint, lambda: stored_shapes(checkpoint))
         tensors = {key: torch.Size(shape) for key, shape in shapes.items() if shape is not None}
         check_tensors(model_tensors(self.model_config), tensors, f"checkpoint {checkpoint}")
-        for change in () if remote else changes_since(Path(checkpoint), self.model_config):
+        for change in self._look(checkpoint, lambda: changes_since(checkpoint, self.model_config)):
             logger.warning("%s", change)
         stored = Stored(shapes)
         wanted = {name: dict(flattened(name, state.state_dict())) for name, state in states.items()}
@@ -162,13 +201,21 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         loaded = {name: state for name, state in states.items() if name not in fresh}
         moved = _merged(stored.moved(wanted[name]) for name in loaded)
         state_dict = weights | loaded
-        reader = None
-        if files is not None:
-            metadata = self._first_rank(lambda: FileSystemReader(checkpoint).read_metadata())
-            reader = SplitReader(checkpoint, metadata, files)
-        dcp.load(state_dict, storage_reader=reader, checkpoint_id=checkpoint, planner=PartialLoadPlanner(moved))
+        self._read(state_dict, checkpoint, files, moved)
         self.states[MODEL].load_state_dict(state_dict)
         return fresh | {part: part for name in loaded for part in sorted(stored.lacks_parts(wanted[name]))}
+
+    def _read(self, state_dict: dict[str, Any], checkpoint: str, files: Files | None, moved: Mapping[str, str]) -> None:
+        def attempt(storage: StorageReader) -> None:
+            dcp.load(state_dict, storage_reader=storage, planner=PartialLoadPlanner(moved))
+
+        if is_url(checkpoint):
+            self._stores.together(checkpoint, lambda: attempt(reader(checkpoint)))
+        elif files is None:
+            attempt(reader(checkpoint))
+        else:
+            metadata = self._first_rank(lambda: reader(checkpoint).read_metadata())
+            attempt(SplitReader(checkpoint, metadata, files))
 
     def not_gone_on_from(self, dump_folder: str) -> str | None:
         """What is to be said of what a user may think that the run goes on from, and it does not; None for nothing.
@@ -206,65 +253,95 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
                 )
         self.notes.append(f"checkpoint {checkpoint}: starts fresh: {'; '.join(fresh.values())}")
 
-    def _files(self, folder: str) -> dict[str, StoredFile] | None:
-        """What nodes with disks of their own have in a folder; None where one disk tells all. A collective."""
-        return None if self._disks.are_one or filesystem.is_remote(folder) else stored_files(folder, self._disks)
+    def _files(self, folder: str) -> Files | None:
+        """What nodes with disks of their own have in a folder, or what is behind a URL; None where one disk tells all.
+        A collective."""
+        if is_url(folder):
+            sizes = self._stores.ask(folder, lambda files: sizes_below(files, folder))
+            return {path: StoredFile(size, rank=0) for path, size in sizes.items()}
+        return None if self._disks.are_one else stored_files(folder, self._disks)
 
     def _should_purge(self) -> bool:
         """At each disk there is a rank that removes what is old."""
         keeps_order = self._disks.keeps_order(torch.distributed.get_rank())
         return self.keep_latest_k > 0 and keeps_order and filesystem.isdir(self.folder)
 
-    def _first_rank(self, find: Callable[[], _Found]) -> _Found:
-        """What rank 0 finds, at every rank: a disk that all share may show them different things for a moment.
+    def _purge_stale_checkpoints(self) -> None:
+        if self._store is None:
+            super()._purge_stale_checkpoints()
+        elif self.keep_latest_k > 0 and torch.distributed.get_rank() == 0:
+            for checkpoint in self._store.old(self.keep_latest_k):
+                self.purge_queue.put(checkpoint)
 
-        Raises:
-            UserError, OSError: as ``find`` at rank 0.
-        """
-        found: Any = None
-        if torch.distributed.get_rank() == 0:
-            try:
-                found = find()
-            except (UserError, OSError) as error:
-                found = error
-        found = SiteRanks().gather(found)[0]
-        if isinstance(found, Exception):
-            raise found
-        return found
+    def _first_rank(self, find: Callable[[], _Found]) -> _Found:
+        return SiteRanks().first(find)
+
+    def _look(self, place: str, find: Callable[[], _Found]) -> _Found:
+        """What rank 0 finds at a place, at every rank, with patience for an object store."""
+        return self._stores.ask(place, lambda _: find()) if is_url(place) else self._first_rank(find)
 
     def _save(self, curr_step: int, last_step: bool = False) -> bool:
         if self.held and not (self._now or last_step):
             return False
         if curr_step == self._last_step:
             return False  # torchtitan does not know that the run ended before training.steps
-        saved = super()._save(curr_step, last_step)
+        try:
+            saved = super()._save(curr_step, last_step)
+        except (UserError, RunError) as error:
+            if self._store is None or last_step or self._now or isinstance(error, TakenOver):
+                raise
+            self._lost(curr_step, str(error))
+            return False
         if saved:
             self._saved_step = curr_step
             self._last_step = curr_step if last_step else None
+            self.mirror_logs()
         return saved
 
+    def _lost(self, step: int, why: str) -> None:
+        self.say(
+            f"checkpoint {self._create_checkpoint_id(step)} is lost, training goes on to the next one, due after "
+            f"{self.interval} steps: {why}"
+        )
+
+    def mirror_logs(self) -> None:
+        """Copy the site's logs to its part of the object store, if it has one."""
+        if self.enable and self._store is not None:
+            self._store.mirror_logs(self.own_logs)
+
     def _wait_for_saving(self) -> None:
-        with self._writing(self._create_checkpoint_id(self._saved_step)):
+        checkpoint = self._create_checkpoint_id(self._saved_step)
+        if self._store is None:
+            with self._writing(checkpoint):
+                super()._wait_for_saving()
+            return
+        try:
             super()._wait_for_saving()
+        except CheckpointException as error:
+            step, self._saved_step, self.save_future = self._saved_step, None, None
+            if self._now:
+                raise RunError(f"checkpoint {checkpoint}: cannot be written: {reason(first_failure(error))}") from None
+            self._lost(step, reason(first_failure(error)))
 
     def _find_load_step(self, folder: str = "") -> int:
         """The latest checkpoint that is whole; -1 if none has ever been."""
         folder = folder or self.folder
         files = self._files(folder)
         broken: dict[int, str] = {}
-        while (step := self._first_rank(lambda: self._latest_whole(folder, files, broken))) >= 0:
+        while (step := self._look(folder, lambda: latest_whole(folder, files, broken))) >= 0:
             problem = self._broken(self._create_checkpoint_id(step, folder), files)
             if problem is None:
                 break
             broken[step] = problem
         return step
 
-    def _broken(self, checkpoint: str, files: Mapping[str, StoredFile] | None) -> str | None:
+    def _broken(self, checkpoint: str, files: Files | None) -> str | None:
         """What is wrong with the bytes of a checkpoint, of which every rank reads a part; None for nothing, or where they
         are not all within reach. A collective."""
-        if checkpoint in self._sound or files is not None or filesystem.is_remote(checkpoint):
+        # A store sees to the bytes that it has taken; of it they would have to come a second time.
+        if checkpoint in self._sound or files is not None:
             return None
-        if not self._first_rank(lambda: _has_metadata(checkpoint)):
+        if not self._first_rank(lambda: has_metadata(checkpoint)):
             return None
         try:
             own = broken_part(checkpoint, torch.distributed.get_rank(), torch.distributed.get_world_size())
@@ -275,39 +352,13 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
             self._sound.add(checkpoint)
         return problem
 
-    def _latest_whole(self, folder: str, files: Mapping[str, StoredFile] | None, broken: Mapping[int, str]) -> int:
-        names = set(filesystem.listdir(folder)) if filesystem.isdir(folder) else set()
-        names |= {path.partition("/")[0] for path in files or ()}  # what other nodes have may be all that is left
-        steps = [int(found[1]) for name in names if (found := re.fullmatch(r"step-(\d+)", name))]
-        damaged, cut_short = [], []
-        for step in sorted(steps, reverse=True):
-            checkpoint = self._create_checkpoint_id(step, folder)
-            of_sizes = None if files is None else _below(files, f"step-{step}")
-            problem = broken.get(step) or damage(checkpoint, of_sizes)
-            if problem is None:
-                return step
-            logger.warning("checkpoint %s is passed over: %s", checkpoint, problem)
-            damaged += [checkpoint] if _has_metadata(checkpoint) else []
-            cut_short += [checkpoint] if not _has_metadata(checkpoint) else []
-        if damaged:
-            raise UserError(f"checkpoint {damaged[0]} is damaged and no other is whole: remove it to start anew")
-        if len(cut_short) > 1:
-            # A stop while the first is saved leaves one; of several somebody has lost what a copy easily leaves out.
-            raise UserError(
-                f"checkpoint {cut_short[0]} and {len(cut_short) - 1} more have no file .metadata, which is written last: "
-                f"restore it, or remove {folder} to start anew"
-            )
-        return -1
-
     @contextmanager
     def _writing(self, checkpoint: str) -> Iterator[None]:
         try:
             yield
         except CheckpointException as error:
             # torch's writer may hide the disk's complaint behind its own.
-            room = (
-                "" if filesystem.is_remote(checkpoint) else f" ({shutil.disk_usage(self.folder).free >> 20} MiB free)"
-            )
+            room = f" ({shutil.disk_usage(self.folder).free >> 20} MiB free)"
             self._remove(checkpoint)  # it is of no use, and a log may need the room
             raise RunError(
                 f"checkpoint {checkpoint}: cannot be written{room}: {reason(first_failure(error))}"
@@ -320,41 +371,3 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
 
 def _merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.items()}
-
-
-def _below(files: Mapping[str, StoredFile], folder: str) -> dict[str, StoredFile]:
-    return {path[len(folder) + 1 :]: file for path, file in files.items() if path.startswith(f"{folder}/")}
-
-
-def damage(checkpoint: str, files: Mapping[str, StoredFile] | None = None) -> str | None:
-    """What is wrong with a checkpoint as far as the sizes of its files tell; None for nothing.
-
-    Args:
-        checkpoint: its folder.
-        files: what it consists of, where that is on several disks.
-    """
-    if any(filesystem.isfile(filesystem.join(checkpoint, name)) for name in _HUGGING_FACE):
-        return None
-    if not _has_metadata(checkpoint):
-        return "its saving was cut short"
-    if filesystem.is_remote(checkpoint):
-        return None
-    try:
-        stored = FileSystemReader(checkpoint).read_metadata().storage_data.values()
-    except Exception as error:  # noqa: BLE001 - unpickling what is damaged may raise anything
-        return f".metadata cannot be read ({reason(error)})"
-    sizes: dict[str, int] = {}
-    for part in stored:
-        sizes[part.relative_path] = max(sizes.get(part.relative_path, 0), part.offset + part.length)
-    for name, size in sizes.items():
-        path = os.path.join(checkpoint, name)
-        if files is None and (not os.path.isfile(path) or os.path.getsize(path) < size):
-            return f"{name} is missing or shorter than its {size} bytes"
-        if files is not None and (name not in files or files[name].size < size):
-            return f"{name} is missing at every node, or shorter than its {size} bytes"
-    return None
-
-
-def _has_metadata(checkpoint: str) -> bool:
-    """DCP writes it last."""
-    return filesystem.isfile(filesystem.join(checkpoint, ".metadata"))

@@ -8,6 +8,7 @@ from typing import Any
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.optimizer import ParamGroupConfig
 
+from titan_ext.checkpoint_place import CHECKPOINTS
 from titan_ext.errors import UserError
 from titan_ext.launcher.placement import free_port
 from titan_ext.losses import TokenLoss
@@ -39,7 +40,14 @@ WAYS = {
 
 
 def adapted_config(
-    config: Trainer.Config, checkpoint: Path, folder: Path, way: Way, *, steps: int, lr: float, strength: float | None
+    config: Trainer.Config,
+    checkpoint: Path | str,
+    folder: Path,
+    way: Way,
+    *,
+    steps: int,
+    lr: float,
+    strength: float | None,
 ) -> Trainer.Config:
     """A site's config as that of one process that goes on from a checkpoint by itself, at a constant learning rate.
 
@@ -87,6 +95,7 @@ def adapted_config(
         checkpoint=replace(
             checkpoints,
             enable=True,
+            folder=CHECKPOINTS,
             interval=steps,
             initial_load_path=str(checkpoint),
             initial_load_model_only=True,

@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata
+
+from titan_ext.checkpoint_place import reader
 
 Shapes = Mapping[str, tuple[int, ...] | None]
 """By key; None for what is no tensor."""
@@ -48,13 +50,8 @@ def fresh_words(name: str, known: bool = False) -> str:
     return f"{STATES.get(name, name)} ({'of another kind' if known else 'none'} in the checkpoint)"
 
 
-def stored_shapes(checkpoint: str, remote: bool) -> Shapes:
+def stored_shapes(checkpoint: str) -> Shapes:
     """Read what a checkpoint in torch's distributed format holds."""
-    reader: Any = FileSystemReader
-    if remote:
-        from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
-
-        reader = FsspecReader
     entries = reader(checkpoint).read_metadata().state_dict_metadata
     return {key: tuple(entry.size) if hasattr(entry, "size") else None for key, entry in entries.items()}
 

@@ -32,6 +32,7 @@ from titan_ext.trainer.batch_warmup import BatchWarmupConfig
 from titan_ext.trainer.checkpoints import CheckpointManager
 from titan_ext.trainer.cpu import finish
 from titan_ext.trainer.gradient_step import GradientStepTrainer
+from titan_ext.trainer.log_mirror import OF_FIRST_RANK, OF_LOGGING_RANK
 from titan_ext.trainer.lr_scheduler import LRSchedulersContainer
 from titan_ext.trainer.metrics import MetricsProcessor
 from titan_ext.trainer.optimizers import OptimizersContainer
@@ -106,6 +107,9 @@ class Trainer(GradientStepTrainer):
         super().__init__(_observed(config, routing))
         self.metrics_processor.routing = routing.metrics
         self.checkpointer.model_config = self.model_config
+        self.checkpointer.say = self.metrics_processor.log_note
+        self.checkpointer.own_logs += OF_FIRST_RANK if torch.distributed.get_rank() == 0 else ()
+        self.checkpointer.own_logs += OF_LOGGING_RANK if self.metrics_processor.is_logging_rank else ()
         if described:
             self.checkpointer.description = self._description(longest)
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -248,6 +252,7 @@ class Trainer(GradientStepTrainer):
             not_compared=[scope.name for scope in self.config.semi_sync.scopes if scope.shared != "full"],
             **apart,
         )
+        self.checkpointer.mirror_logs()
 
     def _save_seed(self) -> None:
         """Save the model as it was initialised, unsharded, as step 0; every run that finds it starts from it."""
@@ -271,6 +276,7 @@ class Trainer(GradientStepTrainer):
             self.replica.stop_heartbeats()
         saved = self.checkpointer.save_now(self.step)
         self.metrics_processor.journal.add("left", {"step": self.step, "saved": saved})
+        self.checkpointer.mirror_logs()
         # torchrun ends all ranks when the first has ended.
         torch.distributed.barrier()
         if torch.distributed.get_rank() == 0:

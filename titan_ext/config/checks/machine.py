@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torchtitan.tools import filesystem
 from torchtitan.tools.utils import device_type
 
+from titan_ext.checkpoint_place import checkpoint_folder, files_below
 from titan_ext.config.checks.run import BF16_STATES
 from titan_ext.config.findings import Need, SettingError
 from titan_ext.config.layout import Layout
@@ -17,7 +17,8 @@ from titan_ext.config.losses import name_of
 from titan_ext.config.settings import Settings
 from titan_ext.data.corpora.listing import NotThere
 from titan_ext.data.corpora.stream import PREFIX, StreamName
-from titan_ext.errors import RunError, UserError
+from titan_ext.errors import ReadError, RunError, UserError
+from titan_ext.object_store import is_url
 
 
 def check_machine(settings: Settings, config: Any, layout: Layout) -> list[str]:
@@ -31,7 +32,7 @@ def check_machine(settings: Settings, config: Any, layout: Layout) -> list[str]:
     Returns:
         what is read of each corpus that is here, in a line.
     """
-    for look in (_weights, _files, _packages, _imports):
+    for look in (_store, _weights, _files, _packages, _imports):
         with settings.findings.check():
             look(settings, config)
     if device_type == "cpu":
@@ -108,21 +109,51 @@ def _stream(settings: Settings, key: str, spec: str) -> None:
         raise settings.missing(Need.DATA, key, "no such file or folder", spec)
 
 
+def _store(settings: Settings, config: Any) -> None:
+    """What is behind the URL of the checkpoints, of which those of another site are not looked at."""
+    checkpoint = config.checkpoint
+    if checkpoint.enable and is_url(checkpoint.folder):
+        _stored(
+            settings, "checkpoint.folder", checkpoint.folder, checkpoint_folder(config.dump_folder, checkpoint.folder)
+        )
+
+
+def _stored(settings: Settings, key: str, value: str, url: str) -> dict[str, int]:
+    """The sizes of the files below a URL.
+
+    Raises:
+        Missing: it cannot be reached from this machine.
+        UserError: there can be nothing.
+    """
+    try:
+        return files_below(url)
+    except ReadError as error:
+        raise settings.missing(Need.STORE, key, str(error).removeprefix(f"{url!r}: "), value) from None
+    except UserError as error:
+        raise settings.error(key, str(error).removeprefix(f"{url!r}: "), value) from None
+
+
 def _weights(settings: Settings, config: Any) -> None:
     """A checkpoint of torchtitan's that a run which begins would load; a run that resumes loads its own instead."""
     checkpoint = config.checkpoint
-    path = checkpoint.initial_load_path
+    key, path = "checkpoint.initial_load_path", checkpoint.initial_load_path
     if path is None or not checkpoint.enable or checkpoint.initial_load_in_hf:
         return
-    if _has_checkpoint(Path(config.dump_folder) / checkpoint.folder) or filesystem.is_remote(path):
+    if _has_checkpoint(checkpoint_folder(config.dump_folder, checkpoint.folder)):
+        return
+    if is_url(path):
+        if ".metadata" not in _stored(settings, key, path, path):
+            raise settings.missing(Need.WEIGHTS, key, "no checkpoint there (.metadata); a step-N folder of a run", path)
         return
     if not os.path.isdir(os.path.expanduser(path)):
         problem = "no such folder; a step-N folder of a run, or one of Hugging Face's with initial_load_in_hf"
-        raise settings.missing(Need.WEIGHTS, "checkpoint.initial_load_path", problem, path)
+        raise settings.missing(Need.WEIGHTS, key, problem, path)
 
 
-def _has_checkpoint(folder: Path) -> bool:
-    return folder.is_dir() and any(each.name.startswith("step-") for each in folder.iterdir())
+def _has_checkpoint(folder: str) -> bool:
+    if is_url(folder):
+        return any(name.startswith("step-") for name in files_below(folder))
+    return os.path.isdir(folder) and any(name.startswith("step-") for name in os.listdir(folder))
 
 
 def _files(settings: Settings, config: Any) -> None:

@@ -15,6 +15,7 @@ from titan_ext.config.losses import check_loss
 from titan_ext.config.pipeline import check_schedule, trained_parameters, within
 from titan_ext.config.settings import Settings, hint
 from titan_ext.models.mup import ScaledLinear
+from titan_ext.object_store import is_url
 from titan_ext.optim.moments import moments_by_parameter
 from titan_ext.trainer.optimizers import as_arguments
 from titan_ext.trainer.resuming import STATES
@@ -62,6 +63,9 @@ def check_checkpoints(settings: Settings, config: Any, layout: Layout) -> None:
         value = getattr(checkpoint, key)
         if value != default and not checkpoint.enable:
             raise settings.error(f"checkpoint.{key}", "is not read without checkpoint.enable = true", value)
+    if checkpoint.enable and is_url(checkpoint.folder) and checkpoint.async_mode == "async_with_pinned_mem":
+        problem = f'must be "async" or "disabled" where checkpoint.folder is a URL ({checkpoint.folder})'
+        raise settings.error("checkpoint.async_mode", problem, checkpoint.async_mode)
     if checkpoint.create_seed_checkpoint and layout.ranks > 1:
         problem = f"must be false with {layout.ranks} ranks: one rank makes it (nproc = 1, parallel degrees 1)"
         raise settings.error("checkpoint.create_seed_checkpoint", problem, True)

@@ -19,7 +19,8 @@ TEXTS = {
         'Parts that are not taken from a checkpoint, such as "optimizer" or "dataloader".'
     ),
     "checkpoint.export_dtype": "Type of the values in a checkpoint of the model alone.",
-    "checkpoint.folder": "Folder of the checkpoints, below the site's own.",
+    "checkpoint.folder": "Folder of the checkpoints, below the site's own; or the URL of a place on an object store "
+    "(``s3://BUCKET/RUN``), below which each site has a part of its own, with its checkpoints and copies of its logs.",
     "checkpoint.initial_load_in_hf": "What is loaded at the start is in Hugging Face's format.",
     "checkpoint.initial_load_in_hf_quantized": "It is quantized, and dequantized as it is read.",
     "checkpoint.initial_load_model_only": (

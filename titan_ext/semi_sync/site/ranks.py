@@ -1,12 +1,16 @@
 """The ranks of one site, as far as the outer loop needs them to talk to each other."""
 
 import hashlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
+
+from titan_ext.errors import RunError, UserError
+
+_Found = TypeVar("_Found")
 
 
 class SiteRanks:
@@ -38,6 +42,24 @@ class SiteRanks:
         gathered: list[Any] = [None] * dist.get_world_size(self.group)
         dist.all_gather_object(gathered, value, group=self.group)
         return gathered
+
+    def first(self, find: Callable[[], _Found]) -> _Found:
+        """What rank 0 finds, at every rank: a disk that all share may show them different things for a moment.
+        A collective.
+
+        Raises:
+            UserError, RunError, OSError: as ``find`` at rank 0.
+        """
+        found: Any = None
+        if self.rank == 0:
+            try:
+                found = find()
+            except (UserError, RunError, OSError) as error:
+                found = error
+        found = self.gather(found)[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """A small tensor's sum over the ranks, in rank order, so that all of them have the same bits. A collective."""

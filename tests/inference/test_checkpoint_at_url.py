@@ -1,0 +1,61 @@
+"""What eval, generate, export and personalize read of a bucket is what they read of a folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.object_store import S3
+from titan_ext.config import load_site
+from titan_ext.errors import ReadError, UserError
+from titan_ext.inference.checkpoint import Checkpoint, find_checkpoint
+from titan_ext.inference.model import load_model
+from titan_ext.object_store import file_system
+
+STORE = "s3://bucket/run"
+
+
+@pytest.fixture
+def stored(config_file: Path, s3: S3) -> str:
+    """The checkpoints of steps 1 to 3 and the record of the run, in a bucket."""
+    files, folder = file_system(STORE), config_file.parent / "a"
+    for path in [
+        folder / "config.json",
+        *folder.glob("checkpoint/step-[123]/*"),
+        *folder.glob("*/step-[123]/.metadata"),
+    ]:
+        files.pipe_file(f"{STORE}/a/{path.relative_to(folder)}", path.read_bytes())
+    return f"{STORE}/a/checkpoint"
+
+
+@pytest.mark.parametrize("weights", ["site", "global"])
+def test_the_weights_are_those_of_the_folder(weights, stored, config_file):
+    site, folder = load_site(config_file), config_file.parent / "a" / "checkpoint" / "step-3"
+    found = find_checkpoint(stored, "")
+    assert found == Checkpoint(f"{stored}/step-3", huggingface=False) and found.step == 3
+    assert find_checkpoint("latest", stored) == find_checkpoint(f"{stored}/step-3/", "") == found
+    theirs = dict(load_model(site, found, weights=weights).named_parameters())
+    for name, value in load_model(site, find_checkpoint(str(folder), ""), weights=weights).named_parameters():
+        assert torch.equal(theirs[name], value)
+    assert found.trained_with() == find_checkpoint(str(folder), "").trained_with() != None  # noqa: E711
+    found.check_tokenizer(site.config)
+
+
+def test_eval_finds_the_latest_of_the_sites_part(stored, evaluate):
+    flags = ["--tokens", "256", "--checkpoint.last_save_in_hf=false"]
+    there = evaluate(f"--checkpoint.folder={STORE}", *flags)
+    named = evaluate("--checkpoint", f"{stored}/step-3", *flags)
+    assert there["checkpoint"] == named["checkpoint"] == f"{stored}/step-3"
+    assert there["perplexity"][0]["loss"] == named["perplexity"][0]["loss"]
+
+
+@pytest.mark.parametrize("asked", [f"{STORE}/b/checkpoint", "latest"])
+def test_where_there_is_none_it_is_said(asked, stored):
+    with pytest.raises(UserError, match=f"--checkpoint {asked}: (must hold|no finished checkpoint in {STORE}/b)"):
+        find_checkpoint(asked, f"{STORE}/b/checkpoint")
+
+
+def test_a_store_that_is_away_is_said_in_one_line(stored, s3: S3):
+    s3.cut()
+    with pytest.raises(ReadError, match="the server cannot be reached"):
+        find_checkpoint(stored, "")
