@@ -57,7 +57,9 @@ def build_outer_loop(
             name=config.site.name,
             weight=config.site.weight,
             labels=config.site.labels,
-            commit_log=CommitLog(Path(config.dump_folder) / "commits.jsonl"),
+            commit_log=CommitLog(Path(config.dump_folder) / "commits.jsonl")
+            if torch.distributed.get_rank() == 0
+            else None,
             allow_rollback=config.replica.allow_rollback,
             token_rows=_token_rows(trainer),
             scope_rows=expert_rows(config.fomoe, config.site, config.model_spec.model, config.semi_sync.scopes),
