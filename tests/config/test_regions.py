@@ -40,6 +40,9 @@ def test_sites_have_the_settings_of_their_regions(write: Callable) -> None:
     assert sites["delta"].replica.quorum_timeout_seconds != 77
     assert [config.training.local_batch_size for config in sites.values()] == [4, 4, 2, 2]
     assert sites["alpha"].site.labels == {"region": "eu/de"}
+    assert {name: config.site.nearest for name, config in sites.items()} == {
+        "alpha": ["beta", "gamma"], "beta": ["alpha", "gamma"], "gamma": ["alpha", "beta"], "delta": [],
+    }  # fmt: skip
 
 
 def test_costs_are_those_of_the_tree_and_check_draws_it(write: Callable) -> None:

@@ -15,7 +15,7 @@ from titan_ext.config.settings import UNSET, Origin, Settings, hint
 from titan_ext.config.source import read_file
 from titan_ext.config.unknown import unknown_key, unknown_section
 from titan_ext.errors import UserError
-from titan_ext.semi_sync.plan.regions import REGION, level_labels
+from titan_ext.semi_sync.plan.regions import REGION, level_labels, names_in_common
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 _WEIGHTS = (1e-6, 1e6)
@@ -226,8 +226,16 @@ def _count_labels(plans: Sequence[SitePlan]) -> None:
         in_order = sorted(plans, key=lambda each: each.site.name)
         paths = [other.site.labels.get(REGION) for other in in_order]
         plan.site.regions = [path for path in paths if path] if all(paths) else []
+        plan.site.nearest = _nearest(plan, in_order)
         if plan.site.regions:
             plan.site.place = [other.site.name for other in in_order].index(plan.site.name)
+
+
+def _nearest(plan: SitePlan, plans: Sequence[SitePlan]) -> list[str]:
+    own = plan.site.labels.get(REGION, "")
+    common = {other.site.name: names_in_common(own, other.site.labels.get(REGION, "")) for other in plans}
+    near = [name for name, count in common.items() if count and name != plan.site.name]
+    return sorted(near, key=lambda name: -common[name])
 
 
 def _corpus(settings: Settings, data: Mapping[str, Any]) -> str | None:

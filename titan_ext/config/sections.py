@@ -32,6 +32,9 @@ class SiteConfig:
     place: int = 0
     """Of this site in that order."""
 
+    nearest: list[str] = field(default_factory=list)
+    """Names of the other sites whose region has a name in common with this site's, those with most first."""
+
 
 DEPT_METHOD = "local_sgd"
 """How DEPT's authors average; the method under a variant unless the user names another."""

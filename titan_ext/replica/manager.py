@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -43,6 +43,8 @@ class Replica(OpenManager):
     Args:
         config: the ``[replica]`` section.
         site: the site's name.
+        region: path of its region, if it has one; whoever is behind takes the state from the nearest.
+        nearest: names of the sites near to this one, the nearest first.
         rank: this rank within the site.
         world_size: ranks of the site.
         streams: connections to this rank's like at each other site; 0: by their distance.
@@ -63,6 +65,8 @@ class Replica(OpenManager):
         config: ReplicaConfig,
         *,
         site: str,
+        region: str = "",
+        nearest: Sequence[str] = (),
         rank: int,
         world_size: int,
         streams: int = 0,
@@ -70,7 +74,7 @@ class Replica(OpenManager):
         store_port: int | None = None,
     ) -> None:
         config.validate()
-        self._config = config
+        self._config, self._region = config, region
         self._site_rank, self._site_ranks = rank, world_size
         self._last_group: int | None = None
         self.lighthouse = lighthouse_url(config.lighthouse)
@@ -85,7 +89,9 @@ class Replica(OpenManager):
             self._find_lighthouse()
         prefetch = None
         if config.prefetch_state:
-            prefetch = partial(prefetch_state, self.lighthouse, site=site, rank=rank, fetch=self._transport.prefetch)
+            prefetch = partial(
+                prefetch_state, self.lighthouse, site=site, rank=rank, fetch=self._transport.prefetch, nearest=nearest
+            )
             # Before the manager sends its first heartbeat: from then on the others' rounds wait for this site.
             prefetch()
         try:
@@ -179,6 +185,7 @@ class Replica(OpenManager):
                 min_sites=self._config.min_sites,
                 seconds=self._config.admission_timeout_seconds,
                 expected=(self._config.expected_sites, self._config.expected_timeout_seconds),
+                region=self._region,
             )
         return AdmittedQuorumClient(
             client,

@@ -17,6 +17,7 @@ from titan_ext.replica.shutdown.graceful_shutdown import GracefulShutdown
 from titan_ext.replica.shutdown.replica import StoppableReplica
 from titan_ext.semi_sync import CommitLog, SemiSync, SiteOptions, SiteRanks, TokenRowMap
 from titan_ext.semi_sync.plan.components import shares_sparse_rows
+from titan_ext.semi_sync.plan.regions import REGION
 from titan_ext.semi_sync.plan.resolve import resolve
 from titan_ext.semi_sync.sources.source import Source, Turn
 from titan_ext.semi_sync.wire.ledger import RoundRecord
@@ -95,6 +96,8 @@ def _build_replica(
     return StoppableReplica(
         settings or config.replica,
         site=config.site.name,
+        region=config.site.labels.get(REGION, ""),
+        nearest=config.site.nearest,
         rank=rank,
         world_size=ranks,
         shutdown=shutdown,

@@ -67,6 +67,25 @@ def test_with_everybody_admitted_all_is_as_torchft_has_it(steps):
         assert {name: getattr(restricted, name) for name in FIELDS} == {name: getattr(wanted, name) for name in FIELDS}
 
 
+def test_whoever_is_behind_takes_the_state_from_the_nearest():
+    regions = ["us/tx", "eu/de", "eu/fr", "eu/de", "us/ny", ""]
+    steps = [4, 4, 4, 2, 2, 2]
+    members = [
+        MemberInfo(
+            nonce="", replica_id=str(site), step=step, store="s", manager=f"m{site}", was_admitted=True, region=region
+        )
+        for site, (step, region) in enumerate(zip(steps, regions, strict=True))
+    ]
+    found, given = {}, {}
+    for site in range(len(members)):
+        quorum = QuorumResult()
+        restrict_to_members(quorum, members, site, 0, init_sync=True)
+        found[site] = quorum.recover_src_replica_rank
+        given[site] = quorum.recover_dst_replica_ranks
+    assert [found[site] for site in (3, 4)] == [1, 0]
+    assert found[5] in (0, 1, 2) and 3 in given[1] and 4 in given[0] and 5 in given[found[5]]
+
+
 def manager_addresses(results: dict[tuple[int, int], QuorumResult]) -> dict[int, str]:
     return {each.recover_src_replica_rank: each.recover_src_manager_address for each in results.values() if each.heal}
 

@@ -14,6 +14,7 @@ from torchft.manager import Manager
 
 from tests.lighthouse_page import PATIENCE_SECONDS, page, wait_for_requests, wait_until
 from tests.semi_sync.sites import in_background, lighthouse
+from titan_ext.replica.membership.lighthouse_page import LighthousePage, Member
 from titan_ext.replica.state_transfer.chunks import LATEST
 from titan_ext.replica.state_transfer.prefetch_state import prefetch_state
 from titan_ext.replica.state_transfer.transport import StateTransport
@@ -184,6 +185,25 @@ def test_a_site_that_the_last_quorum_was_with_fetches_nothing():
         assert addresses == []
         assert prefetch_state(url, site="site1", rank=0, fetch=addresses.append, replica_id="site1:" + identity[6:])
         assert len(addresses) == 1
+
+
+def test_the_nearest_are_asked_first(monkeypatch):
+    members = [
+        Member(name=name, identity="x", step=1, manager=f"at {name}", store="") for name in ("far", "near", "next")
+    ]
+    alive = LighthousePage(members, {f"{each.name}:x": 0.0 for each in members})
+    monkeypatch.setattr("titan_ext.replica.state_transfer.prefetch_state.read_lighthouse_page", lambda _: alive)
+    monkeypatch.setattr(
+        "titan_ext.replica.state_transfer.prefetch_state.state_address", lambda manager, *_: manager.removeprefix("at ")
+    )
+    asked = []
+
+    def refuse(name):
+        asked.append(name)
+        raise OSError("has none")
+
+    assert not prefetch_state("", site="own", rank=0, fetch=refuse, nearest=["next", "near"])
+    assert asked == ["next", "near", "far"]
 
 
 def test_a_lighthouse_that_is_away_is_waited_for():

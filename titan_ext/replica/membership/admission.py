@@ -60,6 +60,7 @@ class Admission:
         min_sites: as many make a group that counts.
         seconds: how long to wait for those that have not answered.
         expected: sites that a run waits for when it begins, and for how many seconds.
+        region: path of the site's region; empty where it has none.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Admission:
         min_sites: int,
         seconds: float,
         expected: tuple[int, float] = (0, 0.0),
+        region: str = "",
     ) -> None:
         self._store = store
         self._store_address = store_address
@@ -80,6 +82,7 @@ class Admission:
         self._min_sites = min_sites
         self._seconds = seconds
         self._expected_sites, self._expected_seconds = expected
+        self._region = region
         self._started = time.monotonic()
         self._was_admitted = False
         self._was_rejected = False
@@ -128,6 +131,7 @@ class Admission:
             store=self._store_address,
             manager=self._manager_address,
             was_admitted=self._was_admitted,
+            region=self._region,
             expected_sites=self._expected_sites if still_waits else 0,
         )
 

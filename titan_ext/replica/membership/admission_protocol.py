@@ -37,6 +37,8 @@ class MemberInfo:
     """URL of its manager server."""
     was_admitted: bool
     """Whether it has been admitted to a group before."""
+    region: str = ""
+    """Path of its region: whoever is behind takes the state from the nearest."""
     expected_sites: int = 0
     """Sites that it would rather wait for while nobody has been admitted before."""
 

@@ -17,6 +17,7 @@ from titan_ext.replica.address import is_listening
 from titan_ext.replica.membership.admission import Admission, AdmissionResult
 from titan_ext.replica.membership.admission_protocol import MemberInfo
 from titan_ext.replica.torchft_internals import QuorumClient, QuorumResult
+from titan_ext.semi_sync.plan.regions import names_in_common
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +235,8 @@ def restrict_to_members(
 ) -> None:
     """Turn a quorum of the lighthouse into one of the admitted sites: their ranks, and who gives the state to whom.
 
-    Source: ``compute_quorum_results`` in torchft's ``manager.rs``, which does it for all sites of a quorum.
+    Source: ``compute_quorum_results`` in torchft's ``manager.rs``, which does it for all sites of a quorum, wherever they are.
+    Here the nearest give it: those whose region has most in common with the receiver's.
 
     Args:
         quorum: changed in place.
@@ -248,7 +250,10 @@ def restrict_to_members(
     primary = up_to_date[group_rank % len(up_to_date)]
     current = [primary] if init_sync and max_step == 0 else up_to_date
     behind = [rank for rank in range(len(members)) if rank not in current]
-    sources = {rank: current[(order + group_rank) % len(current)] for order, rank in enumerate(behind)}
+    sources = {}
+    for order, rank in enumerate(behind):
+        near = _nearest(members, current, members[rank].region)
+        sources[rank] = near[(order + group_rank) % len(near)]
     source = sources.get(own_rank)
     quorum.replica_rank, quorum.replica_world_size = own_rank, len(members)
     quorum.replica_ids = [info.replica_id for info in members]
@@ -258,3 +263,9 @@ def restrict_to_members(
     quorum.heal, quorum.recover_src_replica_rank = source is not None, source
     quorum.recover_src_manager_address = "" if source is None else members[source].manager
     quorum.recover_dst_replica_ranks = [rank for rank in behind if sources[rank] == own_rank]
+
+
+def _nearest(members: Sequence[MemberInfo], ranks: Sequence[int], region: str) -> list[int]:
+    """Those of the ranks whose regions are nearest to this one."""
+    common = {rank: names_in_common(members[rank].region, region) for rank in ranks}
+    return [rank for rank in ranks if common[rank] == max(common.values())]

@@ -9,7 +9,7 @@ that was away so long that the others had a quorum without it does the same.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from titan_ext.replica.membership.lighthouse_page import LighthousePage, read_lighthouse_page
@@ -28,6 +28,7 @@ def prefetch_state(
     site: str,
     rank: int,
     fetch: Callable[[str], None],
+    nearest: Sequence[str] = (),
     replica_id: str | None = None,
     seconds: float = 0.0,
 ) -> bool:
@@ -38,6 +39,7 @@ def prefetch_state(
         site: name of this site; an earlier process of its own is no member.
         rank: this rank within the site.
         fetch: called with the address at which the same rank of a member serves state.
+        nearest: names of the sites near to this one, the nearest first, which are asked before others.
         replica_id: of this process, if it has taken part before; nothing is fetched if the last quorum was with it.
         seconds: how long to wait for a lighthouse that does not answer.
 
@@ -48,7 +50,8 @@ def prefetch_state(
     page = _status_page(lighthouse, started + seconds)
     if replica_id in {f"{each.name}:{each.identity}" for each in page.members}:
         return False
-    for member in page.alive(_ALIVE_SECONDS):
+    distance = {name: place for place, name in enumerate(nearest)}
+    for member in sorted(page.alive(_ALIVE_SECONDS), key=lambda each: distance.get(each.name, len(distance))):
         if member.name == site:
             continue
         try:
