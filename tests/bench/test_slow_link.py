@@ -2,9 +2,9 @@
 
 import pytest
 
-from titan_ext.bench.namespaces import Wan, missing
 from titan_ext.bench.sync_sites import Lighthouse, SyncSite
 from titan_ext.bench.workers import WorkerGroup
+from titan_ext.links.namespaces import Wan, missing
 
 SITES = 2
 PARAMETERS = 7e6

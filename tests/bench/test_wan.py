@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-from titan_ext.bench.namespaces import Wan, address_of, missing
 from titan_ext.bench.workers import WorkerGroup
+from titan_ext.links.namespaces import Wan, address_of, missing
 from titan_ext.replica.streams.distance import round_trip_seconds
 from titan_ext.replica.streams.group import StreamGroup
 

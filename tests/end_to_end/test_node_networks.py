@@ -12,7 +12,7 @@ from tests.end_to_end.forked import SiteRun
 from tests.end_to_end.test_layouts import write_config
 from tests.end_to_end.test_nodes import FSDP, command, started
 from tests.end_to_end.test_runs import own_data, wait_for
-from titan_ext.bench.namespaces import HUB, Wan, address_of, missing
+from titan_ext.links.namespaces import HUB, Wan, address_of, missing
 
 pytestmark = [
     pytest.mark.slow,

@@ -206,4 +206,5 @@ def test_the_command(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert cli.main(flags) == 0
     text = capsys.readouterr().out
     assert "beta is gone" in text or "1 kill" in text
-    assert cli.main(["lab", str(file)]) == 2 and "--virtual-time" in capsys.readouterr().err
+    assert cli.main(["lab", str(file), "--link", LINK, "--step", "1s"]) == 2
+    assert "--virtual-time" in capsys.readouterr().err

@@ -34,6 +34,13 @@ def test_a_site_that_dies_is_started_again(tmp_path: Path) -> None:
     assert (tmp_path / "east" / "log.txt").read_text().count("--- east, attempt") == 2
 
 
+def test_who_knows_better_says_when_a_site_starts_again(tmp_path: Path) -> None:
+    asked = {"east": 0.2}.get
+    _, events = supervise([job(tmp_path, "east", "die_once"), job(tmp_path, "west", "die_once")], restart_seconds=asked)
+    delays = {event.job.name: event.delay for event in events if event.phase is Phase.WAITING}
+    assert delays == {"east": 0.2, "west": 0.05}
+
+
 def test_restarts_are_limited_and_the_other_sites_are_stopped(tmp_path: Path) -> None:
     code, events = supervise([job(tmp_path, "east", "die"), job(tmp_path, "west", "stay")], max_restarts=2)
     assert code == 1

@@ -12,8 +12,8 @@ import torch
 from torch.distributed import TCPStore
 from torch.distributed.distributed_c10d import AllreduceOptions
 
-from titan_ext.bench.namespaces import Wan, address_of, missing
 from titan_ext.bench.workers import WorkerGroup
+from titan_ext.links.namespaces import Wan, address_of, missing
 from titan_ext.replica.streams.group import StreamGroup
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "mesh.sh"

@@ -15,7 +15,7 @@ from torchft.manager import Manager
 from tests.forkserver import forking
 from tests.lighthouse_page import members, wait_for_heartbeats, wait_until
 from tests.semi_sync.sites import lighthouse, outer_loop
-from titan_ext.bench.namespaces import HUB, Wan, address_of, enter_network, missing
+from titan_ext.links.namespaces import HUB, Wan, address_of, enter_network, missing
 from titan_ext.replica.state_transfer.transport import StateTransport
 from titan_ext.replica.streams.group import StreamGroup
 

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from datetime import timedelta
+from functools import partial
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torchft.local_sgd import DiLoCo
 from torchft.manager import Manager
 from torchft.process_group import ProcessGroupGloo
 
-from titan_ext.bench.namespaces import LINK
+from titan_ext.links.namespaces import LINK
 from titan_ext.memory import memory_stats, reset_peak
 from titan_ext.replica import Replica, ReplicaConfig
 from titan_ext.semi_sync import SemiSync
@@ -62,6 +63,7 @@ class SyncSite:
         parameters: size of the model.
         threads: threads that torch may compute with.
         host: address at which the other sites reach this one.
+        streams: connections of ours to each of them; 0: by the distance.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class SyncSite:
         parameters: float,
         threads: int,
         host: str = "127.0.0.1",
+        streams: int = 0,
     ) -> None:
         logging.disable(logging.WARNING)
         torch.set_num_threads(threads)
@@ -82,7 +85,7 @@ class SyncSite:
         self._model = SyntheticModel(parameters)
         self._inner = torch.optim.SGD(self._model.parameters(), lr=1.0)  # without gradients it changes nothing
         self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        build = _TorchftSync if name.startswith(TORCHFT) else _TitanExtSync
+        build = _TorchftSync if name.startswith(TORCHFT) else partial(_TitanExtSync, streams=streams)
         self._outer = build(name, f"site{site}", sites, lighthouse, (host, self._store.port), self._model, self._inner)
 
     @torch.no_grad()
@@ -160,9 +163,10 @@ class _CountingManager(Manager):
 class _TitanExtSync:
     """Our engine under a codec."""
 
-    def __init__(self, name, site, sites, lighthouse, store, model, inner) -> None:
+    def __init__(self, name, site, sites, lighthouse, store, model, inner, *, streams) -> None:
         os.environ |= {"MASTER_ADDR": store[0], "MASTER_PORT": str(store[1])}
-        replica = Replica(ReplicaConfig(lighthouse=lighthouse, min_sites=sites), site=site, rank=0, world_size=1)
+        config = ReplicaConfig(lighthouse=lighthouse, min_sites=sites, hostname=store[0])
+        replica = Replica(config, site=site, rank=0, world_size=1, streams=streams)
         self._outer = SemiSync.Config(method="diloco", sync_every=1, codec=name).build(
             model_parts=[model], optimizers=inner, manager=replica
         )

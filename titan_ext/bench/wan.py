@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         RunError: a site failed, or sites disagree after a round.
     """
     codecs, streams = _checked(options)
-    from titan_ext.bench.namespaces import missing
+    from titan_ext.links.namespaces import missing
 
     reason = missing()
     if reason is not None:
@@ -84,9 +84,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _transfer(options: argparse.Namespace, codecs: list[str], streams: list[int]) -> dict[str, list[dict[str, float]]]:
     """The rounds of each way by its name: ``seconds``, ``bytes`` of the ledger, and what was ``sent``."""
-    from titan_ext.bench.namespaces import address_of
     from titan_ext.bench.plain_tcp import PlainSockets
     from titan_ext.bench.sync_sites import TORCHFT_BUCKETS as TORCHFT
+    from titan_ext.links.namespaces import address_of
 
     addresses = [address_of(site) for site in range(options.sites)]
     with ExitStack() as stack:
@@ -158,7 +158,7 @@ def _overlap(options: argparse.Namespace) -> list[dict[str, float]]:
 
 
 def _wan(options: argparse.Namespace) -> Any:
-    from titan_ext.bench.namespaces import Wan
+    from titan_ext.links.namespaces import Wan
 
     slow = {options.sites - 1: options.slow_mbit} if options.slow_mbit else {}
     return Wan(
@@ -180,8 +180,8 @@ def _start_lighthouse(stack: ExitStack, wan: Any, options: argparse.Namespace) -
 
 
 def _start_sync(stack: ExitStack, wan: Any, options: argparse.Namespace, method: str, parameters: float) -> Any:
-    from titan_ext.bench.namespaces import address_of
     from titan_ext.bench.sync_sites import SyncSite
+    from titan_ext.links.namespaces import address_of
 
     url = _start_lighthouse(stack, wan, options)
     common = (options.sites, url, parameters, _threads(options))

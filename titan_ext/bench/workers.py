@@ -9,15 +9,17 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
-from titan_ext.bench.namespaces import enter_network
 from titan_ext.errors import RunError
 from titan_ext.launcher.processes import die_with_parent
+from titan_ext.links.namespaces import enter_network
 
 # Each worker is a fork of a process that has paid for these imports.
 _context = get_context("forkserver")
 _context.set_forkserver_preload(["torchft.local_sgd", "titan_ext.replica.manager", "titan_ext.semi_sync"])
 
 _GRACE_SECONDS = 5.0
+
+Network = int | Callable[[], None] | None
 
 
 class WorkerGroup:
@@ -28,14 +30,15 @@ class WorkerGroup:
     Args:
         build: makes a worker's object; importable by name.
         arguments: one tuple of arguments for each worker.
-        networks: for each worker the process id whose network it shall use; None is that of the caller.
+        networks: for each worker the process id whose network it shall use, or what lets it into one; None is that of the
+            caller.
 
     Raises:
         RunError: a worker could not be built.
     """
 
     def __init__(
-        self, build: Callable[..., Any], arguments: Sequence[tuple], networks: Sequence[int | None] | None = None
+        self, build: Callable[..., Any], arguments: Sequence[tuple], networks: Sequence[Network] | None = None
     ) -> None:
         self._members = []
         for variable in ("RUST_LOG", "TORCH_CPP_LOG_LEVEL"):
@@ -93,14 +96,17 @@ class WorkerGroup:
         return answers
 
 
-def _serve(connection: Connection, build: Callable[..., Any], arguments: tuple, network: int | None) -> None:
+def _serve(connection: Connection, build: Callable[..., Any], arguments: tuple, network: Network) -> None:
     # Ctrl-C reaches the whole foreground group; the caller decides what becomes of its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
     with contextlib.suppress(EOFError, ConnectionError):
         try:
-            if network is not None:
-                enter_network(network)  # before there are threads: it holds for the calling one
+            # Before there are threads: it holds for the calling one.
+            if callable(network):
+                network()
+            elif network is not None:
+                enter_network(network)
             worker = build(*arguments)
             connection.send((None, None))
             while True:

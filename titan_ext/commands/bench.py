@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from titan_ext.bench import boxes, bytes, goodput, metrics, optim, overhead, plan, rejoin, sources, sync, wan
+from titan_ext.bench import boxes, bytes, goodput, lab, metrics, optim, overhead, plan, rejoin, sources, sync, wan
 from titan_ext.bench.chaos import command as chaos
 from titan_ext.bench.conformance import command as conformance
 from titan_ext.commands.command import Command
@@ -34,6 +34,7 @@ _BENCHMARKS = {
     "dept": dept,
     "fomoe": fomoe,
     "goodput": goodput,
+    "lab": lab,
     "metrics": metrics,
     "mup": mup,
     "optim": optim,

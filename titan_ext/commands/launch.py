@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from titan_ext.commands import lighthouse
 from titan_ext.commands.command import Command
 from titan_ext.commands.doctor import brief_lines
 from titan_ext.errors import UserError
 from titan_ext.instruments.serving import ServedSite, serving
 from titan_ext.launcher.jobs import NodeOfSite, all_nodes_here, site_jobs
+from titan_ext.launcher.lighthouses import Lighthouses, lighthouses, waiting_for_all
 from titan_ext.launcher.node import find_node
-from titan_ext.launcher.placement import free_port
 from titan_ext.launcher.run import LaunchedSite, run_jobs
 from titan_ext.launcher.supervisor import Job
 from titan_ext.replica.address import check_port
@@ -204,27 +203,16 @@ def _plan(
 
     for site in sites:
         check_outputs(site.config)
-    services, environment = [], {}
-    in_region: dict[str, tuple[str, str]] = {}
-    if _needs_lighthouse(args, sites):
-        port = args.lighthouse_port or free_port()
-        services.append(_lighthouse_job(sites, port))
-        environment["TORCHFT_LIGHTHOUSE"] = f"http://127.0.0.1:{port}"
-        print(f"lighthouse at http://127.0.0.1:{port}")
-        for region, members in _regions_without_lighthouse(sites).items():
-            port = free_port()
-            services.append(_lighthouse_job(members, port, region))
-            print(f"lighthouse of region {region} at http://127.0.0.1:{port}")
-            url = ("--replica.region_lighthouse", f"http://127.0.0.1:{port}")
-            in_region |= {site.name: url for site in members}
-    together = len(sites) if all(site.config.replica.expected_sites == 0 for site in sites) else 0
-    expected = ("--replica.expected_sites", str(together)) if together > 1 else ()
-    return services + site_jobs(
+    found = lighthouses(sites, port=args.lighthouse_port) if _needs_lighthouse(args, sites) else Lighthouses()
+    for line in found.lines:
+        print(line)
+    expected = waiting_for_all(sites)
+    return found.services + site_jobs(
         parts,
-        lambda name: ("--config", args.file, "--site", name, *expected, *in_region.get(name, ()), *overrides),
+        lambda name: ("--config", args.file, "--site", name, *expected, *found.flags.get(name, ()), *overrides),
         grace_seconds=args.grace_seconds,
         patience_seconds=args.rendezvous_seconds,
-        environment=environment,
+        environment=found.environment,
     )
 
 
@@ -246,38 +234,6 @@ def _needs_lighthouse(args: argparse.Namespace, sites: Sequence["Site"]) -> bool
             "with --lighthouse http://host:port (`titan-ext lighthouse` runs one)"
         )
     return True
-
-
-def _regions_without_lighthouse(sites: Sequence["Site"]) -> dict[str, list["Site"]]:
-    """By path the sites of each region that average by themselves, if all sites of the run are here and none names one."""
-    from titan_ext.semi_sync.plan.regions import REGION
-
-    configs = [site.config for site in sites]
-    if len(sites) < sites[0].count or any(
-        each.semi_sync.region_sync_every is None or each.replica.region_lighthouse is not None for each in configs
-    ):
-        return {}
-    found: dict[str, list[Site]] = {}
-    for site in sites:
-        found.setdefault(site.config.site.labels[REGION], []).append(site)
-    return found
-
-
-def _lighthouse_job(sites: Sequence["Site"], port: int, region: str = "") -> Job:
-    """Where sites meet: those of the run, or those of a region for its own averages."""
-    settings = [site.config.replica for site in sites]
-    of_region = f"_{region.replace('/', '_')}" if region else ""
-    return Job(
-        name=f"lighthouse of region {region}" if region else "lighthouse",
-        command=lighthouse.command(
-            port=port,
-            min_sites=1 if region else max(each.min_sites for each in settings),
-            join_timeout_seconds=max(each.join_timeout_seconds for each in settings),
-            heartbeat_timeout_seconds=max(each.heartbeat_timeout_seconds for each in settings),
-        ),
-        log=Path(sites[0].dump_root) / f"lighthouse{of_region}.log",
-        is_service=True,
-    )
 
 
 COMMAND = Command(

@@ -93,11 +93,13 @@ def _bound_host(bind: str) -> str:
     return socket.gethostname() if host in ("[::]", "0.0.0.0") else host
 
 
-def command(*, port: int, min_sites: int, join_timeout_seconds: float, heartbeat_timeout_seconds: float) -> list[str]:
-    """The command line of a lighthouse for the sites of this machine only."""
+def command(
+    *, address: str, min_sites: int, join_timeout_seconds: float, heartbeat_timeout_seconds: float
+) -> list[str]:
+    """The command line of a lighthouse at an address (``host:port``) of this machine."""
     return [
         *(sys.executable, "-m", "titan_ext", "lighthouse"),
-        *("--bind", f"127.0.0.1:{port}"),
+        *("--bind", address),
         *("--min-sites", str(min_sites)),
         *("--join-timeout-seconds", str(join_timeout_seconds)),
         *("--heartbeat-timeout-seconds", str(heartbeat_timeout_seconds)),

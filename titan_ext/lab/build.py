@@ -7,9 +7,10 @@ from typing import Any
 
 from titan_ext.errors import UserError
 from titan_ext.lab.faults import Fault, load_faults, parse_faults, random_kills
+from titan_ext.lab.real_time.run import RealScript
 from titan_ext.lab.rehearsal import Script
 from titan_ext.lab.stand_in import shrinking
-from titan_ext.links.link import parse_links, parse_seconds
+from titan_ext.links.link import Links, parse_links, parse_seconds
 from titan_ext.planner.build import site_connections, site_transport, step_times
 
 _WHEN_UNKNOWN = 86400.0
@@ -34,6 +35,8 @@ class Request:
     until: str | None = None
     seed: int = 0
     jitter: float = 0.02
+    out: str | None = None
+    """Folder for what the sites leave."""
 
 
 def make_script(sites: Sequence[Any], request: Request) -> Script:
@@ -45,7 +48,7 @@ def make_script(sites: Sequence[Any], request: Request) -> Script:
     sites = _copies(sites, request.sites)
     names = [site.name for site in sites]
     _check(sites, request)
-    until = float("inf") if request.until is None else parse_seconds(request.until, f"--until {request.until}")
+    until = _until(request)
     steps = step_times(sites, request.steps, request.flops)
     shrunk = shrinking(sites[0])
     return Script(
@@ -60,6 +63,51 @@ def make_script(sites: Sequence[Any], request: Request) -> Script:
         step_jitter=request.jitter,
         until=until,
     )
+
+
+def make_real_script(
+    file: str, overrides: Sequence[str], sites: Sequence[Any], request: Request
+) -> tuple[RealScript, Links]:
+    """The script of a rehearsal in real time, and the links between its sites.
+
+    Args:
+        file: the run's.
+        overrides: flags for its settings.
+        sites: of the file.
+        request: what the user wants.
+
+    Raises:
+        UserError: naming the flag, its value and what is allowed.
+    """
+    sites = _copies(sites, request.sites)
+    names = [site.name for site in sites]
+    _check(sites, request)
+    for flag, given in (("--step", request.steps), ("--flops", request.flops)):
+        if given:
+            raise UserError(
+                f"{flag}: inner steps take as long as they take on this machine; add --virtual-time to say how long"
+            )
+    until = _until(request)
+    faults = _faults(names, request, min(until, _WHEN_UNKNOWN))
+    for fault in faults:
+        if fault.kind == "slow" and fault.factor < 1:
+            raise UserError(
+                f"slow:{names[fault.sites[0]]}…*{fault.factor:g}: no site is faster in real time; add --virtual-time"
+            )
+    script = RealScript(
+        file=file,
+        sites=sites,
+        copies=request.sites,
+        overrides=overrides,
+        faults=faults,
+        until=until,
+        out=request.out,
+    )
+    return script, parse_links(request.links, names)
+
+
+def _until(request: Request) -> float:
+    return float("inf") if request.until is None else parse_seconds(request.until, f"--until {request.until}")
 
 
 def _copies(sites: Sequence[Any], count: int | None) -> list[Any]:

@@ -6,9 +6,7 @@ from random import Random
 
 from titan_ext.lab.simulation import Simulation
 from titan_ext.links.link import Links
-from titan_ext.links.tcp import Connection, Transport, connection_rate, port_bytes_per_second
-
-_FIRST_RETRY = 0.2  # seconds after which TCP first sends again over a link that is down; then twice as long each time
+from titan_ext.links.tcp import Connection, Transport, connection_rate, first_sent, port_bytes_per_second
 
 
 class Network:
@@ -50,7 +48,8 @@ class Network:
     def send(self, source: int, target: int, payload: float, arrived: Callable[[], None]) -> None:
         """Send ``payload`` bytes; ``arrived`` is called when the last of them is there."""
         port, pair = (source, None), (source, target)
-        start = self._up_from(pair, max(self._simulation.now, self._free[port], self._free[pair]))
+        start = max(self._simulation.now, self._free[port], self._free[pair])
+        start = first_sent(start, self._down.get(frozenset(pair), 0.0))
         seconds = self._connection(pair).seconds_to_send(payload, start)
         self._free[pair] = start + seconds
         self._free[port] = start + min(seconds, payload / port_bytes_per_second(self.links, source, self.transport))
@@ -72,14 +71,6 @@ class Network:
         if pair not in self._pairs:
             self._pairs[pair] = Connection(self.links.between(*pair), self.transport, self._connections)
         return self._pairs[pair]
-
-    def _up_from(self, pair: tuple[int, int], start: float) -> float:
-        """When a message that would start then is sent for the first time over a link that is up."""
-        up, retry = self._down.get(frozenset(pair), 0.0), _FIRST_RETRY
-        while start < up:
-            start += retry
-            retry *= 2
-        return start
 
     def _trip(self, source: int, target: int) -> float:
         trip = self.transport.message_trips * self.links.between(source, target).rtt

@@ -18,7 +18,7 @@ def render(file: str, outcome: Outcome, faults: Sequence[Fault]) -> str:
     end = "" if outcome.finished else ": not to the end"
     width = max(len(site.name) for site in outcome.sites) + 2
     lines = [
-        f"{file}: {len(outcome.sites)} sites, {steps} steps in {duration_text(outcome.seconds)} of virtual time{end}",
+        f"{file}: {len(outcome.sites)} sites, {steps} steps in {duration_text(outcome.seconds)} of {outcome.clock} time{end}",
         f"  utilisation     {outcome.utilisation:.1%} (mean of the sites)",
         f"  participation   {outcome.participation:.1%} of the sites in a committed round",
         f"  faults          {_faults(faults)}",

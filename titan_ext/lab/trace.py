@@ -48,11 +48,13 @@ class Outcome:
 
     sites: Sequence[SiteTrace]
     seconds: float
-    """Of virtual time until the last site was over."""
+    """Until the last site was over."""
     finished: bool
     """Whether some site took the last inner step."""
     state_sha256: str
     """Of the shared state at the end."""
+    clock: str = "virtual"
+    """Whose seconds these are: "virtual" or "real"."""
 
     @property
     def utilisation(self) -> float:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -59,11 +60,17 @@ def end_descendants(pid: int, grace_seconds: float) -> bool:
     return kill_descendants(pid)
 
 
-def kill_descendants(pid: int, timeout_seconds: float = 5.0) -> bool:
-    """SIGKILL everything below ``pid`` until nothing is left, or ``timeout_seconds`` are over: then returns False."""
+def kill_descendants(pid: int, timeout_seconds: float = 5.0, spare: Collection[int] = ()) -> bool:
+    """SIGKILL everything below ``pid`` until nothing is left, or ``timeout_seconds`` are over: then returns False.
+
+    Args:
+        pid: of their ancestor.
+        timeout_seconds: a process stuck in the kernel may outlast it.
+        spare: processes to leave alone.
+    """
     deadline = time.monotonic() + timeout_seconds
     # Once is not enough: a process may fork while the list is read.
-    while left := descendants(pid):
+    while left := [each for each in descendants(pid) if each not in spare]:
         if time.monotonic() > deadline:
             return False
         for child in left:

@@ -2,14 +2,15 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from titan_ext.errors import RunError
 from titan_ext.instruments.places import EVENTS
 from titan_ext.launcher.display import Display, LineDisplay, TableDisplay
-from titan_ext.launcher.processes import adopt_orphans, kill_descendants
+from titan_ext.launcher.processes import adopt_orphans, descendants, kill_descendants
 from titan_ext.launcher.results import JsonLinesFollower, SummaryFile, compare_shared_state, results_table
 from titan_ext.launcher.run_monitor import RunMonitor
 from titan_ext.launcher.supervisor import INTERRUPTED, Job, StopRequests, Supervisor
@@ -31,7 +32,8 @@ def run_jobs(
     max_restarts: int,
     plain: bool,
     complete: bool,
-    **timing: float,
+    on_tick: Callable[[], None] = lambda: None,
+    **timing: Any,
 ) -> int:
     """Run jobs to their end, showing what the sites write, and report.
 
@@ -41,7 +43,8 @@ def run_jobs(
         max_restarts: for each job.
         plain: lines even in a terminal.
         complete: these are all the sites of the run.
-        timing: ``backoff_seconds``, ``grace_seconds`` and ``poll_seconds`` of the supervisor.
+        on_tick: called some times a second; what it raises ends the run in order.
+        timing: ``backoff_seconds``, ``restart_seconds``, ``grace_seconds`` and ``poll_seconds`` of the supervisor.
 
     Returns:
         The exit code.
@@ -49,21 +52,27 @@ def run_jobs(
     summaries = {site.name: SummaryFile(site.folder / "summary.json") for site in sites}
     followers = {site.name: JsonLinesFollower(site.folder / "metrics.jsonl") for site in sites}
     adopt_orphans()
+    others = descendants(os.getpid())  # which the caller has started
     with StopRequests() as stops:
         events = {site.name: site.folder / EVENTS for site in sites}
         monitor = RunMonitor(_display(sites, plain), followers, events=events, max_restarts=max_restarts, stops=stops)
+
+        def tick() -> None:
+            monitor.show_metrics()
+            on_tick()
+
         supervisor = Supervisor(
             jobs,
             max_restarts=max_restarts,
             stop_requests=monitor.stop_requests,
             on_event=monitor.on_event,
-            on_tick=monitor.show_metrics,
+            on_tick=tick,
             **timing,
         )
         try:
             code = supervisor.run()
         finally:
-            kill_descendants(os.getpid())
+            kill_descendants(os.getpid(), spare=others)
         monitor.show_metrics()
     for failure in dict.fromkeys(monitor.failures):  # the nodes of a site say the same
         print(failure, file=sys.stderr)

@@ -56,7 +56,7 @@ class RunMonitor:
         if event.phase is Phase.WAITING:
             reason = event.log.error_line() or _exit_reason(event)
             text = f"{reason}; restart {event.restarts} of {self._max_restarts}"
-            self._display.note(f"{name}: {text} in {event.delay:g} s, log: {log}")
+            self._display.note(f"{name}: {text} in {event.delay:.3g} s, log: {log}")
         elif event.phase is Phase.FAILED:
             self.failures.append(_failure_report(event))
         if name in self._followers:

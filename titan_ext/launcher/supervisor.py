@@ -68,6 +68,7 @@ class Supervisor:
         jobs: services first: they are started in this order, and ended after the others.
         max_restarts: how often a job that dies is started again. Bad input (exit code 2) never is.
         backoff_seconds: wait before the first restart; doubles with each.
+        restart_seconds: how long a job of a name is to wait in place of that; None leaves it at that.
         grace_seconds: seconds from SIGTERM to SIGKILL: what a site may take to save and leave.
         stop_requests: how often the user asked to stop: once ends all in order, twice kills.
         on_event: called at each change of phase.
@@ -85,6 +86,7 @@ class Supervisor:
         stop_requests: Callable[[], int] = lambda: 0,
         on_event: Callable[[Event], None] = lambda event: None,
         on_tick: Callable[[], None] = lambda: None,
+        restart_seconds: Callable[[str], float | None] = lambda name: None,
     ) -> None:
         self._max_restarts = max_restarts
         self._backoff_seconds = backoff_seconds
@@ -93,6 +95,7 @@ class Supervisor:
         self._stop_requests = stop_requests
         self._on_event = on_event
         self._on_tick = on_tick
+        self._restart_seconds = restart_seconds
         self._runners = [_Runner(job, ProcessLog(job.log)) for job in jobs]
 
     def run(self) -> int:
@@ -132,7 +135,9 @@ class Supervisor:
         elif code == UserError.exit_code or runner.restarts >= self._max_restarts:
             self._set_phase(runner, Phase.FAILED)
         else:
-            delay = min(self._backoff_seconds * 2**runner.restarts, _MAX_BACKOFF_SECONDS)
+            delay = self._restart_seconds(runner.job.name)
+            if delay is None:
+                delay = min(self._backoff_seconds * 2**runner.restarts, _MAX_BACKOFF_SECONDS)
             runner.restarts += 1
             runner.due = time.monotonic() + delay
             self._set_phase(runner, Phase.WAITING, delay)

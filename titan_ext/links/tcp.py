@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from titan_ext.links.link import Link, Links
 from titan_ext.replica.streams.distance import streams_for
 
-_SEGMENT = 1448  # bytes of payload in a full Ethernet packet with TCP's timestamps
-PAYLOAD_SHARE = _SEGMENT / 1514
+SEGMENT = 1448  # bytes of payload in a full Ethernet packet with TCP's timestamps
+PAYLOAD_SHARE = SEGMENT / 1514
 """Of the bytes of such a packet, from the Ethernet header on."""
-_FIRST_WINDOW = 10 * _SEGMENT  # RFC 6928
-_SHORTEST_PAUSE = 0.2  # seconds; the least retransmission timeout of Linux
+FIRST_WINDOW = 10 * SEGMENT  # RFC 6928
+_SHORTEST_PAUSE = 0.2  # seconds; the least retransmission timeout of Linux, doubled with each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,15 @@ def starts_anew(link: Link, idle_seconds: float) -> bool:
     return idle_seconds > max(_SHORTEST_PAUSE, 2 * link.rtt)
 
 
+def first_sent(start: float, up: float) -> float:
+    """When what is sent at ``start`` over a link that is down until ``up`` is sent for the first time after that."""
+    retry = _SHORTEST_PAUSE
+    while start < up:
+        start += retry
+        retry *= 2
+    return start
+
+
 def port_bytes_per_second(links: Links, site: int, transport: Transport) -> float:
     """Payload bytes a second that a site sends in all."""
     return min(links.port_rate(site) / 8 * PAYLOAD_SHARE, transport.max_rate or math.inf)
@@ -74,7 +83,7 @@ def _lossy_window(link: Link) -> float:
         return math.inf
     reno = math.sqrt(1.5 / link.loss)
     cubic = (0.4 * (3 + 0.7) / (4 * (1 - 0.7))) ** 0.25 * (link.rtt / link.loss) ** 0.75
-    return _SEGMENT * max(1.0, reno, cubic)
+    return SEGMENT * max(1.0, reno, cubic)
 
 
 @dataclass(slots=True)
@@ -101,7 +110,7 @@ class Connection:
             now: seconds on any clock that does not go back.
         """
         rate = connection_rate(self.link, self.transport, self.connections)
-        rtt, first = self.link.rtt, float(_FIRST_WINDOW * self.transport.streams_over(self.link) * self.connections)
+        rtt, first = self.link.rtt, float(FIRST_WINDOW * self.transport.streams_over(self.link) * self.connections)
         if starts_anew(self.link, now - self._idle_since):
             self._window = first
         seconds, left = 0.0, float(payload)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from titan_ext.bench.chaos.faults import Fault
     from titan_ext.bench.chaos.run_config import RunConfig
     from titan_ext.bench.chaos.runner import Outcome
-    from titan_ext.bench.namespaces import Wan
+    from titan_ext.links.namespaces import Wan
 
 HELP = "a run under random faults, and whether all that must hold does"
 
@@ -96,7 +96,7 @@ def _keep_samples(outcome: "Outcome", path: Path) -> None:
 
 
 def _network(stack: ExitStack, sites: int) -> "Wan | None":
-    from titan_ext.bench.namespaces import Wan, missing
+    from titan_ext.links.namespaces import Wan, missing
 
     reason = missing()
     if reason is None:

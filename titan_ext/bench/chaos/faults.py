@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from titan_ext.bench.chaos.processes import Processes
 from titan_ext.launcher.processes import send
+from titan_ext.launcher.running import Processes
 
 _LINK = "wan0"  # of a site's namespace
 

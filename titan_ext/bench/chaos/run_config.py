@@ -104,12 +104,15 @@ def jobs(
     path, port = folder / "run.toml", free_port()
     path.write_text(_configuration(config, folder, rounds, host, port), encoding="utf-8")
     service = lighthouse.command(
-        port=port, min_sites=MIN_SITES, join_timeout_seconds=_JOIN_SECONDS, heartbeat_timeout_seconds=_SILENCE_SECONDS
+        address=f"{host}:{port}",
+        min_sites=MIN_SITES,
+        join_timeout_seconds=_JOIN_SECONDS,
+        heartbeat_timeout_seconds=_SILENCE_SECONDS,
     )
     started = [
         Job(
             name="lighthouse",
-            command=[*_inside(hub), *service, "--bind", f"{host}:{port}"],
+            command=[*_inside(hub), *service],
             log=folder / "lighthouse.log",
             is_service=True,
         )

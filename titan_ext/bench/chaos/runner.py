@@ -9,9 +9,9 @@ from pathlib import Path
 
 from titan_ext.bench.chaos.faults import Fault, Kind, inject
 from titan_ext.bench.chaos.history import Sample, SiteHistory
-from titan_ext.bench.chaos.processes import Processes, held, running
 from titan_ext.bench.chaos.run_config import GRACE_SECONDS
 from titan_ext.launcher.processes import adopt_orphans, descendants, send
+from titan_ext.launcher.running import Processes, held, running
 from titan_ext.launcher.supervisor import Event, Job, Phase, StopRequests, Supervisor
 
 _POLL_SECONDS = 0.2

@@ -10,12 +10,14 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from titan_ext.errors import RunError
 from titan_ext.launcher.processes import die_with_parent
+from titan_ext.links.link import Link
 
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 _TOOLS = ("ip", "tc", "unshare", "nsenter")
@@ -23,6 +25,8 @@ LINK = "wan0"
 SUBNET = "10.77.0"
 _HUB_HOST = 254
 HUB = f"{SUBNET}.{_HUB_HOST}"
+HUB_PLACE = -1
+"""The hub among the places of sites."""
 
 
 def missing() -> str | None:
@@ -50,6 +54,7 @@ class Wan:
         loss: share of the segments that never arrive.
         down_mbit: each site's rate of receiving; 0: no limit.
         rates_mbit: rates of sending that differ from ``rate_mbit``, by site.
+        links: what lies between two sites, or a site and the ``HUB_PLACE``, where that is something else.
 
     Raises:
         RunError: the system refuses a part of it.
@@ -67,14 +72,16 @@ class Wan:
         loss: float = 0.0,
         down_mbit: float = 0.0,
         rates_mbit: Mapping[int, float] | None = None,
+        links: Mapping[tuple[int, int], Link] | None = None,
     ) -> None:
         self._holders: list[subprocess.Popen] = []
         self._router: subprocess.Popen | None = None
+        self._asking = threading.Lock()
         try:
             self.hub = self._hold()
             self.sites = [self._hold() for _ in range(sites)]
-            if rtt_ms or loss or down_mbit:
-                self._route(rtt_ms, loss, down_mbit)
+            if rtt_ms or loss or down_mbit or links:
+                self._route(rtt_ms, loss, down_mbit, links or {})
             else:
                 self._bridge()
             for index, site in enumerate(self.sites):
@@ -93,10 +100,19 @@ class Wan:
         """What each site has put on its link so far, in bytes of frames, headers included."""
         if self._router is None:
             return [_bytes_sent(pid) for pid in self.sites]
-        self._router.stdin.write("\n")
-        self._router.stdin.flush()
-        sent = json.loads(self._router.stdout.readline())
-        return [sent[str(index + 1)] for index in range(len(self.sites))]
+        sent = self._ask_router("")
+        return [sent[str(_host(index))] for index in range(len(self.sites))]
+
+    def cut(self, pair: Sequence[int], seconds: float) -> None:
+        """Nothing passes between two sites for so long; there must be distance, loss or links."""
+        self._ask_router(json.dumps({"ends": [_host(place) for place in pair], "seconds": seconds}))
+
+    def _ask_router(self, line: str) -> dict[str, int]:
+        with self._asking:
+            self._router.stdin.write(f"{line}\n")
+            self._router.stdin.flush()
+            answer: dict[str, int] = json.loads(self._router.stdout.readline())
+        return answer
 
     def close(self) -> None:
         """Take it down."""
@@ -118,12 +134,18 @@ class Wan:
             self._inside(self.hub, "ip", "link", "set", port, "master", "bridge0", "up")
             self._bring_up(site, address_of(index))
 
-    def _route(self, rtt_ms: float, loss: float, down_mbit: float) -> None:
+    def _route(self, rtt_ms: float, loss: float, down_mbit: float, links: Mapping[tuple[int, int], Link]) -> None:
         """Join them by a process that holds packets back and loses some: the kernel need not have netem."""
-        hosts = [(_HUB_HOST, self.hub, 0.0), *((index + 1, site, down_mbit) for index, site in enumerate(self.sites))]
+        sites = [(_host(index), site, down_mbit) for index, site in enumerate(self.sites)]
+        hosts = [(_host(HUB_PLACE), self.hub, 0.0), *sites]
         ports = [{"host": host, "process": pid, "delay_ms": rtt_ms / 4, "down_mbit": down} for host, pid, down in hosts]
+        ways = [
+            [_host(one), _host(other), {"delay_ms": 500 * link.rtt, "mbit": link.rate / 1e6, "loss": link.loss}]
+            for (one, other), link in links.items()
+        ]
+        described = {"ports": ports, "loss": loss, "ways": ways}
         self._router = subprocess.Popen(
-            [sys.executable, "-m", "titan_ext.bench.router", json.dumps({"ports": ports, "loss": loss})],
+            [sys.executable, "-m", "titan_ext.links.router", json.dumps(described)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -168,7 +190,12 @@ class Wan:
 
 def address_of(site: int) -> str:
     """Address of a site's interface."""
-    return f"{SUBNET}.{site + 1}"
+    return f"{SUBNET}.{_host(site)}"
+
+
+def _host(place: int) -> int:
+    """Last number of the address of a site, or of the hub."""
+    return _HUB_HOST if place == HUB_PLACE else place + 1
 
 
 def enter_network(pid: int) -> None:

@@ -1,8 +1,9 @@
 """A router in user space: it carries packets between TUN devices and adds what a long link adds, delay and loss.
 
-It runs as a process of its own, ``python -m titan_ext.bench.router``, with the networks to join as JSON on its
-command line. The kernel hands over and takes back TCP's packets whole, up to 64 KiB (segmentation offload); what is counted
-and lost is the segments that a link would carry.
+It runs as a process of its own, ``python -m titan_ext.links.router``, with the networks to join as JSON on its
+command line. Each line of its standard input is answered with a line of what each port has sent; one that is not empty cuts
+two ports off from each other first: ``{"ends": [1, 2], "seconds": 3.0}``. The kernel hands over and takes back TCP's packets
+whole, up to 64 KiB (segmentation offload); what is counted and lost is the segments that a link would carry.
 """
 
 import contextlib
@@ -15,11 +16,12 @@ import select
 import struct
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from titan_ext.bench.namespaces import LINK, enter_network
 from titan_ext.launcher.processes import die_with_parent
+from titan_ext.links.namespaces import LINK, enter_network
 
 _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 _FLAGS = 0x0001 | 0x1000 | 0x4000  # IFF_TUN, IFF_NO_PI, IFF_VNET_HDR
@@ -28,6 +30,8 @@ _OFFLOADED = struct.Struct(
     "=BBHHHH"
 )  # virtio's header: flags, kind, bytes of headers, of a segment, where the checksum is
 _ETHERNET_BYTES = 14
+_QUEUE_SECONDS = 0.1
+"""What waits for its turn on a way of limited rate at most."""
 _MOST_PACKET = 2**16 + _OFFLOADED.size
 
 
@@ -49,17 +53,36 @@ class Port:
     free_at: float = field(default=0.0)
 
 
+@dataclass
+class Way:
+    """What lies between two ports, in one direction."""
+
+    delay_ms: float = 0.0
+    mbit: float = 0.0
+    """Rate; 0: no limit."""
+    loss: float = 0.0
+    """Share of the segments that never arrive."""
+    free_at: float = 0.0
+    down_until: float = 0.0
+
+
 class Router:
-    """Carries packets until its standard input ends; answers each line of it with a line of what each port has sent.
+    """Carries packets until its standard input ends.
 
     Args:
         ports: one for each namespace.
         loss: share of the segments that never arrive.
+        ways: by their two ports; others are as long as the ports say, and have no limit.
     """
 
-    def __init__(self, ports: list[Port], loss: float) -> None:
+    def __init__(self, ports: list[Port], loss: float, ways: Mapping[tuple[int, int], Way]) -> None:
         self._ports = {port.host: port for port in ports}
-        self._loss = loss
+        self._ways = {
+            (source.host, target.host): ways.get((source.host, target.host))
+            or Way(delay_ms=source.delay_ms + target.delay_ms, loss=loss)
+            for source in ports
+            for target in ports
+        }
         self._chance = random.Random(1)
         self._under_way: list[tuple[float, int, Port, bytes]] = []
         self._count = 0
@@ -77,10 +100,12 @@ class Router:
             for descriptor, _ in poll.poll(wait):
                 if descriptor in by_descriptor:
                     self._take(by_descriptor[descriptor])
-                elif not sys.stdin.readline():
-                    return
-                else:
+                elif line := sys.stdin.readline():
+                    if line.strip():
+                        self._cut(**json.loads(line))
                     print(json.dumps({port.host: port.sent for port in self._ports.values()}), flush=True)
+                else:
+                    return
             self._deliver()
 
     def _take(self, source: Port) -> None:
@@ -94,12 +119,21 @@ class Router:
                 continue
             size = frame_bytes(packet)
             source.sent += size
-            arrives = time.monotonic() + (source.delay_ms + target.delay_ms) / 1000
+            now, way = time.monotonic(), self._ways[source.host, target.host]
+            if now < way.down_until or way.free_at > now + _QUEUE_SECONDS:
+                continue  # lost
+            if way.mbit:
+                way.free_at = max(now, way.free_at) + size * 8 / (way.mbit * 1e6)
+            arrives = max(now, way.free_at) + way.delay_ms / 1000
             if target.down_mbit:
                 arrives = target.free_at = max(arrives, target.free_at) + size * 8 / (target.down_mbit * 1e6)
-            for piece in survivors(packet, self._loss, self._chance) if self._loss else (packet,):
+            for piece in survivors(packet, way.loss, self._chance) if way.loss else (packet,):
                 self._count += 1
                 heapq.heappush(self._under_way, (arrives, self._count, target, piece))
+
+    def _cut(self, ends: tuple[int, int], seconds: float) -> None:
+        for source, target in (ends, ends[::-1]):
+            self._ways[source, target].down_until = time.monotonic() + seconds
 
     def _deliver(self) -> None:
         now = time.monotonic()
@@ -121,7 +155,7 @@ def frame_bytes(packet: bytes) -> int:
 
 def survivors(packet: bytes, loss: float, chance: random.Random) -> list[bytes]:
     """What is left of a packet whose segments are each lost with a probability: the runs between those lost."""
-    flags, kind, header_bytes, segment, start, offset = _OFFLOADED.unpack_from(packet)
+    _, kind, _, segment, _, _ = _OFFLOADED.unpack_from(packet)
     size = len(packet) - _OFFLOADED.size
     if not kind:
         return [] if chance.random() < loss else [packet]
@@ -196,7 +230,8 @@ def main() -> None:
     with contextlib.suppress(OSError):  # where each session has its own share of the processors, that is what counts
         Path("/proc/self/autogroup").write_text("-10")
     described = json.loads(sys.argv[1])
-    router = Router([Port(**port) for port in described["ports"]], described["loss"])
+    ways = {(source, target): Way(**way) for *ends, way in described["ways"] for source, target in (ends, ends[::-1])}
+    router = Router([Port(**port) for port in described["ports"]], described["loss"], ways)
     print("ready", flush=True)
     router.run()
 

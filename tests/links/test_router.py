@@ -3,7 +3,7 @@
 import random
 import struct
 
-from titan_ext.bench.router import frame_bytes, survivors
+from titan_ext.links.router import frame_bytes, survivors
 
 SEGMENT, HEADERS = 1448, 52
 SEQUENCE = 2**32 - 2000
