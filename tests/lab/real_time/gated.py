@@ -42,6 +42,17 @@ def mapped(host: str, port: int) -> None:
         print(connection.recv(2).decode())
 
 
+def serve(host: str, port: int) -> None:
+    """Return what comes, connection by connection, until it is killed; says when it listens."""
+    with socket.create_server((host, port)) as server:
+        print("listening", flush=True)
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                while part := connection.recv(65536):
+                    connection.sendall(part)
+
+
 def refused(host: str, port: int) -> None:
     """Print the name of the error."""
     try:

@@ -13,8 +13,10 @@ import pytest
 from tests.lab.real_time import gated
 from titan_ext.errors import RunError
 from titan_ext.lab.real_time import gate
+from titan_ext.lab.real_time.namespaced import NamespacedSites
 from titan_ext.lab.real_time.relayed import RelayedSites
 from titan_ext.links.link import Link, Links
+from titan_ext.links.namespaces import missing
 
 
 @contextmanager
@@ -43,7 +45,7 @@ def echoing(host: str) -> Iterator[int]:
         server.close()
 
 
-def inside(sites: RelayedSites, place: int, what: str, host: str, port: int) -> list[str]:
+def inside(sites: RelayedSites | NamespacedSites, place: int, what: str, host: str, port: int) -> list[str]:
     command = sites.inside(place, [sys.executable, gated.__file__, what, host, str(port)])
     found = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert found.returncode == 0, found.stderr
@@ -81,6 +83,28 @@ def test_what_is_cut_off_comes_when_the_partition_is_over() -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1.0)
         assert process.communicate(timeout=30)[0] == "hi\n"
+
+
+@pytest.mark.skipif(missing() is not None, reason=f"network namespaces: {missing()}")
+def test_sites_in_namespaces_are_as_far_apart_and_are_cut_off_from_each_other() -> None:
+    with closing(NamespacedSites(links(0.1))) as sites:
+        address, port = sites.addresses[1], 29_812
+        server = [sys.executable, gated.__file__, "serve", address, str(port)]
+        with subprocess.Popen(sites.inside(1, server), stdout=subprocess.PIPE, text=True) as serving:
+            try:
+                assert serving.stdout.readline() == "listening\n"
+                seconds, digest = inside(sites, 0, "echo", address, port)
+                assert float(seconds) > 0.099
+                assert digest == sha256(gated.message(300_000)).hexdigest()
+                assert all(300_000 < sent < 400_000 for sent in sites.bytes_sent())
+                sites.partition((0, 1), seconds=3.0)
+                client = [sys.executable, gated.__file__, "mapped", address, str(port)]
+                with subprocess.Popen(sites.inside(0, client), stdout=subprocess.PIPE, text=True) as process:
+                    with pytest.raises(subprocess.TimeoutExpired):
+                        process.wait(1.0)
+                    assert process.communicate(timeout=60)[0] == "hi\n"
+            finally:
+                serving.kill()
 
 
 def test_the_lighthouse_is_reached_through_the_relay_too() -> None:
