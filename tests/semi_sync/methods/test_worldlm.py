@@ -104,7 +104,8 @@ def weights_of(node: Vector, constituents: list[Vector], kind: str, temperature:
     for each in constituents:
         if kind == "cosine":
             inner = sum(a * b for a, b in zip(node, each))
-            logits.append(inner / (length(node) * length(each)) / temperature)
+            lengths = length(node) * length(each)
+            logits.append(inner / lengths / temperature if lengths else 0.0)
         else:
             logits.append(length([a - b for a, b in zip(node, each)]) / temperature)
     exponentials = [math.exp(value - max(logits)) for value in logits]
@@ -128,8 +129,13 @@ class Node:
 
     def mixed(self, layer, theirs):
         size, kind = self.own["projection"], self.own["attention"]
-        sketches = [projected(each, size) for each in theirs]
-        shares = weights_of(projected(layer, size), sketches, kind, self.own["temperature"])
+        origin = self.own.get("origin", [0.0] * size)
+
+        def sketch(values):
+            return [value - from_ for value, from_ in zip(projected(values, size), origin)]
+
+        sketches = [sketch(each) for each in theirs]
+        shares = weights_of(sketch(layer), sketches, kind, self.own["temperature"])
         step = self.own["attention_step"]
         return {
             name: [
@@ -172,8 +178,16 @@ def tree_of(leaves, regions, federations, start, own):
         dict(attention="cosine", temperature=0.1, attention_step=1.0, pull=0.5, attention_over="block"),
         dict(attention="cosine", temperature=0.5, attention_step=0.7, pull=0.3, attention_over="parameter"),
         dict(attention="fedatt", temperature=1.0, attention_step=0.6, pull=0.2, attention_over="block"),
+        dict(
+            attention="cosine",
+            temperature=0.3,
+            attention_step=0.9,
+            pull=0.4,
+            attention_over="block",
+            compared="differences",
+        ),
     ],
-    ids=["cosine", "parameters", "fedatt"],
+    ids=["cosine", "parameters", "fedatt", "differences"],
 )
 def test_trees_equal_the_equations(own, federations):
     own = own | {"projection": 32}
@@ -197,6 +211,8 @@ def test_trees_equal_the_equations(own, federations):
                     if name in part[index]:
                         part[index][name] = value.double().flatten().tolist()
         for tree in trees if step % 2 == 0 else ():
+            if "compared" in own:
+                own["origin"] = projected(tree.layer, own["projection"])
             tree.up()
             tree.down()
 
@@ -260,11 +276,13 @@ def routing_of(**own):
 
 
 @pytest.mark.parametrize(
-    ("attention_step", "codec"), [(1.0, "fp32"), (0.6, "fp32"), (1.0, "int8")], ids=["whole", "part", "int8"]
+    ("attention_step", "codec", "compared"),
+    [(1.0, "fp32", "layers"), (0.6, "fp32", "layers"), (1.0, "int8", "layers"), (1.0, "fp32", "differences")],
+    ids=["whole", "part", "int8", "differences"],
 )
-def test_misplaced_layers_go_to_the_federation_they_resemble(attention_step, codec):
+def test_misplaced_layers_go_to_the_federation_they_resemble(attention_step, codec, compared):
     own = dict(attention="cosine", temperature=0.5, attention_step=attention_step, pull=0.5, projection=64)
-    config = routing_of(attention_step=attention_step)
+    config = routing_of(attention_step=attention_step, compared=compared)
     config.codec = codec
     start = {name: value.double().flatten().tolist() for name, value in values(between_kinds()).items()}
     layers, travelled = [KEYS[:2], KEYS[2:]], []
@@ -278,6 +296,8 @@ def test_misplaced_layers_go_to_the_federation_they_resemble(attention_step, cod
         for unit, (tree, layer, part) in enumerate(zip(trees, layers, parts)):
             for index, model in enumerate(models):
                 part[index].update({name: values(model)[name].double().flatten().tolist() for name in layer})
+            if compared == "differences":
+                own["origin"] = projected(tree.layer, 64)
             old = [dict(node.layer) for node in tree.children]
             for node in tree.children:
                 node.guests = []
@@ -286,7 +306,7 @@ def test_misplaced_layers_go_to_the_federation_they_resemble(attention_step, cod
                 tree.children[place].guests = [layer_of_site]
                 travelled.append((step, unit, place))
             tree.up()
-            waiting[unit] = residual_of(tree, part, old)
+            waiting[unit] = residual_of(tree, part, old, own.get("origin", [0.0] * 64))
             tree.down()
 
     outer, models = run(config, MISPLACED, 4, models=[between_kinds() for _ in MISPLACED], before=before)
@@ -307,15 +327,15 @@ def test_misplaced_layers_go_to_the_federation_they_resemble(attention_step, cod
     assert len({key_states(each)[0].global_flat.sum().item() for each in outer}) == 1
 
 
-def residual_of(tree, part, old):
+def residual_of(tree, part, old, origin):
     """Of the sites' layers that fit worst with less than 0.9 of an equal share, if another federation is more like it."""
     size, found = 64, []
     for place, node in enumerate(tree.children):
         members = [index for index, region in enumerate(MISPLACED) if (region == "us") == bool(place)]
         for index, share in zip(members, node.shares):
             other = 1 - place
-            one, two = projected(part[index], size), projected(old[other], size)
-            alike = sum(a * b for a, b in zip(one, two)) / length(one) / length(two)
+            one, two = ([a - b for a, b in zip(projected(each, size), origin)] for each in (part[index], old[other]))
+            alike = sum(a * b for a, b in zip(one, two)) / (length(one) * length(two) or 1.0)
             if share * len(members) < 0.9 and alike > 0.2:
                 copied = {name: list(elements) for name, elements in part[index].items()}
                 found.append((1 - share * len(members), -index, other, copied))

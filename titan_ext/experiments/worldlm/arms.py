@@ -15,7 +15,13 @@ FEDAVG, FEDPER, WORLDLM, SWAPPED, UNROUTED = (
     "worldlm_swapped",
     "worldlm_swapped_unrouted",
 )
+DIFFERENCES, SWAPPED_DIFFERENCES, UNROUTED_DIFFERENCES = (
+    "worldlm_differences",
+    "worldlm_differences_swapped",
+    "worldlm_differences_swapped_unrouted",
+)
 _KEY_BLOCKS = 0.3
+_DIFFERENCES: dict[str, Any] = {"compared": "differences"}
 
 _WORLDLM: dict[str, dict[str, Any]] = {
     WORLDLM: {},
@@ -23,9 +29,12 @@ _WORLDLM: dict[str, dict[str, Any]] = {
     "worldlm_fedatt": {"attention": "fedatt"},
     SWAPPED: {},
     UNROUTED: {"routing_share": 0.0},
+    DIFFERENCES: _DIFFERENCES,
+    SWAPPED_DIFFERENCES: _DIFFERENCES,
+    UNROUTED_DIFFERENCES: _DIFFERENCES | {"routing_share": 0.0},
 }
 ARMS = (LOCAL, CENTRALISED, FEDAVG, "diloco", "hierarchical", FEDPER, *_WORLDLM)
-SWAPPED_ARMS = (SWAPPED, UNROUTED)
+SWAPPED_ARMS = (SWAPPED, UNROUTED, SWAPPED_DIFFERENCES, UNROUTED_DIFFERENCES)
 """In which the last sites of the first two federations have changed places."""
 
 

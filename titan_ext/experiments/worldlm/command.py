@@ -3,8 +3,8 @@
 All sites take as many inner steps on the same text. "local": each alone. "centralised": one model, gradients averaged at every
 step. "fedavg", "diloco" and "hierarchical" (regions average four times as often): one model. "fedper": the last 30% of the
 blocks and the head stay at their site. "worldlm": they go by attention over the tree; "_uniform" averages them in the
-tree instead, "_fedatt" takes FedAtt's attention. In "_swapped" two sites are in each other's federation, "_unrouted" without
-routing.
+tree instead, "_fedatt" takes FedAtt's attention, in "_differences" they are compared by how they differ from the root's. In
+"_swapped" two sites are in each other's federation, "_unrouted" without routing.
 
   loss         mean over the sites of the loss on held-out text of their own language, nats a byte
   perplexity   of that; "less" is the mean difference of losses to fedavg over the seeds, with its 95% interval
@@ -110,7 +110,17 @@ def _row(outcome: Any, reference: Any) -> dict[str, Any]:
 def _claims(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the paper says of perplexity, as far as the arms are there."""
     from titan_ext.experiments.claims import SeedDifferences, claim
-    from titan_ext.experiments.worldlm.arms import FEDAVG, FEDPER, LOCAL, SWAPPED, UNROUTED, WORLDLM
+    from titan_ext.experiments.worldlm.arms import (
+        DIFFERENCES,
+        FEDAVG,
+        FEDPER,
+        LOCAL,
+        SWAPPED,
+        SWAPPED_DIFFERENCES,
+        UNROUTED,
+        UNROUTED_DIFFERENCES,
+        WORLDLM,
+    )
 
     expected = [
         ("WorldLM is better than one model for all (the paper: up to 1.91 times in perplexity)", WORLDLM, FEDAVG),
@@ -120,6 +130,8 @@ def _claims(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         ("attention is better than averages in the same tree", WORLDLM, "worldlm_uniform"),
         ("sites in the wrong federation cost something (reviews: about twice the perplexity)", WORLDLM, UNROUTED),
         ("routing helps sites in the wrong federation", SWAPPED, UNROUTED),
+        ("by differences attention is better than averages", DIFFERENCES, "worldlm_uniform"),
+        ("by differences routing helps sites in the wrong federation", SWAPPED_DIFFERENCES, UNROUTED_DIFFERENCES),
     ]
     judged = []
     for text, ours, theirs in expected:

@@ -67,6 +67,11 @@ class WorldLMSettings:
     attention_over: Literal["block", "parameter"] = "block"
     """What has an attention of its own: a whole block, or each parameter."""
 
+    compared: Literal["layers", "differences"] = "layers"
+    """What of layers attention and routing compare: all of them, or how they differ from the root's. Layers that began alike
+    are alike for long, so that of all of them attention comes to an average, and next to nothing is routed; of the
+    differences the root itself takes the average, since it has none."""
+
     temperature: float | None = None
     """Divides what the softmax takes; the larger, the more alike constituents count. By default 0.1, and 1 with "fedatt". With
     a low one a constituent that is most like its node makes the node still more like itself, and can take it over."""
@@ -98,6 +103,7 @@ class WorldLMSettings:
         require(0 <= self.key_blocks < 1, "key_blocks", self.key_blocks, "from 0 to below 1")
         require(0 <= self.federations <= MOST_LEVELS, "federations", self.federations, f"from 0 to {MOST_LEVELS}")
         require_one_of("attention", self.attention, tuple(SCORES))
+        require_one_of("compared", self.compared, ("layers", "differences"))
         require_one_of("attention_over", self.attention_over, ("block", "parameter"))
         require(self.temperature is None or self.temperature > 0, "temperature", self.temperature, "above 0")
         require(0 <= self.attention_step <= 1, "attention_step", self.attention_step, "from 0 to 1")
@@ -158,6 +164,7 @@ def worldlm(context: MethodContext) -> list[SyncRule]:
         pull=settings.pull,
         by_block=settings.attention_over == "block",
         sketch=settings.projection,
+        from_root=settings.compared == "differences",
         noise=noise,
     )
     share = settings.default_routing if settings.routing_share is None else settings.routing_share

@@ -42,6 +42,8 @@ class KeyAttention(Apply):
     """Whether a whole block has one attention, or each of its parameters."""
     sketch: int
     """Numbers of a sketch."""
+    from_root: bool = False
+    """Whether layers are compared by how they differ from the root's, and not as they are."""
     noise: Noise | None = None
     """How what leaves a site is clipped and noised; None: not at all."""
 
@@ -68,8 +70,10 @@ class KeyTree:
         """A tensor, so that a checkpoint restores it: 1 once this site has values of its own."""
         self.shares = torch.zeros(0)
         """Of this site in the round under way, float64 ``[levels, units]``."""
+        self.origin = torch.zeros(0)
+        """Sketches of what values are compared from in the round under way, float64 ``[units, size]``: the root's, or 0."""
         self.leaves = torch.zeros(0)
-        """Sketches of the sites' own values in the round under way, float64 ``[sites, units, size]``."""
+        """Likewise of the sites' own values, from there, ``[sites, units, size]``."""
         self.noised: Noised | None = None
         self._released: torch.Tensor | None = None
         self.smallest = torch.zeros(0)
@@ -105,9 +109,11 @@ class KeyTree:
             root: sketches of the root's value, float64 ``[units, size]``.
         """
         units, sites = len(self.sketches.units), len(told.weights)
-        sketches = [told.numbers[level.key].view(sites, units, -1) for level in self.levels]
+        # Sketches add up as values do, and so do their differences.
+        self.origin = root if self.settings.from_root else torch.zeros_like(root)
+        sketches = [told.numbers[level.key].view(sites, units, -1) - self.origin for level in self.levels]
         # The root's value is the same at all sites, so nobody tells it.
-        nodes = [root.expand_as(sketches[0]), *sketches[1:]]
+        nodes = [(root - self.origin).expand_as(sketches[0]), *sketches[1:]]
         found = attention.shares(
             sketches[0],
             nodes,

@@ -144,7 +144,9 @@ class RoutedKeys(SyncedState, Tells):
         members = [site for site in told.contributors if labels[site] == residual.target]
         if not members:
             return 0.0
-        constituents = torch.stack([*(self._tree.leaves[site, unit] for site in members), residual.sketch])
+        constituents = torch.stack(
+            [*(self._tree.leaves[site, unit] for site in members), residual.sketch - self._tree.origin[unit]]
+        )
         node = self._tree.smallest[members[0], unit]
         return torch.softmax(self._tree.score(node[None], constituents[:, None]), dim=0)[-1].item()
 
