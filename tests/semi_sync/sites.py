@@ -129,7 +129,7 @@ def in_background(call: Callable[..., Any], *arguments: Any) -> Future:
 
 def outer_loop(model: torch.nn.Module, optimizer: torch.optim.Optimizer, own: Manager, **settings: Any) -> SemiSync:
     """The outer loop of a site that is a thread."""
-    options = {key: settings.pop(key) for key in ("on_round", "register", "must_agree") if key in settings}
+    options = {key: settings.pop(key) for key in ("on_round", "register", "must_agree", "described") if key in settings}
     own_site = {
         key: settings.pop(key)
         for key in ("name", "weight", "labels", "heartbeat_timeout_seconds", "sources", "region_manager")

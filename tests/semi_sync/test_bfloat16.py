@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.semi_sync.sites import outer_loop, run_sites
+from titan_ext.errors import UserError
 from titan_ext.optim import ADOPT, QHSGDM, DeMo, LowRankAdamW, Muon, QHAdamW
 
 SITES, SIZE = 4, 64
@@ -61,6 +62,45 @@ def test_progress_under_half_a_unit_adds_up(settings):
             assert value == pytest.approx(1.25 + ULP * moves, abs=ULP * slack)
             assert value > 1.25 + ULP * (moves / 2 - 0.5)
             assert (local - value).abs().max() <= ULP * (1.3 if early else 0.501)
+
+
+def one_site_of_each(settings):
+    """A site of float32 and one of bfloat16: global values, local copies, and the checksum of what they share."""
+
+    def body(site, own):
+        model = weights(torch.bfloat16 if site else torch.float32)
+        outer = outer_loop(model, [], own, described={"training.dtype": str(model.layers[0].weight.dtype)}, **settings)
+        outer.join()
+        for _ in range(4):
+            with torch.no_grad():
+                for layer in model.layers:
+                    layer.weight += ULP * (2 + site)
+            outer.step()
+        outer.finish()
+        values = list(outer.global_parameters().values())
+        return values, [layer.weight.detach().clone() for layer in model.layers], outer._exchange.lineage.checksum
+
+    return run_sites(2, body)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [dict(method="local_sgd", sync_every=1, codec="int8"), dict(method="diloco", sync_every=2, **PLAIN)],
+    ids=["int8", "diloco"],
+)
+def test_a_site_of_bfloat16_and_one_of_float32_share_one_global_copy(settings):
+    """What travels and what is shared is fp32 at both; only the local copy of the one is rounded."""
+    (first, exact, one), (second, rounded, other) = one_site_of_each(settings)
+    assert one == other != 0
+    for mine, theirs, local, coarse in zip(first, second, exact, rounded):
+        assert mine.dtype == theirs.dtype == torch.float32 and torch.equal(mine, theirs) and torch.equal(mine, local)
+        assert coarse.dtype == torch.bfloat16 and (coarse.float() - mine).abs().max() <= ULP
+        assert mine.mean().item() == pytest.approx(1.25 + ULP * 10, abs=0.1 * ULP)
+
+
+def test_where_the_one_would_send_values_and_the_other_differences_they_are_refused_by_name():
+    with pytest.raises(UserError, match=r"training\.dtype is .*torch\.float32.* at .*torch\.bfloat16"):
+        one_site_of_each(dict(method="local_sgd", sync_every=1))
 
 
 def test_rounding_of_the_local_copy_is_no_pseudo_gradient():

@@ -28,7 +28,7 @@ def has_region_quorum(config: Any) -> bool:
 
 
 def behind_model(config: Any) -> dict[str, Any]:
-    """Settings that a model and its layout are made of."""
+    """Settings that a model, its layout and the form of what it sends are made of."""
     spec, parallelism = config.model_spec, dataclasses.asdict(config.parallelism)
     sizes = known_sizes(spec.model) or {"flavor": spec.flavor}
     degrees = {key: value for key, value in parallelism.items() if key.endswith("_degree")}
@@ -36,6 +36,7 @@ def behind_model(config: Any) -> dict[str, Any]:
         "model.name": spec.name,
         **{f"model.{key}": value for key, value in sizes.items()},
         **{f"parallelism.{key}": value for key, value in degrees.items()},
+        "training.dtype": config.training.dtype,
     }
 
 

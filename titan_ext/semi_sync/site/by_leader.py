@@ -37,14 +37,16 @@ class ByLeader:
         self._bucket_elements = max(1, bucket_elements)
         held = shards.gather([state.names for state in states])
         self._names = [sorted({name for names in held for name in names[index]}) for index in range(len(states))]
+        forms = shards.gather([bool(state.names) and state.sends_difference for state in states])
+        self._sends_difference = [any(of_ranks) for of_ranks in zip(*forms, strict=True)]
         self._index = {id(state): index for index, state in enumerate(states)}
         self._states = states
 
     def fingerprint(self, states: Sequence[SyncedState]) -> dict[str, str]:
         """What sites that pair so must have in common beside their settings: every whole tensor."""
         shapes = [
-            (state.key, name, state.agreed_shape(self._shards.shape(name)))
-            for state, names in zip(states, self._names, strict=True)
+            (state.key, name, state.agreed_shape(self._shards.shape(name)), sends_difference)
+            for state, names, sends_difference in zip(states, self._names, self._sends_difference, strict=True)
             for name in names
         ]
         return {"model": repr(shapes), "pairing": self.name}

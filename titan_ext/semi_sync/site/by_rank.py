@@ -43,7 +43,7 @@ class ByRank:
     def fingerprint(self, states: Sequence[SyncedState]) -> dict[str, str]:
         """What sites that pair so must have in common beside their settings: every shard."""
         shards = [
-            (state.key, name, state.agreed_shape(tensor.shape))
+            (state.key, name, state.agreed_shape(tensor.shape), state.sends_difference)
             for state in states
             for name, tensor in _described(state)
         ]

@@ -112,6 +112,9 @@ class SyncedState:
     plain_numbers = 0
     """Numbers at a message's end that are equal on all ranks of a site."""
 
+    sends_difference = False
+    """Whether it sends differences to the global values in place of values: alike at sites that exchange."""
+
     takes_residual = False
     """Whether ``take_residual`` is to be called with what the reduction took away."""
 
