@@ -45,6 +45,12 @@ class ReplicaConfig:
     """Go on from a checkpoint older than the run's last commit although a site that took part in that commit is
     missing; without it a site waits for the others."""
 
+    heal_from_checkpoints: bool = False
+    """A site without a checkpoint of its own begins with the shared state of the newest one that another site has beside
+    its place: on the object store of ``checkpoint.folder``, or on a disk that both see. It is for sites that come back on
+    an empty disk while no other is alive: without it such a site begins a run anew, which those that return later refuse.
+    Whoever is alive and further on is joined all the same. Its inner optimizer and its place in the data start fresh."""
+
     prefetch_state: bool = True
     """A site that starts while others train, or was away for a while, fetches a snapshot of their shared state before
     it asks for a quorum, so that they need not wait for the transfer. The member that it fetches from keeps the

@@ -12,7 +12,7 @@ from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict
 from titan_ext.semi_sync.round.commit import Committer
 from titan_ext.semi_sync.round.contributions import Contributions, Sum, new_buffer
 from titan_ext.semi_sync.round.round import InFlightRound, Launch, Role, RoundResult
-from titan_ext.semi_sync.state.synced_state import SyncedState
+from titan_ext.semi_sync.state.synced_state import SyncedState, TakenFromPeers
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,37 @@ def load(committer: Committer, in_flight: InFlightRound, state_dict: Mapping[str
     elif saved is not None:
         result = _restored(saved, state_dict["in_flight"], exchange.states, exchange.device)
         in_flight.keep(result, saved["apply_at"])
+
+
+def shared(committer: Committer) -> tuple[dict[str, Any], list[str]]:
+    """What of ``save`` a joining site would receive, to load another site's checkpoint into, and the names of the
+    parameters and buffers that are shared as the model's own checkpoint has them.
+
+    Raises:
+        ValueError: a part of it is no one site's to give, or in no checkpoint of the outer loop's.
+    """
+    parts, own = {}, []
+    for state in committer.exchange.states:
+        wanted, kept = state.shared_state(), state.checkpoint_state()
+        if isinstance(state, TakenFromPeers):
+            raise ValueError(f"{state.key} comes from live sites alone")
+        own += [name for name in wanted if name not in kept]
+        parts[state.key] = {name: values for name, values in kept.items() if name in wanted}
+        if any(wanted[name].keys() - values.keys() for name, values in parts[state.key].items()):
+            raise ValueError(f"{state.key} shares what the inner optimizer keeps")
+    return {"counters": "", "states": parts}, own
+
+
+def take_shared(committer: Committer, state_dict: Mapping[str, Any]) -> None:
+    """Stand where the site stood whose checkpoint was loaded into ``shared``, with the model's own tensors in place."""
+    counters, exchange, schedule = json.loads(state_dict["counters"]), committer.exchange, committer.schedule
+    for state in exchange.states:
+        state.load_shared_state(state_dict["states"][state.key] or state.shared_state())
+    committer.progress.step = counters["step"]
+    exchange.lineage.load_state_dict(counters["lineage"])
+    exchange.manager.load_state_dict(counters["manager"])
+    schedule.replace(schedule.indices(counters["pending"]))
+    schedule.not_before = counters["not_before"]
 
 
 def _exchanged(committer: Committer, in_flight: InFlightRound) -> RoundResult | None:

@@ -434,6 +434,20 @@ class SemiSync:
         checkpoint.load(self._committer, self._in_flight, state_dict)
         self._restored = True
 
+    def shared_checkpoint(self) -> tuple[dict[str, Any], list[str]]:
+        """What a joining site takes over, as another site's checkpoint holds it (``state_dict``), to load that into; and
+        the names of what of the model's own checkpoint belongs to it.
+
+        Raises:
+            ValueError: it cannot be had from a checkpoint.
+        """
+        return checkpoint.shared(self._committer)
+
+    def take_shared_checkpoint(self, state_dict: Mapping[str, Any]) -> None:
+        """Begin with what has been loaded into ``shared_checkpoint``, as a site that joins the one that saved it."""
+        checkpoint.take_shared(self._committer, state_dict)
+        self._restored = True
+
     # -- a peer's state ------------------------------------------------------------------------------
 
     def shared_state(self) -> dict[str, Any]:

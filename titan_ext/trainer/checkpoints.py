@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import StorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.components import checkpointer as torchtitan_checkpointer
 from torchtitan.components.checkpointer.base import LR_SCHEDULER, MODEL, OPTIMIZER
@@ -20,7 +18,7 @@ from torchtitan.components.checkpointer.dcp import AsyncMode
 from torchtitan.tools import filesystem
 from torchtitan.tools.logging import logger
 
-from titan_ext.checkpoint_place import checkpoint_folder, reader, sizes_below
+from titan_ext.checkpoint_place import checkpoint_folder
 from titan_ext.config.recorded import changes_since
 from titan_ext.error_text import first_failure, reason
 from titan_ext.errors import RunError, UserError, require
@@ -30,15 +28,15 @@ from titan_ext.models.fit import check_tensors, model_tensors
 from titan_ext.object_store import is_url
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.views import with_own_storage
-from titan_ext.trainer.disks import Disks, StoredFile, find_disks, stored_files
+from titan_ext.trainer.disks import find_disks
 from titan_ext.trainer.optimizers import OptimizersContainer
+from titan_ext.trainer.other_sites import checkpoints_beside, take_shared_state
 from titan_ext.trainer.ownership import TakenOver
-from titan_ext.trainer.resuming import PartialLoadPlanner, Stored, flattened, fresh_words, stored_shapes
+from titan_ext.trainer.resuming import Stored, flattened, fresh_words, stored_shapes
+from titan_ext.trainer.site_reader import SiteReader
 from titan_ext.trainer.site_store import SiteStore
-from titan_ext.trainer.split_checkpoint import SplitReader
 from titan_ext.trainer.store_ranks import StoreRanks
-from titan_ext.trainer.stored_bytes import broken_part
-from titan_ext.trainer.whole_checkpoints import Files, damage, has_metadata, latest_whole
+from titan_ext.trainer.whole_checkpoints import Files, has_metadata
 
 _Found = TypeVar("_Found")
 
@@ -63,17 +61,17 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
 
     def __init__(self, config: Config, **parts: Any) -> None:
         folder = checkpoint_folder(parts.get("base_folder", ""), config.folder)
-        self._stores = StoreRanks(config.retry_seconds)
-        self._store = SiteStore(folder, parts.get("base_folder", ""), self._stores) if is_url(folder) else None
+        self._dump_folder: str = parts.get("base_folder", "")
+        stores = StoreRanks(config.retry_seconds)
+        self._reader = SiteReader(stores)
+        self._store = SiteStore(folder, self._dump_folder, stores) if is_url(folder) else None
         self._saved_step: int | None = None
         self._now = False
         self._last_step: int | None = None
-        self._disks = Disks()
         self.held = False
         """Whether a step is not to be saved, because another data source of the round has yet to take it."""
         self.notes: list[str] = []
         """What a user should know of the checkpoint that was loaded."""
-        self._sound: set[str] = set()
         self.loaded = ""
         """The checkpoint that was loaded; empty where there was none."""
         self.model_config: Any = None
@@ -82,6 +80,8 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         """What a checkpoint in Hugging Face's format says of the model: its ``config.json``."""
         self.say: Callable[[str], None] = logger.warning
         """Tells a user of a checkpoint that is lost while training goes on; the trainer's to set."""
+        self.heals = False
+        """Whether a site without a checkpoint of its own takes the shared state of another's; likewise."""
         self.own_logs: list[str] = []
         """Names of the files that this rank writes in the dump folder, which an object store has copies of; likewise."""
         if self._store is not None:
@@ -115,6 +115,8 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
                 step = self._find_load_step()
         elif self.enable:
             self._look_at_disks()
+        if self.enable and step == -1 and "semi_sync" in self.states and self._begin_with_others():
+            return True
         try:
             return super().load(step)
         except (ValueError, FileNotFoundError) as error:
@@ -122,9 +124,30 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
                 raise
             raise UserError(f"checkpoint: {reason(error)}") from None
 
+    def _begin_with_others(self) -> bool:
+        """Whether the site begins with the shared state of another one's checkpoint. A collective."""
+        if not self.heals and self._store is None:
+            return False
+        if not self._reader.disks.are_one or (self._store is None and self._find_load_step() >= 0):
+            return False
+        found = self._reader.look(self.folder, lambda: checkpoints_beside(self.folder, self._dump_folder))
+        if found and not self.heals:
+            self.notes.append(
+                f"this site has no checkpoint of its own in {self.folder}, and others have some, such as {found[0]}: it joins "
+                "sites that train, or begins anew; replica.heal_from_checkpoints = true would take their shared state"
+            )
+        if not found or not self.heals:
+            return False
+        self.loaded = take_shared_state(self._reader, found, self.states["semi_sync"], self.states[MODEL])
+        self.notes.append(
+            f"this site has no checkpoint of its own: it begins with the shared state of {self.loaded}, as if it joined that "
+            "site; its inner optimizer and its place in the data start fresh"
+        )
+        return True
+
     def _look_at_disks(self) -> None:
-        self._disks = find_disks(self.folder)
-        if self._disks.are_one:
+        self._reader.disks = find_disks(self.folder)
+        if self._reader.disks.are_one:
             return
         if self.last_save_in_hf:
             raise UserError(
@@ -157,8 +180,8 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         Raises:
             UserError: the checkpoint is of another model, or damaged.
         """
-        files = self._files(checkpoint_id)
-        from_hf = from_hf or self._first_rank(lambda: not has_metadata(checkpoint_id, files))
+        files = self._reader.files(checkpoint_id)
+        from_hf = from_hf or self._reader.look(checkpoint_id, lambda: not has_metadata(checkpoint_id, files))
         if from_hf and is_url(checkpoint_id):
             raise UserError(
                 f"checkpoint {checkpoint_id}: its saving was cut short, or it is none: it has no file .metadata"
@@ -168,9 +191,7 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
                 raise UserError(f"checkpoint {checkpoint_id}: the model has no Hugging Face format")
             # Every rank looks for itself, and all come to the same end.
             check_weights(Path(checkpoint_id), self.model_config, type(self.sd_adapter), quantised=from_quantized)
-        elif problem := (
-            self._look(checkpoint_id, lambda: damage(checkpoint_id, files)) or self._broken(checkpoint_id, files)
-        ):
+        elif problem := self._reader.problem(checkpoint_id, files):
             raise UserError(f"checkpoint {checkpoint_id}: {problem}; choose another")
         states = {name: state_dict[name] for name in self.states if name in state_dict}
         weights = {key: value for key, value in state_dict.items() if key not in states}
@@ -189,10 +210,10 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         self, weights: dict[str, Any], states: dict[str, Any], checkpoint: str, files: Files | None
     ) -> dict[str, str]:
         """Weights and states in place; returns what is to be said of the states that were not in the checkpoint."""
-        shapes = self._look(checkpoint, lambda: stored_shapes(checkpoint))
+        shapes = self._reader.look(checkpoint, lambda: stored_shapes(checkpoint))
         tensors = {key: torch.Size(shape) for key, shape in shapes.items() if shape is not None}
         check_tensors(model_tensors(self.model_config), tensors, f"checkpoint {checkpoint}")
-        for change in self._look(checkpoint, lambda: changes_since(checkpoint, self.model_config)):
+        for change in self._reader.look(checkpoint, lambda: changes_since(checkpoint, self.model_config)):
             logger.warning("%s", change)
         stored = Stored(shapes)
         wanted = {name: dict(flattened(name, state.state_dict())) for name, state in states.items()}
@@ -201,21 +222,9 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         loaded = {name: state for name, state in states.items() if name not in fresh}
         moved = _merged(stored.moved(wanted[name]) for name in loaded)
         state_dict = weights | loaded
-        self._read(state_dict, checkpoint, files, moved)
+        self._reader.read(state_dict, checkpoint, files, moved)
         self.states[MODEL].load_state_dict(state_dict)
         return fresh | {part: part for name in loaded for part in sorted(stored.lacks_parts(wanted[name]))}
-
-    def _read(self, state_dict: dict[str, Any], checkpoint: str, files: Files | None, moved: Mapping[str, str]) -> None:
-        def attempt(storage: StorageReader) -> None:
-            dcp.load(state_dict, storage_reader=storage, planner=PartialLoadPlanner(moved))
-
-        if is_url(checkpoint):
-            self._stores.together(checkpoint, lambda: attempt(reader(checkpoint)))
-        elif files is None:
-            attempt(reader(checkpoint))
-        else:
-            metadata = self._first_rank(lambda: reader(checkpoint).read_metadata())
-            attempt(SplitReader(checkpoint, metadata, files))
 
     def not_gone_on_from(self, dump_folder: str) -> str | None:
         """What is to be said of what a user may think that the run goes on from, and it does not; None for nothing.
@@ -253,17 +262,9 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
                 )
         self.notes.append(f"checkpoint {checkpoint}: starts fresh: {'; '.join(fresh.values())}")
 
-    def _files(self, folder: str) -> Files | None:
-        """What nodes with disks of their own have in a folder, or what is behind a URL; None where one disk tells all.
-        A collective."""
-        if is_url(folder):
-            sizes = self._stores.ask(folder, lambda files: sizes_below(files, folder))
-            return {path: StoredFile(size, rank=0) for path, size in sizes.items()}
-        return None if self._disks.are_one else stored_files(folder, self._disks)
-
     def _should_purge(self) -> bool:
         """At each disk there is a rank that removes what is old."""
-        keeps_order = self._disks.keeps_order(torch.distributed.get_rank())
+        keeps_order = self._reader.disks.keeps_order(torch.distributed.get_rank())
         return self.keep_latest_k > 0 and keeps_order and filesystem.isdir(self.folder)
 
     def _purge_stale_checkpoints(self) -> None:
@@ -272,13 +273,6 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         elif self.keep_latest_k > 0 and torch.distributed.get_rank() == 0:
             for checkpoint in self._store.old(self.keep_latest_k):
                 self.purge_queue.put(checkpoint)
-
-    def _first_rank(self, find: Callable[[], _Found]) -> _Found:
-        return SiteRanks().first(find)
-
-    def _look(self, place: str, find: Callable[[], _Found]) -> _Found:
-        """What rank 0 finds at a place, at every rank, with patience for an object store."""
-        return self._stores.ask(place, lambda _: find()) if is_url(place) else self._first_rank(find)
 
     def _save(self, curr_step: int, last_step: bool = False) -> bool:
         if self.held and not (self._now or last_step):
@@ -324,33 +318,7 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
             self._lost(step, reason(first_failure(error)))
 
     def _find_load_step(self, folder: str = "") -> int:
-        """The latest checkpoint that is whole; -1 if none has ever been."""
-        folder = folder or self.folder
-        files = self._files(folder)
-        broken: dict[int, str] = {}
-        while (step := self._look(folder, lambda: latest_whole(folder, files, broken))) >= 0:
-            problem = self._broken(self._create_checkpoint_id(step, folder), files)
-            if problem is None:
-                break
-            broken[step] = problem
-        return step
-
-    def _broken(self, checkpoint: str, files: Files | None) -> str | None:
-        """What is wrong with the bytes of a checkpoint, of which every rank reads a part; None for nothing, or where they
-        are not all within reach. A collective."""
-        # A store sees to the bytes that it has taken; of it they would have to come a second time.
-        if checkpoint in self._sound or files is not None:
-            return None
-        if not self._first_rank(lambda: has_metadata(checkpoint)):
-            return None
-        try:
-            own = broken_part(checkpoint, torch.distributed.get_rank(), torch.distributed.get_world_size())
-        except OSError as error:
-            own = reason(error)
-        problem = next(filter(None, SiteRanks().gather(own)), None)
-        if problem is None:
-            self._sound.add(checkpoint)
-        return problem
+        return self._reader.latest_step(folder or self.folder)
 
     @contextmanager
     def _writing(self, checkpoint: str) -> Iterator[None]:
@@ -365,7 +333,7 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
             ) from None
 
     def _remove(self, checkpoint: str) -> None:
-        if self._disks.keeps_order(torch.distributed.get_rank()) and filesystem.exists(checkpoint):
+        if self._reader.disks.keeps_order(torch.distributed.get_rank()) and filesystem.exists(checkpoint):
             filesystem.rmtree(checkpoint)
 
 

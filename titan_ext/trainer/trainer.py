@@ -107,6 +107,7 @@ class Trainer(GradientStepTrainer):
         super().__init__(_observed(config, routing))
         self.metrics_processor.routing = routing.metrics
         self.checkpointer.model_config = self.model_config
+        self.checkpointer.heals = config.replica.heal_from_checkpoints
         self.checkpointer.say = self.metrics_processor.log_note
         self.checkpointer.own_logs += OF_FIRST_RANK if torch.distributed.get_rank() == 0 else ()
         self.checkpointer.own_logs += OF_LOGGING_RANK if self.metrics_processor.is_logging_rank else ()

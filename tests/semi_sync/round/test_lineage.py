@@ -93,6 +93,34 @@ def resume(model, outer, state):
     model.weight.data.copy_(state[1])
 
 
+def test_a_site_without_a_checkpoint_takes_from_anothers_what_that_one_would_have_given_it(tmp_path):
+    """The global value, the outer momentum and the place in the run; not the work since the last commit, nor counts."""
+    saved, own_value = saved_alone(0, tmp_path, 5)
+
+    def body(index, own):
+        model, outer = site_of(1, own, tmp_path, value=9.0)
+        shared, names = outer.shared_checkpoint()
+        assert names == [] and shared.keys() == {"counters", "states"}
+        shared["counters"] = saved["counters"]
+        for key, parameters in shared["states"].items():
+            for name, values in parameters.items():
+                for part, value in values.items():
+                    value.copy_(saved["states"][key][name][part])
+        outer.take_shared_checkpoint(shared)
+        outer.join()
+        state = copy_tensors(outer.state_dict())
+        return model.weight.detach().clone(), outer.inner_step, outer.rounds, outer.ledger.rounds, state
+
+    weight, step, rounds, counted, state = run_sites(1, body, min_sites=1)[0]
+    kept = saved["states"]["params/0"]["weight"]
+    assert torch.equal(weight, kept["global"]) and not torch.equal(weight, own_value)
+    assert state["states"]["params/0"]["weight"].keys() == kept.keys() == {"global", "outer.momentum_buffer"}
+    assert torch.equal(state["states"]["params/0"]["weight"]["outer.momentum_buffer"], kept["outer.momentum_buffer"])
+    assert (step, rounds, counted) == (5, 2, 0)
+    then, now = (json.loads(each["counters"]) for each in (saved, state))
+    assert now["lineage"]["run"] == then["lineage"]["run"] and now["tokens"] == 0 != then["tokens"]
+
+
 def test_states_of_two_runs_never_mix(tmp_path):
     """Neither is overwritten, and both sites say why they do not go on."""
     states = [saved_alone(index, tmp_path, 4 + 2 * index) for index in range(2)]

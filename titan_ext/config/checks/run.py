@@ -63,6 +63,8 @@ def check_checkpoints(settings: Settings, config: Any, layout: Layout) -> None:
         value = getattr(checkpoint, key)
         if value != default and not checkpoint.enable:
             raise settings.error(f"checkpoint.{key}", "is not read without checkpoint.enable = true", value)
+    if config.replica.heal_from_checkpoints and not checkpoint.enable:
+        raise settings.error("replica.heal_from_checkpoints", "is not read without checkpoint.enable = true", True)
     if checkpoint.enable and is_url(checkpoint.folder) and checkpoint.async_mode == "async_with_pinned_mem":
         problem = f'must be "async" or "disabled" where checkpoint.folder is a URL ({checkpoint.folder})'
         raise settings.error("checkpoint.async_mode", problem, checkpoint.async_mode)
