@@ -69,7 +69,9 @@ def test_a_server_that_is_away_is_waited_for_and_told_of_once(s3: S3, caplog):
 
 def test_a_server_that_stays_away_fails_with_the_url_and_the_reason(s3: S3):
     s3.cut()
-    with pytest.raises(ReadError, match=r"^'s3://bucket/x': the server cannot be reached, tried for 1 s: .*[Cc]onnect"):
+    with pytest.raises(
+        ReadError, match=r"^'s3://bucket/x': the server cannot be reached, tried again for 1 s: .*[Cc]onnect"
+    ):
         patiently("s3://bucket/x", lambda files: files.cat("s3://bucket/x"), retry_seconds=1)
 
 

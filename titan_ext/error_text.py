@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from collections.abc import Callable
 
 from titan_ext.errors import ReadError, RunError, UserError
 
@@ -26,6 +27,11 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def reason(error: BaseException) -> str:
     """The first line of the message, or the error's kind where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def renamed(error: UserError | RunError, change: Callable[[str], str]) -> UserError | RunError:
+    """The same error with another line."""
+    return type(error)(change(str(error)))
 
 
 def first_failure(error: BaseException) -> BaseException:

@@ -5,6 +5,7 @@ fsspec's configuration (``FSSPEC_S3_ENDPOINT_URL``, ``~/.config/fsspec``).
 """
 
 import logging
+import math
 import random
 import re
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from titan_ext.error_text import may_pass, reason
-from titan_ext.errors import ReadError, UserError, nearest
+from titan_ext.errors import ReadError, RunError, UserError, nearest
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -69,12 +70,12 @@ class Patience:
 
     Args:
         url: of what is tried; what messages name.
-        retry_seconds: how long to try; 0: once.
+        retry_seconds: how long to try again, from the first failure on; 0: not at all.
     """
 
     def __init__(self, url: str, retry_seconds: float = RETRY_SECONDS) -> None:
         self._url, self._server, self._retry_seconds = url, _URL.match(url)[0], retry_seconds
-        self._end, self._wait = time.monotonic() + retry_seconds, _FIRST_WAIT
+        self._end, self._wait = math.inf, _FIRST_WAIT
 
     def pause(self, error: Exception) -> float:
         """Seconds to wait before the next attempt, after one that failed.
@@ -82,14 +83,17 @@ class Patience:
         Raises:
             UserError: the server's answer is final: no such bucket or file, no access.
             ReadError: it has been away for so long.
+            RunError: it is one, which is final as well.
         """
-        if isinstance(error, UserError):
+        if isinstance(error, UserError | RunError):
             raise error
-        left = self._end - time.monotonic()
         if not may_pass(error):
-            raise UserError(f"{self._url!r}: {_refusal(error)}") from error
+            raise UserError(f"{self._url!r}: {_refusal(error, self._url)}") from error
+        now = time.monotonic()
+        self._end = min(self._end, now + self._retry_seconds)
+        left = self._end - now
         if left <= 0:
-            tried = f", tried for {self._retry_seconds:.0f} s" if self._retry_seconds else ""
+            tried = f", tried again for {self._retry_seconds:.0f} s" if self._retry_seconds else ""
             raise ReadError(f"{self._url!r}: the server cannot be reached{tried}: {_words(error)}") from error
         _away.note(self._server, error, left)
         pause, self._wait = self._wait * random.uniform(0.5, 1.0), min(2 * self._wait, _LONGEST_WAIT)
@@ -108,10 +112,10 @@ def patiently(
     Args:
         url: whose file system it is given; what messages name.
         operation: may be called several times.
-        retry_seconds: how long to try; 0: once.
+        retry_seconds: as in ``Patience``.
 
     Raises:
-        UserError, ReadError: as ``Patience.pause``, or as ``file_system``.
+        UserError, RunError: as ``Patience.pause``, or as ``file_system``.
     """
     patience = Patience(url, retry_seconds)
     while True:
@@ -174,11 +178,12 @@ def _unknown(scheme: str) -> str | None:
     return f"no file system is known for {scheme}://, as s3://, gs:// and https:// have one{hint}"
 
 
-def _refusal(error: Exception) -> str:
+def _refusal(error: Exception, url: str) -> str:
     if isinstance(error, PermissionError):
         return f"no access ({reason(error)})"
     if isinstance(error, FileNotFoundError):
-        return f"not there ({_words(error)})"
+        words = _words(error)
+        return "not there" if words in url else f"not there ({words})"
     return _words(error)
 
 

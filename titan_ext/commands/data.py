@@ -37,7 +37,9 @@ def _add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_corpus(parser: argparse.ArgumentParser, limit_mib: int) -> None:
-    parser.add_argument("--corpus", required=True, help="file, folder, glob, builtin:code, builtin:docs or hf:NAME")
+    parser.add_argument(
+        "--corpus", required=True, help="file, folder, glob, URL, builtin:code, builtin:docs or hf:NAME"
+    )
     parser.add_argument("--text-key", default="text", help="key of a JSON line, or column, with the text")
     parser.add_argument("--split", default="auto", help='"train", "validation" or "all" of files called so')
     parser.add_argument("--seed", type=int, default=0, help="seed of the order in which documents are read")
@@ -68,6 +70,7 @@ def _texts(feed: "Feed", limit_mib: float) -> Iterator[str]:
 def _show(args: argparse.Namespace) -> int:
     from titan_ext.data.corpora.ranges import pieces
     from titan_ext.data.feed import CorpusFeed
+    from titan_ext.data.remote.feed import RemoteFeed
     from titan_ext.data.tokenizers.tokenizer import build_tokenizer, tokenizer_notes
 
     tokenizer = build_tokenizer(args.tokenizer)
@@ -78,6 +81,9 @@ def _show(args: argparse.Namespace) -> int:
     if isinstance(feed, CorpusFeed):
         print(f"documents  {len(feed.corpus):,}")
         print(f"stored     {feed.corpus.size:,} bytes")
+    if isinstance(feed, RemoteFeed):
+        print(f"files      {len(feed.files):,}")
+        print(f"stored     {feed.size:,} bytes")
     documents = size = tokens = 0
     for text in _texts(feed, args.limit_mib):
         documents += 1

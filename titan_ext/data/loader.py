@@ -18,15 +18,19 @@ from titan_ext.data.corpora.listing import Listing
 from titan_ext.data.corpora.stream import PREFIX, StreamFeed
 from titan_ext.data.dataset import PackedTextDataset
 from titan_ext.data.feed import CorpusFeed, Feed, Selection
-from titan_ext.data.mix import MixChange, MixedDataLoader, check_mix
+from titan_ext.data.mix import MixChange, MixedDataLoader, check_mix, corpus_of
 from titan_ext.data.order import Split
 from titan_ext.data.packing import Sample
 from titan_ext.data.progress import Progress, reader_states
+from titan_ext.data.remote.cache import FileCache
+from titan_ext.data.remote.feed import RemoteFeed
+from titan_ext.data.remote.window import Reading
 from titan_ext.data.resume import OnChangedData, resume
 from titan_ext.data.sources import SourcesDataLoader, SourceTable, all_sources, check_sources
 from titan_ext.data.tokenizers.traits import identity
 from titan_ext.data.workers import end_with_the_rank, end_workers_with, with_short_errors
 from titan_ext.errors import UserError, require
+from titan_ext.object_store import RETRY_SECONDS, is_url
 from titan_ext.semi_sync.site.ranks import SiteRanks
 
 _SPLITS = get_args(Split)
@@ -56,8 +60,9 @@ class TextDataLoader(ParallelAwareDataloader):
     @dataclass(kw_only=True, slots=True)
     class Config(ParallelAwareDataloader.Config):
         dataset: str = ""
-        """The corpus: a file (JSONL, JSON, CSV, Parquet, Arrow, text), a folder, a glob, "builtin:code",
-        "builtin:docs", or a Hugging Face dataset "hf:NAME[:config][:split]"."""
+        """The corpus: a file (JSONL, JSON, CSV, Parquet, Arrow, text), a folder, a glob, the URL of one of these
+        ("s3://bucket/prefix", "https://host/file.jsonl.zst", any that fsspec knows), "builtin:code", "builtin:docs", or a
+        Hugging Face dataset "hf:NAME[:config][:split]"."""
 
         text_key: str = "text"
         """Key of a JSON object, or column of a table, that holds the text."""
@@ -70,7 +75,8 @@ class TextDataLoader(ParallelAwareDataloader):
 
         shuffle_buffer: int = 1000
         """Documents shuffled together where a corpus cannot be permuted whole: streams, and groups of rows
-        of Parquet and Arrow. They are held in memory."""
+        of Parquet and Arrow. They are held in memory. Of a corpus behind a URL, at most so many files, of 256 MiB together,
+        are shuffled together, with all their documents."""
 
         infinite: bool = True
         """Whether to start again at the corpus's end; if not, one pass, of equal length on all ranks."""
@@ -99,6 +105,17 @@ class TextDataLoader(ParallelAwareDataloader):
         """What a resume does whose tokenizer, documents, their order, or key is another than the checkpoint's: "error"
         refuses, "continue" goes on at the same place, says what changed, and may read documents of the epoch twice or
         not at all."""
+
+        cache_folder: str = ""
+        """Where copies of the files of a corpus behind a URL are kept while they are read, unpacked; processes of a machine
+        may share it. Empty: ``titan_ext`` in ``$XDG_CACHE_HOME``, else in ``~/.cache``."""
+
+        cache_gib: float = 20.0
+        """GiB that those copies may take: what was used longest ago is deleted, and fetched again when it is needed. What is
+        read at the moment, and the next, stay whatever they take."""
+
+        retry_seconds: float = RETRY_SECONDS
+        """How long the server of a URL may be away, from its first failure on, before the site ends."""
 
         mix: dict[str, float] = field(default_factory=dict)
         """Shares of corpora in the site's tokens, such as {wiki = 0.7, code = 0.3}: each name is a file or folder directly in
@@ -151,7 +168,11 @@ class TextDataLoader(ParallelAwareDataloader):
 
             Raises:
                 UserError: they are not there, or cannot be meant.
+                ReadError: the server of a URL is away.
             """
+            if is_url(self.dataset):
+                for name in self.mix:
+                    corpus_of(self, name)
             if self.dataset.startswith(PREFIX):
                 return Listing(self.dataset, notes=["a stream, of which nothing is looked at before it is read"])
             tolerant = self.on_bad_record == "skip"
@@ -195,6 +216,9 @@ class TextDataLoader(ParallelAwareDataloader):
                 require(not value or self.num_workers > 0, f"data.{key}", value, "left out without data.num_workers")
             prefetch = self.prefetch_factor
             require(prefetch is None or prefetch >= 1, "data.prefetch_factor", prefetch, "at least 1")
+            require(self.cache_gib > 0, "data.cache_gib", self.cache_gib, "above 0")
+            require(not is_url(self.cache_folder), "data.cache_folder", self.cache_folder, "a folder of this machine")
+            require(self.retry_seconds >= 0, "data.retry_seconds", self.retry_seconds, "at least 0")
             require(bool(self.text_key.strip()), "data.text_key", self.text_key, "the name of a field")
             # Inside a worker, the datasets library deals a stream out a second time by itself.
             require(
@@ -329,6 +353,8 @@ def open_feed(config: TextDataLoader.Config, bad_records: BadRecords | None = No
     bad_records = bad_records or BadRecords(config.on_bad_record)
     if config.dataset.startswith(PREFIX):
         return StreamFeed(config.dataset, config.text_key, selection, bad_records)
+    if is_url(config.dataset):
+        return _open_remote(config, selection, bad_records)
     corpus = open_corpus(
         config.dataset,
         config.text_key,
@@ -338,6 +364,16 @@ def open_feed(config: TextDataLoader.Config, bad_records: BadRecords | None = No
         tolerant=config.on_bad_record == "skip",
     )
     return CorpusFeed(corpus, selection, bad_records)
+
+
+def _open_remote(config: TextDataLoader.Config, selection: Selection, bad_records: BadRecords) -> RemoteFeed:
+    tolerant = config.on_bad_record == "skip"
+    listing = list_corpus(
+        config.dataset, config.text_key, config.split, config.holdout_fraction, tolerant, config.retry_seconds
+    )
+    reading = Reading(config.dataset, config.text_key, 2 * config.shuffle_buffer, tolerant, selection)
+    cache = FileCache(config.cache_folder, config.cache_gib, config.retry_seconds)
+    return RemoteFeed(listing, reading, cache, bad_records)
 
 
 @lru_cache

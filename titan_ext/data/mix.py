@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torchtitan.components.dataloader import BaseDataLoader
 from titan_ext.data.bad_records import BadRecords
 from titan_ext.data.feed import Document, Feed
 from titan_ext.data.packing import IDENTITY, Sample
+from titan_ext.data.remote.files import names_below
 from titan_ext.errors import UserError, require
+from titan_ext.object_store import is_url
 
 _STATE = "mix"
 
@@ -50,7 +52,8 @@ def check_mix(config: Any) -> None:
             config.infinite, "data.infinite", config.infinite, "true with a mix, whose corpora are read over and over"
         )
         require(config.num_workers == 0, "data.num_workers", config.num_workers, "0 with a mix")
-        for name in config.mix:
+        # A server is asked when the corpora are listed.
+        for name in config.mix if not is_url(config.dataset) else ():
             corpus_of(config, name)
 
 
@@ -61,20 +64,25 @@ def _check_shares(key: str, shares: Mapping[str, float], known: Mapping[str, flo
     require(not shares or sum(shares.values()) > 0, key, dict(shares), "shares that are not all 0")
 
 
-def corpus_of(config: Any, name: str) -> str:
+def corpus_of(config: Any, name: str, retry_seconds: float = 0.0) -> str:
     """The file or folder of a name: directly below ``data.dataset``, with an ending or without.
 
     Raises:
         UserError: there is none, or more than one.
+        ReadError: the server of a URL has been away for so long.
     """
-    folder = Path(config.dataset).expanduser()
-    found = [path for path in sorted(folder.glob("*")) if name in (path.name, path.name.partition(".")[0])]
+    if is_url(config.dataset):
+        below = names_below(config.dataset, retry_seconds)
+    else:
+        below = [str(path) for path in sorted(Path(config.dataset).expanduser().glob("*"))]
+    names = {path: PurePosixPath(path).name for path in below}
+    found = [path for path in below if name in (names[path], names[path].partition(".")[0])]
     if len(found) != 1:
-        there = ", ".join(str(path.name) for path in found) or "none"
+        there = ", ".join(names[path] for path in found) or "none"
         raise UserError(
             f"data.mix: {name!r} must be one file or folder in data.dataset = {config.dataset!r}; found: {there}"
         )
-    return str(found[0])
+    return found[0]
 
 
 class Turns:
@@ -122,7 +130,7 @@ class MixedDataLoader(BaseDataLoader):
         self._config = config
         self._readers, self._reader, self._rows = dp_world_size, dp_rank, local_batch_size
         self._loaders = {
-            name: replace(config, dataset=corpus_of(config, name), mix={}, mix_changes=[]).build(
+            name: replace(config, dataset=corpus_of(config, name, config.retry_seconds), mix={}, mix_changes=[]).build(
                 dp_world_size=dp_world_size, dp_rank=dp_rank, local_batch_size=1, **parts
             )
             for name in config.mix

@@ -49,6 +49,19 @@ def split_documents(count: int, split: Split, holdout_fraction: float) -> np.nda
     return np.sort(shuffled[:held] if split == "validation" else shuffled[held:])
 
 
+def held_out(files: np.ndarray, places: np.ndarray, holdout_fraction: float) -> np.ndarray:
+    """Which documents are held out where nobody knows how many there are, bool ``[n]``: about that fraction.
+
+    As in ``split_documents``, no seed counts.
+
+    Args:
+        files: ``[n]`` uint64, by which the file of each is known.
+        places: ``[n]`` int64, where each stands in its file.
+        holdout_fraction: from 0 to below 1.
+    """
+    return mix(files ^ mix(places), _HOLDOUT_SALT) < np.uint64(holdout_fraction * 2**64)
+
+
 def share(documents: np.ndarray, index: int, count: int) -> np.ndarray:
     """Part ``index`` of ``count``: every ``count``-th document, so parts differ by at most one."""
     return documents[index::count]

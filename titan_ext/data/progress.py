@@ -11,6 +11,9 @@ from typing import Any
 
 from titan_ext.data.packing import Cursor
 
+WINDOW = 1 << 40
+"""Numbers that documents of a window of a remote corpus may have."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -42,6 +45,10 @@ class Progress:
         place = max(0, -((shard - self.document) // shards))
         is_first = place * shards + shard == self.document
         return Cursor(self.epoch, place, self.offset, self.piece) if is_first else Cursor(self.epoch, place)
+
+    def __str__(self) -> str:
+        window, document = divmod(self.document, WINDOW)
+        return f"document {document} of {f'window {window} of ' if window else ''}epoch {self.epoch}"
 
     def shared_among(self, before: int, now: int) -> "Progress":
         """The same part of an epoch where the corpus is dealt to ``now`` sites instead of ``before``."""

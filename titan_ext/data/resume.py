@@ -67,7 +67,7 @@ def resume(
         raise _refusal(changes.values(), can_continue=False)
     if not dealing <= _RANKS:
         progress = progress.shared_among(saved["share_count"], now["share_count"])
-    where = f"going on at document {progress.document} of epoch {progress.epoch}"
+    where = f"going on at {progress}"
     return Resumption(progress, [*notes, f"{'; '.join(changes[key] for key in sorted(dealing))}: {where}"])
 
 

@@ -12,7 +12,9 @@ from torchtitan.components.dataloader import BaseDataLoader
 
 from titan_ext.data.feed import Feed
 from titan_ext.data.packing import Sample
+from titan_ext.data.remote.files import names_that_fit
 from titan_ext.errors import UserError, require
+from titan_ext.object_store import is_url
 
 # Corpora that are kept open; what is further back is opened again in its next turn, so that memory does not grow.
 _OPEN = 4
@@ -37,10 +39,15 @@ def all_sources(tables: list[SourceTable], pattern: str) -> list[SourceTable]:
 
     Raises:
         UserError: nothing fits the pattern.
+        ReadError: the server of a URL is away.
     """
     if not pattern:
         return tables
-    paths = [path for path in sorted(glob(str(Path(pattern).expanduser()))) if not Path(path).name.startswith(".")]
+    if is_url(pattern):
+        paths = list(names_that_fit(pattern))
+    else:
+        paths = sorted(glob(str(Path(pattern).expanduser())))
+    paths = [path for path in paths if not Path(path).name.startswith(".")]
     if not paths:
         raise UserError(f"data.sources = {pattern!r}: no file or folder fits")
     return [*tables, *(SourceTable(name=Path(path).name.partition(".")[0], dataset=path) for path in paths)]

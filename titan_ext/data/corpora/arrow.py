@@ -1,12 +1,11 @@
 """Documents that are rows of Arrow files (IPC, Feather) and streams, as Hugging Face's datasets library keeps them."""
 
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from titan_ext.data.corpora.rows import TableRows, check_column, damaged
-from titan_ext.data.corpora.unpacked import Stamp, stamp
 from titan_ext.error_text import reason, unreadable
 from titan_ext.errors import UserError
 
@@ -17,15 +16,23 @@ _OLD_FEATHER_MAGIC = b"FEA1"
 class ArrowRows(TableRows):
     """The rows of a text column of Arrow files; a group is a record batch."""
 
+    @cached_property
+    def _batches(self) -> "Callable[[Path], _Batches]":
+        # Each holds its file open, of which a process may have few.
+        return lru_cache(maxsize=64)(_Batches)
+
     def groups(self, path: Path) -> Iterable[tuple[int, int]]:
         """Rows and bytes of the text column of each record batch."""
-        batches = _batches(path)
+        batches = self._batches(path)
         columns = (batches.column(group, self._text_key) for group in range(batches.count))
         return [(len(column), column.nbytes) for column in columns]
 
     def load(self, path: Path, group: int) -> Any:
         """The text column of a record batch."""
-        return _batches(path).column(group, self._text_key)
+        return self._batches(path).column(group, self._text_key)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in super().__getstate__().items() if key != "_batches"}
 
 
 class _Batches:
@@ -57,17 +64,3 @@ class _Batches:
             raise damaged(self._path, group, error) from error
         check_column(batch.schema, text_key, self._path)
         return batch.column(text_key)
-
-
-def _batches(path: Path) -> _Batches:
-    try:
-        return _open(path, stamp(path.stat()))
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-@lru_cache(maxsize=64)
-def _open(path: Path, changed: Stamp) -> _Batches:
-    # Each holds its file open, of which a process may have few.
-    del changed
-    return _Batches(path)

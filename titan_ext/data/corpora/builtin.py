@@ -94,6 +94,10 @@ class Prose:
         """Number of the source of document ``index``."""
         return 0
 
+    def source_numbers(self) -> np.ndarray:
+        """``source`` of every document, ``[documents]`` int64."""
+        return np.zeros(len(self), np.int64)
+
     def layout(self) -> np.ndarray:
         """Nothing that the files do not tell."""
         return np.empty(0, np.int64)

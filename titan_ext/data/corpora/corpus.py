@@ -45,6 +45,9 @@ class Documents(Protocol):
     def source(self, index: int) -> int:
         """Number among ``sources`` of what document ``index`` comes from."""
 
+    def source_numbers(self) -> np.ndarray:
+        """``source`` of every document, ``[documents]`` int64."""
+
     def layout(self) -> np.ndarray:
         """Numbers that follow from all documents, such as the length of each."""
 
@@ -95,6 +98,11 @@ class Corpus:
         part = self._part(index)
         before = sum(len(each.sources) for each in self._parts[:part])
         return before + self._parts[part].source(index - int(self._first[part]))
+
+    def source_numbers(self) -> np.ndarray:
+        """``source`` of every document, ascending, ``[documents]`` int64."""
+        before = np.cumsum([0] + [len(part.sources) for part in self._parts])
+        return np.concatenate([part.source_numbers() + first for part, first in zip(self._parts, before, strict=False)])
 
     @property
     def sources(self) -> list[str]:
@@ -157,13 +165,18 @@ def open_corpus(
     if dataset == "builtin:docs":
         return Corpus(dataset, [Prose()], listing)
     keyed = any(file.format != "text" for file in listing.files)
-    return Corpus(dataset, _parts(listing.files, text_key, keep, tolerant), listing, text_key if keyed else None)
+    return Corpus(dataset, parts_of(listing.files, text_key, keep, tolerant), listing, text_key if keyed else None)
 
 
 def list_corpus(
-    dataset: str, text_key: str = "text", split: Split = "auto", holdout_fraction: float = 0.0, tolerant: bool = False
+    dataset: str,
+    text_key: str = "text",
+    split: Split = "auto",
+    holdout_fraction: float = 0.0,
+    tolerant: bool = False,
+    retry_seconds: float = 0.0,
 ) -> Listing:
-    """What ``open_corpus`` of the same arguments would read, without reading it.
+    """What ``open_corpus`` of the same arguments would read, or what of a URL is read, without reading it.
 
     Raises:
         UserError: as ``open_corpus``, as far as names, places and the beginnings of files show.
@@ -172,7 +185,14 @@ def list_corpus(
         raise UserError(f"data is missing: give a file, a folder, a glob, 'hf:NAME', or one of {list(BUILTINS)}")
     if dataset.startswith(BUILTIN):
         return _builtin(dataset)
-    return list_files(dataset, text_key=text_key, split=split, holdout_fraction=holdout_fraction, tolerant=tolerant)
+    return list_files(
+        dataset,
+        text_key=text_key,
+        split=split,
+        holdout_fraction=holdout_fraction,
+        tolerant=tolerant,
+        retry_seconds=retry_seconds,
+    )
 
 
 def _builtin(dataset: str) -> Listing:
@@ -185,11 +205,22 @@ def _builtin(dataset: str) -> Listing:
     raise UserError(f"data = {dataset!r}: no such built-in corpus; allowed: {list(BUILTINS)}{hint}")
 
 
-def _parts(files: Sequence[CorpusFile], text_key: str, keep: int, tolerant: bool) -> list[Documents]:
+def parts_of(
+    files: Sequence[CorpusFile], text_key: str, keep: int, tolerant: bool, remember: bool = True
+) -> list[Documents]:
+    """The documents of local files, by kind.
+
+    Args:
+        files: which.
+        text_key: as in ``open_corpus``, whose errors these are.
+        keep: as there.
+        tolerant: as there.
+        remember: as in ``ByteRanges``.
+    """
     tables = {kind: [file.path for file in files if file.format == kind] for kind in ("parquet", "arrow")}
     ranged = [file for file in files if file.format not in tables]
     return [
-        ByteRanges(ranged, text_key, tolerant),
+        ByteRanges(ranged, text_key, tolerant, remember),
         ParquetRows(tables["parquet"], text_key, keep),
         ArrowRows(tables["arrow"], text_key, keep),
     ]

@@ -17,11 +17,15 @@ from titan_ext.data.corpora.signature import HEAD_BYTES, encoding_of, head_probl
 from titan_ext.data.corpora.splits import choose_split, held_back
 from titan_ext.data.corpora.tree import Tree, expand, walk
 from titan_ext.data.order import Split
-from titan_ext.error_text import unreadable
+from titan_ext.data.remote.files import list_tree, with_urls
+from titan_ext.error_text import renamed, unreadable
 from titan_ext.errors import UserError, nearest
+from titan_ext.object_store import is_url
 
 _MOST_LOOKED_AT = 1000
 """Files whose beginning is looked at before training, evenly spread over the corpus: opening a million takes long."""
+_MOST_FETCHED = 16
+"""The same, of files behind a URL."""
 _MOST_KINDS = 8
 _SHARD = re.compile(r"(\d+)-of-(\d+)")
 
@@ -49,9 +53,15 @@ class NotThere(UserError):
 
 
 def list_files(
-    name: str, *, text_key: str = "text", split: Split = "auto", holdout_fraction: float = 0.0, tolerant: bool = False
+    name: str,
+    *,
+    text_key: str = "text",
+    split: Split = "auto",
+    holdout_fraction: float = 0.0,
+    tolerant: bool = False,
+    retry_seconds: float = 0.0,
 ) -> Listing:
-    """The files that a path, a folder (recursively) or a glob pattern names, in sorted order.
+    """The files that a path, a folder (recursively), a glob pattern or a URL names, in sorted order.
 
     Hidden files, files whose format is not known and what is no document are passed over and counted.
 
@@ -61,27 +71,41 @@ def list_files(
         split: which files to take where their names say of which split they are.
         holdout_fraction: as in the loader's config.
         tolerant: whether what cannot be read as text is left out later, one by one.
+        retry_seconds: how long the server of a URL may be away.
 
     Raises:
         NotThere: nothing has that name.
         UserError: what is there cannot be meant, or cannot be read.
+        ReadError: a server is away.
     """
-    path, root = Path(name).expanduser(), Path()
-    if path.exists() and not path.is_dir():
-        found = Listing(name, [_single(path)])
-    elif path.is_dir() or glob.has_magic(name):
-        tree = walk(path, name) if path.is_dir() else expand(path, name)
-        found, root = _of_tree(tree, name, text_key), tree.root
-    else:
-        raise NotThere(f"data = {name!r}: no such file or folder{_hint(name, path)}")
-    found.files, others = choose_split(found.files, root, split, holdout_fraction, name)
-    found.left_out += others
-    # Who names one file means it.
-    if split in ("auto", "train") and not path.is_file() and (word := held_back(found.files, root)):
-        found.notes.append(f"all of it is called {word} data")
-    found.notes += _look_at(found.files, tolerant)
-    found.notes += _copies(found.files) + _gaps(found.files)
+    try:
+        tree = list_tree(name, retry_seconds) if is_url(name) else _local_tree(name)
+        is_single = tree.files == [tree.root]
+        found = Listing(name, [_known(tree.files[0])]) if is_single else _of_tree(tree, name, text_key)
+        root = Path() if is_single else tree.root
+        found.files, others = choose_split(found.files, root, split, holdout_fraction, name)
+        found.left_out += others
+        # Who names one file means it.
+        if split in ("auto", "train") and not is_single and (word := held_back(found.files, root)):
+            found.notes.append(f"all of it is called {word} data")
+        found.notes += _look_at(found.files, tolerant, _MOST_FETCHED if is_url(name) else _MOST_LOOKED_AT)
+        found.notes += ([] if is_url(name) else _copies(found.files)) + _gaps(found.files)
+    except UserError as error:
+        raise renamed(error, with_urls) if is_url(name) else error from None
     return found
+
+
+def _local_tree(name: str) -> Tree:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return walk(path, name)
+    if path.exists():
+        if not path.is_file():
+            raise UserError(f"data = {str(path)!r}: neither a file nor a folder")
+        return Tree(path, [path])
+    if glob.has_magic(name):
+        return expand(path, name)
+    raise NotThere(f"data = {name!r}: no such file or folder{_hint(name, path)}")
 
 
 def _of_tree(tree: Tree, name: str, text_key: str) -> Listing:
@@ -109,10 +133,10 @@ def _refuse_twins(files: Iterable[CorpusFile], name: str) -> None:
             )
 
 
-def _look_at(files: Sequence[CorpusFile], tolerant: bool) -> list[str]:
+def _look_at(files: Sequence[CorpusFile], tolerant: bool, most: int) -> list[str]:
     """Refuse what is no text by its first bytes; what is worth a note."""
     encodings: Counter[str] = Counter()
-    step = max(1, -(-len(files) // _MOST_LOOKED_AT))
+    step = max(1, -(-len(files) // most))
     for file in files[::step]:
         head = _head(file.path)
         if is_lfs_pointer(head):
@@ -170,15 +194,13 @@ def _size(path: Path) -> int:
 
 def _head(path: Path) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             return file.read(HEAD_BYTES)
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def _single(path: Path) -> CorpusFile:
-    if not path.is_file():
-        raise UserError(f"data = {str(path)!r}: neither a file nor a folder")
+def _known(path: Path) -> CorpusFile:
     found = classify(path)
     if found is None:
         raise UserError(f"data = {str(path)!r}: unknown format {ending(path)!r}; allowed: {ALLOWED}")
@@ -205,4 +227,4 @@ def _hint(name: str, path: Path) -> str:
             return f"; did you mean {str(parent / close)!r}?"
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and classify(path) is None:
         return f"; for a Hugging Face dataset write 'hf:{name}'"
-    return "; allowed: a file, a folder, a glob, 'builtin:code', 'builtin:docs' or 'hf:NAME'"
+    return "; allowed: a file, a folder, a glob, a URL, 'builtin:code', 'builtin:docs' or 'hf:NAME'"

@@ -52,14 +52,19 @@ class ByteRanges:
         text_key: The key of a JSON object, or column of CSV, that holds its text.
         tolerant: Whether single documents that cannot be used are left out later; a file is then refused only where
             its first hundred are all such.
+        remember: Whether the same files may be opened again soon, and then not looked through again.
 
     Raises:
         UserError: a file cannot be read, or its first document is not a JSON object with that key.
         RunError: there is no room to unpack a file.
     """
 
-    def __init__(self, files: Sequence[CorpusFile], text_key: str, tolerant: bool = False) -> None:
+    def __init__(
+        self, files: Sequence[CorpusFile], text_key: str, tolerant: bool = False, remember: bool = True
+    ) -> None:
         self._files = list(files)
+        self._scan_path = _scan_path if remember else _scan_path.__wrapped__
+        self._copies_of = copies if remember else copies.__wrapped__
         self._text_key = text_key
         self._tolerant = tolerant
         self._stamps = [_stamp(file.path) for file in self._files]
@@ -92,6 +97,10 @@ class ByteRanges:
     def source(self, index: int) -> int:
         """Number of the file that holds document ``index``."""
         return int(np.searchsorted(self._first, index, side="right")) - 1
+
+    def source_numbers(self) -> np.ndarray:
+        """``source`` of every document, ``[documents]`` int64."""
+        return np.repeat(np.arange(len(self._files)), np.diff(self._first))
 
     @property
     def empty(self) -> int:
@@ -148,14 +157,14 @@ class ByteRanges:
         if self._held is None:
             files = tuple(self._files[number] for number in self._copied)
             stamps = tuple(self._stamps[number] for number in self._copied)
-            self._held = copies(files, stamps, self._text_key, self._tolerant)
+            self._held = self._copies_of(files, stamps, self._text_key, self._tolerant)
         return self._held
 
     def _index(self, number: int) -> np.ndarray:
         file = self._files[number]
         if number not in self._copied:
             try:
-                return _scan_path(file.path, file.format, self._stamps[number])
+                return self._scan_path(file.path, file.format, self._stamps[number])
             except OSError as error:
                 raise unreadable(file.path, error) from error
         place = self._copied[number]

@@ -75,7 +75,12 @@ def scan_json(data: Any, path: Path) -> np.ndarray:
 
 def shows_key(file: CorpusFile, key: str) -> bool:
     """Whether the first record of a file of JSON or CSV has the key of the text, or is not there to tell."""
-    head = next(blocks(file), b"")
+    if isinstance(file.path, Path):
+        head = next(blocks(file), b"")
+    elif file.compression:
+        return True  # the beginning of a remote file does not tell
+    else:
+        head = file.path.read_bytes()
     if is_lfs_pointer(head):
         return True
     text = head.decode("utf-8", "replace").lstrip("\ufeff")

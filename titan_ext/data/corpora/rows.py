@@ -88,6 +88,10 @@ class TableRows(ABC):
         """Number of the file that holds row ``index``."""
         return self._groups[self._group(index)][0]
 
+    def source_numbers(self) -> np.ndarray:
+        """``source`` of every row, ``[rows]`` int64."""
+        return np.repeat(np.array([number for number, _ in self._groups], np.int64), self._counts)
+
     def layout(self) -> np.ndarray:
         """Rows of each group, ``[groups]`` int64: part of what a corpus is known by."""
         return self._counts

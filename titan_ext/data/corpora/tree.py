@@ -9,7 +9,7 @@ from pathlib import Path
 from titan_ext.error_text import unreadable
 from titan_ext.errors import UserError
 
-_RESOURCE_FORKS = "__MACOSX"
+RESOURCE_FORKS = "__MACOSX"
 """The folder of hidden files that macOS puts into ZIP archives."""
 
 
@@ -110,7 +110,7 @@ def _descend(folder: str, real: str, tree: Tree, once: _Once) -> None:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise unreadable(folder, error) from error
-    shown = [entry for entry in entries if not entry.name.startswith(".") and entry.name != _RESOURCE_FORKS]
+    shown = [entry for entry in entries if not entry.name.startswith(".") and entry.name != RESOURCE_FORKS]
     tree.hidden += len(entries) - len(shown)
     folders = []
     for entry in shown:
