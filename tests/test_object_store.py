@@ -3,7 +3,6 @@
 import http.server
 import logging
 import threading
-import time
 from typing import ClassVar
 
 import pytest
@@ -75,12 +74,10 @@ def test_a_server_that_stays_away_fails_with_the_url_and_the_reason(s3: S3):
         patiently("s3://bucket/x", lambda files: files.cat("s3://bucket/x"), retry_seconds=1)
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/missing", "s3://no-such-bucket/x", "memory://missing"])
-def test_what_is_not_there_is_said_at_once(s3: S3, url: str):
-    begun = time.monotonic()
-    with pytest.raises(UserError, match="not there"):
-        patiently(url, lambda files: files.cat_file(url))
-    assert time.monotonic() - begun < 60
+def test_what_is_not_there_is_said_at_once(s3: S3):
+    for url in ("s3://bucket/missing", "s3://no-such-bucket/x", "memory://missing"):
+        with pytest.raises(UserError, match=f"'{url}': not there"):
+            patiently(url, lambda files, url=url: files.cat_file(url))
 
 
 def test_without_credentials_nothing_is_waited_for(s3: S3, monkeypatch):
@@ -109,7 +106,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def web():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/x"
     server.shutdown()
     server.server_close()

@@ -1,7 +1,7 @@
 """Batches from object stores and web servers, beside those from the same files on disk."""
 
 import json
-import shutil
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -84,14 +84,13 @@ def test_readers_share_an_epoch_and_go_on_at_any_place(shards: Path, texts: list
 
 @pytest.mark.parametrize("cache", ["kept", "empty"])
 @pytest.mark.parametrize("taken", [1, 7, 20])
-def test_a_resume_goes_on_with_the_very_next_batch(shards: Path, own_cache: Path, cache: str, taken: int) -> None:
+def test_a_resume_goes_on_with_the_very_next_batch(shards: Path, tmp_path: Path, cache: str, taken: int) -> None:
     whole = batches(f"file://{shards}", 40, seq_len=64, batch=2)
     first = build_loader(f"file://{shards}", seq_len=64, batch=2)
     head = [flat(batch) for batch in islice(first, taken)]
     state = first.state_dict()
-    if cache == "empty":
-        shutil.rmtree(own_cache)
-    second = build_loader(f"file://{shards}", seq_len=64, batch=2)
+    folder = str(tmp_path / "empty") if cache == "empty" else ""
+    second = build_loader(f"file://{shards}", seq_len=64, batch=2, cache_folder=folder)
     second.load_state_dict(state)
     assert head + [flat(batch) for batch in islice(second, 40 - taken)] == whole
 
@@ -184,3 +183,37 @@ def test_identities_are_the_same_whoever_reads(shards: Path) -> None:
     for reader in range(2):
         for document in feed.read(3, None, reader, 2):
             assert alone[document.text] == (feed.sources[document.source], document.number)
+
+
+def test_no_more_is_fetched_than_the_window_and_the_next(shards: Path, own_cache: Path) -> None:
+    feed = open_feed(TextDataLoader.Config(dataset=f"file://{shards}"))
+    windows = feed._windows(0)
+    documents = feed.read(0, None, 0, 1)
+    next(documents)
+    names = [{Path(feed.sources[file]).name for file in window} for window in windows]
+    assert _copies(own_cache) == names[0]
+    next(documents)
+    deadline = time.monotonic() + 30
+    while _copies(own_cache) != names[0] | names[1]:
+        assert time.monotonic() < deadline
+    list(islice(documents, 4 * len(windows[0]) - 3))
+    assert _copies(own_cache) == names[0] | names[1]
+
+
+def _copies(folder: Path) -> set[str]:
+    return {path.name.partition("-")[2] for path in folder.glob("*-*.jsonl")}
+
+
+def test_loader_workers_read_from_an_object_store_that_their_parent_has_read_from(shards: Path, upload) -> None:
+    url = upload(shards)
+    alone = batches(url, 30, seq_len=64)
+    assert batches(url, 30, seq_len=64, num_workers=1) == alone
+
+
+def test_a_corpus_that_is_dealt_to_other_numbers_of_sites_goes_on(shards: Path, caplog) -> None:
+    first = build_loader(f"file://{shards}", seq_len=256, batch=1)
+    list(islice(first, 8))
+    second = build_loader(f"file://{shards}", seq_len=64, batch=1, share_index=1, share_count=2)
+    second.load_state_dict(first.state_dict())
+    assert any("going on at document" in message and "of window 1 of epoch 0" in message for message in caplog.messages)
+    assert len(list(islice(second, 5))) == 5

@@ -51,22 +51,19 @@ def test_what_cannot_be_meant_is_refused_as_of_a_folder(contents: dict[str, byte
         _listing(_memory("refused", **contents))
 
 
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [
+def test_what_is_not_there_is_said_in_a_line(s3: S3) -> None:
+    fsspec.filesystem("s3").pipe("bucket/x.bin", b"1")
+    for url, words in (
         ("s3://no-such-bucket/x", "not there .*bucket does not exist"),
         ("s3://bucket/nothing", "not there"),
         ("s3://bucket/nothing/*.jsonl", "nothing is there"),
         ("s3://bucket/x.bin", "unknown format '.bin'"),
         ("s4://bucket/x", "no file system is known for s4://"),
         ("memory://nothing", "not there"),
-    ],
-)
-def test_what_is_not_there_is_said_in_a_line(s3: S3, url: str, words: str) -> None:
-    fsspec.filesystem("s3").pipe("bucket/x.bin", b"1")
-    with pytest.raises(UserError, match=words) as raised:
-        _listing(url)
-    assert str(raised.value).startswith(f"data = '{url}': ") and "\n" not in str(raised.value)
+    ):
+        with pytest.raises(UserError, match=words) as raised:
+            _listing(url)
+        assert str(raised.value).startswith(f"data = '{url}': ") and "\n" not in str(raised.value)
 
 
 def test_a_page_of_links_is_a_folder_and_what_is_not_there_is_said(tmp_path: Path, texts: list[str]) -> None:

@@ -91,7 +91,9 @@ def list_files(
         found.notes += _look_at(found.files, tolerant, _MOST_FETCHED if is_url(name) else _MOST_LOOKED_AT)
         found.notes += ([] if is_url(name) else _copies(found.files)) + _gaps(found.files)
     except UserError as error:
-        raise renamed(error, with_urls) if is_url(name) else error from None
+        if not is_url(name):
+            raise
+        raise renamed(error, with_urls) from None
     return found
 
 

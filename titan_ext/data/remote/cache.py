@@ -216,8 +216,15 @@ class FileCache:
 
 
 def default_folder() -> Path:
-    """``titan_ext`` where the user's programs keep what can be had again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "titan_ext"
+    """``titan_ext`` where the user's programs keep what can be had again.
+
+    Raises:
+        UserError: the user has no such place.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "titan_ext"
+    except RuntimeError as error:
+        raise UserError("data.cache_folder is missing: this user has no home folder") from error
 
 
 def _touch(path: Path) -> bool:

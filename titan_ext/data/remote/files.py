@@ -46,12 +46,14 @@ class RemotePath(PurePosixPath):
     """Place of a remote file, for what looks at names and beginnings of files: it can be opened, as a ``Path`` can."""
 
     file: RemoteFile
+    retry_seconds: float
+    """How long its server may be away."""
 
     @classmethod
-    def of(cls, file: RemoteFile) -> Path:
+    def of(cls, file: RemoteFile, retry_seconds: float) -> Path:
         """The place of a file: ``s3:/bucket/name``, as paths have no empty parts."""
         found = cls(_without_query(file.url))
-        found.file = file
+        found.file, found.retry_seconds = file, retry_seconds
         return cast(Path, found)
 
     def open(self, mode: str = "rb") -> IO[bytes]:
@@ -61,11 +63,11 @@ class RemotePath(PurePosixPath):
             UserError: it cannot be read.
             ReadError: its server is away.
         """
-        return io.BytesIO(_head(self.file))
+        return io.BytesIO(self.read_bytes())
 
     def read_bytes(self) -> bytes:
         """The file's first ``HEAD_BYTES``; raises as ``open``."""
-        return _head(self.file)
+        return _head(self.file, self.retry_seconds)
 
 
 def list_tree(name: str, retry_seconds: float) -> Tree:
@@ -90,7 +92,9 @@ def _list_tree(name: str, retry_seconds: float) -> Tree:
     # As in a folder: its files by name, then those of its folders.
     shown.sort(key=lambda url: [(place + 1 < len(parts[url]), part) for place, part in enumerate(parts[url])])
     files = _complete(name, [_file(url, infos[url]) for url in shown], retry_seconds)
-    return Tree(cast(Path, root), [RemotePath.of(file) for file in files], hidden=len(infos) - len(shown))
+    return Tree(
+        cast(Path, root), [RemotePath.of(file, retry_seconds) for file in files], hidden=len(infos) - len(shown)
+    )
 
 
 def names_below(url: str, retry_seconds: float) -> list[str]:
@@ -170,7 +174,7 @@ def _complete(name: str, listed: Sequence[RemoteFile], retry_seconds: float) -> 
 
 
 @lru_cache(maxsize=1024)
-def _head(file: RemoteFile) -> bytes:
+def _head(file: RemoteFile, retry_seconds: float) -> bytes:
     if file.size == 0:
         return b""
 
@@ -178,7 +182,7 @@ def _head(file: RemoteFile) -> bytes:
         with files.open(file.url, "rb", cache_type="none") as opened:
             return opened.read(HEAD_BYTES)
 
-    return as_data(file.url, read, 0)
+    return as_data(file.url, read, retry_seconds)
 
 
 def _fixed_part(name: str) -> str:
