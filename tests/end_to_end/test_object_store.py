@@ -167,7 +167,7 @@ def test_a_run_whose_last_checkpoint_cannot_be_saved_fails(tmp_path, text_corpus
     site = start_alone(config, "--training.steps=3", "--checkpoint.retry_seconds=1")
     cut_after(site, "a/checkpoint/step-2/.metadata", s3)
     assert site.wait() == [1], site.log()[-3000:]
-    assert "s3://bucket/run/a/checkpoint/step-3" in one_line(site) and "tried for 1 s" in one_line(site)
+    assert "s3://bucket/run/a/checkpoint/step-3" in one_line(site) and "tried again for 1 s" in one_line(site)
 
 
 @pytest.mark.parametrize(
