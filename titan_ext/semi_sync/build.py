@@ -1,5 +1,6 @@
 """A plan and a rank's tensors, put together to the parts of the engine."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ from titan_ext.semi_sync.state.untrained import with_buffers
 from titan_ext.semi_sync.state.views import ModelView, warn_of_rounding
 from titan_ext.semi_sync.wire.ledger import RoundRecord
 from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
+
+logger = logging.getLogger(__name__)
 
 
 def build(
@@ -81,6 +84,7 @@ def build(
     plan = with_buffers(plan, {name for names in ranks.gather(view.buffers()) for name in names})
     states = bind_states(plan, view, site, outer_optimizers)
     warn_of_rounding(view)
+    _warn_of_wide(states)
     pairing = _pair(plan, site, states, view)
     manager = pairing.manager_of_all_ranks(adapt_manager(manager))
     device = _device(site, states)
@@ -153,6 +157,12 @@ def build(
         on_round=on_round,
         grace_seconds=site.grace_seconds,
     )
+
+
+def _warn_of_wide(states: Sequence[SyncedState]) -> None:
+    wide = [state.key for state in states if state.tensors.wide]
+    if wide:
+        logger.warning("%s: kept in float64, and rounded to float32 at each exchange between sites", ", ".join(wide))
 
 
 def _check(plan: SyncPlan, site: SiteOptions) -> None:

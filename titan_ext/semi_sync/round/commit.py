@@ -48,6 +48,7 @@ class Committer:
     ledger: Ledger = field(default_factory=Ledger)
     _broken_rounds: int = field(default=0, init=False)
     """Rounds one after the other in which no site's work was finite."""
+    _told_of_no_weight: bool = field(default=False, init=False)
     _known: set[str] = field(default_factory=set, init=False)
     """Names of the sites that have been in a quorum with this one."""
 
@@ -180,6 +181,9 @@ class Committer:
 
     def _recover(self, summed: Sum, applied: bool) -> None:
         """After a round that left this site out as not finite, or all, go on from what the sites share."""
+        if summed.own_is_finite and not summed.contributions.contributors and not self._told_of_no_weight:
+            self._told_of_no_weight = True
+            logger.warning("a round of which no site has any weight changes nothing (no tokens, or none that counts)")
         overflow = bool(summed.contributions.contributors) and not applied
         broken = overflow or (not summed.own_is_finite and not summed.contributions.contributors)
         self._broken_rounds = self._broken_rounds + 1 if broken else 0

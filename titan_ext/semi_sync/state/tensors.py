@@ -29,6 +29,8 @@ class BoundTensors:
         self.shapes = [tensor.shape for tensor in locals_]
         self.narrow = any(tensor.dtype.itemsize < 4 for tensor in locals_)
         """Whether some of the local tensors cannot hold fp32 values."""
+        self.wide = any(tensor.dtype.itemsize > 4 for tensor in locals_)
+        """Whether some of them hold more than what is exchanged."""
         self.elements = sum(tensor.numel() for tensor in locals_)
         self.device = device or (locals_[0].device if locals_ else torch.device("cpu"))
         self._pinned = self.device.type == "cpu" and any(tensor.is_cuda for tensor in locals_)
