@@ -28,7 +28,7 @@ from titan_ext.commands import (
 )
 from titan_ext.commands import help as help_command
 from titan_ext.commands.command import Command
-from titan_ext.error_text import path_error
+from titan_ext.error_text import path_error, print_anything
 from titan_ext.errors import RunError, UserError
 
 _DESCRIPTION = "Train one language model at several sites: torchtitan inside a site, an outer loop between them."
@@ -75,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 where the run failed, 2 for bad input, 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    print_anything()
     try:
         return run(arguments)
     except (UserError, RunError) as error:

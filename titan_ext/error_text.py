@@ -1,8 +1,10 @@
 """What another library's error says, in one line, and whether trying again can help."""
 
 import errno
+import io
 import os
 import re
+import sys
 from collections.abc import Callable
 
 from titan_ext.errors import ReadError, RunError, UserError
@@ -22,6 +24,13 @@ _CREDENTIALS = re.compile(r"Credential|Profile|Token|ParamValidation|UnknownRegi
 _PASSING_STATUS = (408, 425, 429)
 """Of HTTP's answers that blame the client, those that ask it to come again."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def print_anything() -> None:
+    """Let characters that the terminal or the log has none for be printed as others instead of ending the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def reason(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from titan_ext.error_text import print_anything
 from titan_ext.errors import UserError
 from titan_ext.replica.shutdown.process import GracefulExit
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--config", required=True, metavar="FILE.toml", help="the run's configuration")
     parser.add_argument("--site", metavar="NAME", help="which [[site]] this is; not needed if the file has only one")
+    print_anything()
     options, overrides = parser.parse_known_args(arguments)
     try:
         _train(options.config, options.site, overrides)

@@ -254,6 +254,8 @@ class TextDataLoader(ParallelAwareDataloader):
         self._readers = {"infinite": config.infinite, "dp_world_size": dp_world_size, "num_workers": config.num_workers}
         self._finite = not config.infinite
         self._ended = self._resumed_at_end = False
+        self.notes: list[str] = []
+        """What is to be said of the state that was loaded."""
         super().__init__(
             dataset,
             dp_rank=dp_rank,
@@ -315,6 +317,7 @@ class TextDataLoader(ParallelAwareDataloader):
         states = [pickle.loads(state) for state in ranks.values() if isinstance(state, bytes)]
         progress = Progress.of(reader_states(states))
         found = resume(saved, self._settings, progress, self._on_changed_data)
+        self.notes = found.notes
         for note in found.notes if self.dp_rank == 0 else ():
             logger.warning("data: %s", note)
         if found.progress is None:

@@ -92,6 +92,8 @@ class SourcesDataLoader(BaseDataLoader):
         self._saved: dict[str, dict[str, Any]] = {}
         self.current = tables[0].name
         """Name of the source that is read."""
+        self.notes: list[str] = []
+        """What is to be said of the state that was loaded."""
         self._reader()
 
     def __iter__(self) -> Iterator[Sample]:
@@ -145,6 +147,8 @@ class SourcesDataLoader(BaseDataLoader):
         state = pickle.loads(state_dict["sources"])
         self._open.clear()
         self._saved = {name: place for name, place in state["places"].items() if name in self._tables}
+        gone = state["places"].keys() - self._saved.keys()
+        self.notes = [f"source {name} is no more: its place in the data is dropped" for name in sorted(gone)]
         if state["current"] in self._tables:
             self.current = state["current"]
 

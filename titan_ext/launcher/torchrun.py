@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from ipaddress import ip_address
 
+from titan_ext.error_text import print_anything
 from titan_ext.errors import RunError, UserError
 from titan_ext.launcher.log import ERROR_PREFIX
 from titan_ext.launcher.node import Node
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run torchrun; returns 2 if a rank of the site reported bad input, else the exit code of what failed first."""
     from torch.distributed.run import parse_args
 
+    print_anything()
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parse_args(words)
     return _run_agent(words)[0] if options.nnodes in ("1", "1:1") else _run_with_others(words, options)

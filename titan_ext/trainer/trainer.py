@@ -325,11 +325,17 @@ class Trainer(GradientStepTrainer):
                 self.replica.lighthouse,
                 paired,
             )
-        self.outer.inner_step = max(self.outer.inner_step, self.step)
+        own = self.outer.inner_step = max(self.outer.inner_step, self.step)
         self._tokens_reported = self.ntokens_seen
         self.outer.join()
         self._serve(Turn(source=self.outer.source))  # which the loader knows, unless its place was not loaded
         self._follow_inner_step()
+        if self.step > own:
+            rest = f"of its own step {own}" if own else "fresh"
+            self.metrics_processor.log_note(
+                f"joins at step {self.step} with what the sites share; what they do not, such as the place in the data and "
+                f"most states of the inner optimizer, is {rest}"
+            )
         logger.info(
             "site %s: joined a quorum of %d site(s) at step %d",
             self.config.site.name,
@@ -364,6 +370,8 @@ class Trainer(GradientStepTrainer):
                 f"nothing is left to train: step {self.step} is taken, training.steps is {self.config.training.steps}"
             )
         since += [f"settings are not those of the checkpoint: {'; '.join(settings)}"] if settings else []
+        for note in getattr(self.dataloader, "notes", ()):  # the loader has logged them
+            self.metrics_processor.journal.add("note", {"text": f"data: {note}"})
         for note in [*self.checkpointer.notes, *since, *(f"optimizer: {each}" for each in changed)]:
             self.metrics_processor.log_note(note)
 
