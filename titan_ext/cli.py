@@ -30,6 +30,7 @@ from titan_ext.commands import help as help_command
 from titan_ext.commands.command import Command
 from titan_ext.error_text import path_error, print_anything
 from titan_ext.errors import RunError, UserError
+from titan_ext.launcher.surroundings import check_variables
 
 _DESCRIPTION = "Train one language model at several sites: torchtitan inside a site, an outer loop between them."
 
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     print_anything()
     try:
+        check_variables()
         return run(arguments)
     except (UserError, RunError) as error:
         print(f"titan-ext: error: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from titan_ext.error_text import print_anything
 from titan_ext.errors import UserError
+from titan_ext.launcher.surroundings import check_variables, set_aside
 from titan_ext.replica.shutdown.process import GracefulExit
 
 _USAGE = """\
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_anything()
     options, overrides = parser.parse_known_args(arguments)
     try:
+        check_variables()
+        for note in set_aside():
+            print(f"titan-ext: {note}", flush=True)
         _train(options.config, options.site, overrides)
     except (Exception, KeyboardInterrupt, GracefulExit) as error:  # noqa: BLE001 — whatever it is ends the process in a line
         from titan_ext.replica.shutdown.failure import end_with

@@ -16,11 +16,13 @@ from titan_ext.launcher.lighthouses import Lighthouses, lighthouses, waiting_for
 from titan_ext.launcher.node import find_node
 from titan_ext.launcher.run import LaunchedSite, run_jobs
 from titan_ext.launcher.supervisor import Job
+from titan_ext.launcher.surroundings import set_aside
 from titan_ext.replica.address import check_port
 
 if TYPE_CHECKING:
     from titan_ext.config.load import Site
 
+_LIGHTHOUSE = "TORCHFT_LIGHTHOUSE"
 _DESCRIPTION = """\
 Train: start a lighthouse and every site of the file on this machine, show their progress, restart a site
 that dies, and compare the sites' shared state at the end. Ctrl-C lets the sites save (with
@@ -81,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         UserError: bad input, found before anything starts.
     """
     _check_numbers(args)
+    for note in set_aside():
+        print(f"note: {note}")
     overrides = [*args.overrides, *(["--replica.lighthouse", args.lighthouse] if args.lighthouse else [])]
     overrides += ["--nodes", str(args.local_nodes)] if args.local_nodes is not None else []
     sites = _load_sites(args.file, args.only, overrides)
@@ -206,6 +210,8 @@ def _plan(
     found = lighthouses(sites, port=args.lighthouse_port) if _needs_lighthouse(args, sites) else Lighthouses()
     for line in found.lines:
         print(line)
+    if found.services and (named := os.environ.get(_LIGHTHOUSE)):
+        print(f"note: the variable {_LIGHTHOUSE} = {named!r} is not read: --lighthouse URL names another one")
     expected = waiting_for_all(sites)
     return found.services + site_jobs(
         parts,
@@ -221,6 +227,9 @@ def _needs_lighthouse(args: argparse.Namespace, sites: Sequence["Site"]) -> bool
     meeting = [site for site in sites if site.config.semi_sync.method != "none"]
     missing = [site for site in meeting if site.config.replica.lighthouse is None]
     if not missing:
+        return False
+    if args.only and (named := os.environ.get(_LIGHTHOUSE)):
+        print(f"lighthouse at {named} ({_LIGHTHOUSE})")
         return False
     if args.local_nodes is None and any(site.nodes.count > 1 for site in missing):
         raise UserError(

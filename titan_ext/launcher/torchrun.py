@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import sys
 import threading
 from argparse import Namespace
@@ -14,9 +13,10 @@ from titan_ext.errors import RunError, UserError
 from titan_ext.launcher.log import ERROR_PREFIX
 from titan_ext.launcher.node import Node
 from titan_ext.launcher.site_nodes import End, SiteNodes
+from titan_ext.launcher.surroundings import GLOO_INTERFACE, check_variables
 from titan_ext.replica.address import interface_with
 
-_GLOO, _NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+_NCCL = "NCCL_SOCKET_IFNAME"
 _MARGIN_SECONDS = 5.0
 
 
@@ -77,13 +77,10 @@ def choose_interfaces(addresses: Sequence[str], node: int) -> None:
             f"node 0 finds itself at {addresses[0]}, where the other nodes do not reach it: give all nodes --rendezvous with "
             "an address that they reach"
         )
-    known = [name for _, name in socket.if_nameindex()]
-    for name in os.environ.get(_GLOO, "").split(","):
-        if name and name not in known:
-            raise UserError(f"{_GLOO} = {name}: no such interface; this machine has {', '.join(known)}")
+    check_variables()
     found = interface_with(addresses[node])
     if found is not None:
-        for variable in (_GLOO, _NCCL):
+        for variable in (GLOO_INTERFACE, _NCCL):
             os.environ.setdefault(variable, found)
 
 

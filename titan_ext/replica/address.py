@@ -30,7 +30,8 @@ def lighthouse_url(setting: str | None) -> str:
     except ValueError:
         valid = False
     if not valid:
-        raise UserError(f'replica.lighthouse = "{address}": must be host:port or http://host:port')
+        key = "replica.lighthouse" if setting else "the variable TORCHFT_LIGHTHOUSE"
+        raise UserError(f'{key} = "{address}": must be host:port or http://host:port')
     return url
 
 
