@@ -27,12 +27,13 @@ def test_lines_that_found_no_room_are_counted(tmp_path: Path, caplog) -> None:
     ]
 
 
-def test_a_folder_that_is_removed_is_made_anew(tmp_path: Path) -> None:
+def test_a_folder_that_is_removed_is_made_anew_and_that_is_said(tmp_path: Path) -> None:
     journal = RunJournal(str(tmp_path / "site"), enabled=True)
     journal.add("step", {"step": 1})
     (tmp_path / "site").rename(tmp_path / "moved")
     journal.add("step", {"step": 2})
-    assert json.loads((tmp_path / "site" / "metrics.jsonl").read_text())["step"] == 2
+    note, line = [json.loads(line) for line in (tmp_path / "site" / "metrics.jsonl").read_text().splitlines()]
+    assert "was moved or removed while the site trains" in note["text"] and line["step"] == 2
 
 
 def test_tensorboard_without_room_is_left_alone(tmp_path: Path, caplog) -> None:

@@ -22,6 +22,7 @@ from titan_ext.checkpoint_place import checkpoint_folder
 from titan_ext.config.recorded import changes_since
 from titan_ext.error_text import first_failure, reason
 from titan_ext.errors import RunError, UserError, require
+from titan_ext.files import is_full
 from titan_ext.huggingface.description import write_description
 from titan_ext.huggingface.fit import check_weights
 from titan_ext.models.fit import check_tensors, model_tensors
@@ -326,10 +327,11 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
             yield
         except CheckpointException as error:
             # torch's writer may hide the disk's complaint behind its own.
-            room = f" ({shutil.disk_usage(self.folder).free >> 20} MiB free)"
+            room, full = f" ({shutil.disk_usage(self.folder).free >> 20} MiB free)", is_full(self.folder)
             self._remove(checkpoint)  # it is of no use, and a log may need the room
+            cure = "; make room there, or keep fewer with checkpoint.keep_latest_k" if full else ""
             raise RunError(
-                f"checkpoint {checkpoint}: cannot be written{room}: {reason(first_failure(error))}"
+                f"checkpoint {checkpoint}: cannot be written{room}: {reason(first_failure(error))}{cure}"
             ) from None
 
     def _remove(self, checkpoint: str) -> None:

@@ -22,7 +22,7 @@ class RunJournal:
     def __init__(self, folder: str, *, enabled: bool) -> None:
         self._folder = Path(folder)
         self._enabled = enabled
-        self._lost = 0
+        self._lost, self._begun = 0, False
         if enabled:
             self._folder.mkdir(parents=True, exist_ok=True)
             # A summary speaks of the run that ended; this one has not.
@@ -42,11 +42,15 @@ class RunJournal:
 
     def _append(self, kind: str, values: dict[str, Any]) -> None:
         path, now = self._folder / "metrics.jsonl", round(time.time(), 3)
-        if self._lost:
-            note = f"{self._lost} lines are missing here: the file could not be written"
+        note = f"{self._lost} lines are missing here: the file could not be written" if self._lost else ""
+        if self._begun and not path.exists():
+            note = f"{path} was moved or removed while the site trains: what came before is not here"
+            logger.warning("%s", note)
+        if note:
             append_line(path, _to_json({"kind": "note", "text": note, "time": now}))
             self._lost = 0
         append_line(path, _to_json({"kind": kind, **values, "time": now}))
+        self._begun = True
 
     def summarize(self, values: dict[str, Any]) -> None:
         """Write ``summary.json``, whole or not at all.
