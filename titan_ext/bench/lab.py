@@ -2,8 +2,9 @@
 
 Needs Linux and root, for the namespaces; elsewhere it says what is missing and ends well. Two sites synchronise a synthetic
 model by DiLoCo over each link, in turns: in namespaces, where a router holds packets back, and on the loopback interface with
-the relay of ``titan-ext lab`` between them. It prints seconds of a round (median), their ratio, and bytes: of the ledger, which
-must be equal, and of frames.
+the relay of ``titan-ext lab`` between them. It prints seconds of a round (median), their ratio, and bytes: of the ledger,
+which must be equal, and of frames. The kernel's TCP is Reno, which every namespace may use and which does as CUBIC where
+nothing is lost; BBR, the default of some machines, keeps its window over pauses.
 """
 
 import argparse
@@ -96,7 +97,7 @@ def _in_namespaces(stack: ExitStack, links: "Links", options: argparse.Namespace
     from titan_ext.links.namespaces import Wan, address_of
 
     link = links.between(0, 1)
-    wan = stack.enter_context(Wan(len(_NAMES), link.rate / 1e6, rtt_ms=1000 * link.rtt))
+    wan = stack.enter_context(Wan(len(_NAMES), link.rate / 1e6, rtt_ms=1000 * link.rtt, congestion_control="reno"))
     lighthouse = stack.enter_context(WorkerGroup(Lighthouse, [(len(_NAMES),)], [wan.hub]))
     url = f"http://{wan.hub_address}:{lighthouse.call('port')[0]}"
     return _start(stack, url, [address_of(site) for site in range(len(_NAMES))], wan.sites, 0, options)

@@ -54,6 +54,7 @@ class Wan:
         loss: share of the segments that never arrive.
         down_mbit: each site's rate of receiving; 0: no limit.
         rates_mbit: rates of sending that differ from ``rate_mbit``, by site.
+        congestion_control: of the sites' TCP, such as ``reno``; None: this machine's.
         links: what lies between two sites, or a site and the ``HUB_PLACE``, where that is something else.
 
     Raises:
@@ -72,6 +73,7 @@ class Wan:
         loss: float = 0.0,
         down_mbit: float = 0.0,
         rates_mbit: Mapping[int, float] | None = None,
+        congestion_control: str | None = None,
         links: Mapping[tuple[int, int], Link] | None = None,
     ) -> None:
         self._holders: list[subprocess.Popen] = []
@@ -85,6 +87,9 @@ class Wan:
             else:
                 self._bridge()
             for index, site in enumerate(self.sites):
+                if congestion_control is not None:
+                    setting = f"echo {congestion_control} > /proc/sys/net/ipv4/tcp_congestion_control"
+                    self._inside(site, "sh", "-c", setting)
                 self._limit(site, (rates_mbit or {}).get(index, rate_mbit))
         except BaseException:
             self.close()

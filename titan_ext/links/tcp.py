@@ -15,7 +15,7 @@ SEGMENT = 1448  # bytes of payload in a full Ethernet packet with TCP's timestam
 PAYLOAD_SHARE = SEGMENT / 1514
 """Of the bytes of such a packet, from the Ethernet header on."""
 FIRST_WINDOW = 10 * SEGMENT  # RFC 6928
-_SHORTEST_PAUSE = 0.2  # seconds; the least retransmission timeout of Linux, doubled with each
+SHORTEST_PAUSE = 0.2  # seconds; the least retransmission timeout of Linux, doubled with each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +60,12 @@ def connection_rate(link: Link, transport: Transport, connections: int = 1) -> f
 
 def starts_anew(link: Link, idle_seconds: float) -> bool:
     """Whether a connection that has been idle for so long has forgotten how fast it may send."""
-    return idle_seconds > max(_SHORTEST_PAUSE, 2 * link.rtt)
+    return idle_seconds > max(SHORTEST_PAUSE, 2 * link.rtt)
 
 
 def first_sent(start: float, up: float) -> float:
     """When what is sent at ``start`` over a link that is down until ``up`` is sent for the first time after that."""
-    retry = _SHORTEST_PAUSE
+    retry = SHORTEST_PAUSE
     while start < up:
         start += retry
         retry *= 2

@@ -83,7 +83,9 @@ def test_a_pause_makes_the_window_small_again_and_a_window_limits_the_rate() -> 
     assert arrived > 20e6 / (500_000 / 0.1)
     assert flow.window == 500_000
     assert flow.room(arrived + 0.01) > FIRST_WINDOW
-    flow.room(arrived + 1.0)
+    flow.room(arrived + 1.0)  # three time-outs of 0.3 s after the last byte has left
+    assert flow.window == 500_000 / 8
+    flow.room(arrived + 60.0)
     assert flow.window == FIRST_WINDOW
 
 

@@ -1,8 +1,8 @@
 """What a link does to the bytes of TCP connections: rate, distance, windows, loss and outages, as a schedule.
 
 Nothing here waits or looks at a clock: whoever moves the bytes says when it is and is told when they are there. Each
-connection has a window as in ``links/tcp.py``, followed chunk by chunk: slow start (RFC 5681), then CUBIC (RFC 9438),
-beginning anew after a pause (RFC 2861).
+connection has a window, followed chunk by chunk: slow start (RFC 5681), then CUBIC (RFC 9438), halved with every
+retransmission timeout of a pause (RFC 2861).
 """
 
 import math
@@ -15,9 +15,9 @@ from titan_ext.links.tcp import (
     FIRST_WINDOW,
     PAYLOAD_SHARE,
     SEGMENT,
+    SHORTEST_PAUSE,
     Transport,
     first_sent,
-    starts_anew,
 )
 
 _QUEUE_SECONDS = 0.1
@@ -101,15 +101,15 @@ class Flow:
         self._threshold = math.inf  # where slow start ends
         self._largest = self._reno = 0.0
         self._lost_at = -math.inf
-        self._sent_at = -math.inf
+        self._sent_at = math.inf  # nothing, so far
         self._arrives = 0.0
 
     def room(self, now: float) -> int:
         """Bytes that may be sent now; no more at once than takes some milliseconds."""
         if self._shaper.queued_seconds(*self._ends, now) > _QUEUE_SECONDS:
             return 0
-        if not self.under_way and starts_anew(self.link, now - self._sent_at):
-            self.window = float(FIRST_WINDOW)
+        if not self.under_way:
+            self._forget(now)
         at_once = min(_LARGEST_CHUNK, max(SEGMENT, int(self.link.rate / 8 * _CHUNK_SECONDS)))
         return max(0, min(at_once, int(self.window) - self.under_way))
 
@@ -140,6 +140,15 @@ class Flow:
         self.under_way -= size
         if is_limited:
             self._grow(size, now)
+
+    def _forget(self, now: float) -> None:
+        """Nothing has been sent for a while."""
+        idle = now - self._sent_at
+        if idle > (timeout := self.link.rtt + SHORTEST_PAUSE):
+            self._threshold = max(self._threshold, 0.75 * self.window)  # slow start goes on to about where it was
+            self.window = max(float(FIRST_WINDOW), self.window * 0.5 ** (idle // timeout))
+            self._lost_at += idle
+            self._sent_at = now
 
     def _grow(self, size: int, now: float) -> None:
         if self.window < self._threshold:
