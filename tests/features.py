@@ -205,6 +205,11 @@ ELSEWHERE = (
         how="`parallelism.expert_parallel_degree`",
         test="tests/end_to_end/test_upstream_models.py",
     ),
+    Elsewhere(
+        feature="checkpoints on an object store",
+        how="`checkpoint.folder=s3://BUCKET/RUN`",
+        test="tests/end_to_end/test_object_store.py",
+    ),
     Elsewhere(feature="initial load", how="`checkpoint.initial_load_path`", test="tests/end_to_end/test_continue.py"),
     Elsewhere(feature="W&B", how="`metrics.enable_wandb`", test="tests/trainer/test_wandb.py"),
     Elsewhere(

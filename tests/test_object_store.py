@@ -91,6 +91,15 @@ def test_without_credentials_nothing_is_waited_for(s3: S3, monkeypatch):
         patiently("s3://bucket/x", lambda files: files.cat("s3://bucket/x"))
 
 
+def test_a_store_that_never_answers_is_given_up_soon_also_by_torch(s3: S3, monkeypatch):
+    from fsspec.config import conf
+    from fsspec.core import url_to_fs
+
+    monkeypatch.setitem(conf, "s3", {"config_kwargs": {"read_timeout": 7}})
+    for files in (file_system("s3://bucket/x"), url_to_fs("s3://bucket/x")[0]):
+        assert files.config_kwargs == {"connect_timeout": 10.0, "read_timeout": 7, "retries": {"max_attempts": 1}}
+
+
 class _Answers(http.server.BaseHTTPRequestHandler):
     statuses: ClassVar[list[int]] = []
 

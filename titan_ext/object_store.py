@@ -50,6 +50,8 @@ def file_system(url: str) -> "AbstractFileSystem":
     from fsspec.config import apply_config
 
     scheme = _scheme(url)
+    if scheme in ("s3", "s3a"):
+        _limit_silence()
     try:
         kind = fsspec.get_filesystem_class(scheme)
         settings = apply_config(kind, _settings(scheme))
@@ -165,6 +167,15 @@ def _settings(scheme: str) -> dict[str, Any]:
     own = (conf.get("http", {}) | conf.get("https", {})).get("client_kwargs", {})
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS)
     return {"client_kwargs": {"timeout": timeout, "trust_env": True, **own}}
+
+
+def _limit_silence() -> None:
+    """Give a store that does not answer less time than botocore's minutes, also in what torch and torchtitan open."""
+    from fsspec.config import conf
+
+    own = conf.setdefault("s3", {})
+    limits = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _SILENCE_SECONDS, "retries": {"max_attempts": 1}}
+    own["config_kwargs"] = limits | own.get("config_kwargs", {})
 
 
 def _unknown(scheme: str) -> str | None:

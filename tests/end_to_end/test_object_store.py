@@ -4,7 +4,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.end_to_end.forked import SiteRun, lighthouse, start_site
 from tests.end_to_end.test_layouts import LAYOUTS, write_config
 from tests.end_to_end.test_runs import one_line, own_data
 from tests.object_store import S3
+from titan_ext.cli import main
 from titan_ext.object_store import file_system
 
 STORE = "s3://bucket/run"
@@ -162,12 +164,88 @@ def test_a_store_that_comes_back_in_time_costs_nothing(tmp_path, text_corpus, s3
 
 
 @pytest.mark.slow
-def test_a_run_whose_last_checkpoint_cannot_be_saved_fails(tmp_path, text_corpus, s3: S3):
+@pytest.mark.parametrize("asked_to_leave", [False, True])
+def test_a_run_whose_last_checkpoint_cannot_be_saved_fails(asked_to_leave, tmp_path, text_corpus, s3: S3):
     config = write_config(tmp_path, ["a"], own_data(text_corpus, 1), {})
-    site = start_alone(config, "--training.steps=3", "--checkpoint.retry_seconds=1")
+    steps = 4000 if asked_to_leave else 3
+    flags = [f"--training.steps={steps}", f"--lr_scheduler.total_steps={steps}", "--checkpoint.retry_seconds=1"]
+    site = start_alone(config, *flags)
     cut_after(site, "a/checkpoint/step-2/.metadata", s3)
+    if asked_to_leave:
+        until(site, lambda: "is lost" in site.log())
+        os.kill(site.ranks[0].pid, signal.SIGTERM)
     assert site.wait() == [1], site.log()[-3000:]
-    assert "s3://bucket/run/a/checkpoint/step-3" in one_line(site) and "tried again for 1 s" in one_line(site)
+    assert "s3://bucket/run/a/checkpoint/step-" in one_line(site) and "tried again for 1 s" in one_line(site)
+    assert asked_to_leave or "step-3" in one_line(site)
+
+
+@pytest.mark.slow
+def test_a_step_a_seed_and_a_start_may_be_behind_a_url(tmp_path, text_corpus, s3: S3):
+    config = write_config(tmp_path, ["a"], own_data(text_corpus, 1), {})
+    assert run_alone(config, "--checkpoint.create_seed_checkpoint").ranks[0].exitcode == 0
+    site = run_alone(config, "--training.steps=4")
+    losses = site.losses()
+    assert f"Loading the checkpoint from {STORE}/a/checkpoint/step-0" in site.log()
+    site = run_alone(config, "--training.steps=4", "--checkpoint.load_step=2")
+    assert site.losses()[4:] == losses[2:], site.log()[-3000:]
+    start = f"--checkpoint.initial_load_path={STORE}/a/checkpoint/step-2"
+    other = write_config(tmp_path / "other", ["a"], own_data(text_corpus, 1), {})
+    flags = ["--training.steps=4", "--checkpoint.initial_load_model_only=false"]
+    assert run_alone(other, start, *flags, folder="checkpoint").losses() == losses[2:]
+    nothing = write_config(tmp_path / "nothing", ["a"], own_data(text_corpus, 1), {})
+    site = run_alone(nothing, start.replace("step-2", "step-7"), folder="checkpoint")
+    assert site.ranks[0].exitcode == 2
+    assert "checkpoint.initial_load_path" in one_line(site) and "no checkpoint there" in one_line(site)
+
+
+@pytest.fixture
+def refused(s3: S3) -> Iterator[None]:
+    """The store asks for keys that it knows."""
+
+    def ask(requests: str) -> None:
+        address = s3.environment["AWS_ENDPOINT_URL"] + "/moto-api/reset-auth"
+        urllib.request.urlopen(
+            urllib.request.Request(address, requests.encode(), {"Content-Type": "text/plain"})
+        ).close()
+
+    ask("0")
+    yield
+    ask("inf")
+
+
+def test_a_store_without_access_is_refused_before_training(tmp_path, text_corpus, refused):
+    config = write_config(tmp_path, ["a"], own_data(text_corpus, 1), {})
+    site = run_alone(config)
+    assert [rank.exitcode for rank in site.ranks] == [2]
+    assert "--checkpoint.folder" in one_line(site) and "no access" in one_line(site)
+    assert not site.lines("step")
+
+
+@pytest.mark.slow
+def test_a_store_that_is_away_at_the_start_is_waited_for(tmp_path, text_corpus, s3: S3):
+    config = write_config(tmp_path, ["a"], own_data(text_corpus, 1), {})
+    s3.cut()
+    site = run_alone(config, "--training.steps=2", "--checkpoint.retry_seconds=1")
+    assert [rank.exitcode for rank in site.ranks] == [1], "which the launcher starts again"
+    assert "tried again for 1 s" in one_line(site)
+    site = start_alone(config, "--training.steps=2")
+    until(site, lambda: "s3://bucket is away" in site.log())
+    s3.mend()
+    assert site.wait() == [0], site.log()[-3000:]
+
+
+def test_check_says_what_is_wrong_with_the_place(tmp_path, text_corpus, s3: S3, capsys):
+    config = str(write_config(tmp_path, ["a", "b"], own_data(text_corpus), {}))
+    flags = ["check", config, f"--dump_folder={tmp_path}", "--checkpoint.enable"]
+    assert main([*flags, f"--checkpoint.folder={STORE}"]) == 0
+    assert "no mistakes found" in capsys.readouterr().out
+    assert objects() == [], "a check writes nothing"
+    assert main([*flags, "--checkpoint.folder=s3://no-such-bucket/run"]) == 2
+    assert "The specified bucket does not exist" in capsys.readouterr().err
+    s3.cut()
+    assert main([*flags, f"--checkpoint.folder={STORE}"]) == 0
+    found = capsys.readouterr().out
+    assert "missing on this machine" in found and "the server cannot be reached" in found
 
 
 @pytest.mark.parametrize(

@@ -272,8 +272,7 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
         if self._store is None:
             super()._purge_stale_checkpoints()
         elif self.keep_latest_k > 0 and torch.distributed.get_rank() == 0:
-            for checkpoint in self._store.old(self.keep_latest_k):
-                self.purge_queue.put(checkpoint)
+            self._store.hand_over_old(self.keep_latest_k, self.purge_queue.put)
 
     def _save(self, curr_step: int, last_step: bool = False) -> bool:
         if self.held and not (self._now or last_step):
@@ -295,14 +294,19 @@ class CheckpointManager(torchtitan_checkpointer.CheckpointManager):
 
     def _lost(self, step: int, why: str) -> None:
         self.say(
-            f"checkpoint {self._create_checkpoint_id(step)} is lost, training goes on to the next one, due after "
-            f"{self.interval} steps: {why}"
+            f"checkpoint {self._create_checkpoint_id(step)} is lost, training goes on to the next one "
+            f"(checkpoint.interval = {self.interval}): {why}"
         )
 
     def mirror_logs(self) -> None:
         """Copy the site's logs to its part of the object store, if it has one."""
         if self.enable and self._store is not None:
             self._store.mirror_logs(self.own_logs)
+
+    def _close(self) -> None:
+        if self._store is not None:
+            self._store.close()  # it may hand over what is to be removed
+        super()._close()
 
     def _wait_for_saving(self) -> None:
         checkpoint = self._create_checkpoint_id(self._saved_step)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -32,6 +33,8 @@ class SiteStore:
         self._folder, self._dump_folder, self._ranks = folder, dump_folder, ranks
         self._part = os.path.dirname(folder)
         self._ownership = Ownership(self._part, dump_folder)
+        # One rank's wait for a store that does not answer is not to be the other ranks' in their next collective.
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="titan_ext-store")
 
     def take(self) -> str | None:
         """Take the part over, also so as to know now that it can be written; what is to be said of that. A collective.
@@ -60,6 +63,15 @@ class SiteStore:
 
         return self._ranks.together(checkpoint, attempt)
 
+    def hand_over_old(self, keep: int, take: Callable[[str], None]) -> None:
+        """Call ``take``, in the background, for each checkpoint that is to be removed."""
+
+        def hand_over() -> None:
+            for checkpoint in self.old(keep):
+                take(checkpoint)
+
+        self._beside.submit(hand_over)
+
     def old(self, keep: int) -> list[str]:
         """URLs of checkpoints to be removed: all before the latest ``keep`` whole ones, and what failed saves have left."""
         try:
@@ -73,10 +85,17 @@ class SiteStore:
         return [f"{self._folder}/step-{step}" for step in old]
 
     def mirror_logs(self, names: Iterable[str]) -> None:
-        """Copy files of the site's dump folder here; what stands in the way is said, and does no more harm."""
+        """Copy files of the site's dump folder here, in the background; what stands in the way is said, and does no harm."""
+        self._beside.submit(self._mirror, names)
+
+    def close(self) -> None:
+        """Wait for what is done in the background."""
+        self._beside.shutdown()
+
+    def _mirror(self, names: Iterable[str]) -> None:
         try:
             mirror_logs(self._dump_folder, self._part, names)
-        except (RunError, UserError) as error:
+        except (RunError, UserError, OSError) as error:
             logger.warning("the logs are not copied for now: %s", error)
 
 

@@ -139,7 +139,7 @@ def _weights(settings: Settings, config: Any) -> None:
     key, path = "checkpoint.initial_load_path", checkpoint.initial_load_path
     if path is None or not checkpoint.enable or checkpoint.initial_load_in_hf:
         return
-    if _has_checkpoint(checkpoint_folder(config.dump_folder, checkpoint.folder)):
+    if _has_checkpoint(settings, checkpoint.folder, checkpoint_folder(config.dump_folder, checkpoint.folder)):
         return
     if is_url(path):
         if ".metadata" not in _stored(settings, key, path, path):
@@ -150,9 +150,9 @@ def _weights(settings: Settings, config: Any) -> None:
         raise settings.missing(Need.WEIGHTS, key, problem, path)
 
 
-def _has_checkpoint(folder: str) -> bool:
+def _has_checkpoint(settings: Settings, value: str, folder: str) -> bool:
     if is_url(folder):
-        return any(name.startswith("step-") for name in files_below(folder))
+        return any(name.startswith("step-") for name in _stored(settings, "checkpoint.folder", value, folder))
     return os.path.isdir(folder) and any(name.startswith("step-") for name in os.listdir(folder))
 
 
