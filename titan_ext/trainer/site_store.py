@@ -31,7 +31,7 @@ class SiteStore:
 
     def __init__(self, folder: str, dump_folder: str, ranks: StoreRanks) -> None:
         self._folder, self._dump_folder, self._ranks = folder, dump_folder, ranks
-        self._part = os.path.dirname(folder)
+        self._part, self._last_step = os.path.dirname(folder), 0
         self._ownership = Ownership(self._part, dump_folder)
         # One rank's wait for a store that does not answer is not to be the other ranks' in their next collective.
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="titan_ext-store")
@@ -56,6 +56,8 @@ class SiteStore:
             UserError, ReadError: it cannot be written.
         """
 
+        self._last_step = int(checkpoint.rpartition("-")[2])
+
         def attempt() -> _Result:
             self._ranks.ask_once(self._part, self._ownership.check)
             self._ranks.ask_once(checkpoint, lambda files: _remove(files, checkpoint))
@@ -64,16 +66,23 @@ class SiteStore:
         return self._ranks.together(checkpoint, attempt)
 
     def hand_over_old(self, keep: int, take: Callable[[str], None]) -> None:
-        """Call ``take``, in the background, for each checkpoint that is to be removed."""
+        """Call ``take``, in the background, for each checkpoint that is to be removed after a save."""
+        last = self._last_step
 
         def hand_over() -> None:
-            for checkpoint in self.old(keep):
+            for checkpoint in self.old(keep, last):
                 take(checkpoint)
 
         self._beside.submit(hand_over)
 
-    def old(self, keep: int) -> list[str]:
-        """URLs of checkpoints to be removed: all before the latest ``keep`` whole ones, and what failed saves have left."""
+    def old(self, keep: int, last: int) -> list[str]:
+        """URLs of checkpoints to be removed: all before the latest ``keep`` whole ones, and what failed saves have left.
+
+        Args:
+            keep: how many stay.
+            last: the step of the last save. What it and later ones write is never removed: they may still be at it, where
+                a run has gone back to an earlier step.
+        """
         try:
             files = files_below(self._folder)
         except (RunError, UserError) as error:
@@ -81,7 +90,7 @@ class SiteStore:
             return []
         steps = sorted(steps_in(self._folder, files))
         whole = [step for step in steps if f"step-{step}/.metadata" in files]
-        old = [step for step in steps if whole and step < whole[-1] and step not in whole[-keep:]]
+        old = [step for step in steps if step < last and whole and step < whole[-1] and step not in whole[-keep:]]
         return [f"{self._folder}/step-{step}" for step in old]
 
     def mirror_logs(self, names: Iterable[str]) -> None:
