@@ -198,6 +198,24 @@ def test_a_step_a_seed_and_a_start_may_be_behind_a_url(tmp_path, text_corpus, s3
     assert "checkpoint.initial_load_path" in one_line(site) and "no checkpoint there" in one_line(site)
 
 
+@pytest.mark.slow
+def test_a_site_resumes_from_the_store_in_another_layout(tmp_path, text_corpus, s3: S3):
+    def run(folder: Path, layout: str, steps: int) -> SiteRun:
+        ranks, parallelism = LAYOUTS[layout]
+        config = write_config(folder, ["a"], own_data(text_corpus, 1), parallelism)
+        flags = [*ALONE, f"--checkpoint.folder={STORE}", f"--training.steps={steps}"]
+        site = start_site(config, "a", ranks, NO_LIGHTHOUSE, *flags)
+        assert site.wait() == [0] * ranks, site.log()[-3000:]
+        return site
+
+    stayed = run(tmp_path / "stayed", "tp2", 8).losses()
+    files = file_system(STORE)
+    for step in (6, 8):
+        files.rm(f"{STORE}/a/checkpoint/step-{step}", recursive=True)
+    moved = run(tmp_path / "moved", "plain", 8).losses()
+    assert moved[8:] == pytest.approx(stayed[4:], rel=1e-4), "after the lines of before, which the store has"
+
+
 @pytest.fixture
 def refused(s3: S3) -> Iterator[None]:
     """The store asks for keys that it knows."""

@@ -61,6 +61,8 @@ OTHER_METHODS = [
     pytest.param("plain", ["--semi_sync.method=diloco"]),
     pytest.param("fsdp2", ["--semi_sync.method=diloco", "--semi_sync.num_fragments=2"], marks=pytest.mark.slow),
     pytest.param("plain", ["--semi_sync.method=local_adam"], marks=pytest.mark.slow),
+    pytest.param("fsdp2", ["--semi_sync.pairing=leader"], marks=pytest.mark.slow),
+    pytest.param("pp2", ["--semi_sync.method=local_sgd"], marks=pytest.mark.slow),
 ]
 
 

@@ -8,6 +8,7 @@ import torch
 from tests.object_store import S3
 from titan_ext.config import load_site
 from titan_ext.errors import ReadError, UserError
+from titan_ext.export.trained import site_checkpoint, trained_model
 from titan_ext.inference.checkpoint import Checkpoint, find_checkpoint
 from titan_ext.inference.model import load_model
 from titan_ext.object_store import file_system
@@ -47,6 +48,15 @@ def test_eval_finds_the_latest_of_the_sites_part(stored, evaluate):
     named = evaluate("--checkpoint", f"{stored}/step-3", *flags)
     assert there["checkpoint"] == named["checkpoint"] == f"{stored}/step-3"
     assert there["perplexity"][0]["loss"] == named["perplexity"][0]["loss"]
+
+
+@pytest.mark.parametrize(("step", "taken"), [(None, 3), (2, 2)])
+def test_export_finds_a_step_of_the_sites_part(step, taken, stored, config_file):
+    site = load_site(config_file, "a", [f"--checkpoint.folder={STORE}", "--checkpoint.last_save_in_hf=false"])
+    assert site_checkpoint(site, step).path == f"{stored}/step-{taken}"
+    assert trained_model(site, step) is not None
+    with pytest.raises(UserError, match=f'site "a": no finished checkpoint in {stored}/step-7'):
+        site_checkpoint(site, 7)
 
 
 @pytest.mark.parametrize("asked", [f"{STORE}/b/checkpoint", "latest"])
