@@ -138,7 +138,7 @@ class TextDataLoader(ParallelAwareDataloader):
             Raises:
                 UserError: nothing fits the pattern.
             """
-            return all_sources(self.source, self.sources)
+            return all_sources(self.source, self.sources, self.retry_seconds)
 
         @property
         def has_sources(self) -> bool:

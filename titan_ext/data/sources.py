@@ -34,17 +34,17 @@ class SourceTable:
     """Its weight in a round's mean under ``semi_sync.weighting = "site"``, times the site's."""
 
 
-def all_sources(tables: list[SourceTable], pattern: str) -> list[SourceTable]:
+def all_sources(tables: list[SourceTable], pattern: str, retry_seconds: float) -> list[SourceTable]:
     """The sources of the tables, and one for each file or folder that fits the pattern, named as it is without ending.
 
     Raises:
         UserError: nothing fits the pattern.
-        ReadError: the server of a URL is away.
+        ReadError: the server of a URL has been away for so long.
     """
     if not pattern:
         return tables
     if is_url(pattern):
-        paths = list(names_that_fit(pattern))
+        paths = list(names_that_fit(pattern, retry_seconds))
     else:
         paths = sorted(glob(str(Path(pattern).expanduser())))
     paths = [path for path in paths if not Path(path).name.startswith(".")]

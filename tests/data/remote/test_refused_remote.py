@@ -133,3 +133,20 @@ def test_bad_records_name_the_url_and_may_be_left_out() -> None:
 def test_settings_out_of_range_are_refused(settings: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         TextDataLoader.Config(dataset="memory://x", **settings).validate()
+
+
+def test_a_check_tells_of_a_server_that_is_away_and_a_start_waits_for_it(s3: S3, tmp_path: Path, capsys) -> None:
+    from titan_ext.cli import main
+    from titan_ext.config import load_to_start
+
+    config = tmp_path / "run.toml"
+    config.write_text('data = "s3://bucket/x"\n[training]\nsteps = 4\n')
+    fsspec.filesystem("s3").pipe("bucket/x/a.txt", b"text")
+    assert main(["check", str(config)]) == 0
+    s3.cut()
+    files._list_tree.cache_clear()
+    main(["check", str(config)])
+    told = "".join(capsys.readouterr())
+    assert "1 thing missing on this machine" in told and "the server cannot be reached" in told
+    (site,) = load_to_start(str(config), None, [])
+    assert [line for line in site.data if "'" not in line and "the site waits for it" in line]

@@ -90,6 +90,9 @@ def _listed(settings: Settings, key: str, data: Any) -> Any:
     except (UserError, RunError) as error:
         if isinstance(error, SettingError):
             raise
+        if isinstance(error, ReadError) and is_url(spec):
+            settings.refuse(settings.missing(Need.STORE, key, _problem(error, spec), spec))
+            return f"{spec}: {_problem(error, spec)}; the site waits for it"
         raise settings.error(key, _problem(error, spec), spec) from None
 
 

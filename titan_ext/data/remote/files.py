@@ -109,13 +109,13 @@ def names_below(url: str, retry_seconds: float) -> list[str]:
 
 
 @lru_cache
-def names_that_fit(pattern: str) -> tuple[str, ...]:
-    """URLs of the files and folders that fit a pattern, in order; raises as ``list_tree``, at once."""
+def names_that_fit(pattern: str, retry_seconds: float) -> tuple[str, ...]:
+    """URLs of the files and folders that fit a pattern, in order; raises as ``list_tree``."""
 
     def found(files: "AbstractFileSystem") -> list[str]:
         return [files.unstrip_protocol(path) for path in files.glob(pattern)]
 
-    return tuple(sorted(each.rstrip("/") for each in as_data(pattern, found, 0)))
+    return tuple(sorted(each.rstrip("/") for each in as_data(pattern, found, retry_seconds)))
 
 
 def as_data(name: str, operation: "Callable[[AbstractFileSystem], _Result]", retry_seconds: float) -> _Result:
