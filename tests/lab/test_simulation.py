@@ -133,6 +133,7 @@ def test_a_partition_delays_a_message_until_tcp_tries_again() -> None:
     simulation.run()
     # Tries at 0, 0.2, 0.6 and 1.4 s.
     assert dict(times)[1] == pytest.approx(1.4 + 1000 / RATE)
+    assert dict(times)[2] == pytest.approx(2 * 1000 / RATE), "what goes elsewhere waits for the interface alone"
 
 
 def test_a_group_that_breaks_fails_what_is_under_way_and_what_follows() -> None:

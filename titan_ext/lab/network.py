@@ -48,11 +48,12 @@ class Network:
     def send(self, source: int, target: int, payload: float, arrived: Callable[[], None]) -> None:
         """Send ``payload`` bytes; ``arrived`` is called when the last of them is there."""
         port, pair = (source, None), (source, target)
-        start = max(self._simulation.now, self._free[port], self._free[pair])
-        start = first_sent(start, self._down.get(frozenset(pair), 0.0))
+        start = max(self._simulation.now, self._free[port])
+        # A link that is busy or down holds up nothing that goes elsewhere.
+        self._free[port] = start + payload / port_bytes_per_second(self.links, source, self.transport)
+        start = first_sent(max(start, self._free[pair]), self._down.get(frozenset(pair), 0.0))
         seconds = self._connection(pair).seconds_to_send(payload, start)
         self._free[pair] = start + seconds
-        self._free[port] = start + min(seconds, payload / port_bytes_per_second(self.links, source, self.transport))
         self.sent[source] += payload
         self._simulation.at(start + seconds + self._trip(source, target), arrived)
 

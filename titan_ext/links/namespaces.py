@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from titan_ext.errors import RunError
@@ -29,6 +30,7 @@ HUB_PLACE = -1
 """The hub among the places of sites."""
 
 
+@cache
 def missing() -> str | None:
     """Why there can be no such network here; None if there can."""
     if os.geteuid() != 0:

@@ -12,6 +12,7 @@ from titan_ext import cli
 from titan_ext.config.load import load_run
 from titan_ext.errors import UserError
 from titan_ext.lab.build import Request, make_real_script
+from titan_ext.lab.real_time import namespaced
 from titan_ext.lab.real_time.derived import derive
 from titan_ext.lab.real_time.outcome import read_outcome
 from titan_ext.semi_sync.wire.ledger import RoundRecord
@@ -143,3 +144,11 @@ def test_a_rehearsal_with_faults_goes_on_until_its_time_is_up(file: Path, tmp_pa
     assert all(site["committed_rounds"] for site in told["sites"][:2])
     events = (tmp_path / "out" / "site2" / "events.jsonl").read_text().splitlines()
     assert [json.loads(line)["phase"] for line in events] == ["running", "waiting", "running", "stopped"]
+
+
+def test_namespaces_need_root(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(namespaced, "missing", lambda: "network namespaces need root")
+    assert cli.main(["lab", str(file), "--link", "1gbit", "--namespaces"]) == 2
+    assert "--namespaces: network namespaces need root" in capsys.readouterr().err
+    assert cli.main(["lab", str(file), "--link", "1gbit", "--namespaces", "--virtual-time"]) == 2
+    assert "leave it or --virtual-time out" in capsys.readouterr().err

@@ -85,6 +85,7 @@ def test_what_is_cut_off_comes_when_the_partition_is_over() -> None:
         assert process.communicate(timeout=30)[0] == "hi\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(missing() is not None, reason=f"network namespaces: {missing()}")
 def test_sites_in_namespaces_are_as_far_apart_and_are_cut_off_from_each_other() -> None:
     with closing(NamespacedSites(links(0.1))) as sites:
