@@ -1,11 +1,15 @@
 """What sites must have in common is told in the words of the configuration, whichever setting it follows from."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tests.config.conftest import GOOD
 from titan_ext.config import load_run, load_site
 from titan_ext.config.common import beside_outer_loop
 from titan_ext.config.outer_loop import plan_of
+from titan_ext.data.tokenizers.bpe import train_tokenizer
 from titan_ext.errors import UserError
 from titan_ext.semi_sync.plan.resolve import settings_by_key
 from titan_ext.semi_sync.round.differences import InCommon, as_text, differences
@@ -59,3 +63,42 @@ def test_sites_of_one_file_that_average_unlike_moments_are_refused(write):
         UserError, match=r'sites "alpha" and "beta" differ in optimizer.betas: \[0.9, 0.95\] and \[0.8, 0.9\]'
     ):
         load_run(write(tables), METHODS["local_adam"])
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> list[Path]:
+    """Two of 265 rows, and the first written anew in another form."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("one", "two", "again")]
+    train_tokenizer(["some words of a text about words"] * 50, 265, folders[0])
+    train_tokenizer(["andere Wörter, anders verteilt: zwölf Boxkämpfer"] * 50, 265, folders[1])
+    whole = json.loads((folders[0] / "tokenizer.json").read_text())
+    (folders[2] / "tokenizer.json").write_text(json.dumps(whole, indent=4))
+    return folders
+
+
+LOCAL = '\n[[semi_sync.scopes]]\nname = "own"\nparameters = ["tok_embeddings.*", "lm_head.*"]\nshared = "local"\n'
+
+
+@pytest.mark.parametrize(
+    ("places", "extra", "refused"),
+    [
+        ((0, 1), "", True),
+        ((0, 2), "", False),
+        ((0, 0), "", False),
+        ((0, 1), LOCAL, False),
+        ((0, 1), LOCAL.replace('"tok_embeddings.*", ', ""), True),
+        ((0, 1), LOCAL.replace('"local"', '"sparse_rows"'), False),
+    ],
+    ids=["other rows", "other form", "one", "own embeddings", "own heads alone", "by row"],
+)
+def test_sites_that_share_embeddings_have_tokenizers_of_the_same_rows(places, extra, refused, write, tokenizers):
+    text = GOOD
+    for name, place in zip(("alpha", "beta"), places, strict=True):
+        text = text.replace(f'name = "{name}"\n', f'name = "{name}"\ntokenizer = "{tokenizers[place]}"\n')
+    head, site, rest = text.partition("\n[[site]]")
+    file = write(head + extra + site + rest)
+    if not refused:
+        load_run(file)
+        return
+    with pytest.raises(UserError, match="differ in tokenizer: .*two.*rows would stand for other tokens"):
+        load_run(file)

@@ -10,6 +10,7 @@ import pytest
 from tests.end_to_end.file_runs import FileRun, train_in_turn
 from tests.end_to_end.forked import SiteRun, lighthouse, start_site
 from tests.end_to_end.test_layouts import write_config
+from titan_ext.data.tokenizers.bpe import train_tokenizer
 from titan_ext.launcher.placement import free_port
 
 _OVERLAP = "fragment_sync_delay = 1\nfragment_update_alpha = 0.5"
@@ -186,6 +187,22 @@ def test_sites_with_other_settings_are_told_which(key, tmp_path, text_corpus):
     assert codes == [[2], [2]]
     for site in sites:
         assert f"{key} is 2 at a, 3 at b" in one_line(site) or f"{key} is 3 at b, 2 at a" in one_line(site)
+
+
+def test_sites_whose_tokenizers_have_other_rows_do_not_share_embeddings(tmp_path, text_corpus):
+    """Each on a machine of its own, where the same path is another tokenizer of the same size."""
+    config = write_config(tmp_path, ["a", "b"], own_data(text_corpus), {})
+    with lighthouse(2) as url:
+        sites = []
+        for name in ("a", "b"):
+            (tmp_path / name / "tokenizer").mkdir(parents=True)
+            train_tokenizer([f"words of site {name}, {name * 3} and more"] * 20, 265, tmp_path / name / "tokenizer")
+            sites.append(start_site(config, name, 1, url, f"--tokenizer={tmp_path / name / 'tokenizer'}"))
+        assert [site.wait() for site in sites] == [[2], [2]]
+    for site in sites:
+        assert "differ in [semi_sync], model, layout or last step" in one_line(site) and "tokenizer is" in one_line(
+            site
+        )
 
 
 @pytest.mark.parametrize(

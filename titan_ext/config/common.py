@@ -4,9 +4,13 @@ import dataclasses
 from typing import Any
 
 from titan_ext.config.cost.inner_states import InnerStates
+from titan_ext.config.model import parameter_shapes
 from titan_ext.config.outer_loop import plan_of
 from titan_ext.config.resolved import known_sizes
 from titan_ext.semi_sync.bind import averages_state
+from titan_ext.semi_sync.plan.scopes import assign, matches
+from titan_ext.semi_sync.state.group_parameters import WithGroup
+from titan_ext.semi_sync.state.sparse_tables import SparseRows
 
 # What the optimizer's states do not depend on but for their rounding.
 _SITES_OWN = {"lr", "weight_decay", "eps", "adamw_lr", "state_dtype"}
@@ -20,6 +24,15 @@ def beside_outer_loop(config: Any) -> dict[str, Any]:
     """
     # All take the same steps: a site with fewer would leave the others waiting for it at their end.
     return {"training.steps": config.training.steps, **_sources(config), **_moments(config), **_own_quorums(config)}
+
+
+def shares_token_rows(config: Any) -> bool:
+    """Whether all sites share parameters that have a row for each token, row by row."""
+    plan = plan_of(config)
+    home = assign({name: shape.numel() for name, shape in parameter_shapes(config).items()}, plan)
+    apart = {scope.name for scope in plan.scopes if not scope.shared}
+    apart |= {rule.scope for rule in plan.rules if isinstance(rule.apply, (SparseRows, WithGroup))}
+    return any(matches(name, config.dept.embeddings) and place[0] not in apart for name, place in home.items())
 
 
 def has_region_quorum(config: Any) -> bool:

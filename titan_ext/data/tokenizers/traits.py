@@ -55,6 +55,20 @@ def identity(tokenizer: BaseTokenizer) -> dict[str, Any]:
     return {"vocabulary": tokenizer.get_vocab_size(), "tokenizer": known, "marks": marks}
 
 
+def token_rows(tokenizer: BaseTokenizer) -> str:
+    """A digest of which token each row of an embedding stands for: equal where sites can share embeddings row by row.
+
+    Of a tokenizer that does not tell its vocabulary, the name of its class.
+    """
+    base, vocabulary = getattr(tokenizer, "base", tokenizer), getattr(tokenizer, "vocabulary", None)
+    rows = BYTE if isinstance(base, ByteTokenizer) else type(base).__name__
+    if isinstance(base, HuggingFaceTokenizer):
+        rows = json.dumps(sorted((row, token) for token, row in base.get_vocab().items()))
+    if vocabulary is not None:
+        rows += hashlib.sha256(vocabulary.ids.numpy().tobytes()).hexdigest()
+    return rows if rows == BYTE else hashlib.sha256(rows.encode()).hexdigest()[:16]
+
+
 def unknown_id(tokenizer: BaseTokenizer) -> int | None:
     """The token that the tokenizer itself gives to what it does not know; None where it has none."""
     if not isinstance(tokenizer, HuggingFaceTokenizer):
