@@ -34,6 +34,11 @@ OTHER = [
     ("mt_dao", "--optimizer.omegas=[0.5]", "optimizer.omegas is [0.95] at a, [0.5] at b"),
     ("lordo", "--optimizer.rank=4", "optimizer.rank is 32 at a, 4 at b"),
     ("diloco", "--training.steps=7", "training.steps is"),
+    ("diloco", "--model.rope_theta=10000", "model.rope_theta is 500000.0 at a, 10000.0 at b"),
+    ("diloco", "--model.norm_eps=1e-6", "model.norm_eps is 1e-05 at a, 1e-06 at b"),
+    ("diloco", "--model.rope_scaling=none", "model.rope_scaling"),
+    ("diloco", "--model.vocab_size=1000", ""),
+    ("diloco", "--training.seq_len=64", ""),
     ("diloco", "--optimizer.betas=[0.8,0.9]", ""),
     ("local_adam", "--optimizer.lr=0.5", ""),
 ]

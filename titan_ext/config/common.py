@@ -12,6 +12,8 @@ from titan_ext.semi_sync.plan.scopes import assign, matches
 from titan_ext.semi_sync.state.group_parameters import WithGroup
 from titan_ext.semi_sync.state.sparse_tables import SparseRows
 
+# Of a model: its rows are the tokenizer's, its positions those of the sequences.
+_NOT_COMPUTED = {"vocab_size", "max_seq_len"}
 # What the optimizer's states do not depend on but for their rounding.
 _SITES_OWN = {"lr", "weight_decay", "eps", "adamw_lr", "state_dtype"}
 
@@ -23,7 +25,8 @@ def beside_outer_loop(config: Any) -> dict[str, Any]:
         config: a site's ``Trainer.Config`` with an outer loop.
     """
     # All take the same steps: a site with fewer would leave the others waiting for it at their end.
-    return {"training.steps": config.training.steps, **_sources(config), **_moments(config), **_own_quorums(config)}
+    steps = {"training.steps": config.training.steps}
+    return steps | _computation(config) | _sources(config) | _moments(config) | _own_quorums(config)
 
 
 def shares_token_rows(config: Any) -> bool:
@@ -51,6 +54,15 @@ def behind_model(config: Any) -> dict[str, Any]:
         **{f"parallelism.{key}": value for key, value in degrees.items()},
         "training.dtype": config.training.dtype,
     }
+
+
+def _computation(config: Any) -> dict[str, Any]:
+    """What a model computes beside what the shapes of its tensors say, as far as its config tells."""
+    model = config.model_spec.model
+    own = {each.name: getattr(model, each.name) for each in dataclasses.fields(model)}
+    plain = {key: value for key, value in own.items() if isinstance(value, (bool, int, float, str))}
+    known = {key: value for key, value in {**plain, **known_sizes(model)}.items() if key not in _NOT_COMPUTED}
+    return {"model.name": config.model_spec.name, **{f"model.{key}": value for key, value in known.items()}}
 
 
 def _sources(config: Any) -> dict[str, Any]:
