@@ -36,10 +36,13 @@ def check_recomputed(settings: Settings, config: Any) -> None:
     Raises:
         UserError: naming the key.
     """
-    if settings.get(_RECOMPUTED) is None:
+    checkpointing = config.activation_checkpoint
+    patterns = getattr(checkpointing, "force_recompute_mm_shapes_by_fqns", ())
+    # torchtitan's own are those of any of its models.
+    if settings.get(_RECOMPUTED) is None or patterns == type(checkpointing)().force_recompute_mm_shapes_by_fqns:
         return
     modules = block_modules(config)
-    for pattern in getattr(config.activation_checkpoint, "force_recompute_mm_shapes_by_fqns", ()):
+    for pattern in patterns:
         fitting = [name for name in modules if pattern in name]
         other = next((name for name in fitting if not modules[name]), None)
         if other is not None:
