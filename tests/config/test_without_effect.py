@@ -36,6 +36,13 @@ from .conftest import GOOD
             "semi_sync.region_sync_every is null: replica.region_lighthouse",
         ),
         (["--semi_sync.round_box_grace=0.2"], 'semi_sync.round_box is "steps": semi_sync.round_box_grace'),
+        (["--debug.deterministic_warn_only"], "debug.deterministic is false: debug.deterministic_warn_only"),
+        (["--comm.save_traces_folder=x"], "comm.trace_buf_size is 0: comm.save_traces_folder"),
+        (["--hf_assets_path=x", "--tokenizer=byte"], "checkpoint.initial_load_in_hf is false: hf_assets_path"),
+        (
+            ['--parallelism.module_fqns_per_model_part=[["norm"]]'],
+            "pipeline_parallel_degree is 1: parallelism.module_fqns_per_model_part",
+        ),
         ([], ""),
         (["--checkpoint.enable", "--checkpoint.interval=5", "--spikes.action=clip", "--spikes.deviations=3"], ""),
     ],

@@ -1,5 +1,6 @@
 """Weights from the checkpoints that a real run left, whatever layout and format they are in."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,15 @@ def test_a_checkpoint_of_another_model_is_refused(config_file, step, flags, word
 def test_a_checkpoint_without_a_global_copy_is_refused(config_file):
     with pytest.raises(UserError, match="--weights global: .* holds no global parameters"):
         weights_of(config_file, 4, "global")
+
+
+def test_what_a_checkpoint_that_cannot_be_read_met_with_is_said(config_file, tmp_path):
+    shutil.copytree(config_file.parent / "a" / "checkpoint" / "step-3", tmp_path / "step-3")
+    data = next((tmp_path / "step-3").glob("*.distcp"))
+    data.unlink()
+    data.mkdir()
+    with pytest.raises(RunError, match="cannot be read: .*Is a directory"):
+        load_model(load_site(config_file), find_checkpoint(str(tmp_path / "step-3"), Path()))
 
 
 def test_a_broken_checkpoint_is_said(config_file, tmp_path):

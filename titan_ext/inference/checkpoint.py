@@ -20,6 +20,7 @@ from torchtitan.protocols.model_spec import ModelSpec
 
 from titan_ext.checkpoint_place import files_below, reader, steps_in
 from titan_ext.config.recorded import changes_since, read_record, tokenizer_changes
+from titan_ext.error_text import first_failure, reason
 from titan_ext.errors import RunError, UserError
 from titan_ext.huggingface.fit import check_weights
 from titan_ext.huggingface.weights import what_instead
@@ -199,7 +200,7 @@ def _load(state: dict[str, Any], storage: StorageReader, checkpoint: Checkpoint)
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(state, storage_reader=storage, no_dist=True)
     except (CheckpointException, OSError) as error:
-        raise RunError(f"checkpoint {checkpoint.path}: cannot be read: {_first_line(error)}") from error
+        raise RunError(f"checkpoint {checkpoint.path}: cannot be read: {reason(first_failure(error))}") from error
 
 
 def _sizes(storage: StorageReader, checkpoint: Checkpoint) -> dict[str, torch.Size]:
@@ -211,7 +212,7 @@ def _metadata(storage: StorageReader, checkpoint: Checkpoint) -> Metadata:
     try:
         return storage.read_metadata()
     except Exception as error:  # unpickling what is damaged may raise anything
-        raise RunError(f"checkpoint {checkpoint.path}: cannot be read: {_first_line(error)}") from error
+        raise RunError(f"checkpoint {checkpoint.path}: cannot be read: {reason(first_failure(error))}") from error
 
 
 def _check_same_model(
@@ -222,7 +223,3 @@ def _check_same_model(
 
 def _step_number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

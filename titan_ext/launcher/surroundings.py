@@ -51,7 +51,8 @@ def check_variables(environment: MutableMapping[str, str] = os.environ) -> None:
             raise UserError(
                 f"the variable {_DOTTED} = {path!r}: must be dotted paths of functions, separated by commas"
             )
-    known = [name for _, name in socket.if_nameindex()]
-    for name in environment.get(GLOO_INTERFACE, "").split(","):
+    chosen = environment.get(GLOO_INTERFACE, "")
+    known = [name for _, name in socket.if_nameindex()] if chosen else []
+    for name in chosen.split(","):
         if name and name not in known:
             raise UserError(f"{GLOO_INTERFACE} = {name}: no such interface; this machine has {', '.join(known)}")
