@@ -1,6 +1,5 @@
 """Faults of a rehearsal in real time: what is done to the sites' processes and to what lies between them."""
 
-import os
 import signal
 import threading
 import time
@@ -76,7 +75,7 @@ class Strikes:
             time.sleep(_PERIOD_SECONDS * (1 - share))
 
     def _start(self, action: Callable[[], None]) -> None:
-        thread = threading.Thread(target=action, daemon=True, name=f"titan_ext-fault-{os.getpid()}")
+        thread = threading.Thread(target=action, daemon=True, name="titan_ext-fault")
         self._threads.append(thread)
         thread.start()
 
