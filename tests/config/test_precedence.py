@@ -196,3 +196,23 @@ def test_ranks_follow_the_layout(write: Callable) -> None:
     assert load_site(file, "alpha", ["--parallelism.tensor_parallel_degree=2"]).nproc == 2
     site = load_site(file, "alpha", ["--parallelism.tensor_parallel_degree=2", "--nproc", "4"])
     assert site.layout.shard == 2 and site.nproc == 4
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (((0, 2), (1, 2)), []),
+        (
+            ((0, 2), (0, 2)),
+            ['reads part 0 of 2 of builtin:code, as site "alpha" does', "part 1 of 2 of builtin:code is"],
+        ),
+        (((0, 4), (2, 4)), ["part 1, 3 of 4 of builtin:code is read by no site"]),
+    ],
+)
+def test_parts_that_two_sites_read_or_none_are_said(parts, said, write: Callable) -> None:
+    text = GOOD
+    for data, (index, count) in zip(('"builtin:code"', '"builtin:docs"'), parts, strict=True):
+        table = f'{{dataset = "builtin:code", share_index = {index}, share_count = {count}}}'
+        text = text.replace(f"data = {data}", f"data = {table}")
+    notes = [note for site in load_run(write(text)).sites for note in site.notes if "part " in note]
+    assert len(notes) == len(said) and all(any(words in note for note in notes) for words in said)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from titan_ext.config.binder import Binder, field_types
@@ -31,6 +31,8 @@ class SitePlan:
     """With findings of its own: the complaints about the site."""
     header: SiteHeader
     site: SiteConfig
+    notes: list[str] = field(default_factory=list)
+    """What a user should know of the site beside the others, though it is no mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +210,27 @@ def _share_out(plans: Sequence[SitePlan]) -> None:
                 first = telling[0].site.name
                 problem = f'is missing: site "{first}" says which part of {dataset!r} it takes, so all on it must'
                 plan.settings.refuse(plan.settings.error("data.share_index", problem))
+        if len(group) > 1 and len(telling) == len(group):
+            _note_shares(dataset, group)
         if len(group) > 1 and not telling:
             for place, plan in enumerate(group):
                 plan.settings.merge({"data": {"share_index": place, "share_count": len(group)}}, Origin.TITAN_EXT)
+
+
+def _note_shares(dataset: str, plans: Sequence[SitePlan]) -> None:
+    """Say which sites read the same part of a corpus, and which parts none of them reads."""
+    first_of: dict[tuple[Any, ...], SitePlan] = {}
+    for plan in plans:
+        part = tuple(plan.settings.get(f"data.{key}") for key in _SHARE)
+        first = first_of.setdefault(part, plan)
+        if first is not plan:
+            index, count = part
+            plan.notes.append(f'reads part {index} of {count} of {dataset}, as site "{first.site.name}" does')
+    counts = {count for _, count in first_of}
+    if len(counts) == 1 and isinstance(count := counts.pop(), int):
+        left = sorted({*range(count)} - {index for index, _ in first_of if isinstance(index, int)})
+        if left:
+            plans[0].notes.append(f"part {', '.join(map(str, left))} of {count} of {dataset} is read by no site")
 
 
 def _with_levels(labels: Mapping[str, str]) -> dict[str, str]:

@@ -201,7 +201,7 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: 
         for key, origin in derived.items()
         if origin is Origin.PLATFORM and settings.get(key) is not None
     ]
-    notes += notes_on_unread(settings, config)
+    notes += plan.notes + notes_on_unread(settings, config)
     data = check_machine(settings, config, layout)
     notes += [str(each) for each in findings.lacking([Need.VOCABULARY])]
     return Site(
