@@ -9,8 +9,9 @@ from titan_ext.semi_sync.engine import SemiSync
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
 from titan_ext.semi_sync.options import SiteOptions
 from titan_ext.semi_sync.plan.components import method_names
-from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncPlan, SyncRule, Wire
+from titan_ext.semi_sync.plan.plan import SyncPlan
 from titan_ext.semi_sync.plan.resolve import fill_defaults, resolve
+from titan_ext.semi_sync.plan.rule import PARAMETERS, Apply, SyncRule, Wire
 from titan_ext.semi_sync.plan.scopes import ScopeConfig
 from titan_ext.semi_sync.plan.weighting import SiteWeighting, register_weighting
 from titan_ext.semi_sync.round.commit_log import Commit, CommitLog

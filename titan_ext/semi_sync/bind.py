@@ -6,7 +6,8 @@ import torch
 from torch.optim import Optimizer
 
 from titan_ext.semi_sync.options import SiteOptions
-from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncPlan, SyncRule, Wire
+from titan_ext.semi_sync.plan.plan import SyncPlan
+from titan_ext.semi_sync.plan.rule import PARAMETERS, SyncRule, Wire
 from titan_ext.semi_sync.plan.scopes import assign, matches
 from titan_ext.semi_sync.state.group_parameters import WithGroup
 from titan_ext.semi_sync.state.sparse_tables import SparseRows, SparseTable, reduce_by_row

@@ -11,8 +11,8 @@ import torch
 
 from titan_ext.semi_sync import SemiSyncConfig
 from titan_ext.semi_sync.methods.decoupled_diloco import RadialStep
-from titan_ext.semi_sync.plan.plan import SyncRule
 from titan_ext.semi_sync.plan.resolve import resolve
+from titan_ext.semi_sync.plan.rule import SyncRule
 from titan_ext.semi_sync.state.synced_state import BindOptions
 from titan_ext.semi_sync.state.tensors import BoundTensors
 from titan_ext.semi_sync.state.views import ModelView

@@ -12,8 +12,9 @@ from titan_ext.config.settings import Settings
 from titan_ext.semi_sync.bind import averages_state, is_elementwise
 from titan_ext.semi_sync.methods.registry import METHODS
 from titan_ext.semi_sync.plan.components import shares_sparse_rows
-from titan_ext.semi_sync.plan.plan import PARAMETERS, SOURCES_NEED, SyncPlan
+from titan_ext.semi_sync.plan.plan import SOURCES_NEED, SyncPlan
 from titan_ext.semi_sync.plan.regions import REGION
+from titan_ext.semi_sync.plan.rule import PARAMETERS
 from titan_ext.semi_sync.plan.scopes import assign
 
 _NO_TEXT = (

@@ -12,7 +12,7 @@ from titan_ext.config.cost.inner_states import InnerStates
 from titan_ext.config.fomoe import expert_rows, holders
 from titan_ext.config.outer_loop import plan_of
 from titan_ext.semi_sync.bind import bind, build_reductions, shared_buffers
-from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncRule, not_in_vain
+from titan_ext.semi_sync.plan.rule import PARAMETERS, SyncRule, not_in_vain
 from titan_ext.semi_sync.plan.scopes import assign
 from titan_ext.semi_sync.site.shards import batches_of
 from titan_ext.semi_sync.state.sparse_tables import SparseTable, reduce_by_row

@@ -19,7 +19,7 @@ import torch
 from titan_ext.optim.cosine import inverse_in_whole_numbers, whole_basis
 from titan_ext.optim.rounding import copy_randomly, seed_of
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
-from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncRule
+from titan_ext.semi_sync.plan.rule import PARAMETERS, Apply, SyncRule
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState
 from titan_ext.semi_sync.wire.codecs import Codec, pack_12_bits, unpack_12_bits

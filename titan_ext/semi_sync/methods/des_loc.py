@@ -16,7 +16,7 @@ from typing import Any
 
 from titan_ext.optim.moments import Moment
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
-from titan_ext.semi_sync.plan.plan import SyncRule
+from titan_ext.semi_sync.plan.rule import SyncRule
 from titan_ext.semi_sync.state.synced_parameters import Average, average_or_step
 
 FIRST_MOMENT = "exp_avg|momentum_buffer"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from titan_ext.semi_sync.methods.registry import MethodContext
-from titan_ext.semi_sync.plan.plan import Apply, SyncRule
+from titan_ext.semi_sync.plan.rule import Apply, SyncRule
 from titan_ext.semi_sync.state.synced_state import BindOptions, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors
 from titan_ext.semi_sync.wire.reductions import AllReduce

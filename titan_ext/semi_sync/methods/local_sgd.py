@@ -1,7 +1,7 @@
 """Local SGD (FedAvg): parameters averaged every K inner steps (arXiv 1805.09767)."""
 
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
-from titan_ext.semi_sync.plan.plan import SyncRule
+from titan_ext.semi_sync.plan.rule import SyncRule
 from titan_ext.semi_sync.state.synced_parameters import average_or_step
 
 

@@ -23,7 +23,7 @@ from titan_ext.optim.low_rank_layout import like_basis, local_gradient
 from titan_ext.optim.projection import coordinate_basis, projection
 from titan_ext.semi_sync.methods.des_loc import NESTEROV
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
-from titan_ext.semi_sync.plan.plan import Apply, SyncRule
+from titan_ext.semi_sync.plan.rule import Apply, SyncRule
 from titan_ext.semi_sync.state.outer_optimizers import OuterOptimizer
 from titan_ext.semi_sync.state.synced_parameters import Average, SyncedParameters
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState

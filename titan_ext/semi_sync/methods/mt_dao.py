@@ -10,7 +10,7 @@ from typing import Any
 
 from titan_ext.semi_sync.methods.des_loc import NESTEROV, parameter_rule
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
-from titan_ext.semi_sync.plan.plan import SyncRule
+from titan_ext.semi_sync.plan.rule import SyncRule
 from titan_ext.semi_sync.state.synced_parameters import Average
 
 

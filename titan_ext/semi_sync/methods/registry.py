@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from titan_ext.optim.moments import Moment
-from titan_ext.semi_sync.plan.plan import ScopePatterns, SyncRule, Wire
+from titan_ext.semi_sync.plan.plan import ScopePatterns
+from titan_ext.semi_sync.plan.rule import SyncRule, Wire
 from titan_ext.semi_sync.registry import Registry
 from titan_ext.semi_sync.state.outer_optimizers import OuterOptimizer
 

@@ -13,7 +13,7 @@ import torch
 
 from titan_ext.errors import InvalidValue
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
-from titan_ext.semi_sync.plan.plan import Apply, SyncRule
+from titan_ext.semi_sync.plan.rule import Apply, SyncRule
 from titan_ext.semi_sync.state.synced_parameters import SyncedParameters
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors

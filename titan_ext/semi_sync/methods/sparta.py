@@ -13,7 +13,7 @@ import torch
 
 from titan_ext.optim.rounding import copy_randomly
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
-from titan_ext.semi_sync.plan.plan import Apply, SyncRule
+from titan_ext.semi_sync.plan.rule import Apply, SyncRule
 from titan_ext.semi_sync.state.synced_parameters import average_or_step
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors

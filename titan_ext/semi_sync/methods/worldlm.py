@@ -30,8 +30,9 @@ from typing import Literal
 from titan_ext.errors import InvalidValue, require, require_one_of
 from titan_ext.semi_sync.methods.local_sgd import local_sgd
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
-from titan_ext.semi_sync.plan.plan import ScopePatterns, SyncRule
+from titan_ext.semi_sync.plan.plan import ScopePatterns
 from titan_ext.semi_sync.plan.regions import MOST_LEVELS, REGION
+from titan_ext.semi_sync.plan.rule import SyncRule
 from titan_ext.semi_sync.state.key_layers import SCORES, KeyAttention
 from titan_ext.semi_sync.state.privacy import Noise, NoisedStep
 from titan_ext.semi_sync.state.routed_keys import KeyRouting

@@ -8,7 +8,7 @@ from titan_ext.errors import InvalidValue, require, require_one_of
 from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.methods.registry import METHODS
 from titan_ext.semi_sync.plan.components import AVERAGE, COMPONENTS, component, outer_optimizer, shares_sparse_rows
-from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncRule
+from titan_ext.semi_sync.plan.rule import PARAMETERS, SyncRule
 from titan_ext.semi_sync.plan.scopes import ScopeConfig
 from titan_ext.semi_sync.plan.weighting import WEIGHTINGS, SiteWeighting
 from titan_ext.semi_sync.registry import Registry

@@ -27,7 +27,6 @@ from titan_ext.semi_sync.plan.components import (
 )
 from titan_ext.semi_sync.plan.plan import (
     LATE_WORK_NEEDS,
-    PARAMETERS,
     SOURCES_NEED,
     Lateness,
     OutlierGuard,
@@ -35,10 +34,9 @@ from titan_ext.semi_sync.plan.plan import (
     SiteSampling,
     SourceTraining,
     SyncPlan,
-    SyncRule,
-    Wire,
 )
 from titan_ext.semi_sync.plan.regions import REGION
+from titan_ext.semi_sync.plan.rule import PARAMETERS, SyncRule, Wire
 from titan_ext.semi_sync.plan.scopes import OWN_KEYS, ScopeConfig
 from titan_ext.semi_sync.plan.weighting import WEIGHTINGS
 from titan_ext.semi_sync.state.group_parameters import WithGroup

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from titan_ext.semi_sync.plan.plan import SyncPlan, not_in_vain
+from titan_ext.semi_sync.plan.plan import SyncPlan
+from titan_ext.semi_sync.plan.rule import not_in_vain
 from titan_ext.semi_sync.plan.weighting import UNKNOWN
 
 

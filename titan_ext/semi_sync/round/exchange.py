@@ -9,7 +9,8 @@ from typing import Any, TypeGuard
 import torch
 from torch.distributed import ReduceOp
 
-from titan_ext.semi_sync.plan.plan import PARAMETERS, OutlierGuard, SyncPlan
+from titan_ext.semi_sync.plan.plan import OutlierGuard, SyncPlan
+from titan_ext.semi_sync.plan.rule import PARAMETERS
 from titan_ext.semi_sync.plan.weighting import NO_STANDING, SiteWeighting, Standing
 from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict, agree, all_gather_status
 from titan_ext.semi_sync.round.clock import Clock

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from titan_ext.semi_sync.plan.plan import PARAMETERS, SiteSampling
+from titan_ext.semi_sync.plan.plan import SiteSampling
+from titan_ext.semi_sync.plan.rule import PARAMETERS
 from titan_ext.semi_sync.plan.sampling import sampled_sites
 from titan_ext.semi_sync.round.box import RoundBox
 from titan_ext.semi_sync.round.round import Role, RoundResult

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from titan_ext.semi_sync.compat.torchft_manager import adapt_manager
-from titan_ext.semi_sync.plan.plan import averaged_by_all
 from titan_ext.semi_sync.plan.regions import REGION
+from titan_ext.semi_sync.plan.rule import averaged_by_all
 from titan_ext.semi_sync.plan.schedule import Schedule
 from titan_ext.semi_sync.round.agreement import Verdict
 from titan_ext.semi_sync.round.commit import Committer, mean_is_finite_on_all_ranks, why_not_committed

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from titan_ext.semi_sync.plan.plan import PARAMETERS
+from titan_ext.semi_sync.plan.rule import PARAMETERS
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
 from titan_ext.semi_sync.state.synced_state import SyncedState

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncRule
+from titan_ext.semi_sync.plan.rule import PARAMETERS, Apply, SyncRule
 from titan_ext.semi_sync.state.synced_parameters import SyncedParameters, ValuesWithGlobalCopy
 from titan_ext.semi_sync.state.synced_state import BindOptions, StateFacts, SyncedState, TakenFromPeers
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState

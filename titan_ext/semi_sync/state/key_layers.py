@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from titan_ext.optim.rounding import copy_randomly
-from titan_ext.semi_sync.plan.plan import Apply, SyncRule
+from titan_ext.semi_sync.plan.rule import Apply, SyncRule
 from titan_ext.semi_sync.state import attention
 from titan_ext.semi_sync.state.group_parameters import ValuesOfGroup
 from titan_ext.semi_sync.state.privacy import Noise, Noised

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from titan_ext.optim.rounding import seed_of, shard_of
-from titan_ext.semi_sync.plan.plan import Apply, SyncRule
+from titan_ext.semi_sync.plan.rule import Apply, SyncRule
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.site.shards import counted_once
 from titan_ext.semi_sync.state.outer_optimizers import OuterOptimizer

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from titan_ext.semi_sync.plan.plan import Apply, SyncRule
+from titan_ext.semi_sync.plan.rule import Apply, SyncRule
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors
 from titan_ext.semi_sync.state.views import like, local_tensor

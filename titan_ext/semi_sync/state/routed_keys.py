@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from titan_ext.semi_sync.plan.plan import Apply, SyncRule
+from titan_ext.semi_sync.plan.rule import Apply, SyncRule
 from titan_ext.semi_sync.state.attention import cosine
 from titan_ext.semi_sync.state.key_layers import tree_among
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState, Tells, Told

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncRule
+from titan_ext.semi_sync.plan.rule import PARAMETERS, Apply, SyncRule
 from titan_ext.semi_sync.site.shards import Piece, piece_of
 from titan_ext.semi_sync.state.synced_parameters import SyncedParameters
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState, TakenFromPeers

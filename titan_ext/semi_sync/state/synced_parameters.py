@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from titan_ext.optim.rounding import copy_randomly
-from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncRule
+from titan_ext.semi_sync.plan.rule import PARAMETERS, Apply, SyncRule
 from titan_ext.semi_sync.state.outer_optimizers import OuterOptimizer, work_on
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, Guarded, StateFacts, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState

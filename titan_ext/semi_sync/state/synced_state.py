@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from titan_ext.optim.exact import divide_
 from titan_ext.optim.rounding import copy_randomly, seed_of, shard_of
-from titan_ext.semi_sync.plan.plan import PARAMETERS, SyncRule
+from titan_ext.semi_sync.plan.rule import PARAMETERS, SyncRule
 from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.moment_ages import Ages
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState, copy_into

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import torch
 
 from titan_ext.errors import RunError
-from titan_ext.semi_sync.plan.plan import PARAMETERS, Apply, SyncPlan, SyncRule
+from titan_ext.semi_sync.plan.plan import SyncPlan
+from titan_ext.semi_sync.plan.rule import PARAMETERS, Apply, SyncRule
 from titan_ext.semi_sync.state.synced_parameters import ValuesWithGlobalCopy
 from titan_ext.semi_sync.state.synced_state import BindOptions, StateFacts, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from titan_ext.optim.moments import Moment, moments, moments_by_parameter, named, set_steps, steps_of
-from titan_ext.semi_sync.plan.plan import PARAMETERS
+from titan_ext.semi_sync.plan.rule import PARAMETERS
 
 logger = logging.getLogger(__name__)
 
