@@ -27,6 +27,7 @@ from titan_ext.semi_sync.round.differences import InCommon, name_differences
 from titan_ext.semi_sync.round.healing import Healing
 from titan_ext.semi_sync.round.late import discounted, late_contribution
 from titan_ext.semi_sync.round.lineage import Lineage
+from titan_ext.semi_sync.round.newcomers import places_of_givers
 from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.round.spans import span
 from titan_ext.semi_sync.site.pairing import Pairing
@@ -246,7 +247,7 @@ class Exchange:
         taken_over = {}
         for index, state in enumerate(self.states):
             if isinstance(state, TakenFromPeers):
-                of = self._facts(verdict, self._places(verdict, state.rule.group))
+                of = self._facts(verdict, places_of_givers(verdict, self.groups, state.rule.group))
                 if state.rule.group and all(of.weights[rank] >= 0 for rank in of.members(state.rule.group)):
                     continue
                 if not of.weights:
@@ -257,26 +258,6 @@ class Exchange:
                 if not state.rule.group or of.weights[of.rank] < 0:
                     taken_over[index] = messages
         return taken_over
-
-    def _places(self, verdict: Verdict, group: str) -> list[float]:
-        """The order in which newcomers take from sites, the first 0; below 0 a site that takes a group's values itself.
-
-        Empty where all tables are whole.
-        """
-        table, ranks = verdict.table, range(len(verdict.table))
-        order = sorted(
-            ranks, key=lambda rank: (table[rank].position, table[rank].rules is not None, -rank), reverse=True
-        )
-        places = [float(order.index(rank)) for rank in ranks]
-        if not group:
-            same = len({site.position for site in table}) == 1 and table[0].position.round > 0
-            return [] if same else places
-        labels, at = verdict.labels(self.groups)[group], self.groups.index(group)
-        for rank in ranks:
-            first = next(each for each in order if labels[each] == labels[rank])
-            if rank != first and _lacks(table[rank], table[first], at):
-                places[rank] = -1.0
-        return places
 
     def _facts(self, verdict: Verdict, weights: Sequence[float]) -> RoundFacts:
         labels = verdict.labels(self.groups)
@@ -376,14 +357,6 @@ class Exchange:
         """Contribute nothing."""
         guarded = sum(self._is_guarded(self.states[index]) for index in parts)
         return Contribution(0.0, buffer.zero_(), parts, [0.0] * guarded)
-
-
-def _lacks(site: SiteStatus, first: SiteStatus, group: int) -> bool:
-    """Whether a site does not hold what the first of its group does."""
-    if site.rules is not None:
-        return False
-    own, theirs = site.group_checksums[group], first.group_checksums[group]
-    return site.position != first.position or site.position.round == 0 or (own != theirs and own != 0)
 
 
 def _stretch(buffer: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
