@@ -280,7 +280,9 @@ class Committer:
 def why_not_committed(result: RoundResult, failure: object | None) -> str:
     """Why a round is not committed, in a line; torchft adds a stack to what it has met with."""
     cause = getattr(failure, "original_exception", failure)
-    return result.verdict.problem or (reason(cause) if isinstance(cause, BaseException) else _OTHERS_ERROR)
+    # Where a leader speaks for the site, the others have it as text.
+    text = reason(cause) if isinstance(cause, BaseException) else str(cause or _OTHERS_ERROR)
+    return result.verdict.problem or text
 
 
 def mean_is_finite_on_all_ranks(exchange: Exchange, summed: Sum, step: int) -> bool:
