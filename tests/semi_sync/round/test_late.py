@@ -190,7 +190,7 @@ def test_torchfts_own_lighthouse_and_transfer_do_the_same(delay):
         outer.finish()
         return records, len(taken), outer.shared_state_sha256(), [each[0, 0].item() for each in model.parameters()]
 
-    results = run_sites(3, body, min_sites=2, join_timeout_ms=4000)
+    results = run_sites(3, body, min_sites=2, join_timeout_ms=8000)
     assert len({sha for _, _, sha, _ in results}) == 1
     first, third = results[0][0], results[2][0]
     assert [record.contributors for record in first if len(record.contributors) == 2] == [["site0", "site1"]]
