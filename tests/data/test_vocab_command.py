@@ -12,6 +12,12 @@ from titan_ext.data import Vocabulary
 from titan_ext.data.tokenizers.tokenizer import build_tokenizer
 from titan_ext.errors import UserError
 
+OWN_TABLES = """\
+[[semi_sync.scopes]]
+name = "tables"
+parameters = ["tok_embeddings.*", "lm_head.*"]
+shared = "local"
+"""
 RUN = """
 [model]
 name = "llama3"
@@ -22,6 +28,7 @@ vocab_size = 600
 seq_len = 16
 [semi_sync]
 method = "diloco"
+{tables}
 [[site]]
 name = "east"
 data = {{ dataset = "east.jsonl", split = "train", holdout_fraction = 0.25 }}
@@ -41,7 +48,7 @@ def file(tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> P
     write_lines(tmp_path / "west.jsonl", texts[:4])
     train_bpe(tmp_path / "bpe", texts, 600)
     path = tmp_path / "run.toml"
-    path.write_text(RUN.format(model=""))
+    path.write_text(RUN.format(model="", tables=OWN_TABLES))
     return path
 
 
@@ -74,7 +81,7 @@ def test_sites_of_a_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_tied_tables_are_counted_once(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file.write_text(RUN.format(model="enable_weight_tying = true"))
+    file.write_text(RUN.format(model="enable_weight_tying = true", tables=OWN_TABLES))
     assert call("vocab", str(file), "--site", "east", "--json") == 0
     assert last_line(capsys)["east"]["parameters_saved"] == (320 - 64) * 96
 
@@ -96,7 +103,7 @@ def test_one_site_as_json_alone(file: Path, capsys: pytest.CaptureFixture[str]) 
 def test_what_a_first_start_would_find(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Under a variant that trims, before any site has started; nothing is written that was not asked for."""
     before = sorted(file.parent.rglob("*"))
-    file.write_text('[dept]\nvariant = "trim"\n' + RUN.format(model=""))
+    file.write_text('[dept]\nvariant = "trim"\n' + RUN.format(model="", tables=""))
     assert call("vocab", str(file)) == 0
     assert last_line(capsys).keys() == {"east", "west"}
     assert sorted(file.parent.rglob("*")) == before

@@ -74,6 +74,7 @@ def test_changed_rates_count_from_the_first_step_on_and_tokens_count_on_in_anoth
     assert [line["lr"] for line in lines[3:]] == pytest.approx([3e-4 * factor for factor in (5 / 7, 4 / 7)], rel=1e-6)
     notes = [line["text"] for line in after.lines("note")]
     assert notes == [
+        "data: dp_world_size was 2, is 1: going on at document 1 of epoch 0",
         "settings are not those of the checkpoint: training.global_batch_size was 8, is 4; "
         "parallelism.data_parallel_shard_degree was 2, is 1",
         "optimizer: lr was 0.001 in the checkpoint, is 0.0003",

@@ -117,8 +117,9 @@ def test_killed_site_returns_and_ends_with_the_others(tmp_path, text_corpus):
     # The round that was under way when the site was killed may have counted on it.
     assert 1 in [line["participants"] for line in rounds[alone_since : alone_since + 2]]
     assert rounds[-1]["participants"] == 2
-    (note,) = [line["text"] for line in again.lines("note") if line["text"].startswith("joins at step")]
-    assert note.endswith("the place in the data and most states of the inner optimizer, is fresh")
+    # It may have been late at the very beginning too.
+    notes = [line["text"] for line in again.lines("note") if line["text"].startswith("joins at step")]
+    assert notes[-1].endswith("the place in the data and most states of the inner optimizer, is fresh")
     # Either site may have been the first to begin, with the other joining it a round later.
     numbers = [line["round"] for line in rounds if line["committed"]]
     assert numbers == list(range(numbers[0], 11))
