@@ -42,7 +42,7 @@ def rehearse(config: Path, folder: Path, *flags: str, names: str = "ab") -> list
 @pytest.mark.parametrize(
     ("parallelism", "ranks", "names"),
     [
-        pytest.param(FSDP, 2, "a", id="fsdp2, one site"),
+        pytest.param(FSDP, 2, "a", id="fsdp2, one site", marks=pytest.mark.slow),
         pytest.param(FSDP, 2, "ab", id="fsdp2", marks=pytest.mark.slow),
         pytest.param(TENSOR_AND_PIPELINE, 4, "ab", id="tp2-pp2", marks=pytest.mark.slow),
     ],

@@ -74,6 +74,7 @@ def test_leaders_give_the_bits_that_ranks_give(tmp_path, text_corpus):
     assert ranked[0].summary()["bytes_sent"] == led[0].summary()["bytes_sent"]
 
 
+@pytest.mark.slow
 def test_a_killed_site_of_another_layout_heals_through_its_leader(tmp_path, text_corpus):
     flags = ["--training.steps=60", "--semi_sync.sync_every=10", "--replica.min_sites=1"]
     config = with_layouts(tmp_path, text_corpus, ("fsdp2", "pp2"))

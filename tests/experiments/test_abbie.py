@@ -60,6 +60,7 @@ def figures_of(output: str) -> dict:
     return json.loads(output.strip().splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_all_variants_have_equal_tokens_and_parameters_and_are_taken_up(compared, capsys, monkeypatch):
     folder, command = compared
     monkeypatch.setattr(RunPool, "train", lambda self, runs: pytest.fail(f"trained again: {runs}"))

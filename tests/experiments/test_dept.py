@@ -66,6 +66,7 @@ def outcome(arm: str, *runs: Result) -> Outcome:
     return Outcome(arm, 1e-2, {1e-2: 0.0}, list(runs))
 
 
+@pytest.mark.slow
 def test_a_repeated_command_takes_what_is_there(compared, capsys, monkeypatch):
     """... and all arms end in trainings on the same tokens, with the costs of the formulas."""
     folder, whole = compared

@@ -72,6 +72,7 @@ def test_another_quorum_with_the_number_of_the_last(tmp_path):
     assert [sites for _, sites, _ in found["east", 0].rounds] == [2, 2, 3, 3, 3, 3]
 
 
+@pytest.mark.slow
 def test_again_and_again(tmp_path):
     """Nothing piles up in the stores of the sites."""
     sites = sites_of(1, steps=60, pause=0.1)
