@@ -19,6 +19,11 @@ The table has, for each, as the mean over seeds with a 95% interval of Student's
                  steps or not, until they had agreed without those;
   failed         rounds that were not committed, as a share of those that one site saw;
   stale          contributions of sites that rounds before had not waited for, and the largest number of commits missed.
+
+With ``--train`` a small model trains at the sites, on parts of a text of their own, and the table has
+
+  loss           of what they share, on held-out text, after as many tokens of committed rounds as the arm with fewest
+                 has; and its mean difference to that of "all at once", as a share, with its 95% interval.
 """
 
 import argparse
@@ -34,9 +39,13 @@ from titan_ext.bench.flags import Numbers, add_numbers, check_numbers, require_f
 
 if TYPE_CHECKING:
     from titan_ext.lab.faults import Fault
+    from titan_ext.lab.rehearsal import Script
     from titan_ext.lab.trace import Outcome
 
-FREE = "nobody waits"
+Losses = Sequence[tuple[int, float]]
+"""Loss after so many tokens of committed rounds."""
+
+ALL, FREE = "all at once", "nobody waits"
 HELP = "work of the surviving sites that reaches the model under faults: synchronous and asynchronous outer loops"
 
 _NUMBERS: Numbers = {
@@ -53,15 +62,27 @@ _NUMBERS: Numbers = {
     "grace": (9.0, 0.1, "seconds that a round of the last arm waits for a site that is alive"),
     "seeds": (3, 1, "seeds of the faults"),
 }
+_MODEL = 'flavor = "debugmodel"'
+_SMALL_MODEL = """\
+flavor = "tiny"
+dim = 32
+n_layers = 4
+n_heads = 1
+n_kv_heads = 1
+ffn_dim = 85
+
+[optimizer]
+lr = 3e-3
+"""
 _FILE = """
 [model]
 name = "llama3"
-flavor = "debugmodel"
+{model}
 
 [training]
-seq_len = 64
+seq_len = {length}
 steps = 1000000
-local_batch_size = 2
+local_batch_size = {batch}
 
 [semi_sync]
 method = "diloco"
@@ -77,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The sites, the faults and the links."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_numbers(parser, _NUMBERS)
+    parser.add_argument("--train", action="store_true", help="train a small model, to compare losses (minutes)")
     parser.add_argument("--link", default="1gbit,80ms", help="between each two sites (default: 1gbit,80ms)")
 
 
@@ -89,11 +111,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     check_numbers(options, _NUMBERS)
     _check(options)
     results: dict[str, list[dict[str, float]]] = {}
+    losses: dict[str, list[Losses]] = {}
     for seed in range(options.seeds):
-        for name, found in _rehearsals(options, seed):
+        for name, found, curve in _rehearsals(options, seed):
             results.setdefault(name, []).append(found)
+            losses.setdefault(name, []).append(curve)
             print(f"seed {seed}, {name}: goodput {found['goodput']:.1%}", flush=True)
-    rows = [{"arm": name, **_summary(each)} for name, each in results.items()]
+    rows: list[dict[str, Any]] = [{"arm": name, **_summary(each)} for name, each in results.items()]
+    if options.train:
+        rows = [row | compared for row, compared in zip(rows, _compare(losses), strict=True)]
     _print(options, rows)
     return {**{key: getattr(options, key) for key in _NUMBERS}, "link": options.link, "rows": rows}
 
@@ -116,10 +142,11 @@ def arms(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     whole = {"method": "diloco", "sync_every": options.sync_every}
     fragments = {**whole, "num_fragments": options.fragments, "fragment_sync_delay": options.delay}
     free = {**fragments, "method": "decoupled_diloco", "late_work": "keep", "overdue_result": "train_on"}
-    return {"all at once": whole, "fragments": fragments, FREE: free}
+    return {ALL: whole, "fragments": fragments, FREE: free}
 
 
-def _rehearsals(options: argparse.Namespace, seed: int) -> Iterator[tuple[str, dict[str, float]]]:
+def _rehearsals(options: argparse.Namespace, seed: int) -> Iterator[tuple[str, dict[str, float], Losses]]:
+    from titan_ext.bench.goodput_loss import BATCH, LENGTH
     from titan_ext.config.load import load_run
     from titan_ext.lab.build import Request, make_script
     from titan_ext.lab.rehearsal import Rehearsal
@@ -136,13 +163,62 @@ def _rehearsals(options: argparse.Namespace, seed: int) -> Iterator[tuple[str, d
     )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "run.toml")
-        file.write_text(_FILE, encoding="utf-8")
+        sizes = {"length": LENGTH, "batch": BATCH} if options.train else {"length": 64, "batch": 2}
+        model = _SMALL_MODEL if options.train else _MODEL
+        file.write_text(_FILE.format(model=model, **sizes), encoding="utf-8")
         for name, settings in arms(options).items():
             sites = with_settings(load_run(file, [], needs=()).sites, **settings)
             own = {"join_timeout_seconds": options.grace} if name == FREE else {}
             sites[0].config.replica = replace(sites[0].config.replica, min_sites=_quorum(options), **own)
-            outcome = Rehearsal(replace(make_script(sites, request), faults=faults)).run()
-            yield name, figures(outcome, tokens_per_step(sites[0]), options.step_seconds, faults)
+            script = replace(make_script(sites, request), faults=faults)
+            tokens = tokens_per_step(sites[0])
+            outcome, losses = _train(options, script, tokens) if options.train else (Rehearsal(script).run(), ())
+            yield name, figures(outcome, tokens, options.step_seconds, faults), losses
+
+
+def _train(options: argparse.Namespace, script: "Script", step_tokens: int) -> tuple["Outcome", Losses]:
+    """A rehearsal in which models train, and the losses of what the sites share by tokens."""
+    from titan_ext.bench.goodput_loss import LossByTokens, SmallModel, Text
+    from titan_ext.experiments.text import text_of_share
+    from titan_ext.lab.rehearsal import Rehearsal
+
+    text = Text(sites=options.sites)
+    batches = [text_of_share(text, script.seed, site, options.sites) for site in range(options.sites)]
+    config = script.sites[0].config
+    steps = options.sites * 60 * options.minutes / options.step_seconds
+    observed = LossByTokens(config, text, steps * step_tokens)
+    rehearsal = Rehearsal(script, trainee=lambda site: SmallModel(config, batches[site]), observe=observed)
+    return rehearsal.run(), observed.losses
+
+
+def _compare(losses: dict[str, list[Losses]]) -> list[dict[str, float]]:
+    """By arm the mean loss after as many tokens as all arms of a seed have had, and how far it is from that of the first."""
+    from titan_ext.bench.goodput_loss import loss_after
+
+    fewest = [min(curve[-1][0] for curve in of_seed) for of_seed in zip(*losses.values(), strict=True)]
+    at = {
+        name: [loss_after(curve, tokens) for curve, tokens in zip(curves, fewest, strict=True)]
+        for name, curves in losses.items()
+    }
+    found = []
+    for each in at.values():
+        above = [own / theirs - 1 for own, theirs in zip(each, at[ALL], strict=True)]
+        mean, half = _interval(above)
+        found.append(
+            {
+                "loss": round(statistics.fmean(each), 4),
+                "above": round(mean, 5),
+                "above_half_width": round(half, 5),
+                "tokens": statistics.fmean(fewest),
+            }
+        )
+    return found
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95% interval."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.fmean(values), _T.get(len(values), 2.0) * spread / len(values) ** 0.5
 
 
 def _quorum(options: argparse.Namespace) -> int:
@@ -207,9 +283,7 @@ def _summary(seeds: Sequence[dict[str, float]]) -> dict[str, float]:
     """Means over the seeds; of times and staleness the largest; of goodput the half width of its interval."""
     found = {key: round(statistics.fmean(each[key] for each in seeds), 4) for key in seeds[0]}
     found |= {key: round(max(each[key] for each in seeds), 3) for key in ("stalled", "absent", "most_stale")}
-    spread = statistics.stdev(each["goodput"] for each in seeds) if len(seeds) > 1 else 0.0
-    half = _T.get(len(seeds), 2.0) * spread / len(seeds) ** 0.5
-    return {**found, "goodput_half_width": round(half, 4)}
+    return {**found, "goodput_half_width": round(_interval([each["goodput"] for each in seeds])[1], 4)}
 
 
 def _print(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
@@ -234,4 +308,8 @@ def _print(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
         ]
         for row in rows
     ]
+    if options.train:
+        titles += ["loss", f"to {ALL}"]
+        for line, row in zip(body, rows, strict=True):
+            line += [f"{row['loss']:.4f}", f"{row['above']:+.2%} ± {row['above_half_width']:.2%}"]
     print(*columns([titles, *body]), sep="\n")

@@ -1,7 +1,7 @@
 """A whole run in virtual time: real outer loops over simulated links, with faults."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from random import Random
@@ -16,7 +16,7 @@ from titan_ext.lab.manager import LabManager
 from titan_ext.lab.messages import Group
 from titan_ext.lab.network import Network
 from titan_ext.lab.simulation import Process, Simulation
-from titan_ext.lab.stand_in import StandIn, shrunk_shapes
+from titan_ext.lab.stand_in import StandInTrainee, Trainee
 from titan_ext.lab.trace import Outcome, SiteTrace
 from titan_ext.links.link import Links
 from titan_ext.links.tcp import Transport
@@ -60,10 +60,20 @@ class Rehearsal:
 
     Args:
         script: what it is of.
+        trainee: makes what trains at a site, given its place, at each of its starts; by default a stand-in.
+        observe: told of every round of a site, with its outer loop.
     """
 
-    def __init__(self, script: Script) -> None:
+    def __init__(
+        self,
+        script: Script,
+        *,
+        trainee: Callable[[int], Trainee] | None = None,
+        observe: Callable[[SemiSync, RoundRecord], None] | None = None,
+    ) -> None:
         self.script = script
+        self.observe = observe
+        self.trainee = trainee or self._stand_in
         self.simulation = Simulation()
         self.network = Network(
             self.simulation,
@@ -110,6 +120,10 @@ class Rehearsal:
             finished=bool(ends),
             state_sha256=ends[0].sha256 if ends else "",
         )
+
+    def _stand_in(self, site: int) -> Trainee:
+        config = self.script.sites[site].config
+        return StandInTrainee(config, site, self.script.seed, self.script.shrinking)
 
     def start(self, site: int) -> None:
         """A site starts, or starts again."""
@@ -167,7 +181,8 @@ class _Life:
         if self._trace.lives:
             self._trace.away_seconds += lab.simulation.now - self._trace.ended
         self._trace.lives += 1
-        shapes, self.scale = shrunk_shapes(self._config, script.shrinking)
+        self._trainee = lab.trainee(site)
+        self.scale = self._trainee.scale
         member = Member(site, self._trace.name)
         self.manager = lab.managers[member] = LabManager(
             lab.simulation,
@@ -177,11 +192,9 @@ class _Life:
             min_sites=self._config.replica.min_sites,
             scale=self.scale,
         )
-        self._model = StandIn(shapes)
         self._times = Random(f"{script.seed}/{site}/{self._trace.lives}")
-        self._noise = torch.Generator().manual_seed(1000 * script.seed + site)
         self._children: list[Process] = []
-        self._optimizer = self._config.optimizer.build(model_parts=[self._model])
+        self._optimizer = self._config.optimizer.build(model_parts=[self._trainee.model])
         self._outer = self._outer_loop()
         self._process = lab.simulation.spawn(self._live)
 
@@ -238,8 +251,8 @@ class _Life:
         seconds = usual * max(_SHORTEST_STEP, self._times.gauss(1.0, self._lab.script.step_jitter))
         self._lab.simulation.sleep(seconds)
         self._trace.training_seconds += seconds
-        if moves and not self._outer.sits_out:
-            self._model.pull(self._noise, target=1.0 + 0.1 * self.site)
+        if (moves or self._trainee.at_every_step) and not self._outer.sits_out:
+            self._trainee.compute_gradients()
             self._optimizer.step()
 
     def _outer_loop(self) -> SemiSync:
@@ -254,7 +267,7 @@ class _Life:
         simulation, replica = self._lab.simulation, self._config.replica
         return SemiSync(
             self._config.semi_sync,
-            model_parts=[self._model],
+            model_parts=[self._trainee.model],
             optimizers=self._optimizer,
             manager=self.manager,
             site=SiteOptions(
@@ -273,6 +286,8 @@ class _Life:
         sent, received = (round(self.scale * size) for size in (record.bytes_sent, record.bytes_received))
         scaled = replace(record, bytes_sent=sent, bytes_received=received)
         self._trace.rounds.append((self._lab.simulation.now, scaled))
+        if self._lab.observe is not None:
+            self._lab.observe(self._outer, record)
 
 
 class _InFlight(InFlightRound):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -41,6 +41,47 @@ class StandIn(nn.Module):
         for parameter in self.parameters():
             noise = torch.randn(parameter.shape, generator=random)
             parameter.grad = parameter.detach() - target + noise
+
+
+class Trainee(Protocol):
+    """What trains at a site, from one of its starts to its end."""
+
+    model: nn.Module
+    """Its parameters have the names of the file's."""
+    scale: float
+    """How many elements of the file's model one of its stands for."""
+    at_every_step: bool
+    """Whether each inner step counts, or only the last one before a round."""
+
+    def compute_gradients(self) -> None:
+        """Write those of the next inner step."""
+
+
+class StandInTrainee:
+    """A stand-in that is pulled towards a target of the site's own.
+
+    Args:
+        config: the site's ``Trainer.Config``.
+        site: its place among the sites.
+        seed: of the rehearsal.
+        shrinking: how many times fewer elements it has than the model.
+
+    Raises:
+        UserError: what the configuration exchanges does not shrink with the model.
+    """
+
+    at_every_step = False
+
+    def __init__(self, config: Any, site: int, seed: int, shrinking: float) -> None:
+        shapes, self.scale = shrunk_shapes(config, shrinking)
+        self.model: nn.Module = StandIn(shapes)
+        self._noise = torch.Generator().manual_seed(1000 * seed + site)
+        self._target = 1.0 + 0.1 * site
+
+    def compute_gradients(self) -> None:
+        """See ``StandIn.pull``."""
+        assert isinstance(self.model, StandIn)
+        self.model.pull(self._noise, self._target)
 
 
 @dataclass(frozen=True, slots=True)
