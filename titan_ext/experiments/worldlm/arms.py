@@ -22,6 +22,12 @@ DIFFERENCES, SWAPPED_DIFFERENCES, UNROUTED_DIFFERENCES = (
 )
 _KEY_BLOCKS = 0.3
 _DIFFERENCES: dict[str, Any] = {"compared": "differences"}
+LITTLE_NOISE, MUCH_NOISE = "little_noise", "much_noise"
+_NOISES: dict[str, dict[str, Any]] = {
+    # An update of all parameters of the small model has a norm of about 10; the noise on it, one of 1.7 and of 17.
+    LITTLE_NOISE: {"clip": 5.0, "noise": 0.001},
+    MUCH_NOISE: {"clip": 5.0, "noise": 0.01},
+}
 
 _WORLDLM: dict[str, dict[str, Any]] = {
     WORLDLM: {},
@@ -32,8 +38,10 @@ _WORLDLM: dict[str, dict[str, Any]] = {
     DIFFERENCES: _DIFFERENCES,
     SWAPPED_DIFFERENCES: _DIFFERENCES,
     UNROUTED_DIFFERENCES: _DIFFERENCES | {"routing_share": 0.0},
+    **{f"worldlm_{name}": noise for name, noise in _NOISES.items()},
 }
-ARMS = (LOCAL, CENTRALISED, FEDAVG, "diloco", "hierarchical", FEDPER, *_WORLDLM)
+_FEDAVG_NOISED = {f"fedavg_{name}": {"key_blocks": 0.0, "keys": [], **noise} for name, noise in _NOISES.items()}
+ARMS = (LOCAL, CENTRALISED, FEDAVG, "diloco", "hierarchical", FEDPER, *_WORLDLM, *_FEDAVG_NOISED)
 SWAPPED_ARMS = (SWAPPED, UNROUTED, SWAPPED_DIFFERENCES, UNROUTED_DIFFERENCES)
 """In which the last sites of the first two federations have changed places."""
 
@@ -89,8 +97,9 @@ def outer_loop(arm: str, settings: Settings) -> SemiSyncConfig:
     """Of an arm with more than one model."""
     every = settings.sync_every
     shared: dict[str, Any] = {"sync_every": every, "outlier_threshold": 0.0}
-    if arm in _WORLDLM:
-        own: Mapping[str, Any] = {"federations": 1, "key_blocks": _KEY_BLOCKS, **_WORLDLM[arm]}
+    if arm in _WORLDLM or arm in _FEDAVG_NOISED:
+        own: Mapping[str, Any] = {"federations": 1, "key_blocks": _KEY_BLOCKS, **_WORLDLM.get(arm, {})}
+        own = _FEDAVG_NOISED.get(arm, own)
         config = SemiSyncConfig(
             method="worldlm", outer_optimizer="average", topology="regions", settings={"worldlm": dict(own)}, **shared
         )

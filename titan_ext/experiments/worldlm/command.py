@@ -4,7 +4,8 @@ All sites take as many inner steps on the same text. "local": each alone. "centr
 step. "fedavg", "diloco" and "hierarchical" (regions average four times as often): one model. "fedper": the last 30% of the
 blocks and the head stay at their site. "worldlm": they go by attention over the tree; "_uniform" averages them in the
 tree instead, "_fedatt" takes FedAtt's attention, in "_differences" they are compared by how they differ from the root's. In
-"_swapped" two sites are in each other's federation, "_unrouted" without routing.
+"_swapped" two sites are in each other's federation, "_unrouted" without routing. With "_little_noise" and "_much_noise" every
+update is clipped at 5 and noised, by a thousandth and a hundredth of that in each number, before it leaves its site.
 
   loss         mean over the sites of the loss on held-out text of their own language, nats a byte
   perplexity   of that; "less" is the mean difference of losses to fedavg over the seeds, with its 95% interval
@@ -114,7 +115,9 @@ def _claims(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         DIFFERENCES,
         FEDAVG,
         FEDPER,
+        LITTLE_NOISE,
         LOCAL,
+        MUCH_NOISE,
         SWAPPED,
         SWAPPED_DIFFERENCES,
         UNROUTED,
@@ -130,6 +133,16 @@ def _claims(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         ("attention is better than averages in the same tree", WORLDLM, "worldlm_uniform"),
         ("sites in the wrong federation cost something (reviews: about twice the perplexity)", WORLDLM, UNROUTED),
         ("routing helps sites in the wrong federation", SWAPPED, UNROUTED),
+        (
+            "with little noise WorldLM is better than one model for all",
+            f"worldlm_{LITTLE_NOISE}",
+            f"fedavg_{LITTLE_NOISE}",
+        ),
+        (
+            "with much noise too, where one model for all fails (the paper)",
+            f"worldlm_{MUCH_NOISE}",
+            f"fedavg_{MUCH_NOISE}",
+        ),
         ("by differences attention is better than averages", DIFFERENCES, "worldlm_uniform"),
         ("by differences routing helps sites in the wrong federation", SWAPPED_DIFFERENCES, UNROUTED_DIFFERENCES),
     ]
