@@ -12,7 +12,7 @@ from tests.end_to_end.forked import lighthouse
 from tests.lighthouse_page import wait_until
 from titan_ext.doctor.finding import Level
 from titan_ext.doctor.machine import check_address, check_machine
-from titan_ext.doctor.peers import Links, check_lighthouse, check_members, meet
+from titan_ext.doctor.peers import Links, check_lighthouse, check_members, check_region_lighthouse, meet
 from titan_ext.replica import ReplicaConfig
 from titan_ext.replica.membership.lighthouse_page import LighthousePage, Member, read_lighthouse_page
 from titan_ext.replica.membership.shared_secret import Secret
@@ -68,6 +68,17 @@ def test_doctors_measure_the_ways_between_each_other() -> None:
     for links in found.values():
         assert serious(links) == []
         assert links.bits_per_second > 1e6 and 0 < links.round_trip_seconds < 10
+
+
+def test_the_lighthouse_of_a_region() -> None:
+    assert check_region_lighthouse(None) == []
+    with lighthouse(1) as url:
+        (found,) = check_region_lighthouse(url)
+    assert found.level is Level.OK and url in found.what
+    (found,) = check_region_lighthouse("127.0.0.1:1")
+    assert (
+        found.level is Level.PROBLEM and "127.0.0.1:1 does not answer" in found.what and "--min-sites 1" in found.mend
+    )
 
 
 def test_what_differs_is_named_at_both_sites() -> None:

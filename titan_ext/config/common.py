@@ -3,10 +3,13 @@
 import dataclasses
 from typing import Any
 
+from torchtitan.components.tokenizer import BaseTokenizer
+
 from titan_ext.config.cost.inner_states import InnerStates
 from titan_ext.config.model import parameter_shapes
 from titan_ext.config.outer_loop import plan_of
 from titan_ext.config.resolved import known_sizes
+from titan_ext.data.tokenizers.traits import token_rows
 from titan_ext.semi_sync.bind import averages_state
 from titan_ext.semi_sync.plan.scopes import assign, matches
 from titan_ext.semi_sync.state.group_parameters import WithGroup
@@ -36,6 +39,11 @@ def shares_token_rows(config: Any) -> bool:
     apart = {scope.name for scope in plan.scopes if not scope.shared}
     apart |= {rule.scope for rule in plan.rules if isinstance(rule.apply, (SparseRows, WithGroup))}
     return any(matches(name, config.dept.embeddings) and place[0] not in apart for name, place in home.items())
+
+
+def shared_tokens(config: Any, tokenizer: BaseTokenizer) -> dict[str, str]:
+    """Which tokens the rows stand for that all sites share, if they share any."""
+    return {"tokenizer": token_rows(tokenizer)} if shares_token_rows(config) else {}
 
 
 def has_region_quorum(config: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from titan_ext.doctor.finding import Finding, Level, ok
 from titan_ext.doctor.ladder import Timing, check_ladder
 from titan_ext.doctor.machine import check_address, check_machine, check_memory
-from titan_ext.doctor.peers import Links, check_lighthouse, check_members, meet
+from titan_ext.doctor.peers import Links, check_lighthouse, check_members, check_region_lighthouse, meet
 from titan_ext.errors import UserError
 from titan_ext.replica.address import lighthouse_url
 from titan_ext.replica.membership.lighthouse_page import read_lighthouse_page
@@ -84,7 +84,7 @@ def examine_links(site: Any, file: str, wait_seconds: float) -> Links:
         mend = "titan-ext lighthouse, where all sites reach it, and [replica] lighthouse = its address"
         return Links([*findings, Finding("lighthouse", Level.PROBLEM, what, why, mend)])
     names = _names(file) or [site.name]
-    findings += check_lighthouse(page, names, site.name)
+    findings += [*check_lighthouse(page, names, site.name), *check_region_lighthouse(replica.region_lighthouse)]
     alive = page.alive(_ALIVE_SECONDS)
     if alive:
         links = check_members(alive, site.name)
@@ -95,8 +95,9 @@ def examine_links(site: Any, file: str, wait_seconds: float) -> Links:
 
 def _in_common(site: Any) -> InCommon:
     """What has to be equal at all sites, as far as the configuration tells."""
-    from titan_ext.config.common import beside_outer_loop
+    from titan_ext.config.common import beside_outer_loop, shared_tokens
     from titan_ext.config.outer_loop import plan_of
+    from titan_ext.config.resolved import site_tokenizer
     from titan_ext.semi_sync.plan.resolve import settings_by_key
 
     config = site.config
@@ -104,7 +105,7 @@ def _in_common(site: Any) -> InCommon:
     return InCommon(
         plan=plan_of(config).fingerprint(),
         tensors={},
-        settings=as_text(beside_outer_loop(config) | own),
+        settings=as_text(beside_outer_loop(config) | shared_tokens(config, site_tokenizer(config)) | own),
         behind_plan=as_text(settings_by_key(config.semi_sync)),
     )
 

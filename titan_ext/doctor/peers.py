@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 from titan_ext.doctor.finding import Finding, Level, ok
 from titan_ext.doctor.machine import versions
 from titan_ext.doctor.probe import Link, Meeting, Peer, Probe, dial, measure, say_done
+from titan_ext.replica.address import lighthouse_url
 from titan_ext.replica.authenticated_http import Refused
-from titan_ext.replica.membership.lighthouse_page import LighthousePage, Member
+from titan_ext.replica.membership.lighthouse_page import LighthousePage, Member, read_lighthouse_page
 from titan_ext.replica.membership.shared_secret import Secret
 from titan_ext.semi_sync.round.differences import InCommon, differences
 
@@ -45,6 +46,20 @@ def check_lighthouse(page: LighthousePage, names: Sequence[str], own: str) -> li
         return [Finding("lighthouse", Level.PROBLEM, what, why, f'[[site]] name = "another than {own}"')]
     there = f"the run goes on with {', '.join(sorted(each.name for each in alive))}" if alive else "nobody is there yet"
     return [ok("lighthouse", there)]
+
+
+def check_region_lighthouse(url: str | None) -> list[Finding]:
+    """Whether there is one where the sites of a region are to meet, if they are to."""
+    if url is None:
+        return []
+    try:
+        read_lighthouse_page(lighthouse_url(url))
+    except OSError as error:
+        what = f"{url} does not answer: {getattr(error, 'reason', error)}"
+        why = "the averages of the region wait for it"
+        mend = "titan-ext lighthouse --min-sites 1 near to the region's sites, and [region.replica] region_lighthouse"
+        return [Finding("region's lighthouse", Level.PROBLEM, what, why, mend)]
+    return [ok("region's lighthouse", f"answers at {url}")]
 
 
 def check_members(members: Sequence[Member], own: str) -> Links:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from titan_ext.config.common import behind_model, beside_outer_loop, has_region_quorum, shares_token_rows
+from titan_ext.config.common import behind_model, beside_outer_loop, has_region_quorum, shared_tokens
 from titan_ext.config.fomoe import expert_rows
 from titan_ext.data.loader import TextDataLoader
-from titan_ext.data.tokenizers.traits import fingerprint, row_count, token_rows
+from titan_ext.data.tokenizers.traits import fingerprint, row_count
 from titan_ext.replica import ReplicaConfig
 from titan_ext.replica.shutdown.graceful_shutdown import GracefulShutdown
 from titan_ext.replica.shutdown.replica import StoppableReplica
@@ -73,7 +73,7 @@ def build_outer_loop(
             region_manager=_region_manager(config, replica, shutdown),
         ),
         on_round=on_round,
-        must_agree=beside_outer_loop(config) | _tokens(trainer),
+        must_agree=beside_outer_loop(config) | shared_tokens(config, trainer.tokenizer),
         described=behind_model(config),
     )
     if config.semi_sync.sync_point == "before_step":
@@ -143,11 +143,6 @@ def _measure_of_loss(trainer: GradientStepTrainer) -> Callable[[], float] | None
     """What measures the received model on the site's held-out text, where sites are weighed by that loss."""
     weighting = resolve(trainer.config.semi_sync).weighting
     return HeldOutLoss(trainer, weighting.loss_tokens).measure if weighting.needs_loss else None
-
-
-def _tokens(trainer: GradientStepTrainer) -> dict[str, str]:
-    """Which tokens the rows stand for that all sites share."""
-    return {"tokenizer": token_rows(trainer.tokenizer)} if shares_token_rows(trainer.config) else {}
 
 
 def _token_rows(trainer: GradientStepTrainer) -> TokenRowMap | None:
