@@ -34,6 +34,17 @@ def test_check_says_what_is_read_and_what_is_not(corpus: Path, capsys: pytest.Ca
     assert json.loads(capsys.readouterr().out)["sites"][0]["data"][0].startswith("alpha: data corpus: reads 1 .jsonl")
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"), [("corpus", ""), ("texts", "not looked for"), ("builtin:code", "not looked for")]
+)
+def test_a_key_of_texts_that_nothing_has_is_said(spec: str, said: str, corpus: Path) -> None:
+    Path("texts").mkdir()
+    Path("texts", "one.txt").write_text("text")
+    flags = [f"--data.dataset={spec}", "--data.text_key=text"]
+    (line,) = load_run("demo.toml", flags).sites[0].data
+    assert ("data.text_key = 'text'" in line) == bool(said) and said in line
+
+
 def test_the_validation_data_has_a_line_of_its_own(corpus: Path) -> None:
     flags = [
         "--validator.enable",

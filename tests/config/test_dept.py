@@ -160,3 +160,9 @@ def test_a_vocabulary_of_another_tokenizer_is_refused(run, tmp_path):
     train_tokenizer(["abc def " * 50], 300, tmp_path / "bpe")
     with pytest.raises(UserError, match="vocabulary.*another tokenizer"):
         load_run(run("trim"), ["--tokenizer", str(tmp_path / "bpe")])
+
+
+@pytest.mark.parametrize("variant", ["glob", "trim", "spec"])
+def test_embeddings_that_fit_nothing_are_refused(variant, run):
+    with pytest.raises(UserError, match="fit no parameter"):
+        load_to_start(run(variant), None, ['--dept.embeddings=["embed.*"]'])

@@ -15,7 +15,7 @@ from titan_ext.config.findings import Need, SettingError
 from titan_ext.config.layout import Layout
 from titan_ext.config.losses import name_of
 from titan_ext.config.settings import Settings
-from titan_ext.data.corpora.listing import NotThere
+from titan_ext.data.corpora.listing import Listing, NotThere
 from titan_ext.data.corpora.stream import PREFIX, StreamName
 from titan_ext.errors import ReadError, RunError, UserError
 from titan_ext.object_store import is_url
@@ -55,8 +55,17 @@ def _data(settings: Settings, config: Any) -> list[str]:
     for key, dotted, data in named:
         if getattr(data, "dataset", ""):  # one without has been refused
             with settings.findings.check():
-                lines.append(f"{config.site.name}: {key} {_listed(settings, dotted, data)}")
+                listed = _listed(settings, dotted, data)
+                lines.append(f"{config.site.name}: {key} {listed}{_unused_key(settings, key, listed)}")
     return lines
+
+
+def _unused_key(settings: Settings, key: str, listed: Any) -> str:
+    """That the key of the texts is not looked for, where the user has named one and no file has fields."""
+    named = settings.get(f"{key}.text_key")
+    if named is None or not isinstance(listed, Listing) or any(file.format != "text" for file in listed.files):
+        return ""
+    return f"; {key}.text_key = {named!r} is not looked for: each file is one text"
 
 
 def _corpora(data: Any) -> dict[str, Any]:

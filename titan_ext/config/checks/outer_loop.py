@@ -15,7 +15,7 @@ from titan_ext.semi_sync.plan.components import shares_sparse_rows
 from titan_ext.semi_sync.plan.plan import SOURCES_NEED, SyncPlan
 from titan_ext.semi_sync.plan.regions import REGION
 from titan_ext.semi_sync.plan.rule import PARAMETERS
-from titan_ext.semi_sync.plan.scopes import assign
+from titan_ext.semi_sync.plan.scopes import assign, matches
 
 _NO_TEXT = (
     'needs text that the site does not train on; hold some out with data.split = "train" and data.holdout_fraction, or '
@@ -40,6 +40,9 @@ def check_outer_loop(settings: Settings, config: Any, num_sites: int) -> list[st
     plan = binder.guard("semi_sync", type(outer), lambda: plan_of(config))
     if plan.num_fragments > 1 or plan.fragments is not None or plan.scopes:
         binder.guard("semi_sync", type(outer), lambda: _assign(config, plan))
+    patterns = config.dept.embeddings
+    if config.dept.variant != "none" and not any(matches(name, patterns) for name in parameter_shapes(config)):
+        raise settings.error("dept.embeddings", "fit no parameter of the model", patterns)
     _check_states(settings, config, plan)
     _check_sources(settings, config, plan)
     if plan.weighting.needs_loss and config.dataloader.held_out() is None:
