@@ -11,8 +11,8 @@ from titan_ext.errors import RunError, UserError
 from titan_ext.experiments.convergence.methods import Result, Settings, slow_beta
 from titan_ext.experiments.convergence.outcome import Outcome, claims
 from titan_ext.experiments.convergence.report import draw
-from titan_ext.experiments.convergence.train import build_model, rate, train
-from titan_ext.experiments.models import loss_of
+from titan_ext.experiments.convergence.train import rate, train
+from titan_ext.experiments.models import loss_of, small_llama
 from titan_ext.experiments.report import tuned_outcomes
 from titan_ext.experiments.runs import ResultStore, RunPool
 from titan_ext.experiments.text import training_text, validation_text
@@ -119,7 +119,7 @@ def test_text_is_that_of_the_seed_and_never_of_the_validation():
 
 def test_a_step_of_data_parallelism_is_adams_on_the_mean_of_the_sites_gradients():
     sizes, run = settings(steps=2, sync_every=1), Run("ddp", 1e-2, 3)
-    model = build_model(sizes, run.seed)
+    model = small_llama(sizes, run.seed)
     parameters = dict(model.named_parameters())
     gradients = []
     for batch in next(training_text(sizes, run.seed)):

@@ -7,8 +7,8 @@ import torch
 
 from titan_ext import cli
 from titan_ext.errors import UserError
+from titan_ext.experiments.languages import training, validation
 from titan_ext.experiments.worldlm.arms import ARMS, SWAPPED, WORLDLM, Settings, outer_loop, regions
-from titan_ext.experiments.worldlm.text import training, validation
 from titan_ext.semi_sync.plan.resolve import resolve
 
 COMMAND = ["bench", "worldlm", "--dim", "32", "--layers", "2", "--steps", "4", "--sync-every", "2", "--batch", "2"]

@@ -13,6 +13,7 @@ from titan_ext.bench.conformance import command as conformance
 from titan_ext.commands.command import Command
 from titan_ext.experiments import pages, records
 from titan_ext.experiments.abbie import command as abbie
+from titan_ext.experiments.adapt import command as adapt
 from titan_ext.experiments.convergence import command as convergence
 from titan_ext.experiments.dept import command as dept
 from titan_ext.experiments.fomoe import command as fomoe
@@ -26,6 +27,7 @@ from titan_ext.experiments.worldlm import command as worldlm
 # Each with HELP, add_arguments(parser) and run(options) -> figures; its docstring describes it.
 _BENCHMARKS = {
     "abbie": abbie,
+    "adapt": adapt,
     "boxes": boxes,
     "bytes": bytes,
     "chaos": chaos,

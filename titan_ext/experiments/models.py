@@ -1,7 +1,7 @@
 """Small models as experiments train them: whole, in fp32, from a seed; and their loss."""
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,28 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchtitan.models.common.decoder import Decoder
 
+from titan_ext.data.tokenizers.byte_tokenizer import VOCABULARY
 from titan_ext.experiments.text import Batch
+from titan_ext.models import get_model_spec
 from titan_ext.models.attention import use_packed_attention
 
 _HEAD_DIM = 32
 _CLIP_NORM = 1.0
+
+
+class ModelSettings(Protocol):
+    """What a small model depends on: fields that an experiment's ``Settings`` have."""
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+
+    @property
+    def device(self) -> str: ...
 
 
 def small_sizes(dim: int, layers: int, length: int) -> dict[str, Any]:
@@ -42,6 +59,17 @@ def initialised(config: Decoder.Config, seed: int, device: str) -> Decoder:
     with torch.no_grad():
         model.init_weights()
     return model.to(device)
+
+
+def small_llama(settings: ModelSettings, seed: int) -> Decoder:
+    """A Llama over bytes, initialised from the seed, on the settings' device.
+
+    Raises:
+        UserError: the sizes do not fit each other.
+    """
+    sizes = small_sizes(settings.dim, settings.layers, settings.length)
+    config = get_model_spec("llama3", "tiny", vocab_size=VOCABULARY, **sizes).model
+    return initialised(config, seed, settings.device)
 
 
 def loss_of(model: nn.Module, batch: Batch) -> torch.Tensor:

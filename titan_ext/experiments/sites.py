@@ -1,4 +1,4 @@
-"""All sites of a run in one process: data parallelism, or a model at each site and the outer loop between them.
+"""All sites of a run in one process: alone, data parallelism, or a model at each site and the outer loop between them.
 
 Sites take their inner steps one after another and meet after each, on threads of their own, in the outer loop
 of ``titan_ext.semi_sync``: what is exchanged, applied and counted is what a real run does.
@@ -59,6 +59,29 @@ class Sites(Protocol):
 
     def close(self) -> None:
         """After the last step."""
+
+
+class Alone:
+    """Sites that never meet.
+
+    Args:
+        inner: each site's training.
+    """
+
+    def __init__(self, inner: Sequence[InnerTraining]) -> None:
+        self._inner = inner
+        self.models: list[nn.Module] = [each.model for each in inner]
+        self.diverged = False
+
+    def step(self, batches: Sequence[Batch]) -> None:
+        for each, batch in zip(self._inner, batches, strict=True):
+            each.step(batch)
+
+    def bytes_sent(self) -> list[int]:
+        return [0] * len(self.models)
+
+    def close(self) -> None:
+        pass
 
 
 class DataParallel:

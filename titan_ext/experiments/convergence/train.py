@@ -10,13 +10,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from titan_ext import optim
-from titan_ext.data.tokenizers.byte_tokenizer import VOCABULARY
 from titan_ext.experiments.convergence.methods import METHODS, Result, Settings
-from titan_ext.experiments.models import initialised, loss_of, small_sizes
+from titan_ext.experiments.models import loss_of, small_llama
 from titan_ext.experiments.sites import DataParallel, InnerTraining, SemiSynchronous, Sites
 from titan_ext.experiments.text import Batch, training_text, validation_text
 from titan_ext.experiments.tuning import Run
-from titan_ext.models import get_model_spec
 from titan_ext.semi_sync import SemiSyncConfig
 
 # Warm-up, constant, decay with 1 - sqrt over the last tenth: DES-LOC's runs (512 of 3072 steps of warm-up).
@@ -63,17 +61,6 @@ def _mean_loss(model: nn.Module, validation: list[Batch]) -> float:
     return float(sum(losses)) / sum(batch.labels.numel() for batch in validation)
 
 
-def build_model(settings: Settings, seed: int) -> nn.Module:
-    """A decoder in fp32, initialised from the seed, on the settings' device.
-
-    Raises:
-        UserError: the sizes do not fit each other.
-    """
-    sizes = small_sizes(settings.dim, settings.layers, settings.length)
-    config = get_model_spec("llama3", "tiny", vocab_size=VOCABULARY, **sizes).model
-    return initialised(config, seed, settings.device)
-
-
 def build_sites(settings: Settings, run: Run) -> Sites:
     """The sites of a run, with equal models."""
     outer = METHODS[run.method].outer
@@ -84,7 +71,7 @@ def build_sites(settings: Settings, run: Run) -> Sites:
 
 
 def _inner_training(settings: Settings, run: Run) -> InnerTraining:
-    model = build_model(settings, run.seed)
+    model = small_llama(settings, run.seed)
     return InnerTraining(model, _optimizer(settings, run, model), partial(rate, steps=settings.steps))
 
 

@@ -14,15 +14,13 @@ from torch import nn
 
 from titan_ext.data import ByteTokenizer, PackedTextDataset, open_corpus
 from titan_ext.data.feed import CorpusFeed, Selection
-from titan_ext.data.tokenizers.byte_tokenizer import VOCABULARY
 from titan_ext.experiments.convergence.train import rate
-from titan_ext.experiments.models import finite, initialised, small_sizes
+from titan_ext.experiments.models import finite, small_llama
 from titan_ext.experiments.pafl.arms import ALONE, Result, Settings, phases
 from titan_ext.experiments.sites import InnerTraining, SemiSynchronous
 from titan_ext.experiments.text import Batch, shuffled, stacked
 from titan_ext.experiments.tuning import Run
 from titan_ext.losses.vocabulary import softened_divergence
-from titan_ext.models import get_model_spec
 from titan_ext.regularizers import Phase, Received
 from titan_ext.semi_sync import SemiSync, SemiSyncConfig
 
@@ -129,10 +127,7 @@ def train(settings: Settings, run: Run) -> Result:
 
 
 def _inner(settings: Settings, run: Run, wanted: list[Phase], first: list[Batch]) -> RegularizedTraining:
-    sizes = small_sizes(settings.dim, settings.layers, settings.length)
-    model = initialised(
-        get_model_spec("llama3", "tiny", vocab_size=VOCABULARY, **sizes).model, run.seed, settings.device
-    )
+    model = small_llama(settings, run.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=_BETAS, weight_decay=0.0)
     return RegularizedTraining(model, optimizer, partial(rate, steps=settings.steps), wanted, first)
 

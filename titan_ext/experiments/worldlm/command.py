@@ -63,9 +63,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         UserError: an option is out of range, or the corpus cannot be read.
         RunError: a worker failed.
     """
+    from titan_ext.experiments.languages import check_text
     from titan_ext.experiments.report import TunedOutcome, tuned_outcomes
     from titan_ext.experiments.worldlm.arms import ARMS, FEDAVG, Result, Settings
-    from titan_ext.experiments.worldlm.text import check_text
     from titan_ext.experiments.worldlm.train import train
 
     command.check_sizes(options, _SIZES)

@@ -2,45 +2,18 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
 from functools import partial
 
 import torch
 
-from titan_ext.data.tokenizers.byte_tokenizer import VOCABULARY
 from titan_ext.experiments.convergence.train import rate
-from titan_ext.experiments.models import finite, initialised, loss_of, small_sizes
-from titan_ext.experiments.sites import DataParallel, InnerTraining, SemiSynchronous, Sites
-from titan_ext.experiments.text import Batch
+from titan_ext.experiments.languages import training, validation
+from titan_ext.experiments.models import finite, loss_of, small_llama
+from titan_ext.experiments.sites import Alone, DataParallel, InnerTraining, SemiSynchronous, Sites
 from titan_ext.experiments.tuning import Run
 from titan_ext.experiments.worldlm.arms import CENTRALISED, LOCAL, Result, Settings, outer_loop, regions
-from titan_ext.experiments.worldlm.text import training, validation
-from titan_ext.models import get_model_spec
 
 _BETAS = (0.9, 0.99)
-
-
-class Alone:
-    """Sites that never meet.
-
-    Args:
-        inner: each site's training.
-    """
-
-    def __init__(self, inner: list[InnerTraining]) -> None:
-        self._inner = inner
-        self.models: list[torch.nn.Module] = [each.model for each in inner]
-        self.diverged = False
-
-    def step(self, batches: Sequence[Batch]) -> None:
-        for each, batch in zip(self._inner, batches, strict=True):
-            each.step(batch)
-
-    def bytes_sent(self) -> list[int]:
-        return [0] * len(self.models)
-
-    def close(self) -> None:
-        pass
 
 
 def train(settings: Settings, run: Run) -> Result:
@@ -87,10 +60,7 @@ def _sites(settings: Settings, run: Run) -> Sites:
 
 
 def _inner(settings: Settings, run: Run) -> InnerTraining:
-    sizes = small_sizes(settings.dim, settings.layers, settings.length)
-    model = initialised(
-        get_model_spec("llama3", "tiny", vocab_size=VOCABULARY, **sizes).model, run.seed, settings.device
-    )
+    model = small_llama(settings, run.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=_BETAS, weight_decay=0.0)
     return InnerTraining(model, optimizer, partial(rate, steps=settings.steps))
 

@@ -4,22 +4,40 @@ import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from titan_ext.errors import UserError
 from titan_ext.experiments.text import Batch, text_of_folder, validation_of_folder
-from titan_ext.experiments.worldlm.arms import Settings
 
 _SYMBOLS = 24
 _OWN = 0.35
 """Share of a made-up language's transitions that is not its family's."""
 _FIRST = 97  # the byte of "a"
-_VALIDATION_SEQUENCES, _TOGETHER = 128, 32
+_TOGETHER = 32
 
 
-def training(settings: Settings, language: str, seed: int) -> Iterator[Batch]:
+class LanguageSettings(Protocol):
+    """What text by language depends on: fields that an experiment's ``Settings`` have."""
+
+    @property
+    def corpus(self) -> str:
+        """Folder with a folder for each language; empty for made-up languages."""
+
+    @property
+    def languages(self) -> list[str]: ...
+    @property
+    def batch(self) -> int:
+        """Sequences of a batch."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+
+
+def training(settings: LanguageSettings, language: str, seed: int) -> Iterator[Batch]:
     """Batches without end.
 
     Raises:
@@ -32,16 +50,22 @@ def training(settings: Settings, language: str, seed: int) -> Iterator[Batch]:
         yield _made_up(settings, language, generator, settings.batch)
 
 
-def validation(settings: Settings, language: str) -> list[Batch]:
-    """Of text that no site trains on, the same for all seeds; raises as ``training`` does."""
+def noise(settings: LanguageSettings, seed: int) -> Iterator[Batch]:
+    """Batches without end of letters that are all equally likely, whatever stands before them."""
+    generator = np.random.default_rng([seed, _number("noise")])
+    while True:
+        yield _of_symbols(generator.integers(_SYMBOLS, size=(settings.batch, settings.length + 1)))
+
+
+def validation(settings: LanguageSettings, language: str, sequences: int = 128) -> list[Batch]:
+    """Batches of 32 of text that no site trains on, the same for all seeds; raises as ``training`` does."""
     if settings.corpus:
-        return validation_of_folder(_Text(settings), _folder(settings, language), _VALIDATION_SEQUENCES)
+        return validation_of_folder(_Text(settings), _folder(settings, language), sequences)
     generator = np.random.default_rng([2**31, _number(language)])
-    count = _VALIDATION_SEQUENCES // _TOGETHER
-    return [_made_up(settings, language, generator, _TOGETHER) for _ in range(count)]
+    return [_made_up(settings, language, generator, _TOGETHER) for _ in range(sequences // _TOGETHER)]
 
 
-def check_text(settings: Settings) -> None:
+def check_text(settings: LanguageSettings) -> None:
     """Raises UserError if a language cannot be read, or has too little text."""
     for language in settings.languages:
         if settings.corpus and not Path(_folder(settings, language)).is_dir():
@@ -53,7 +77,7 @@ def check_text(settings: Settings) -> None:
 class _Text:
     """What packed text of a corpus depends on."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: LanguageSettings) -> None:
         self.corpus, self.sites = settings.corpus, len(settings.languages)
         self.batch, self.length = settings.batch, settings.length
 
@@ -64,7 +88,7 @@ class _Text:
         return hash(tuple(vars(self).values()))
 
 
-def _folder(settings: Settings, language: str) -> str:
+def _folder(settings: LanguageSettings, language: str) -> str:
     return str(Path(settings.corpus).expanduser() / language)
 
 
@@ -82,7 +106,7 @@ def _transitions(language: str) -> np.ndarray:
     return mixed.cumsum(1)
 
 
-def _made_up(settings: Settings, language: str, generator: np.random.Generator, sequences: int) -> Batch:
+def _made_up(settings: LanguageSettings, language: str, generator: np.random.Generator, sequences: int) -> Batch:
     """Text in which a symbol determines how likely the next is."""
     transitions = _transitions(language)
     symbols = generator.integers(_SYMBOLS, size=(sequences, settings.length + 1))
@@ -90,6 +114,11 @@ def _made_up(settings: Settings, language: str, generator: np.random.Generator, 
     for place in range(1, settings.length + 1):
         chosen = (draws[:, place, None] > transitions[symbols[:, place - 1]]).sum(1)
         symbols[:, place] = np.minimum(chosen, _SYMBOLS - 1)
+    return _of_symbols(symbols)
+
+
+def _of_symbols(symbols: np.ndarray) -> Batch:
+    """From ``[sequences, length + 1]``, each sequence a document."""
     text = torch.from_numpy(symbols + _FIRST)
-    positions = torch.arange(settings.length).expand(sequences, -1)
-    return Batch(text[:, :-1].contiguous(), text[:, 1:].contiguous(), positions.contiguous())
+    inputs, labels = text[:, :-1].contiguous(), text[:, 1:].contiguous()
+    return Batch(inputs, labels, torch.arange(inputs.shape[1]).expand_as(inputs).contiguous())
