@@ -46,11 +46,11 @@ def texts_of(batches: Iterable[Batch]) -> Iterator[str]:
 
 
 def anchors(settings: Settings, language: str) -> list[str]:
-    """Texts that neither training nor ``tests`` has, the same for all seeds; raises as ``mixture`` does."""
+    """Texts that neither training nor ``evaluation`` has, the same for all seeds; raises as ``mixture`` does."""
     return list(texts_of(_held_out(settings, language)[:1]))
 
 
-def tests(settings: Settings, language: str) -> list[Batch]:
+def evaluation(settings: Settings, language: str) -> list[Batch]:
     """Batches that losses are measured on, with plain labels, the same for all seeds; raises as ``mixture`` does."""
     return _held_out(settings, language)[1:]
 
@@ -59,7 +59,7 @@ def check_text(settings: Settings) -> None:
     """Raises UserError if a language cannot be read, or has too little text."""
     languages.check_text(settings)
     for name in settings.names:
-        if not tests(settings, name):
+        if not evaluation(settings, name):
             raise UserError(f"--corpus {settings.corpus}: files valid* of {name} are too short for anchors and a test")
 
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from titan_ext.data import ByteTokenizer
 from titan_ext.data.tokenizers.byte_tokenizer import VOCABULARY
 from titan_ext.experiments.adapt.arms import ADAPT, ARMS, ORACLE, SOURCES, UNIFORM, Arm, Result, Settings
-from titan_ext.experiments.adapt.text import anchors, mixture, tests, texts_of
+from titan_ext.experiments.adapt.text import anchors, evaluation, mixture, texts_of
 from titan_ext.experiments.convergence.train import rate
 from titan_ext.experiments.models import finite, small_llama, train_step
 from titan_ext.experiments.sites import Alone, InnerTraining, SemiSynchronous, Sites
@@ -69,7 +69,7 @@ class WeightedTraining(InnerTraining):
         settings: Settings,
     ) -> None:
         super().__init__(model, optimizer, rate)
-        self._loss, self._steps = loss, 0
+        self._loss, self._device, self._steps = loss, settings.device, 0
         self.weights: list[dict[str, float]] = []
         """Mean weight by source of each step, of the sources that were in it."""
         module: Any = model
@@ -115,7 +115,7 @@ class WeightedTraining(InnerTraining):
         for first in range(0, len(tokens.inputs), _ROWS):
             part = Tokens(*(getattr(tokens, each.name)[first : first + _ROWS] for each in fields(tokens)))
             batch = Batch(part.inputs, part.pack(), part.positions)
-            self.loss_of(batch.to(next(self.model.parameters()).device.type))
+            self.loss_of(batch.to(self._device))
 
 
 def train(settings: Settings, run: Run) -> Result:
@@ -177,7 +177,7 @@ def _diloco(settings: Settings) -> SemiSyncConfig:
 
 @torch.no_grad()
 def _measured(settings: Settings, site: WeightedTraining, name: str) -> float:
-    return mean(site.loss_of(batch.to(settings.device)).item() for batch in tests(settings, name))
+    return mean(site.loss_of(batch.to(settings.device)).item() for batch in evaluation(settings, name))
 
 
 def _weights(settings: Settings, inner: Sequence[WeightedTraining]) -> list[list[float | None]]:
