@@ -1,7 +1,7 @@
 """What is compared: how samples weigh, whose anchors they are compared with, and whether sites meet."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from titan_ext.experiments.runs import BySite
@@ -88,3 +88,8 @@ class Result(BySite):
     """For each ``sync_every`` steps the mean weight of each of ``SOURCES``, over the sites; empty without ADAPT."""
     tokens_sha256: str
     seconds: float
+
+
+def described(arm: str) -> object:
+    """What a run of an arm depends on besides settings, as JSON values."""
+    return [asdict(ARMS[arm]), ADAPT.get(ARMS[arm].weighting)]
