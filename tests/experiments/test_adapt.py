@@ -17,7 +17,7 @@ from titan_ext.experiments.models import loss_of, small_llama
 from titan_ext.experiments.text import Batch
 from titan_ext.losses import Tokens
 
-COMMAND = ["bench", "adapt", "--dim", "32", "--layers", "1", "--steps", "4", "--sync-every", "2", "--batch", "3"]
+COMMAND = ["bench", "adapt", "--dim", "32", "--layers", "1", "--steps", "4", "--sync-every", "2", "--batch", "8"]
 COMMAND += ["--anchors-every", "1", "--length", "16", "--seeds", "1", "--learning-rates", "4e-3", "--workers", "2"]
 SETTINGS = Settings(
     corpus="",
