@@ -10,7 +10,8 @@ SOURCES = ("own", "other", "off_topic", "noise")
 """What a site's stream is mixed of: text of its own target, of the other sites' targets, of no target, and noise."""
 UNIFORM, ORACLE = "uniform", "oracle"
 PLAIN, STANDARDIZED, STALE, BM25 = "adapt", "standardized", "standardized_stale", "bm25"
-# Runs are of hundreds of steps: moments over a hundred of them would be those of another model.
+# Runs are of hundreds of steps: moments over a hundred of them would be those of another model. The decay was chosen in
+# shorter runs of the first seed.
 _STANDARDIZED = {"standardize": True, "center": True, "standardize_decay": 0.9}
 ADAPT: Mapping[str, Mapping[str, Any]] = {
     PLAIN: {},
