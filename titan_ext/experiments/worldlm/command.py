@@ -139,7 +139,7 @@ def _claims(found: Mapping[str, Any]) -> list[dict[str, Any]]:
             f"fedavg_{LITTLE_NOISE}",
         ),
         (
-            "with much noise too, where one model for all fails (the paper)",
+            "with much noise too WorldLM is better than one model for all",
             f"worldlm_{MUCH_NOISE}",
             f"fedavg_{MUCH_NOISE}",
         ),
