@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from tests.experiments.wrong_options import assert_one_line
 from titan_ext import cli
-from titan_ext.errors import UserError
 
 COMMAND = ["bench", "sparsity", "--dim", "32", "--layers", "1", "--steps", "6", "--sync-every", "2", "--sites", "2"]
 COMMAND += ["--batch", "2", "--length", "16", "--corpus", "builtin:code", "--seeds", "1", "--workers", "1"]
@@ -49,12 +49,7 @@ def test_a_transfer_has_a_row_for_each_width_and_arm(capsys):
     ],
 )
 def test_a_wrong_option_is_one_line(command, flags, said, capsys):
-    try:
-        code = cli.main([*command, *flags])
-    except UserError as error:
-        assert said in str(error)
-        return
-    assert code == 2 and said in capsys.readouterr().err
+    assert_one_line([*command, *flags], said, capsys)
 
 
 def test_sites_that_lose_are_counted_against_themselves_alone(corpus, capsys):

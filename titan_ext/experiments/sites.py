@@ -4,7 +4,8 @@ Sites take their inner steps one after another and meet after each, on threads o
 of ``titan_ext.semi_sync``: what is exchanged, applied and counted is what a real run does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any, Protocol
 
@@ -59,6 +60,30 @@ class Sites(Protocol):
 
     def close(self) -> None:
         """After the last step."""
+
+
+def train_to_the_end(sites: Sites, texts: Sequence[Iterator[Batch]], steps: int, device: str) -> str:
+    """Take all inner steps, or as many as there are until a run has diverged, and close the sites.
+
+    Args:
+        sites: those of the run.
+        texts: of each site its batches, in host memory.
+        steps: inner steps.
+        device: where the sites train.
+
+    Returns:
+        the SHA-256 of what was trained on.
+    """
+    seen = hashlib.sha256()
+    for _ in range(steps):
+        batches = [next(text) for text in texts]
+        for batch in batches:
+            seen.update(batch.inputs.numpy().tobytes())
+        sites.step([batch.to(device) for batch in batches])
+        if sites.diverged:
+            break
+    sites.close()
+    return seen.hexdigest()
 
 
 class Alone:

@@ -1,6 +1,5 @@
 """One run: a site for each target, trained with weights on mixed text, alone or under DiLoCo."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from titan_ext.experiments.adapt.arms import ADAPT, ARMS, ORACLE, SOURCES, UNIFO
 from titan_ext.experiments.adapt.text import anchors, evaluation, mixture, texts_of
 from titan_ext.experiments.convergence.train import rate
 from titan_ext.experiments.models import finite, small_llama, train_step
-from titan_ext.experiments.sites import Alone, InnerTraining, SemiSynchronous, Sites
+from titan_ext.experiments.sites import Alone, InnerTraining, SemiSynchronous, Sites, train_to_the_end
 from titan_ext.experiments.text import Batch
 from titan_ext.experiments.tuning import Run
 from titan_ext.losses import InnerStep, TokenLoss, Tokens
@@ -124,23 +123,16 @@ def train(settings: Settings, run: Run) -> Result:
     Raises:
         UserError: a corpus cannot be read, or has too little text.
     """
-    started, seen = time.perf_counter(), hashlib.sha256()
+    started = time.perf_counter()
     arm, count = ARMS[run.method], len(settings.names)
     inner = [_inner(settings, arm, run, site) for site in range(count)]
     sites: Sites = SemiSynchronous(inner, _diloco(settings)) if arm.together else Alone(inner)
     texts = [mixture(settings, site, run.seed) for site in range(count)]
-    for _ in range(settings.steps):
-        batches = [next(text) for text in texts]
-        for batch in batches:
-            seen.update(batch.inputs.numpy().tobytes())
-        sites.step([batch.to(settings.device) for batch in batches])
-        if sites.diverged:
-            break
-    sites.close()
+    tokens_sha256 = train_to_the_end(sites, texts, settings.steps, settings.device)
     return Result(
         losses=[finite(_measured(settings, each, name)) for each, name in zip(inner, settings.names, strict=True)],
         weights=_weights(settings, inner) if arm.weighting in ADAPT else [],
-        tokens_sha256=seen.hexdigest(),
+        tokens_sha256=tokens_sha256,
         seconds=time.perf_counter() - started,
     )
 

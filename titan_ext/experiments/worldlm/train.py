@@ -1,6 +1,5 @@
 """One run: a language at each site, trained alone, as one model, or with layers of the site's own."""
 
-import hashlib
 import time
 from functools import partial
 
@@ -9,7 +8,7 @@ import torch
 from titan_ext.experiments.convergence.train import rate
 from titan_ext.experiments.languages import training, validation
 from titan_ext.experiments.models import finite, loss_of, small_llama
-from titan_ext.experiments.sites import Alone, DataParallel, InnerTraining, SemiSynchronous, Sites
+from titan_ext.experiments.sites import Alone, DataParallel, InnerTraining, SemiSynchronous, Sites, train_to_the_end
 from titan_ext.experiments.tuning import Run
 from titan_ext.experiments.worldlm.arms import CENTRALISED, LOCAL, Result, Settings, outer_loop, regions
 
@@ -22,17 +21,10 @@ def train(settings: Settings, run: Run) -> Result:
     Raises:
         UserError: a corpus cannot be read, or has too little text.
     """
-    started, seen = time.perf_counter(), hashlib.sha256()
+    started = time.perf_counter()
     texts = [training(settings, language, run.seed) for language in settings.languages]
     sites = _sites(settings, run)
-    for _ in range(settings.steps):
-        batches = [next(text) for text in texts]
-        for batch in batches:
-            seen.update(batch.inputs.numpy().tobytes())
-        sites.step([batch.to(settings.device) for batch in batches])
-        if sites.diverged:
-            break
-    sites.close()
+    tokens_sha256 = train_to_the_end(sites, texts, settings.steps, settings.device)
     losses = [
         finite(_measured(settings, model, language))
         for model, language in zip(sites.models, settings.languages, strict=True)
@@ -40,7 +32,7 @@ def train(settings: Settings, run: Run) -> Result:
     return Result(
         losses=losses,
         bytes_sent=sum(sites.bytes_sent()),
-        tokens_sha256=seen.hexdigest(),
+        tokens_sha256=tokens_sha256,
         seconds=time.perf_counter() - started,
     )
 
