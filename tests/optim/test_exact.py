@@ -74,7 +74,7 @@ def gradients(dtype, size: int, steps: int):
 @pytest.mark.parametrize("name", BUILT)
 def test_steps_are_the_equations_and_in_fp32_to_the_bit(name, dtype, monkeypatch):
     """numpy rounds every operation once and knows no fused one: equal bits mean that nothing else happens here."""
-    monkeypatch.setattr(exact, "_PIECE", 300)
+    monkeypatch.setattr(exact, "_PIECE_ON_CPU", 300)
     size, steps, kind = 1003, 30, np.dtype(dtype).type
     s = start(name, dtype, size)
     parameters = [torch.nn.Parameter(part.clone()) for part in torch.from_numpy(s["x"].copy()).split([1000, 3])]

@@ -8,7 +8,7 @@ the vendor library's on a CPU, which is off by a bit in one of 150 and otherwise
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from titan_ext.optim.moments import Moment
 
-_PIECE = 2**20  # elements that a step works on at a time
+# Elements that a step works on at a time: on a CPU what stays in its cache, elsewhere what bounds the temporaries.
+_PIECE, _PIECE_ON_CPU = 2**22, 2**16
 
 
 def divide_(tensor: torch.Tensor, by: float) -> torch.Tensor:
@@ -64,12 +65,9 @@ class ExactOptimizer(Optimizer):
         state = self.state.get(parameter, {})
         if "step" in state:
             state["step"] += 1
-        if parameter.numel() <= _PIECE:
-            self._step_piece(group, parameter.detach(), parameter.grad, state)
-            return
         alike = {key: value for key, value in state.items() if key != "step"}
-        pieces = zip(*(_pieces(each) for each in (parameter, parameter.grad, *alike.values())), strict=True)
-        for piece, gradient, *values in pieces:
+        tensors = [each.detach() for each in (parameter, parameter.grad, *alike.values())]
+        for piece, gradient, *values in _pieces(tensors):
             self._step_piece(group, piece, gradient, {**state, **dict(zip(alike, values, strict=True))})
 
     @abstractmethod
@@ -83,9 +81,12 @@ class ExactOptimizer(Optimizer):
         """Move a piece of a parameter, and of its state; a step count includes this step."""
 
 
-def _pieces(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    tensor = tensor.detach()
-    return tensor.view(-1).split(_PIECE) if tensor.is_contiguous() and tensor.numel() else (tensor,)
+def _pieces(tensors: Sequence[torch.Tensor]) -> Iterable[Sequence[torch.Tensor]]:
+    """Tensors of one shape, some elements of all at a time."""
+    most = _PIECE_ON_CPU if tensors[0].device.type == "cpu" else _PIECE
+    if tensors[0].numel() <= most or not all(each.is_contiguous() for each in tensors):
+        return [tensors]
+    return zip(*(each.view(-1).split(most) for each in tensors), strict=True)
 
 
 class ExactSGD(ExactOptimizer):

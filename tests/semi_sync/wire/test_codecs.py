@@ -20,11 +20,20 @@ def decoded_of(codec, message, numel):
     codec.decode(message, values)
     twice = values.clone()
     codec.accumulate(message, twice)
-    torch.testing.assert_close(twice, 2 * values)
+    assert torch.equal(twice, 2 * values)  # of two equal numbers the sum is exact
     both = torch.full((numel,), torch.nan)
     codec.combine([message, message], both)
     assert torch.equal(both, twice)
     return values
+
+
+def assert_encodes_in_place(codec, values, message, decoded):
+    for lost in (None, torch.full_like(values, torch.nan)):
+        own, written, read = values.clone(), torch.empty_like(message), torch.empty_like(values)
+        codec.encode_in_place(own, written, lost)
+        codec.decode(written, read)
+        assert torch.equal(own, decoded) and torch.equal(read, decoded)
+        assert lost is None or torch.equal(lost, values - decoded)
 
 
 @pytest.mark.parametrize("codec", [BFloat16(), Int8(), Int4(), TopK(0.01), TopK(0.3), TopK(1.0)], ids=repr)
@@ -33,7 +42,9 @@ def test_messages_have_the_stated_size_and_decode_to_the_stated_error(codec, blo
     torch.manual_seed(blocks)
     numel = blocks * codec.granularity if codec.granularity > 1 else blocks * 37
     values = torch.randn(numel) * torch.rand(numel).mul(8).exp()
-    decoded = decoded_of(codec, encoded(codec, values), numel)
+    message = encoded(codec, values)
+    decoded = decoded_of(codec, message, numel)
+    assert_encodes_in_place(codec, values, message, decoded)
     error = (decoded - values).abs()
     if isinstance(codec, BFloat16):
         assert (error <= values.abs() * 2**-8).all()

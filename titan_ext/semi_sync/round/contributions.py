@@ -261,7 +261,7 @@ def new_buffer(
 
 def is_finite(values: torch.Tensor) -> bool:
     """Whether all of them are numbers."""
-    if not values.numel():
+    if not values.numel() or torch.isfinite(values.sum()):  # half the time; it may overflow where all are
         return True
     low, high = torch.aminmax(values)  # NaN in, NaN out; and no copy
     return bool(torch.isfinite(low) & torch.isfinite(high))

@@ -294,7 +294,9 @@ class Exchange:
                 # has lost nothing of its own, but maybe of sums that it coded.
                 within = contributions.within(states[0].rule.group)
                 usual = within.total_weight / max(1, len(within.contributors))
-                residual.div_(contribution.weight or usual or 1.0)
+                factor = contribution.weight or usual or 1.0
+                if factor != 1.0:
+                    residual.div_(factor)
                 pieces = residual.split([parts[index].numel() for index in run])
                 residuals |= {index: part for index, part in zip(run, pieces, strict=True) if index in wanted}
         return Sum(

@@ -90,12 +90,13 @@ class ValuesWithGlobalCopy(SyncedState):
     @torch.no_grad()
     def write(self, out: torch.Tensor, step: int) -> None:
         """The values, or the pseudo-gradient: what was written to the local copy minus what it is now."""
-        super().write(out, step)
-        if self.tensors.narrow:
-            for part, written in zip(self.tensors.split(out), self._written(), strict=True):
-                torch.sub(written, part, out=part)
-        elif self.sends_difference:
-            torch.sub(self.global_flat, out, out=out)
+        locals_ = self.tensors.locals()
+        if not self.sends_difference or any(local.device != out.device for local in locals_):
+            super().write(out, step)
+            locals_ = self.tensors.split(out)
+        if self.sends_difference:
+            for part, written, local in zip(self.tensors.split(out), self._written(), locals_, strict=True):
+                torch.sub(written, local.to(out), out=part)
 
     @torch.no_grad()
     def apply(self, total: torch.Tensor, of: AppliedRound) -> None:

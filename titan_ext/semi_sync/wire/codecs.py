@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import ClassVar
 
 import torch
@@ -61,6 +62,15 @@ class Codec(ABC):
     @abstractmethod
     def accumulate(self, message: torch.Tensor, values: torch.Tensor) -> None:
         """Add what ``decode`` would write to ``values``."""
+
+    def encode_in_place(self, values: torch.Tensor, message: torch.Tensor, lost: torch.Tensor | None = None) -> None:
+        """``encode`` and then ``decode`` into the values; what that takes away from them overwrites ``lost [numel]``."""
+        self.encode(values, message)
+        if lost is not None:
+            lost.copy_(values)
+        self.decode(message, values)
+        if lost is not None:
+            lost.sub_(values)
 
     def dither(self, values: torch.Tensor, seed: int) -> None:  # noqa: B027 — nothing to do by default
         """Round fp32 ``values [numel]`` in place to what a message carries, right on average, where nobody can keep what
@@ -126,12 +136,15 @@ class Int8(Codec):
 
     def encode(self, values: torch.Tensor, message: torch.Tensor) -> None:
         for blocks, codes, scales in self._pieces(values, message):
-            scaled = blocks.abs()
-            torch.amax(scaled, dim=1, out=scales)
-            scales.div_(self.levels)
-            # A block of zeros has no scale; any will do, and dividing by it must not give NaN.
-            torch.div(blocks, scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None], out=scaled)
-            self._pack(scaled.round_().clamp_(-self.levels, self.levels), codes)
+            self._encode_blocks(blocks, codes, scales)
+
+    def encode_in_place(self, values: torch.Tensor, message: torch.Tensor, lost: torch.Tensor | None = None) -> None:
+        lost_pieces = repeat(None) if lost is None else lost.view(-1, _BLOCK).split(self._rows(values))
+        for (blocks, codes, scales), lost_blocks in zip(self._pieces(values, message), lost_pieces, strict=False):
+            scaled = self._encode_blocks(blocks, codes, scales).mul_(scales[:, None])
+            if lost_blocks is not None:
+                torch.sub(blocks, scaled, out=lost_blocks)
+            blocks.copy_(scaled)
 
     def decode(self, message: torch.Tensor, values: torch.Tensor) -> None:
         for blocks, codes, scales in self._pieces(values, message):
@@ -139,7 +152,8 @@ class Int8(Codec):
 
     def accumulate(self, message: torch.Tensor, values: torch.Tensor) -> None:
         for blocks, codes, scales in self._pieces(values, message):
-            blocks.addcmul_(self._unpack(codes), scales[:, None])
+            # Not addcmul, which rounds once or twice as it was compiled: several sites may add up the same messages.
+            blocks.add_(self._unpack(codes) * scales[:, None])
 
     def dither(self, values: torch.Tensor, seed: int) -> None:
         generator = torch.Generator(values.device).manual_seed(seed)
@@ -155,8 +169,22 @@ class Int8(Codec):
         blocks = values.view(-1, _BLOCK)
         split = blocks.shape[0] * self._width
         codes, scales = message[:split].view(-1, self._width), message[split:].view(torch.float32)
-        rows = _PIECE // _BLOCK if values.device.type == "cpu" else max(1, blocks.shape[0])
+        rows = self._rows(values)
         yield from zip(blocks.split(rows), codes.split(rows), scales.split(rows), strict=True)
+
+    def _rows(self, values: torch.Tensor) -> int:
+        """Blocks that are worked on at a time."""
+        return _PIECE // _BLOCK if values.device.type == "cpu" else max(1, values.numel() // _BLOCK)
+
+    def _encode_blocks(self, blocks: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """Write codes and scales of fp32 ``blocks [count, 256]``; returns the codes as fp32."""
+        scaled = blocks.abs()
+        torch.amax(scaled, dim=1, out=scales)
+        scales.div_(self.levels)
+        # A block of zeros has no scale; any will do, and dividing by it must not give NaN.
+        torch.div(blocks, scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None], out=scaled)
+        self._pack(scaled.round_().clamp_(-self.levels, self.levels), codes)
+        return scaled
 
     def _pack(self, rounded: torch.Tensor, codes: torch.Tensor) -> None:
         codes.view(torch.int8).copy_(rounded)
@@ -175,7 +203,7 @@ class Int4(Int8):
 
     def _pack(self, rounded: torch.Tensor, codes: torch.Tensor) -> None:
         # The block's first half in the low bits, its second in the high ones.
-        low, high = rounded.add_(8).chunk(2, dim=1)
+        low, high = rounded.add(8).chunk(2, dim=1)
         codes.copy_(low.add_(high, alpha=16))
 
     def _unpack(self, codes: torch.Tensor) -> torch.Tensor:

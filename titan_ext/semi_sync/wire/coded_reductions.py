@@ -94,19 +94,11 @@ class CodedReduction(Reduction):
     ) -> MessagesInTurn:
         (peer,) = wire.others
         padded = _padded(values, self._shard(values.numel(), 2))
-        message = self._encode(padded[None])[0]
+        (message,) = self._encode(padded[None], residual, in_place=True)
         theirs = torch.empty_like(message, device=wire.device)
-        messages = wire.swap({peer: message.to(wire.device)}, {peer: theirs}, place)
-        # While they travel. Both sites add two decoded values, whose order does not matter.
-        if residual is not None:
-            residual.copy_(values)
-        self._codec.decode(message, padded)
-        if residual is not None:
-            residual.sub_(padded[: values.numel()])
-        yield messages
-        decoded = torch.empty_like(padded)
-        self._codec.decode(theirs.to(values.device), decoded)
-        padded.add_(decoded)
+        yield wire.swap({peer: message.to(wire.device)}, {peer: theirs}, place)
+        # Both sites add two decoded values, whose order does not matter.
+        self._codec.accumulate(theirs.to(values.device), padded)
         if padded is not values:
             values.copy_(padded[: values.numel()])
 
@@ -127,27 +119,35 @@ class CodedReduction(Reduction):
         if values.numel() != shards.numel():
             values.copy_(shards.view(-1)[: values.numel()])
 
-    def _encode(self, shards: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """The messages of ``shards [count, elements]``; what the codec takes away goes into the residual."""
+    def _encode(
+        self, shards: torch.Tensor, residual: torch.Tensor | None = None, in_place: bool = False
+    ) -> torch.Tensor:
+        """The messages of ``shards [count, elements]``; what the codec takes away goes into the residual.
+
+        With a residual or ``in_place`` the shards become what the messages say.
+        """
         size = self._codec.wire_bytes(shards.shape[1])
         message = torch.empty(len(shards), size, dtype=torch.uint8, device=shards.device)
-        for part, row in zip(shards, message, strict=True):
-            self._codec.encode(part, row)
-        if residual is not None:
-            decoded = torch.empty_like(shards)
-            for part, row in zip(decoded, message, strict=True):
-                self._codec.decode(row, part)
-            torch.sub(shards.view(-1)[: residual.numel()], decoded.view(-1)[: residual.numel()], out=residual)
+        if residual is None:
+            encode = self._codec.encode_in_place if in_place else self._codec.encode
+            for part, row in zip(shards, message, strict=True):
+                encode(part, row)
+            return message
+        fits = residual.numel() == shards.numel()
+        lost = residual.view_as(shards) if fits else torch.empty_like(shards)
+        for part, row, lost_part in zip(shards, message, lost, strict=True):
+            self._codec.encode_in_place(part, row, lost_part)
+        if not fits:
+            residual.copy_(lost.view(-1)[: residual.numel()])
         return message
 
     def _encode_sum(self, total: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         """The message of a sum; what the codec takes away is added to the residual."""
-        message = torch.empty(self._codec.wire_bytes(total.numel()), dtype=torch.uint8, device=total.device)
-        self._codec.encode(total, message)
-        if residual is not None:
-            decoded = torch.empty_like(total)
-            self._codec.decode(message, decoded)
-            residual.add_(total.sub_(decoded)[: residual.numel()])
+        if residual is None:
+            return self._encode(total[None])[0]
+        lost = torch.empty_like(total)
+        message = self._encode(total[None], lost)[0]
+        residual.add_(lost[: residual.numel()])
         return message
 
     def _combine(self, messages: torch.Tensor, of: RoundFacts, out: torch.Tensor, place: int) -> None:
