@@ -27,6 +27,7 @@ from titan_ext.replica.state_transfer.prefetch_state import prefetch_state
 from titan_ext.replica.state_transfer.tls import load_tls
 from titan_ext.replica.state_transfer.transport import StateTransport
 from titan_ext.replica.streams.group import StreamGroup
+from titan_ext.replica.streams.pace import Pace
 from titan_ext.replica.torchft_internals import OpenManager, QuorumClient
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Replica(OpenManager):
         rank: this rank within the site.
         world_size: ranks of the site.
         streams: connections to this rank's like at each other site; 0: by their distance.
-        max_rate: bytes a second that this rank sends to the others in rounds; 0: no limit.
+        max_rate: bytes a second that this rank sends to the others, in rounds and as shared state; 0: no limit.
         store_port: of the store that its ranks share, at torchrun's address; None: torchrun's own. Two replicas of a rank
             must not share one.
 
@@ -84,7 +85,8 @@ class Replica(OpenManager):
         # The other sites connect to this site's store, so rank 0 gives the address under which they reach it.
         store_host = hostname if rank == 0 else os.environ["MASTER_ADDR"]
         store_port = int(os.environ["MASTER_PORT"]) if store_port is None else store_port
-        self._transport = _transport(config, hostname, rank, secret)
+        pace = Pace(max_rate)
+        self._transport = _transport(config, hostname, rank, secret, pace)
         if rank == 0:
             self._find_lighthouse()
         prefetch = None
@@ -96,7 +98,7 @@ class Replica(OpenManager):
             prefetch()
         try:
             super().__init__(
-                pg=StreamGroup(hostname, timedelta(seconds=config.timeout_seconds), streams=streams, max_rate=max_rate),
+                pg=StreamGroup(hostname, timedelta(seconds=config.timeout_seconds), streams=streams, pace=pace),
                 load_state_dict=None,
                 state_dict=None,
                 min_replica_size=config.min_sites,
@@ -238,10 +240,10 @@ def _check_ports(config: ReplicaConfig, rank: int, world_size: int) -> None:
         check_port(f"{state}, of rank {rank}", config.state_port + rank)
 
 
-def _transport(config: ReplicaConfig, hostname: str, rank: int, secret: Secret | None) -> StateTransport:
+def _transport(config: ReplicaConfig, hostname: str, rank: int, secret: Secret | None, pace: Pace) -> StateTransport:
     tls = None
     if config.tls_certificate is not None:
         tls = load_tls(config.tls_certificate, config.tls_key, config.tls_authority)
     timeout = timedelta(seconds=config.timeout_seconds)
     port = config.state_port and config.state_port + rank
-    return StateTransport(hostname, port, timeout, tls=tls, secret=secret)
+    return StateTransport(hostname, port, timeout, tls=tls, secret=secret, pace=pace)

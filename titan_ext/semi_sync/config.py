@@ -173,8 +173,8 @@ class SemiSyncConfig:
     numbers the larger counts."""
 
     max_rate: str | None = None
-    """What this site sends to the others at most in rounds, all its ranks together, such as "400mbit"; None: as much as the
-    link takes. What sites tell each other about a round does not wait for it."""
+    """What this site sends to the others at most, all its ranks together, such as "400mbit": in rounds, and as shared state
+    to a site that joins. None: as much as the link takes. What sites tell each other about a round does not wait for it."""
 
     outer_state_device: Literal["same", "cpu"] = "same"
     """Where the fp32 copy of the global parameters and the outer optimizer's state live: with the parameters, or in

@@ -15,6 +15,7 @@ import torch
 from tests.replica.state_transfer.states import STATE, assert_same
 from titan_ext.replica.state_transfer.chunks import MessageInfo
 from titan_ext.replica.state_transfer.transport import StateTransport
+from titan_ext.replica.streams.pace import Pace
 
 TIMEOUT = timedelta(seconds=20)
 
@@ -150,3 +151,13 @@ def test_slow_clients_do_not_keep_others_waiting():
         donor.disallow_checkpoint()
         for connection in idle:
             connection.close()
+
+
+def test_a_state_is_sent_no_faster_than_the_pace():
+    """Over all connections together; a lower bound on time holds on any machine."""
+    rate, state = 2_000_000.0, {"values": torch.arange(2_000_000, dtype=torch.uint8)}
+    with transport(chunk_bytes=100_000, pace=Pace(rate)) as donor, transport(streams=4) as receiver:
+        donor.send_checkpoint([1], step=7, state_dict=state, timeout=TIMEOUT)
+        started = time.monotonic()
+        assert_same(receiver.recv_checkpoint(0, donor.metadata(), step=7, timeout=TIMEOUT), state)
+        assert time.monotonic() - started > 0.6, "a second's worth, less what may be sent at once"

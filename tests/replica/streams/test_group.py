@@ -168,7 +168,7 @@ def test_a_message_that_takes_too_long_is_an_error_at_both() -> None:
 
 
 def test_control_does_not_wait_for_bulk_nor_for_the_rate() -> None:
-    with sites(2, streams=1, max_rate=200_000.0) as made:
+    with sites(2, streams=1, pace=Pace(200_000.0)) as made:
         bulk = torch.zeros(2_000_000, dtype=torch.uint8)
         sending = made.groups[0].send([bulk], 1, 0)
         receiving = made.groups[1].recv([torch.empty_like(bulk)], 0, 0)

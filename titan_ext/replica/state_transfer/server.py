@@ -15,11 +15,13 @@ from titan_ext.replica.state_transfer.handshake import ServerHandshake
 from titan_ext.replica.state_transfer.offers import Offer, StateOffers
 from titan_ext.replica.state_transfer.sockets import OpenSockets
 from titan_ext.replica.streams.distance import frame_bytes_sent
+from titan_ext.replica.streams.pace import Pace
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 _MAX_CONNECTIONS = 256
+_PACED_BYTES = 128 * 1024
 
 
 class StateServer(ThreadingHTTPServer):
@@ -33,6 +35,7 @@ class StateServer(ThreadingHTTPServer):
         timeout: in seconds.
         context: for TLS; None: plain HTTP.
         secret: what clients have to prove to hold; None: everybody is served.
+        pace: what sending is held to.
     """
 
     address_family = socket.AF_INET6
@@ -40,10 +43,17 @@ class StateServer(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(
-        self, port: int, offers: StateOffers, timeout: float, context: ssl.SSLContext | None, secret: Secret | None
+        self,
+        port: int,
+        offers: StateOffers,
+        timeout: float,
+        context: ssl.SSLContext | None,
+        secret: Secret | None,
+        pace: Pace,
     ) -> None:
         self.offers = offers
         self.secret = secret
+        self.pace = pace
         self.seconds = timeout
         self.open_sockets = OpenSockets()
         self.frame_bytes_sent = 0
@@ -175,8 +185,16 @@ class _Handler(BaseHTTPRequestHandler):
             digest = chunk_digest(key, offer.step, info, chunk)
             for piece in offer.message.pieces(*info.span(chunk)):
                 digest.update(piece)
-                self.wfile.write(piece)
+                self._write_at_pace(piece)
             self.wfile.write(digest.digest())
+
+    def _write_at_pace(self, piece: memoryview) -> None:
+        for start in range(0, len(piece), _PACED_BYTES):
+            part = piece[start : start + _PACED_BYTES]
+            while (wait := self.server.pace.seconds_to_wait()) > 0:
+                time.sleep(wait)
+            self.server.pace.spend(len(part))
+            self.wfile.write(part)
 
     def _send_headers(self, headers: dict[str, str]) -> None:
         for name, value in headers.items():

@@ -12,6 +12,7 @@ from titan_ext.replica.state_transfer.fetch import fetch_state
 from titan_ext.replica.state_transfer.offers import StateOffers
 from titan_ext.replica.state_transfer.server import StateServer
 from titan_ext.replica.state_transfer.tls import Tls
+from titan_ext.replica.streams.pace import Pace
 from titan_ext.replica.torchft_internals import state_step
 
 
@@ -27,6 +28,7 @@ class StateTransport(CheckpointTransport[Any]):
         secret: what both ends prove to hold; None: everybody is served.
         streams: connections over which a state is fetched; 0: as many as the distance asks for.
         chunk_bytes: size of the pieces that are checked and, after a failure, fetched again.
+        pace: what serving a state is held to.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class StateTransport(CheckpointTransport[Any]):
         secret: Secret | None = None,
         streams: int = 0,
         chunk_bytes: int = CHUNK_BYTES,
+        pace: Pace | None = None,
     ) -> None:
         self._timeout = timeout.total_seconds()
         self._tls = tls
@@ -47,7 +50,8 @@ class StateTransport(CheckpointTransport[Any]):
         self._prefetched: Any = None
         self.offers = StateOffers(self._timeout, chunk_bytes)
         """What this rank serves."""
-        self._server = StateServer(port, self.offers, self._timeout, None if tls is None else tls.server, secret)
+        context = None if tls is None else tls.server
+        self._server = StateServer(port, self.offers, self._timeout, context, secret, pace or Pace(0.0))
         scheme = "http" if tls is None else "https"
         self._url = f"{scheme}://{url_host(hostname)}:{self._server.port}{ROOT}"
 

@@ -28,15 +28,15 @@ class StreamGroup(ProcessGroup):
         hostname: name or address under which other sites reach this machine; it listens there.
         timeout: how long forming the group or a message may take.
         streams: connections for each pair of sites; 0: by their distance.
-        max_rate: bytes a second that this rank sends at most; 0: no limit.
+        pace: what sending is held to.
     """
 
-    def __init__(self, hostname: str, timeout: timedelta, *, streams: int = 0, max_rate: float = 0.0) -> None:
+    def __init__(self, hostname: str, timeout: timedelta, *, streams: int = 0, pace: Pace | None = None) -> None:
         super().__init__(0, 1)
         self._hostname = hostname
         self._timeout = timeout
         self._streams = streams
-        self._max_rate = max_rate
+        self._pace = pace or Pace(0.0)
         self._rank, self._size = 0, 1
         self._mover: Mover | None = None
         self._bytes_before = 0
@@ -56,7 +56,7 @@ class StreamGroup(ProcessGroup):
             store, rank, world_size, hostname=self._hostname, streams=self._streams, timeout=self._timeout
         )
         self._rank, self._size = rank, world_size
-        self._mover = Mover(connections, Pace(self._max_rate))
+        self._mover = Mover(connections, self._pace)
 
     def abort(self, errored: bool = True) -> None:
         """End the connections; what waits fails."""

@@ -1,5 +1,6 @@
 """A rate that sending is held to."""
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -8,7 +9,7 @@ _LEAST_BYTES = 1.0
 
 
 class Pace:
-    """A bucket of bytes that fills at a rate and may be overdrawn.
+    """A bucket of bytes that fills at a rate and may be overdrawn; for any number of threads.
 
     Args:
         rate: bytes a second; 0 sets no limit.
@@ -22,16 +23,19 @@ class Pace:
         self._left = self._burst
         self._clock = clock
         self._at = clock()
+        self._lock = threading.Lock()
 
     def seconds_to_wait(self) -> float:
         """Until something may be sent; 0 where that is now."""
         if not self._rate:
             return 0.0
-        now = self._clock()
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
-        self._at = now
-        return -self._left / self._rate if self._left < -_LEAST_BYTES else 0.0
+        with self._lock:
+            now = self._clock()
+            self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+            self._at = now
+            return -self._left / self._rate if self._left < -_LEAST_BYTES else 0.0
 
     def spend(self, sent: int) -> None:
         """Take what has been sent out of the bucket."""
-        self._left -= sent
+        with self._lock:
+            self._left -= sent
