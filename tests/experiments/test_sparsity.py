@@ -35,7 +35,8 @@ def test_a_transfer_has_a_row_for_each_width_and_arm(capsys):
     assert cli.main(MUP) == 0
     figures = figures_of(capsys)
     assert [row["label"] for row in figures["rows"]] == ["mup_32", "mup_64", "standard_32", "standard_64"]
-    assert set(figures["coordinates"]["mup"]) == {"32", "64"} and len(figures["claims"]) == 3
+    assert set(figures["coordinates"]["mup"]) == {"32", "64"} and len(figures["claims"]) == 4
+    assert all(row["loss_at_base_lr"] == row["loss"] for row in figures["rows"]), "of one rate"
 
 
 @pytest.mark.parametrize(
@@ -55,11 +56,12 @@ def test_a_wrong_option_is_one_line(command, flags, said, capsys):
 def test_sites_that_lose_are_counted_against_themselves_alone(corpus, capsys):
     flags = ["--dim", "32", "--layers", "1", "--steps", "8", "--sync-every", "2", "--batch", "2", "--length", "16"]
     command = ["bench", "pafl", "--corpus", str(corpus), "--languages", "latin,greek", *flags]
+    command += ["--shrink", "2", "--adapt-steps", "2"]
     assert cli.main([*command, "--seeds", "1", "--workers", "1"]) == 0
     rows = {row["arm"]: row for row in figures_of(capsys)["rows"]}
     assert list(rows) == ["alone", "federated", "proximal", "ewc", "distillation"]
-    assert rows["alone"]["losing"] == [0]
+    assert rows["alone"]["losing"] == rows["alone"]["losing_adapted"] == [0]
     for row in rows.values():
         alone = rows["alone"]["by_site"]
         assert row["losing"] == [sum(own > theirs for own, theirs in zip(row["by_site"], alone))]
-    assert len({row["loss"] for row in rows.values()}) == 5
+    assert len({row[key] for row in rows.values() for key in ("loss", "adapted")}) == 10

@@ -2,11 +2,12 @@
 
 First a coordinate check: how much a few steps change what each part of the model puts out, by width. Under muP no part's
 change grows with the width; the power that it grows by is printed. With --check that is all. Then, for each width and
-with muP and without, a grid of learning rates is tried on one seed, and the best rate is run on all seeds.
+with muP and without, a grid of learning rates is tried on one seed, and the best rate is run on all seeds, as is the one that is
+best for the smallest width.
 
   best lr      of the grid, widened while it lies at the edge
   loss         on documents that are not trained on; nats a token, and tokens are bytes; mean and deviation over the seeds
-  at base lr   the same on the first seed, at the rate that is best for the smallest width
+  at base lr   the same at the rate that is best for the smallest width
 """
 
 import argparse
@@ -67,14 +68,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.check:
         return {**asdict(settings), **checked}
     from titan_ext.experiments.mup.train import train
+    from titan_ext.experiments.report import TunedOutcome, tuned_outcomes
 
     grids = {method_of(arm, dim): list(grid) for arm in ARMS for dim in dims}
-    done = command.train_missing(
-        options, settings, grids, train=train, arguments=(settings,), result_type=Result, describe=lambda arm: arm
-    )
-    rows = _rows(grids, options.seeds, done, dims)
+
+    def trained(of: Mapping[str, Sequence[float]]) -> dict[str, TunedOutcome]:
+        done = command.train_missing(
+            options, settings, of, train=train, arguments=(settings,), result_type=Result, describe=lambda arm: arm
+        )
+        return tuned_outcomes(TunedOutcome, of, options.seeds, done)
+
+    best = trained(grids)
+    at_base = trained({method_of(arm, dim): [best[method_of(arm, dims[0])].lr] for arm in ARMS for dim in dims})
+    rows = _rows(best, at_base)
     figures = {**asdict(settings), "seeds": options.seeds, **checked, "rows": rows}
-    figures["claims"] = checked["claims"] + [_transfers(rows)]
+    figures["claims"] = checked["claims"] + _transfers(rows)
     _print(figures)
     if options.plot is not None:
         _plot(rows, options.plot)
@@ -105,15 +113,13 @@ def _coordinates(settings: Settings, dims: Sequence[int], options: argparse.Name
     return {"coordinates": {arm: {str(d): each for d, each in found[arm].items()} for arm in ARMS}, "claims": claims}
 
 
-def _rows(grids: Mapping[str, list[float]], seeds: int, done: Any, dims: Sequence[int]) -> list[dict[str, Any]]:
+def _rows(best: Mapping[str, Any], at_base: Mapping[str, Any]) -> list[dict[str, Any]]:
     from titan_ext.experiments.mup.arms import arm_and_dim
-    from titan_ext.experiments.report import TunedOutcome, grid_figures, number, tuned_outcomes
+    from titan_ext.experiments.report import grid_figures, number
 
-    outcomes = tuned_outcomes(TunedOutcome, grids, seeds, done)
     rows = []
-    for method, outcome in outcomes.items():
+    for method, outcome in best.items():
         arm, dim = arm_and_dim(method)
-        base = outcomes[method_of(arm, dims[0])].lr
         rows.append(
             {
                 "label": method,
@@ -123,24 +129,41 @@ def _rows(grids: Mapping[str, list[float]], seeds: int, done: Any, dims: Sequenc
                 "loss": number(outcome.loss),
                 "deviation": number(outcome.deviation),
                 "losses": [number(loss) for loss in outcome.losses],
-                "loss_at_base_lr": number(outcome.grid.get(base)),
+                "loss_at_base_lr": number(at_base[method].loss),
+                "losses_at_base_lr": [number(loss) for loss in at_base[method].losses],
                 "grid": grid_figures(outcome),
             }
         )
     return rows
 
 
-def _transfers(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Whether the best rate moves less with the width under muP, in factors of 2 between the smallest and the widest."""
-    from titan_ext.experiments.claims import claim
+def _transfers(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Whether from the smallest width to the widest the best rate moves less under muP, and the smallest's costs less."""
+    from titan_ext.experiments.claims import SeedDifferences, claim
 
-    moved = {}
+    moved, cost = {}, {}
     for arm in ARMS:
-        rates = [row["lr"] for row in rows if row["arm"] == arm]
-        moved[arm] = math.log2(rates[-1] / rates[0])
-    text = "from the smallest width to the widest the best learning rate moves less under muP"
-    figures = ", ".join(f"{arm}: by a factor of {2**each:g}" for arm, each in moved.items())
-    return claim(text, abs(moved["mup"]) < abs(moved["standard"]), figures)
+        of = [row for row in rows if row["arm"] == arm]
+        moved[arm] = math.log2(of[-1]["lr"] / of[0]["lr"])
+        losses = [
+            [math.inf if each is None else each for each in of[-1][key]] for key in ("losses_at_base_lr", "losses")
+        ]
+        cost[arm] = SeedDifferences.between(*losses)
+    less = SeedDifferences.between(cost["mup"].values, cost["standard"].values)
+    rates = ", ".join(f"{arm}: by a factor of {2**each:g}" for arm, each in moved.items())
+    costs = ", ".join(f"{arm}: {each.mean:+.4f}" for arm, each in cost.items())
+    return [
+        claim(
+            "from the smallest width to the widest the best learning rate moves less under muP",
+            abs(moved["mup"]) < abs(moved["standard"]),
+            rates,
+        ),
+        claim(
+            "at the widest, the best rate of the smallest costs less loss under muP, by more than noise",
+            less.is_below,
+            f"{costs}; less: {less.text()}",
+        ),
+    ]
 
 
 def _print(figures: Mapping[str, Any]) -> None:

@@ -17,11 +17,15 @@ class Settings:
     corpus: str
     """Folder with a folder for each language."""
     languages: str
-    """Comma-separated, one for each site: the first has all of its documents, each next half of the share before."""
+    """Comma-separated, one for each site: the first has all of its documents."""
+    shrink: int
+    """Each next site has one in so many of the share before."""
     dim: int
     layers: int
     steps: int
-    """Inner steps; a multiple of ``sync_every``."""
+    """Inner steps with rounds; a multiple of ``sync_every``."""
+    adapt_steps: int
+    """Inner steps of each site by itself after them."""
     batch: int
     length: int
     sync_every: int
@@ -37,11 +41,18 @@ class Settings:
         """Of a run."""
         return self.steps // self.sync_every
 
+    @property
+    def parts(self) -> list[int]:
+        """One in how many of its language's documents each site has."""
+        return [self.shrink**site for site in range(len(self.names))]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result(BySite):
     """What a run came to: the losses are those of each site's own model alone, of the shared one together."""
 
+    adapted: list[float | None]
+    """As the losses, after the steps of each site by itself."""
     tokens_sha256: str
     seconds: float
 

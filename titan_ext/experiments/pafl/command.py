@@ -2,11 +2,14 @@
 
 Each site trains alone, or all train one model by averaging every --sync-every steps, on as many tokens: as it is, or near
 the received model: by a proximal term in all rounds, or by elastic weight consolidation or distillation in the second
-half of them. The first language has all of its documents, each next one half of the share before.
+half of them. The first language has all of its documents, each next one a quarter (--shrink) of the share before. After
+the last round each site trains --adapt-steps by itself, as kept near the received model as before.
 
-  loss       mean over the sites of the loss on held-out text of their language, nats a token, and tokens are bytes
+  loss       mean over the sites of the loss on held-out text of their language, nats a token, and tokens are bytes: of the
+             shared model after the last round, or of each site's own where they train alone
   worst      of the site where it is highest; spread: standard deviation over the sites
-  losing     sites whose loss is above that of their model alone, mean over the seeds
+  losing     sites whose loss is above that of their model alone after as many steps, mean over the seeds
+  adapted    loss, and sites that lose, after the steps that each site trains by itself
 """
 
 import argparse
@@ -29,7 +32,9 @@ _SIZES: Numbers = {
     # default, least, help
     "dim": (64, 32, "width of the model, a multiple of 32"),
     "layers": (2, 1, "transformer blocks"),
-    "steps": (320, 2, "inner steps, a multiple of --sync-every"),
+    "steps": (320, 2, "inner steps with rounds, a multiple of twice --sync-every"),
+    "adapt_steps": (32, 0, "inner steps of each site by itself after them"),
+    "shrink": (4, 1, "each next site has one in so many of the share of documents before"),
     "batch": (4, 1, "sequences a site and step"),
     "length": (64, 1, "tokens a sequence"),
     "sync_every": (16, 1, "inner steps between rounds"),
@@ -89,10 +94,7 @@ def _row(outcome: Any, found: Mapping[str, Any]) -> dict[str, Any]:
     from titan_ext.experiments.pafl.arms import ALONE
     from titan_ext.experiments.report import number
 
-    losing = [
-        sum(own is None or own > alone for own, alone in zip(ours.losses, theirs.losses, strict=True))
-        for ours, theirs in zip(outcome.runs, found[ALONE].runs, strict=True)
-    ]
+    alone = found[ALONE].runs
     by_site = [[loss for run in outcome.runs if (loss := run.losses[site]) is not None] for site in _sites(outcome)]
     means = [mean(losses) for losses in by_site if losses]
     return {
@@ -103,8 +105,23 @@ def _row(outcome: Any, found: Mapping[str, Any]) -> dict[str, Any]:
         "by_site": [number(each) for each in means],
         "worst": number(max(means)) if means else None,
         "spread": number(pstdev(means)) if means else None,
-        "losing": losing,
+        "losing": _losing([run.losses for run in outcome.runs], [run.losses for run in alone]),
+        "adapted": number(_mean([run.adapted for run in outcome.runs])),
+        "losing_adapted": _losing([run.adapted for run in outcome.runs], [run.adapted for run in alone]),
     }
+
+
+def _losing(ours: list[list[float | None]], alone: list[list[float | None]]) -> list[int]:
+    """By seed how many sites have a higher loss than alone."""
+    return [
+        sum(own is None or (other is not None and own > other) for own, other in zip(*each, strict=True))
+        for each in zip(ours, alone, strict=True)
+    ]
+
+
+def _mean(losses: list[list[float | None]]) -> float | None:
+    every = [loss for run in losses for loss in run]
+    return None if None in every else mean(loss for loss in every if loss is not None)
 
 
 def _sites(outcome: Any) -> range:
@@ -112,19 +129,19 @@ def _sites(outcome: Any) -> range:
 
 
 def _claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    from titan_ext.experiments.claims import claim
+    from titan_ext.experiments.claims import SeedDifferences, claim
     from titan_ext.experiments.pafl.arms import ALONE, TOGETHER
 
-    losing = {row["arm"]: mean(row["losing"]) for row in rows}
-    judged = [
-        claim(
-            "some sites lose by taking part as it is", losing[TOGETHER] > 0, f"{losing[TOGETHER]:.2f} sites on average"
-        )
-    ]
-    for arm in (each for each in losing if each not in (ALONE, TOGETHER)):
-        text = f"with {arm} fewer sites lose (the paper: half as many with distillation on language)"
-        figures = f"{losing[arm]:.2f} against {losing[TOGETHER]:.2f}"
-        judged.append(claim(text, losing[arm] < losing[TOGETHER], figures))
+    by_arm, judged = {row["arm"]: row for row in rows}, []
+    for key, when in (("losing", ""), ("losing_adapted", ", each model adapted to its site")):
+        plain = by_arm[TOGETHER][key]
+        text = f"some sites lose by taking part as it is{when}"
+        judged.append(claim(text, mean(plain) > 0, f"{mean(plain):.2f} sites on average"))
+        for arm in (each for each in by_arm if each not in (ALONE, TOGETHER)):
+            fewer = SeedDifferences.between(by_arm[arm][key], plain)
+            text = f"with {arm} fewer sites lose{when} (the paper: half as many with distillation on language)"
+            figures = f"{mean(by_arm[arm][key]):.2f} against {mean(plain):.2f}; {fewer.text('+.2f')}"
+            judged.append(claim(text, fewer.is_below, figures))
     return judged
 
 
@@ -133,12 +150,13 @@ def _print(figures: Mapping[str, Any]) -> None:
     from titan_ext.launcher.text import columns, number_text
 
     languages = figures["languages"].split(",")
-    parts = ", ".join(f"{name} 1/{2**place}" for place, name in enumerate(languages))
+    parts = ", ".join(f"{name} 1/{figures['shrink'] ** place}" for place, name in enumerate(languages))
     print(
         f"sites: {parts} of the documents; {figures['steps']} steps, a round every {figures['sync_every']}, "
+        f"then {figures['adapt_steps']} steps alone, "
         f"{figures['seeds']} seed(s)\n"
     )
-    titles = ["arm", "lr", "loss", "+-", *languages, "worst", "spread", "losing"]
+    titles = ["arm", "lr", "loss", "+-", *languages, "worst", "spread", "losing", "adapted", "losing"]
     body = [
         [
             row["arm"],
@@ -149,6 +167,8 @@ def _print(figures: Mapping[str, Any]) -> None:
             number_text(row["worst"], ".4f"),
             number_text(row["spread"], ".4f"),
             f"{mean(row['losing']):.2f}",
+            number_text(row["adapted"], ".4f"),
+            f"{mean(row['losing_adapted']):.2f}",
         ]
         for row in figures["rows"]
     ]

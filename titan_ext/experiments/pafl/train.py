@@ -17,7 +17,7 @@ from titan_ext.data.feed import CorpusFeed, Selection
 from titan_ext.experiments.convergence.train import rate
 from titan_ext.experiments.models import finite, small_llama
 from titan_ext.experiments.pafl.arms import ALONE, Result, Settings, phases
-from titan_ext.experiments.sites import InnerTraining, SemiSynchronous
+from titan_ext.experiments.sites import Alone, InnerTraining, SemiSynchronous, Sites
 from titan_ext.experiments.text import Batch, shuffled, stacked
 from titan_ext.experiments.tuning import Run
 from titan_ext.losses.vocabulary import softened_divergence
@@ -106,30 +106,49 @@ def train(settings: Settings, run: Run) -> Result:
         _inner(settings, run, wanted, list(islice(_training(settings, site, run.seed), _FIRST_BATCHES)))
         for site in range(len(names))
     ]
-    sites = None if run.method == ALONE else SemiSynchronous(inner, _outer_loop(settings))
-    for site, each in enumerate(inner if sites is not None else ()):
-        each.follow(sites.outer_loop(site))
-    for _ in range(settings.steps):
+
+    def next_batches() -> list[Batch]:
         batches = [next(text) for text in texts]
         for batch in batches:
             seen.update(batch.inputs.cpu().numpy().tobytes())
-        if sites is not None:
-            sites.step(batches)
-            if sites.diverged:
-                break
-        else:
-            for each, batch in zip(inner, batches, strict=True):
-                each.step(batch)
-    if sites is not None:
-        sites.close()
-    losses = [finite(_measured(each.model, settings, name)) for each, name in zip(inner, names, strict=True)]
-    return Result(losses=losses, tokens_sha256=seen.hexdigest(), seconds=time.perf_counter() - started)
+        return batches
+
+    def measured() -> list[float | None]:
+        return [finite(_measured(each.model, settings, name)) for each, name in zip(inner, names, strict=True)]
+
+    sites = _sites(settings, run, inner)
+    for _ in range(settings.steps):
+        sites.step(next_batches())
+        if sites.diverged:
+            break
+    sites.close()
+    losses = measured()
+    for _ in range(settings.adapt_steps):
+        for each, batch in zip(inner, next_batches(), strict=True):
+            each.step(batch)
+    return Result(
+        losses=losses,
+        adapted=measured() if settings.adapt_steps else losses,
+        tokens_sha256=seen.hexdigest(),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _sites(settings: Settings, run: Run, inner: list[RegularizedTraining]) -> Sites:
+    if run.method == ALONE:
+        return Alone(inner)
+    sites = SemiSynchronous(inner, _outer_loop(settings))
+    for site, each in enumerate(inner):
+        each.follow(sites.outer_loop(site))
+    return sites
 
 
 def _inner(settings: Settings, run: Run, wanted: list[Phase], first: list[Batch]) -> RegularizedTraining:
     model = small_llama(settings, run.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr, betas=_BETAS, weight_decay=0.0)
-    return RegularizedTraining(model, optimizer, partial(rate, steps=settings.steps), wanted, first)
+    return RegularizedTraining(
+        model, optimizer, partial(rate, steps=settings.steps + settings.adapt_steps), wanted, first
+    )
 
 
 def _outer_loop(settings: Settings) -> SemiSyncConfig:
@@ -142,8 +161,8 @@ def _logits(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def _training(settings: Settings, site: int, seed: int) -> Iterator[Batch]:
-    """Batches without end of a site's part of its language: all documents at the first, half as many at each next."""
-    dataset = _dataset(settings, settings.names[site], "train*", seed, 2**site)
+    """Batches without end of a site's part of its language."""
+    dataset = _dataset(settings, settings.names[site], "train*", seed, settings.parts[site])
     samples = shuffled(dataset, seed, site)
     while True:
         yield stacked(list(islice(samples, settings.batch))).to(settings.device)
