@@ -33,5 +33,19 @@ def check_numbers(options: argparse.Namespace, numbers: Numbers) -> None:
         require_flag(getattr(options, key) >= least, key, getattr(options, key), f"at least {_text(least)}")
 
 
+def listed_numbers(key: str, text: str, least: float) -> list[float]:
+    """The numbers of a comma-separated flag.
+
+    Raises:
+        UserError: one is none, or out of range.
+    """
+    try:
+        numbers = [float(each) for each in text.split(",")]
+    except ValueError:
+        raise UserError(f"{flag(key)} {text}: must be numbers, such as 50,200") from None
+    require_flag(all(least <= number <= 1e5 for number in numbers), key, text, f"numbers from {least:g} to 1e5")
+    return numbers
+
+
 def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -14,8 +14,8 @@ from itertools import product
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from titan_ext.bench.flags import require_flag
-from titan_ext.errors import RunError, UserError
+from titan_ext.bench.flags import listed_numbers, require_flag
+from titan_ext.errors import RunError
 
 if TYPE_CHECKING:
     from titan_ext.bench.workers import WorkerGroup
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """
     from titan_ext.links.namespaces import missing
 
-    rates, rtts = _numbers("rates", options.rates, 0.1), _numbers("rtts", options.rtts, 0.0)
+    rates, rtts = listed_numbers("rates", options.rates, 0.1), listed_numbers("rtts", options.rtts, 0.0)
     require_flag(options.rounds >= 1, "rounds", options.rounds, "at least 1")
     require_flag(options.parameters >= 1e4, "parameters", options.parameters, "at least 1e4")
     if (reason := missing()) is not None:
@@ -128,12 +128,3 @@ def _start(
         for site, address in enumerate(addresses)
     ]
     return stack.enter_context(WorkerGroup(SyncSite, arguments, networks))
-
-
-def _numbers(key: str, text: str, least: float) -> list[float]:
-    try:
-        numbers = [float(each) for each in text.split(",")]
-    except ValueError:
-        raise UserError(f"--{key} {text}: must be numbers, such as 50,200") from None
-    require_flag(all(least <= number <= 1e5 for number in numbers), key, text, f"numbers from {least:g} to 1e5")
-    return numbers

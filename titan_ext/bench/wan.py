@@ -11,6 +11,8 @@ from each other. Elsewhere it says what is missing and ends well. It measures, i
             the same trainer without any communication. Both live in the same processes and take turns;
   ledger    bytes in the ledger against those that the links have carried.
 
+With several rates or distances (``--rate-mbit 100,500 --rtt 0,80``) it goes through all pairs and ends with a table of them.
+
 Every namespace, link and process is gone at the end, also after Ctrl-C.
 """
 
@@ -18,23 +20,24 @@ import argparse
 import os
 import tempfile
 from contextlib import ExitStack
-from statistics import median
+from itertools import product
 from typing import Any
 
-from titan_ext.bench.flags import require_flag
+from titan_ext.bench.flags import listed_numbers, require_flag
+from titan_ext.bench.wan_report import EMPTY, OURS, PLAIN, print_links, report_overlap, report_transfer, summary
 from titan_ext.errors import UserError
 
 HELP = "rounds over a long or slow link, against torchft and plain TCP (root, Linux)"
 
 _FEW_PARAMETERS = 8e3
-_PLAIN = "plain TCP, {} stream(s)"
+_TRAINERS = ("flavor", "seq_len", "batch", "sync_every", "fragments", "delay")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The network, and size and length of the measurement."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--rate-mbit", type=float, default=100.0, help="a site's rate of sending (default: 100)")
-    parser.add_argument("--rtt", type=float, default=0.0, help="milliseconds there and back (default: 0)")
+    parser.add_argument("--rate-mbit", default="100", help="a site's rates of sending, comma-separated (default: 100)")
+    parser.add_argument("--rtt", default="0", help="milliseconds there and back, comma-separated (default: 0)")
     parser.add_argument("--loss", type=float, default=0.0, help="per cent of the segments lost (default: 0)")
     parser.add_argument("--down-mbit", type=float, default=0.0, help="a site's rate of receiving (default: no limit)")
     parser.add_argument("--slow-mbit", type=float, default=0.0, help="rate of the last site, if it is another")
@@ -64,22 +67,37 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         RunError: a site failed, or sites disagree after a round.
     """
     codecs, streams = _checked(options)
+    rates = listed_numbers("rate_mbit", options.rate_mbit, 0.1)
+    distances = listed_numbers("rtt", options.rtt, 0.0)
     from titan_ext.links.namespaces import missing
 
     reason = missing()
     if reason is not None:
         print(f"skipped: {reason}")
         return {"skipped": reason}
-    link = {key: getattr(options, key) for key in ("rate_mbit", "rtt", "loss", "down_mbit", "slow_mbit", "sites")}
+    figures: dict[str, Any] = {
+        key: getattr(options, key) for key in ("sites", "parameters", "rounds", "loss", "down_mbit", "slow_mbit")
+    }
+    links = [
+        _measure(argparse.Namespace(**vars(options) | {"rate_mbit": rate, "rtt": rtt}), codecs, streams)
+        for rate, rtt in product(rates, distances)
+    ]
+    figures["rows"] = [summary(rows, codecs) for rows in links]
+    if len(links) > 1:
+        print_links(figures["rows"])
+    return {**figures, "ways": [row for rows in links for row in rows]}
+
+
+def _measure(options: argparse.Namespace, codecs: list[str], streams: list[int]) -> list[dict[str, Any]]:
+    """One link; a row for each way of sending, and one for what hides behind compute."""
     print(
         f"{options.sites} sites, each sending {options.rate_mbit:g} Mbit/s at most, {options.rtt:g} ms there and back, "
         f"{options.loss:g}% lost"
     )
-    figures: dict[str, Any] = dict(link)
-    figures["transfer"] = _report_transfer(_transfer(options, codecs, streams), options)
+    rows = report_transfer(_transfer(options, codecs, streams), options.rtt)
     if options.blocks:
-        figures["overlap"] = _report_overlap(_overlap(options))
-    return figures
+        rows.append(report_overlap(_overlap(options)))
+    return [{"rate_mbit": options.rate_mbit, "rtt": options.rtt, **row} for row in rows]
 
 
 def _transfer(options: argparse.Namespace, codecs: list[str], streams: list[int]) -> dict[str, list[dict[str, float]]]:
@@ -94,20 +112,20 @@ def _transfer(options: argparse.Namespace, codecs: list[str], streams: list[int]
         plain = {}
         for index, count in enumerate(streams):
             arguments = [(site, addresses, count, index) for site in range(options.sites)]
-            plain[_PLAIN.format(count)] = _start_sites(stack, wan, PlainSockets, arguments)
-            plain[_PLAIN.format(count)].call("connect")
+            plain[PLAIN.format(count)] = _start_sites(stack, wan, PlainSockets, arguments)
+            plain[PLAIN.format(count)].call("connect")
         ways = [
             (TORCHFT, TORCHFT, options.parameters),
-            *((f"ours, {each}", each, options.parameters) for each in codecs),
+            *((OURS.format(each), each, options.parameters) for each in codecs),
         ]
-        ways += [(f"{TORCHFT}, empty", TORCHFT, _FEW_PARAMETERS), ("ours, empty", codecs[0], _FEW_PARAMETERS)]
+        ways += [(EMPTY.format(name), method, _FEW_PARAMETERS) for name, method, _ in ways[:2]]
         sites = {name: _start_sync(stack, wan, options, method, size) for name, method, size in ways}
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in (*plain, *sites)}
         payload = 0.0
         for turn in range(options.rounds + 1):
             for name, group in sites.items():
                 figures = _round(name, wan, group)
-                payload = figures["bytes"] if name == f"ours, {codecs[0]}" else payload
+                payload = figures["bytes"] if name == OURS.format(codecs[0]) else payload
                 if turn:  # the first one connects the sites
                     rounds[name].append(figures)
             for name, group in plain.items():
@@ -137,7 +155,8 @@ def _overlap(options: argparse.Namespace) -> list[dict[str, float]]:
         wan = stack.enter_context(_wan(options))
         url = _start_lighthouse(stack, wan, options)
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        arguments = [(site, url, folder, options, _threads(options)) for site in range(options.sites)]
+        sizes = {key: getattr(options, key) for key in _TRAINERS}
+        arguments = [(site, url, folder, sizes, _threads(options)) for site in range(options.sites)]
         workers = _start_sites(stack, wan, Trainers, arguments)
         workers.call("warm_up")
         blocks = []
@@ -200,69 +219,13 @@ def _threads(options: argparse.Namespace) -> int:
     return max(1, len(os.sched_getaffinity(0)) // options.sites)
 
 
-def _report_transfer(rounds: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> dict[str, Any]:
-    def seconds(name: str) -> float:
-        return median(each["seconds"] for each in rounds[name])
-
-    fp32 = next(name for name in rounds if name.startswith("ours"))
-    plain = min((name for name in rounds if name.startswith("plain")), key=seconds)
-    torchft = next(name for name in rounds if name.startswith("torchft"))
-    references = {"plain TCP": plain, "torchft": torchft, "ours, fp32": fp32}
-    print(f"{'a round':<26}{'seconds':>9}{'MB':>8}" + "".join(f"{f'x {name}':>14}" for name in references))
-    rows = []
-    for name in (each for each in rounds if "empty" not in each):
-        ratios = {key: round(seconds(name) / seconds(other), 3) for key, other in references.items()}
-        megabytes = median(each["bytes"] for each in rounds[name]) / 1e6
-        print(
-            f"{name:<26}{seconds(name):>9.3f}{megabytes:>8.1f}" + "".join(f"{each:>14.2f}" for each in ratios.values())
-        )
-        rows.append({"name": name, "seconds": round(seconds(name), 4), "megabytes": round(megabytes, 2), **ratios})
-    for name in rounds:
-        if name.startswith("ours"):
-            parts = {key: median(each[key] for each in rounds[name]) for key in ("quorum", "reduce", "apply")}
-            print(
-                f"  {name}: quorum {parts['quorum']:.3f}, reduction {parts['reduce']:.3f}, apply {parts['apply']:.3f} s"
-            )
-    print("  x plain TCP: that of its connections that was fastest")
-    for name in (each for each in rounds if "empty" in each):
-        trips = f", {seconds(name) * 1000 / options.rtt:.1f} round trips" if options.rtt else ""
-        print(f"control:  {name}: {seconds(name):.3f} s{trips}")
-        rows.append({"name": name, "seconds": round(seconds(name), 4)})
-    difference = median(each["sent"] / each["frames"] - 1 for each in rounds[fp32])
-    print(f"ledger:   the link carried {difference:+.2%} of the ledger's bytes of frames in a round of {fp32}")
-    return {"rows": rows, "ledger_difference": round(difference, 4)}
-
-
-def _report_overlap(blocks: list[dict[str, float]]) -> dict[str, Any]:
-    first = blocks[0]
-    ratio = median(each["silent"] / each["streaming"] for each in blocks)
-    rates = {name: median(each["tokens"] / each[name] for each in blocks) for name in ("silent", "streaming")}
-    exchange = median(each["exchange"] for each in blocks)
-    hidden = first["delay"] * median(each["silent"] for each in blocks) / first["steps"]
-    difference = sum(each["sent"] for each in blocks) / sum(each["bytes"] for each in blocks) - 1
-    print(
-        f"overlap: {rates['silent']:,.0f} tokens/s without communication, {rates['streaming']:,.0f} with: {ratio:.1%}"
-    )
-    fits = "fits" if exchange < hidden else "does NOT fit"
-    print(f"         an exchange of {exchange:.2f} s {fits} into the {hidden:.2f} s of {first['delay']:.0f} steps")
-    print(f"ledger:  the interface sent {difference:+.2%} of the ledger's bytes while training")
-    return {
-        **{f"{name}_tokens_per_second": round(rate, 1) for name, rate in rates.items()},
-        "ratio": round(ratio, 4),
-        "exchange_seconds": round(exchange, 4),
-        "hidden_seconds": round(hidden, 4),
-        "ledger_difference": round(difference, 4),
-    }
-
-
 def _checked(options: argparse.Namespace) -> tuple[list[str], list[int]]:
     from titan_ext.semi_sync.wire.codecs import CODECS
 
     for key, least in (("sites", 2), ("rounds", 1), ("blocks", 0), ("batch", 1), ("seq_len", 1), ("parameters", 1e4)):
         require_flag(getattr(options, key) >= least, key, getattr(options, key), f"at least {least:g}")
-    for key in ("rtt", "down_mbit", "slow_mbit"):
+    for key in ("down_mbit", "slow_mbit"):
         require_flag(getattr(options, key) >= 0, key, getattr(options, key), "at least 0")
-    require_flag(options.rate_mbit > 0, "rate_mbit", options.rate_mbit, "above 0")
     require_flag(0 <= options.loss < 100, "loss", options.loss, "at least 0 and below 100")
     if options.fragments < 1 or options.sync_every % options.fragments:
         raise UserError(f"--fragments {options.fragments}: must divide --sync-every ({options.sync_every})")

@@ -1,9 +1,10 @@
 """One site of the wide-area benchmark: two of titan_ext's trainers that take turns, one of them exchanging."""
 
-import argparse
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _CONFIG = """
 [model]
@@ -36,23 +37,21 @@ class Trainers:
         site: index of this site.
         lighthouse: URL of the lighthouse.
         folder: for what the runs leave.
-        options: those of the benchmark.
+        sizes: flavor, tokens, batch, periods: what the configuration below leaves open.
         threads: threads that torch may compute with.
     """
 
-    def __init__(self, site: int, lighthouse: str, folder: str, options: argparse.Namespace, threads: int) -> None:
+    def __init__(self, site: int, lighthouse: str, folder: str, sizes: Mapping[str, Any], threads: int) -> None:
         _divert_output(f"{folder}/site{site}.log")
         _single_rank_environment(self)
         import torch
 
         torch.set_num_threads(threads)
-        self._options = options
+        self._sync_every = sizes["sync_every"]
+        self._until_silent = self._sync_every // sizes["fragments"] + sizes["delay"]
         self._trainers = {}
         for name, method in (("silent", "none"), ("streaming", "diloco")):
             path = Path(folder) / f"{name}{site}.toml"
-            sizes = {
-                key: getattr(options, key) for key in ("flavor", "seq_len", "batch", "sync_every", "fragments", "delay")
-            }
             path.write_text(_CONFIG.format(method=method, site=site, **sizes), encoding="utf-8")
             self._trainers[name] = _trainer(str(path), f"site{site}", f"{folder}/{name}", lighthouse)
         self._batches = {name: each.batch_generator(each.dataloader) for name, each in self._trainers.items()}
@@ -61,13 +60,13 @@ class Trainers:
         """Join, and step to where nothing is in flight; turns then hold whole exchanges only."""
         for name, trainer in self._trainers.items():
             trainer.should_continue_training()
-            self._step(name, self._options.sync_every // self._options.fragments + self._options.delay)
+            self._step(name, self._until_silent)
 
     def take(self, name: str) -> dict[str, float]:
         """A turn of ``sync_every`` steps: its ``seconds``, the ledger's ``bytes`` and seconds an ``exchange`` took (mean)."""
         before = self._ledger(name)
         started = time.perf_counter()
-        self._step(name, self._options.sync_every)
+        self._step(name, self._sync_every)
         seconds = time.perf_counter() - started
         rounds, sent, exchanging = (after - start for after, start in zip(self._ledger(name), before))
         return {"seconds": seconds, "bytes": sent, "exchange": exchanging / rounds if rounds else 0.0}

@@ -169,7 +169,8 @@ class Wan:
         self._inside(pid, "ip", "link", "set", LINK, "txqueuelen", "20000", "up")
 
     def _limit(self, site: int, rate_mbit: float) -> None:
-        # The burst has room for the largest packet that segmentation offload hands over (64 KiB).
+        # Segments as they would be on a cable: what offload puts together would have the headers of one.
+        self._inside(site, "ip", "link", "set", LINK, "gso_max_segs", "1")
         limit = ["rate", f"{rate_mbit}mbit", "burst", "128kb", "latency", "100ms"]
         self._inside(site, "tc", "qdisc", "add", "dev", LINK, "root", "tbf", *limit)
 
