@@ -6,6 +6,7 @@
   pytorch_optimizer  QHAdamW, ADOPT and Muon beside pytorch_optimizer's
   flower             outer optimizers and robust means beside Flower's strategies
   transformers       logits of an exported model
+  lm_eval            likelihoods that lm-evaluation-harness finds for an exported folder, beside those of titan-ext eval
   plain_checkpoint   a checkpoint with the outer loop's state, read by torch.distributed.checkpoint without titan_ext
 
 Nothing is fetched. A part whose package is missing is skipped and says which. The exit code is 1 if anything differs.
@@ -20,7 +21,16 @@ from titan_ext.experiments.command import chosen
 
 HELP = "torchft's suites, and optimizers, aggregations and files beside those of other packages"
 
-PARTS = ("torchft", "torchft_traces", "torch", "pytorch_optimizer", "flower", "transformers", "plain_checkpoint")
+PARTS = (
+    "torchft",
+    "torchft_traces",
+    "torch",
+    "pytorch_optimizer",
+    "flower",
+    "transformers",
+    "lm_eval",
+    "plain_checkpoint",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "pytorch_optimizer": optimizers.WITH_PYTORCH_OPTIMIZER,
         "flower": flower.FLOWER,
         "transformers": files.TRANSFORMERS,
+        "lm_eval": files.LM_EVAL,
         "plain_checkpoint": files.PLAIN_CHECKPOINT,
     }
     rows = [asdict(check) for name in parts for check in checks_of(name, known[name])]
