@@ -1,12 +1,15 @@
-"""Perplexity of AbbIE's variants at other numbers of iterations than they were trained with, on real text.
+"""AbbIE's variants against the standard decoder over lengths of training, and beyond the trained iterations, on real text.
 
-A standard decoder, the recurrent-depth baseline, variant C and all readings of variant D are trained with 2
-iterations (the standard decoder with 1) on the same tokens in the same order, at equal parameters, and evaluated on
-documents that none is trained on. Tokens are bytes.
+A standard decoder (1 iteration), variants C and D and others (2 iterations) are trained on the same tokens in the same
+order, at equal parameters, each tuned over as many learning rates on the first seed, and measured on documents that none is
+trained on. Tokens are bytes. All lengths of training are one run: from 80% of each length on a copy's learning rate falls
+to 0 (warm up, stay, decay).
 
-  perplexity     of a byte; mean and standard deviation over the seeds
-  tail's input   its cosine with the tail's input at the trained number of iterations, and its norm as a multiple of
-                 that one's: how far iterating leads away from what the tail has learned on
+  gap            loss at the trained number of iterations, less the standard decoder's: mean over the seeds and 95%
+                 interval (Student's t)
+  rise at n      loss at n iterations less that at the trained number; rescaled: with each token's latent brought back to
+                 its norm at the trained number before the tail
+  norm, cosine   of the tail's input, against that at the trained number
   speed          forward and backward of D against a standard decoder of as many blocks as D applies, which is equal
                  flops; memory is that of parameters, gradients and what forward keeps for backward
 
@@ -19,7 +22,6 @@ the same command goes on where it was.
 """
 
 import argparse
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,53 +30,55 @@ from titan_ext.bench.flags import require_flag
 from titan_ext.experiments import command
 from titan_ext.experiments.abbie.variants import VARIANTS, Result, Settings, describe, training_of
 
-HELP = "perplexity of AbbIE's variants over iterations, and speed at equal flops"
+HELP = "AbbIE's variants against the standard decoder over training and over iterations, and speed at equal flops"
 
 _EXAMPLES = """\
 examples:
-  titan-ext bench abbie --out runs/abbie --plot runs/abbie/perplexity       all variants, on the CPU
+  titan-ext bench abbie --out runs/abbie --plot runs/abbie/curves           as it was recorded, on the CPU
   titan-ext bench abbie --variants standard,c,d_prev --seeds 1 --steps 200  a first look at three
   titan-ext bench abbie --flavor 350M --device cuda --compile --seeds 1 --corpus 'text/*.parquet' --out runs/abbie-350M
 """
+_CHOSEN = "standard,c,d_prev,d_input,d_sampled,d_deep"
 
 
 @dataclass(frozen=True)
 class _Defaults:
-    steps: int
+    steps: str
     batch: int
     length: int
-    lr: float
+    learning_rates: str
 
 
-# The larger ones train on 20 tokens a parameter, as the paper does.
+# The largest ones train on 20 tokens a parameter, as the paper does.
 _DEFAULTS = {
-    "tiny": _Defaults(steps=1000, batch=16, length=96, lr=2e-3),
-    "debugmodel": _Defaults(steps=5_400, batch=64, length=256, lr=2e-3),
-    "200M": _Defaults(steps=52_000, batch=64, length=1024, lr=6e-4),
-    "350M": _Defaults(steps=94_000, batch=64, length=1024, lr=3e-4),
+    "micro": _Defaults(steps="125,250,500,1000,2000", batch=8, length=64, learning_rates="4e-3,8e-3,1.6e-2"),
+    "tiny": _Defaults(steps="250,500,1000", batch=16, length=96, learning_rates="2e-3,4e-3,8e-3"),
+    "debugmodel": _Defaults(steps="1350,2700,5400", batch=64, length=256, learning_rates="1e-3,2e-3,4e-3"),
+    "200M": _Defaults(steps="13000,26000,52000", batch=64, length=1024, learning_rates="6e-4"),
+    "350M": _Defaults(steps="23500,47000,94000", batch=64, length=1024, learning_rates="3e-4"),
 }
-_LEAST = {"steps": 1, "batch": 1, "length": 1, "seeds": 1, "speed_turns": 0}
+_LEAST = {"batch": 1, "length": 1, "seeds": 1, "speed_turns": 0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes, variants, and where results go."""
     command.begin(parser, _EXAMPLES)
-    parser.add_argument("--flavor", choices=_DEFAULTS, default="tiny", help="size of the model (default: tiny)")
+    parser.add_argument("--flavor", choices=_DEFAULTS, default="micro", help="size of the model (default: micro)")
     for key, kind, text in (
-        ("steps", int, "steps of a run"),
+        ("steps", str, "lengths of training in steps"),
         ("batch", int, "sequences a step"),
         ("length", int, "tokens a sequence"),
-        ("lr", float, "learning rate of all"),
+        ("learning_rates", str, "grid of every variant"),
     ):
-        defaults = ", ".join(f"{flavor} {getattr(each, key):g}" for flavor, each in _DEFAULTS.items())
-        parser.add_argument(f"--{key}", type=kind, help=f"{text} (default: {defaults})")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default: 3)")
+        defaults = "; ".join(f"{flavor} {getattr(each, key)}" for flavor, each in _DEFAULTS.items())
+        parser.add_argument(f"--{key.replace('_', '-')}", type=kind, help=f"{text} (default: {defaults})")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant at its best rate (default: 3)")
     names = ", ".join(VARIANTS)
-    parser.add_argument("--variants", default=",".join(VARIANTS), help=f"comma-separated, of {names} (default: all)")
+    parser.add_argument("--variants", default=_CHOSEN, help=f"comma-separated, of {names} (default: {_CHOSEN})")
     parser.add_argument("--iterations", default="1,2,4,8", help="numbers to evaluate at (default: 1,2,4,8)")
     command.add_corpus(parser)
     parser.add_argument("--compile", action="store_true", help="train compiled blocks")
-    parser.add_argument("--speed-turns", type=int, default=10, help="turns of each speed; 0: none (default: 10)")
+    parser.add_argument("--speed-turns", type=int, default=0, help="turns of each speed; 0: none (default: 0)")
     command.add_run_arguments(parser)
 
 
@@ -85,8 +89,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         UserError: an option is out of range, or the corpus cannot be read.
         RunError: a worker failed.
     """
-    settings, lr, variants = _checked(options)
-    from titan_ext.experiments.abbie.outcome import claims, outcomes
+    settings, grid, variants = _checked(options)
+    from titan_ext.experiments.abbie.outcome import HYPOTHESES, claims, outcomes
     from titan_ext.experiments.abbie.report import draw, rows
     from titan_ext.experiments.abbie.speed import speeds
     from titan_ext.experiments.abbie.train import train
@@ -94,15 +98,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     done = command.train_missing(
         options,
         settings,
-        {training_of(variant): [lr] for variant in variants},
+        {training_of(variant): grid for variant in variants},
         train=train,
         arguments=(settings,),
         result_type=Result,
         describe=describe,
     )
-    found = outcomes(variants, settings.iterations, lr, options.seeds, done)
-    figures = {**asdict(settings), "lr": lr, "seeds": options.seeds, "rows": rows(found.values())}
-    figures["claims"] = claims(found, settings.iterations)
+    found = outcomes(variants, settings, options.seeds, done)
+    figures = {**asdict(settings), "seeds": options.seeds, "hypotheses": HYPOTHESES, "rows": rows(found, settings)}
+    figures["claims"] = claims(found, settings)
     _print(figures)
     if options.plot is not None:
         print("drawn:", *draw(figures["rows"], options.plot))
@@ -112,19 +116,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print(figures: Mapping[str, Any]) -> None:
-    from titan_ext.experiments.abbie.report import drifts, perplexities
+    from titan_ext.experiments.abbie.report import tables
     from titan_ext.experiments.claims import print_claims
+    from titan_ext.experiments.report import rates_tried
 
-    rows = figures["rows"]
-    sizes = sorted({f"{row['parameters']:,}" for row in rows})
-    print(
-        f"{figures['flavor']}: {' or '.join(sizes)} parameters, {rows[0]['tokens']:,} tokens of {figures['corpus']}, "
-        f"learning rate {figures['lr']:g}, {figures['seeds']} seed(s)\n"
-    )
-    print(*perplexities(rows), sep="\n")
-    print("\ncosine with the tail's input at the trained number of iterations, and multiple of its norm")
-    print(*drifts(rows), sep="\n")
-    print_claims("\nexpected, and what came out (noise: standard deviation over seeds)", figures["claims"])
+    own = [row for row in figures["rows"] if row["part"] == "standard"]
+    sizes = sorted({f"{row['parameters']:,}" for row in own})
+    print(f"{figures['flavor']}: {' or '.join(sizes)} parameters, {figures['corpus']}, {figures['seeds']} seed(s)")
+    print(*tables(figures["rows"]), sep="\n")
+    print("\nloss by learning rate on the first seed, after the longest training")
+    print(*rates_tried([row for row in own if row["steps"] == figures["steps"][-1]]), sep="\n")
+    print_claims("\nexpected, and what came out", figures["claims"])
     print(flush=True)
 
 
@@ -138,34 +140,37 @@ def _print_speed(rows: list[dict[str, Any]]) -> None:
             print(f"compiling failed: {row['error']}")
 
 
-def _checked(options: argparse.Namespace) -> tuple[Settings, float, list[str]]:
-    """Settings, learning rate and variants of a comparison, before anything is trained.
+def _checked(options: argparse.Namespace) -> tuple[Settings, list[float], list[str]]:
+    """Settings, learning rates and variants of a comparison, before anything is trained.
 
     Raises:
         UserError: an option is out of range, the corpus cannot be read, or what a plot needs is missing.
     """
     defaults = _DEFAULTS[options.flavor]
-    for key in ("steps", "batch", "length", "lr"):
+    for key in ("steps", "batch", "length", "learning_rates"):
         if getattr(options, key) is None:
             setattr(options, key, getattr(defaults, key))
     for key, least in _LEAST.items():
         require_flag(getattr(options, key) >= least, key, getattr(options, key), f"at least {least}")
-    require_flag(0 < options.lr < math.inf, "lr", options.lr, "a number above 0")
+    grid = command.learning_rates(options.learning_rates)
     variants = command.chosen(options.variants, "variants", list(VARIANTS))
-    options.iterations = _iterations(options)
+    options.iterations = _numbers("iterations", options.iterations, 1, "1,2,4,8")
+    require_flag(2 in options.iterations, "iterations", options.iterations, "with 2 among them, the trained number")
+    options.steps = _numbers("steps", options.steps, 1, "500,1000,2000")
     settings = command.settings_of(options, Settings)
     command.check_run_arguments(options)
     from titan_ext.experiments.text import check_text
 
     check_text(settings)
-    return settings, options.lr, variants
+    return settings, grid, variants
 
 
-def _iterations(options: argparse.Namespace) -> tuple[int, ...]:
+def _numbers(key: str, text: str, least: int, example: str) -> tuple[int, ...]:
+    """The comma-separated whole numbers of a flag, ascending and distinct."""
     try:
-        iterations = tuple(sorted({int(each) for each in options.iterations.split(",")}))
+        numbers = tuple(sorted({int(each) for each in text.split(",")}))
     except ValueError:
-        iterations = ()
-    fine = bool(iterations) and iterations[0] >= 1
-    require_flag(fine, "iterations", options.iterations, "numbers of at least 1, such as 1,2,4,8")
-    return iterations
+        numbers = ()
+    fine = bool(numbers) and numbers[0] >= least
+    require_flag(fine, key, text, f"numbers of at least {least}, such as {example}")
+    return numbers

@@ -1,7 +1,7 @@
 """The models that are compared: two baselines, variant C, and every reading of variant D; what a run is given and returns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import inf
 from typing import ClassVar
 
@@ -15,7 +15,8 @@ class Settings:
 
     flavor: str
     """One of the AbbIE model, without the ending of a variant."""
-    steps: int
+    steps: tuple[int, ...]
+    """Lengths of training to measure at, ascending: each ends with a decay of the learning rate of its own."""
     batch: int
     """Sequences of a step."""
     length: int
@@ -29,21 +30,26 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a run came to. What is kept by variant has a value for each of ``Settings.iterations``; None: no number."""
+    """What a run came to. What is kept by variant has for each length of training a value for each of
+    ``Settings.iterations``; None: no number.
+    """
 
     trained_loss: float | None
-    """Validation loss at the number of iterations of the training, in nats a token."""
-    losses: dict[str, list[float | None]]
+    """Validation loss after the whole training at the number of iterations of the training, in nats a token."""
+    losses: dict[str, list[list[float | None]]]
     """By variant: validation losses of the model, iterated as this variant is."""
-    cosines: dict[str, list[float | None]]
+    rescaled: dict[str, list[list[float | None]]]
+    """The same beyond the number of iterations of the training, with the tail's input brought, token by token, to its norm
+    at that number; None for fewer, and for the standard decoder."""
+    cosines: dict[str, list[list[float | None]]]
     """By variant: mean cosine between the tail's input and that at the number of iterations of the training."""
-    sizes: dict[str, list[float | None]]
+    sizes: dict[str, list[list[float | None]]]
     """By variant: norm of the tail's input as a multiple of that at the number of iterations of the training."""
     parameters: int
-    tokens: int
-    """Tokens that were trained on."""
+    tokens: list[int]
+    """Tokens that each length was trained on."""
     tokens_sha256: str
-    """Hash of them, in order."""
+    """Hash of all of them, in order."""
     seconds: float
 
     @property
@@ -62,6 +68,8 @@ class Variant:
     """Ending of its flavor's name."""
     recurrence: Mapping[str, object] = field(default_factory=dict)
     """Keys of ``[model]`` that make it this variant."""
+    depth: int = 1
+    """Blocks as a multiple of the flavor's, in head, body and tail alike."""
     trained_as: str | None = None
     """The variant whose training is the same, so that they differ in evaluation alone; None: it has its own."""
 
@@ -78,6 +86,11 @@ VARIANTS: dict[str, Variant] = {
     "d_input_final": Variant(label="D, input, final skip", recurrence={"skip": "input", "final_skip": True}),
     "d_mean": Variant(label="D, prev, mean", recurrence={"skip": "prev", "between": "mean"}),
     "d_norm": Variant(label="D, prev, norm", recurrence={"skip": "prev", "between": "norm"}),
+    "d_deep": Variant(label="D, prev, twice the blocks", recurrence={"skip": "prev"}, depth=2),
+    # Not the paper's: training at 1 to 3 iterations, as a measure of what a training at 2 alone leaves out.
+    "d_sampled": Variant(
+        label="D, prev, 1 to 3 in training", recurrence={"skip": "prev", "iteration_sampling": "uniform"}
+    ),
 }
 
 
@@ -93,4 +106,4 @@ def read_from(training: str) -> list[str]:
 
 def describe(training: str) -> dict[str, object]:
     """What a training and its evaluations depend on besides sizes, as JSON values."""
-    return {variant: [VARIANTS[variant].suffix, VARIANTS[variant].recurrence] for variant in read_from(training)}
+    return {variant: asdict(VARIANTS[variant]) for variant in read_from(training)}

@@ -55,13 +55,14 @@ class Sizes(llama3.Sizes):
 
 # The paper names 200M and 350M parameters and tied embeddings; widths and depth are our choice.
 _SIZES = {
+    "micro": Sizes(dim=32, n_layers=4, n_heads=1, ffn_dim=88, vocab_size=264),
     "tiny": Sizes(**asdict(llama3.flavors["tiny"])),
     "debugmodel": Sizes(**asdict(llama3.flavors["debugmodel"])),
     "200M": Sizes(dim=768, n_layers=24, n_heads=12, ffn_dim=2048, vocab_size=50432, enable_weight_tying=True),
     "350M": Sizes(dim=1024, n_layers=24, n_heads=16, ffn_dim=2816, vocab_size=50432, enable_weight_tying=True),
 }
 # Feed-forward width that the depth baseline gives up for its adapter, to be as large as the others.
-_ADAPTER_PAID_BY = {"tiny": 16, "debugmodel": 32, "200M": 16, "350M": 32}
+_ADAPTER_PAID_BY = {"micro": 5, "tiny": 16, "debugmodel": 32, "200M": 16, "350M": 32}
 
 
 def _variants(name: str, sizes: Sizes) -> dict[str, Sizes]:

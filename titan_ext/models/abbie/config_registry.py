@@ -12,7 +12,7 @@ from typing import Any
 from titan_ext.models.abbie import flavors, model_registry
 from titan_ext.models.llama3 import config_registry as llama3
 
-_LEARNING_RATES = {"tiny": 3e-3, "debugmodel": 3e-3, "200M": 6e-4, "350M": 3e-4}
+_LEARNING_RATES = {"micro": 1e-2, "tiny": 3e-3, "debugmodel": 3e-3, "200M": 6e-4, "350M": 3e-4}
 _DECAY_RATIO = 0.2
 
 
