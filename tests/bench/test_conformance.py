@@ -29,6 +29,13 @@ def test_an_exported_model_has_its_logits_in_transformers(capsys):
     assert figures(capsys)["holds"] == 1
 
 
+def test_an_exported_model_has_its_likelihoods_in_the_harness(capsys):
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("accelerate")
+    assert cli.main(["bench", "conformance", "--parts", "lm_eval"]) == 0
+    assert figures(capsys)["holds"] == 2
+
+
 def test_a_part_without_its_package_says_which():
     part = Part({"no_such_module": "no-such-package"}, lambda name: pytest.fail("run"))
     (check,) = checks_of("x", part)
