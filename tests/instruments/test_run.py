@@ -33,7 +33,7 @@ def test_a_run_without_faults(tmp_path: Path) -> None:
     assert marks(run, "east") == [Mark.CONTRIBUTED] * 3
     assert run.stretches("east") == [] and run.missed_in_a_row("east") == (0, "")
     east = run.sites["east"]
-    assert (east.last.step, east.bytes_sent, east.step_seconds) == (30, 3000, 1.0)
+    assert (east.last.step, east.bytes["bytes_sent"], east.step_seconds) == (30, 3000, 1.0)
     # 2 of 10 seconds of each round.
     assert measure_all(run, east, 30.0)["stall"] == pytest.approx(0.2)
 
@@ -114,14 +114,14 @@ def test_a_resumed_run_counts_no_step_twice(tmp_path: Path) -> None:
     assert curve.steps_repeated == 10 and curve.last.tokens == 2500 and curve.points()[20].loss == 3.0
     append(tmp_path / "east" / "metrics.jsonl", round_(3, 70.0, ["east"], bytes_sent=7))
     run = read(tmp_path)
-    assert run.sites["east"].rounds[3]["bytes_sent"] == 7 and run.sites["east"].bytes_sent == 3007
+    assert run.sites["east"].rounds[3]["bytes_sent"] == 7 and run.sites["east"].bytes["bytes_sent"] == 3007
 
 
 def test_what_is_missing_is_not_zero(tmp_path: Path) -> None:
     append(tmp_path / "east" / "metrics.jsonl", {"kind": "step", "step": 1}, {"kind": "round", "round": 1})
     run = read(tmp_path)
     east = run.sites["east"]
-    assert (east.last.loss, east.last.tokens, east.bytes_sent, east.last_time) == (None, None, None, None)
+    assert (east.last.loss, east.last.tokens, east.bytes["bytes_sent"], east.last_time) == (None, None, None, None)
     assert east.last.is_finite and marks(run, "east") == [Mark.UNKNOWN]
     measures = measure_all(run, east, 10.0)
     assert (measures["stall"], measures["loss_jump"], measures["restarts"]) == (None, None, None)

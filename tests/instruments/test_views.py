@@ -68,12 +68,16 @@ def test_the_live_view_ends_cleanly(tmp_path: Path, ending: bytes | str) -> None
 
 def test_openmetrics_of_what_is_known(tmp_path: Path) -> None:
     trouble(tmp_path)
-    append(tmp_path / "west" / "metrics.jsonl", step(51, 51.0), round_(6, 60.0, ["west"], new_field=3.5))
+    last = round_(6, 60.0, ["west"], new_field=3.5, healing_bytes_sent=7)
+    append(tmp_path / "west" / "metrics.jsonl", step(51, 51.0), last)
     text = openmetrics(snapshot(read(tmp_path), load_rules(), 61.0))
     lines = text.splitlines()
     assert lines[-1] == "# EOF"
     assert 'titan_ext_step{site="west"} 51' in lines and 'titan_ext_bytes_sent_total{site="east"} 2000' in lines
     assert 'titan_ext_round_new_field{site="west"} 3.5' in lines
+    assert [line for line in lines if "healing_bytes_sent_total" in line] == [
+        'titan_ext_healing_bytes_sent_total{site="west"} 7'
+    ]
     assert 'titan_ext_alert{site="east",alert="missing",severity="critical"} 1' in lines
     assert not any(line.startswith("titan_ext_lr") for line in lines), "no line has told it"
     types = [line.split()[2] for line in lines if line.startswith("# TYPE")]

@@ -43,8 +43,10 @@ class VirtualSites:
         self.network = Network(self.simulation, Links.alike(names, Link(1e12)), Transport())
         self.lighthouse = Lighthouse(
             self.simulation,
+            self.network,
             min_sites=min_sites,
             expected_sites=count,
+            heartbeat_interval_seconds=heartbeat_seconds / 10,
             heartbeat_timeout_seconds=heartbeat_seconds,
             join_timeout_seconds=join_seconds,
             formed=self._formed,

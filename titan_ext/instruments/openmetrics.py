@@ -19,6 +19,9 @@ _COUNTERS = {
     "tokens": "Tokens trained on.",
     "bytes_sent": "Bytes put on the wire by rounds.",
     "bytes_received": "Bytes taken from the wire by rounds.",
+    "control_bytes_sent": "Bytes of tables of statuses and weights.",
+    "wire_bytes_sent": "Bytes of all frames, headers and repetitions included.",
+    "healing_bytes_sent": "Bytes of the frames that gave other sites the shared state.",
 }
 
 

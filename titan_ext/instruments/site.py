@@ -8,6 +8,7 @@ from typing import Any
 
 from titan_ext.instruments.curve import Curve, Point, point
 
+BYTES = ("bytes_sent", "bytes_received", "control_bytes_sent", "wire_bytes_sent", "healing_bytes_sent")
 _MOST_ROUNDS = 3000
 _MOST_EVENTS = 500
 _LEAST_GAP_SECONDS = 5.0
@@ -54,8 +55,8 @@ class SiteHistory:
     """Bytes ``free`` and ``total`` where the site writes."""
     problem: str | None = None
     """Why nothing can be read of it at the moment."""
-    bytes_sent: int | None = None
-    bytes_received: int | None = None
+    bytes: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(BYTES))
+    """Sums over its rounds, by the ledger's names."""
     first_time: float | None = None
     last_time: float | None = None
     """Of its latest line of ``metrics.jsonl``."""
@@ -126,7 +127,7 @@ class SiteHistory:
             self.restarts += 1
 
     def _add_step(self, record: dict[str, Any], time: float | None) -> None:
-        new = point(record, self.bytes_sent)
+        new = point(record, self.bytes["bytes_sent"])
         if new is None:
             return
         before = self.curve.last
@@ -137,8 +138,7 @@ class SiteHistory:
         self.curve.add(new)
 
     def _add_round(self, record: dict[str, Any]) -> None:
-        self.bytes_sent = _plus(self.bytes_sent, record.get("bytes_sent"))
-        self.bytes_received = _plus(self.bytes_received, record.get("bytes_received"))
+        self.bytes = {key: _plus(total, record.get(key)) for key, total in self.bytes.items()}
         if not record.get("committed", True) or not isinstance(record.get("round"), int):
             self.failures.append(record)
             self.failed_in_a_row += 1

@@ -9,11 +9,11 @@ import torch
 from torch.distributed import ReduceOp
 
 from titan_ext.errors import RunError
-from titan_ext.lab.lighthouse import Lighthouse, Member
+from titan_ext.lab.lighthouse import QUORUM_BYTES, Lighthouse, Member
 from titan_ext.lab.messages import Group, Message
 from titan_ext.lab.network import Network
 from titan_ext.lab.simulation import Simulation
-from titan_ext.semi_sync.wire.manager import ReduceOperation, ReplicaManager
+from titan_ext.semi_sync.wire.manager import ReduceOperation, ReplicaManager, SentBytes
 
 State = Mapping[str, Any]
 _REDUCE_TAG = 2**31
@@ -50,8 +50,9 @@ class LabManager(ReplicaManager):
         self._simulation, self._network, self._lighthouse = simulation, network, lighthouse
         self._min_sites, self._scale = min_sites, scale
         self._error: Exception | None = None
-        self._sent_before = network.sent[member.site], network.fetched[member.site]
+        self._sent_before = self._sent()
         """In earlier lives."""
+        self._control = 0
         self._messages: Counter[tuple[int, int, int]] = Counter()
         self._arrived: tuple[int, int, State] | None = None
         self._load: Callable[[Any], None] | None = None
@@ -65,7 +66,8 @@ class LabManager(ReplicaManager):
         self._error = None
         rtt = self._network.links.lighthouse_rtt(self.member.site)
         transport = self._network.transport
-        self._simulation.sleep(rtt * transport.quorum_trips / 2)
+        asked = self._network.seconds_to_lighthouse(self.member.site, QUORUM_BYTES)
+        self._simulation.sleep(asked + rtt * (transport.quorum_trips - 1) / 2)
         self._simulation.wait(self._lighthouse.ask(self.member))
         quorum = self.member.quorum
         assert quorum is not None
@@ -112,11 +114,15 @@ class LabManager(ReplicaManager):
         return self._process_group
 
     @property
-    def wire_bytes_sent(self) -> tuple[int, int]:
-        """Bytes in rounds, and for healing."""
-        site, (sent, fetched) = self.member.site, self._sent_before
-        healing = self._network.fetched[site] - fetched
-        return round(self._network.sent[site] - sent - healing), round(healing)
+    def bytes_sent(self) -> SentBytes:
+        """Of frames the payload."""
+        frames, healing = (now - before for now, before in zip(self._sent(), self._sent_before, strict=True))
+        return SentBytes(frames=round(frames), control=self._control, healing=round(healing))
+
+    def _sent(self) -> tuple[float, float]:
+        """Bytes that the site has sent to others in rounds, and for healing."""
+        network, site = self._network, self.member.site
+        return network.sent[site] - network.told[site] - network.fetched[site], network.fetched[site]
 
     def allreduce(self, tensor: torch.Tensor, *, reduce_op: ReduceOperation) -> Any:
         """Sum ``tensor`` in place over the sites, each of which sends it to each other one; an error is kept until the
@@ -127,6 +133,7 @@ class LabManager(ReplicaManager):
         group, rank = self._process_group, self.participating_rank()
         rows = [tensor.clone() if site == rank else torch.empty_like(tensor) for site in range(self.num_participants())]
         others = [site for site in range(len(rows)) if site != rank]
+        self._control += tensor.nbytes * len(others)
         works = [group.send([rows[rank]], site, _REDUCE_TAG) for site in others]
         works += [group.recv([rows[site]], site, _REDUCE_TAG) for site in others]
 

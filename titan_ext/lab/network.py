@@ -8,6 +8,9 @@ from titan_ext.lab.simulation import Simulation
 from titan_ext.links.link import Links
 from titan_ext.links.tcp import Connection, Transport, connection_rate, first_sent, port_bytes_per_second
 
+QUEUE_SECONDS = 0.1
+"""What commonly waits on an interface or before a link."""
+
 
 class Network:
     """Carries messages between sites.
@@ -21,6 +24,8 @@ class Network:
         connections: pairs of ranks of two sites that exchange at once.
         jitter: standard deviation of a message's time on the way, as a share of the round trip.
         seed: of that jitter.
+        queue_seconds: what of the sites' messages is before one of another connection on an interface at most: TCP hands
+            packets over as they leave, and the connections take turns. Infinite: each waits for all before it.
     """
 
     def __init__(
@@ -32,12 +37,16 @@ class Network:
         connections: int = 1,
         jitter: float = 0.0,
         seed: int = 0,
+        queue_seconds: float = QUEUE_SECONDS,
     ) -> None:
         self.links, self.transport = links, transport
+        self._queue_seconds = queue_seconds
         self.sent = [0.0] * len(links.sites)
         """Bytes by site."""
         self.fetched = [0.0] * len(links.sites)
         """Of those the ones of shared state that others fetched."""
+        self.told = [0.0] * len(links.sites)
+        """Of those the ones that the lighthouse got."""
         self._simulation = simulation
         self._connections = connections
         self._jitter, self._random = jitter, Random(f"{seed}/network")
@@ -56,6 +65,16 @@ class Network:
         self._free[pair] = start + seconds
         self.sent[source] += payload
         self._simulation.at(start + seconds + self._trip(source, target), arrived)
+
+    def seconds_to_lighthouse(self, site: int, payload: float) -> float:
+        """Seconds until bytes that a site sends the lighthouse, over a connection of its own, are there."""
+        now, port = self._simulation.now, (site, None)
+        seconds = payload / port_bytes_per_second(self.links, site, self.transport)
+        ahead = max(0.0, self._free[port] - now)
+        self._free[port] = now + ahead + seconds
+        self.sent[site] += payload
+        self.told[site] += payload
+        return min(ahead, self._queue_seconds) + seconds + self.links.lighthouse_rtt(site) / 2
 
     def seconds_to_fetch(self, source: int, target: int, payload: float) -> float:
         """Seconds in which a site sends another one bytes beside all else, at the link's rate."""

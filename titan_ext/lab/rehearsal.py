@@ -14,7 +14,7 @@ from titan_ext.lab.faults import Fault
 from titan_ext.lab.lighthouse import Lighthouse, Member, Quorum
 from titan_ext.lab.manager import LabManager
 from titan_ext.lab.messages import Group
-from titan_ext.lab.network import Network
+from titan_ext.lab.network import QUEUE_SECONDS, Network
 from titan_ext.lab.simulation import Process, Simulation
 from titan_ext.lab.stand_in import StandInTrainee, Trainee
 from titan_ext.lab.trace import Outcome, SiteTrace
@@ -51,6 +51,8 @@ class Script:
     """Standard deviation of a step's time, as a share of it."""
     trip_jitter: float = 0.05
     """Standard deviation of a message's time on the way, as a share of the round trip."""
+    queue_seconds: float = QUEUE_SECONDS
+    """As ``Network`` has it."""
     until: float = float("inf")
     """Seconds after which the rehearsal ends, wherever it is."""
 
@@ -82,12 +84,15 @@ class Rehearsal:
             connections=script.connections,
             jitter=script.trip_jitter,
             seed=script.seed,
+            queue_seconds=script.queue_seconds,
         )
         replica = script.sites[0].config.replica
         self.lighthouse = Lighthouse(
             self.simulation,
+            self.network,
             min_sites=replica.min_sites,
             expected_sites=len(script.sites),
+            heartbeat_interval_seconds=replica.heartbeat_interval_seconds,
             heartbeat_timeout_seconds=replica.heartbeat_timeout_seconds,
             join_timeout_seconds=replica.join_timeout_seconds,
             formed=self._formed,
@@ -119,6 +124,7 @@ class Rehearsal:
             seconds=max(trace.ended for trace in self.traces),
             finished=bool(ends),
             state_sha256=ends[0].sha256 if ends else "",
+            longest_silence=self.lighthouse.longest_silence,
         )
 
     def _stand_in(self, site: int) -> Trainee:

@@ -22,6 +22,7 @@ def render(file: str, outcome: Outcome, faults: Sequence[Fault]) -> str:
         f"  utilisation     {outcome.utilisation:.1%} (mean of the sites)",
         f"  participation   {outcome.participation:.1%} of the sites in a committed round",
         f"  faults          {_faults(faults)}",
+        f"  heartbeats      {_silence(outcome.longest_silence)}",
         f"  shared state    {outcome.state_sha256[:16] or '-'}",
         "",
         f"  {'site':<{width}}{'starts':>7}{'steps':>8}{'utilisation':>13}{'committed':>11}{'failed':>8}{'healed':>8}{'sent':>13}",
@@ -48,6 +49,7 @@ def plain(file: str, outcome: Outcome) -> dict[str, Any]:
         "utilisation": outcome.utilisation,
         "participation": outcome.participation,
         "state_sha256": outcome.state_sha256,
+        "longest_silence_seconds": outcome.longest_silence,
         "sites": [
             {
                 "name": site.name,
@@ -87,6 +89,10 @@ def _lines(site: SiteTrace) -> Iterator[dict[str, Any]]:
 def _faults(faults: Sequence[Fault]) -> str:
     counts = Counter(fault.kind for fault in faults)
     return ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
+
+
+def _silence(seconds: float | None) -> str:
+    return "not seen" if seconds is None else f"came at the lighthouse at most {duration_text(seconds)} apart"
 
 
 def _failures(sites: Sequence[SiteTrace]) -> Iterator[str]:

@@ -21,19 +21,22 @@ class Simulation:
     def __init__(self) -> None:
         self.now = 0.0
         """Seconds since the start."""
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, bool, Callable[[], None]]] = []
         self._order = count()
+        self._to_come = 0
+        """Events that something comes of."""
         self._current: Process | None = None
         self._processes: list[Process] = []
         self._handed_back = threading.Semaphore(0)
 
-    def at(self, time: float, action: Callable[[], None]) -> None:
-        """Call ``action`` at a time, now if that has gone by."""
-        heapq.heappush(self._events, (max(time, self.now), next(self._order), action))
+    def at(self, time: float, action: Callable[[], None], *, recurs: bool = False) -> None:
+        """Call ``action`` at a time, now if that has gone by; what ``recurs`` keeps nothing going by itself."""
+        self._to_come += not recurs
+        heapq.heappush(self._events, (max(time, self.now), next(self._order), recurs, action))
 
-    def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Call ``action`` in so many seconds."""
-        self.at(self.now + seconds, action)
+    def after(self, seconds: float, action: Callable[[], None], *, recurs: bool = False) -> None:
+        """Call ``action`` in so many seconds; see ``at``."""
+        self.at(self.now + seconds, action, recurs=recurs)
 
     def spawn(self, action: Callable[[], Any]) -> "Process":
         """Start a process; it first runs when those before it wait."""
@@ -43,19 +46,20 @@ class Simulation:
         return process
 
     def run(self, until: float = float("inf")) -> None:
-        """Take events until none is left, or the next one is after ``until``.
+        """Take events until none is left but such as recur, or the next one is after ``until``.
 
         Raises:
             Exception: what a process raised that nobody waited for.
         """
-        while self._events and self._events[0][0] <= until:
-            self.now, _, action = heapq.heappop(self._events)
+        while self._to_come and self._events[0][0] <= until:
+            self.now, _, recurs, action = heapq.heappop(self._events)
+            self._to_come -= not recurs
             action()
             for process in self._processes:
                 if process.failure is not None and not process.is_awaited:
                     raise process.failure
             self._processes = [process for process in self._processes if not process.is_over]
-        if self._events:
+        if self._to_come:
             self.now = until
 
     def close(self) -> None:

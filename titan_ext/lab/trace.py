@@ -53,6 +53,8 @@ class Outcome:
     """Whether some site took the last inner step."""
     state_sha256: str
     """Of the shared state at the end."""
+    longest_silence: float | None = None
+    """Seconds between two heartbeats of a living site, where they came; None: not known."""
     clock: str = "virtual"
     """Whose seconds these are: "virtual" or "real"."""
 

@@ -29,6 +29,7 @@ from titan_ext.replica.state_transfer.transport import StateTransport
 from titan_ext.replica.streams.group import StreamGroup
 from titan_ext.replica.streams.pace import Pace
 from titan_ext.replica.torchft_internals import OpenManager, QuorumClient
+from titan_ext.semi_sync.wire.manager import SentBytes
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +127,12 @@ class Replica(OpenManager):
         )
 
     @property
-    def wire_bytes_sent(self) -> tuple[int, int]:
-        """Bytes of frames that this rank has sent to other sites so far: in rounds, and to give them the shared state."""
-        return self.process_group.bytes_sent, self._transport.frame_bytes_sent  # type: ignore[attr-defined]  # our group
+    def bytes_sent(self) -> SentBytes:
+        """As ``semi_sync.wire.manager.ReplicaManager`` asks. Calls of the lighthouse and of stores are not in it."""
+        group: StreamGroup = self.process_group  # type: ignore[assignment]  # made below
+        return SentBytes(
+            frames=group.bytes_sent, control=group.control_bytes_sent, healing=self._transport.frame_bytes_sent
+        )
 
     def start_quorum(self, **options: Any) -> None:
         """Wait for the other sites and agree on who takes part.

@@ -122,7 +122,7 @@ def test_only_the_bytes_of_the_group_travel(aggregation):
         # All began at once: the first of each group gave the others its values.
         assert counters[index].sent == (4 * ROWS * WIDTH if index < 2 else 0)
         counters[index].sent, counters[index].by_peer = 0, {}
-        outer[index]._exchange.take_bytes_sent()
+        outer[index]._exchange.take_bytes()
     sites.at_once(lambda site: outer[site].step())
     body, embeddings = 4 * 2 * WIDTH, 4 * ROWS * WIDTH
     for index in range(5):

@@ -46,7 +46,12 @@ def summed(codec, regions):
         lost = torch.empty_like(flat)
         of = RoundFacts(0, [1.0] * len(regions), rank=site, labels=labels_of(regions))
         reduction.reduce(managers[site], flat, of, lost)
-        return flat, lost, reduction.take_sent(), reduction.of_sites(regions, site).wire_bytes(NUMEL, len(regions))
+        return (
+            flat,
+            lost,
+            reduction.take_traffic().sent,
+            reduction.of_sites(regions, site).wire_bytes(NUMEL, len(regions)),
+        )
 
     results = sites.at_once(body)
     sites.close()

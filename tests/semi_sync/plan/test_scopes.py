@@ -82,7 +82,7 @@ def test_rows_are_summed_over_the_sites_that_contribute_them(codec, bound, bucke
         own_values, lost = flat.clone(), torch.empty_like(flat)
         reduction.reduce(adapt_manager(own), flat, RoundFacts(0, weights), lost)
         own.should_commit()
-        return rank, own_values, flat, lost, reduction.take_sent()
+        return rank, own_values, flat, lost, reduction.take_traffic().sent
 
     found = {rank: rest for rank, *rest in run_sites(3, body)}
     whole = torch.zeros(2, TOTAL, WIDTH)

@@ -36,10 +36,10 @@ def test_chunks_of_unequal_size_differ_by_less_than_a_chunks_rest(sites):
 
 
 class Counter:
-    """Stands before a site's process group and counts the bytes that go to other sites."""
+    """Stands before a site's process group and counts the bytes that go to other sites and come from them."""
 
     def __init__(self, group: object) -> None:
-        self._group, self.sent = group, 0
+        self._group, self.sent, self.received = group, 0, 0
 
     def getBackendName(self) -> str:
         return self._group.getBackendName()
@@ -49,6 +49,7 @@ class Counter:
         return self._group.send(tensors, dst_rank, tag)
 
     def recv(self, tensors, src_rank, tag):
+        self.received += tensors[0].nbytes
         return self._group.recv(tensors, src_rank, tag)
 
 
@@ -75,5 +76,6 @@ def test_the_ledger_has_the_bytes_that_travel(codec, aggregation, numel, sites):
             model.weight.data += torch.randn(1, numel)
         simulated.at_once(lambda site: outer[site].step())
     assert [loop.ledger.bytes_sent for loop in outer] == [counter.sent for counter in counters]
+    assert [loop.ledger.bytes_received for loop in outer] == [counter.received for counter in counters]
     assert counters[0].sent > 0
     simulated.close()

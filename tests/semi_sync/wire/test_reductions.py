@@ -6,6 +6,7 @@ import torch
 from titan_ext.semi_sync.testing import InProcessSites
 from titan_ext.semi_sync.wire.codecs import CODECS
 from titan_ext.semi_sync.wire.coded_reductions import CodedReduction
+from titan_ext.semi_sync.wire.collectives import Traffic
 from titan_ext.semi_sync.wire.gossip import PairExchange
 from titan_ext.semi_sync.wire.reductions import UNDER_WAY, AllReduce, Buckets, Reduction, RoundFacts
 
@@ -27,8 +28,9 @@ def test_plain_sums_are_exact_and_counted(sites: int, numel: int, bucket: int) -
     reductions = [AllReduce(bucket) for _ in range(sites)]
     for out in reduced(reductions, values):
         assert torch.equal(out, values.sum(0))
-    assert sum(each.take_sent() for each in reductions) == 2 * (sites - 1) * 4 * numel
-    assert [each.take_sent() for each in reductions] == [0] * sites, "they were taken"
+    traffic = [each.take_traffic() for each in reductions]
+    assert sum(each.sent for each in traffic) == sum(each.received for each in traffic) == 2 * (sites - 1) * 4 * numel
+    assert [each.take_traffic() for each in reductions] == [Traffic()] * sites, "they were taken"
 
 
 @pytest.mark.parametrize("name", list(CODECS))

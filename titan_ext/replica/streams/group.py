@@ -41,6 +41,8 @@ class StreamGroup(ProcessGroup):
         self._mover: Mover | None = None
         self._bytes_before = 0
         """That earlier groups have sent."""
+        self.control_bytes_sent = 0
+        """Bytes of ``allreduce`` so far."""
 
     # -- the group -------------------------------------------------------------------------------
 
@@ -98,6 +100,7 @@ class StreamGroup(ProcessGroup):
         own = tensor.detach().cpu().contiguous()
         rows = [own if site == self._rank else torch.empty_like(own) for site in range(self._size)]
         others = [site for site in range(self._size) if site != self._rank]
+        self.control_bytes_sent += own.nbytes * len(others)
         works = [self.send([own], site, _REDUCE_TAG) for site in others]
         works += [self.recv([rows[site]], site, _REDUCE_TAG) for site in others]
         return _SumWork(works, rows, tensor)

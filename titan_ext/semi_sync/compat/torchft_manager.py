@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.distributed import ProcessGroup, Work
 
-from titan_ext.semi_sync.wire.manager import ReduceOperation, ReplicaManager
+from titan_ext.semi_sync.wire.manager import ReduceOperation, ReplicaManager, SentBytes
 
 
 def adapt_manager(manager: Any) -> ReplicaManager | None:
@@ -66,9 +66,10 @@ class _TorchftManager:
         return self._manager._pg
 
     @property
-    def wire_bytes_sent(self) -> tuple[int, int]:
+    def bytes_sent(self) -> SentBytes:
         """Unknown, but where the group is one of ours."""
-        return getattr(self._manager._pg, "bytes_sent", 0), 0
+        group = self._manager._pg
+        return SentBytes(frames=getattr(group, "bytes_sent", 0), control=getattr(group, "control_bytes_sent", 0))
 
     def serve_snapshot_requests(self, make: Callable[[], Any] | None = None) -> None:
         """Nothing: torchft gives a copy of the state only within a quorum."""
@@ -110,9 +111,9 @@ class _MockManager(ScriptManager):
         """None."""
 
     @property
-    def wire_bytes_sent(self) -> tuple[int, int]:
+    def bytes_sent(self) -> SentBytes:
         """None: there is no wire."""
-        return 0, 0
+        return SentBytes()
 
     @property
     def commits(self) -> int:

@@ -29,6 +29,7 @@ from titan_ext.semi_sync.state.synced_parameters import Average, SyncedParameter
 from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, StateFacts, SyncedState
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState
 from titan_ext.semi_sync.state.views import like, local_tensor
+from titan_ext.semi_sync.wire.collectives import Traffic
 from titan_ext.semi_sync.wire.manager import ReplicaManager
 from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction, RoundFacts, Turns
 
@@ -135,8 +136,8 @@ class BasisReduction(Reduction):
             self._compute(summed, math.fsum(of.weights), bases)
         self._of_bases.reduce(manager, bases, of)
 
-    def take_sent(self) -> int:
-        return self._reduction.take_sent() + self._of_bases.take_sent()
+    def take_traffic(self) -> Traffic:
+        return self._reduction.take_traffic() + self._of_bases.take_traffic()
 
 
 class SharedBases:

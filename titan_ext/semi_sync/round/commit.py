@@ -219,7 +219,7 @@ class Committer:
         failure: object | None,
         seconds: float,
     ) -> None:
-        sent, on_wire, healing = self.exchange.take_bytes_sent()
+        moved = self.exchange.take_bytes()
         exchanged = result.seconds_quorum + (result.sum.seconds if result.sum is not None else 0.0)
         waited = exchanged if result.seconds_waited is None else result.seconds_waited
         record = RoundRecord(
@@ -232,10 +232,7 @@ class Committer:
             sites=result.sites,
             measures={name: value for index in rules for name, value in self.exchange.states[index].measures.items()}
             | self._standings(result),
-            bytes_sent=sent,
-            bytes_received=sent,
-            wire_bytes_sent=on_wire,
-            healing_bytes_sent=healing,
+            **moved,
             seconds_quorum=result.seconds_quorum,
             seconds_reduce=result.sum.seconds if result.sum is not None else 0.0,
             seconds_apply=seconds,

@@ -35,7 +35,8 @@ from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.sources.bank import Bank
 from titan_ext.semi_sync.state.moment_ages import Ages
 from titan_ext.semi_sync.state.synced_state import Guarded, SyncedState, TakenFromPeers, Tells
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.collectives import Traffic
+from titan_ext.semi_sync.wire.manager import ReplicaManager, SentBytes
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts, reduced_together
 
 logger = logging.getLogger(__name__)
@@ -85,8 +86,8 @@ class Exchange:
     """What rounds are timed by."""
     _retry_after_steps: int = field(default=0, init=False)
     """From the last table of statuses that came whole."""
-    _wire_bytes: tuple[int, int] = field(default=(0, 0), init=False)
-    """Of this rank when they were last taken."""
+    _bytes_sent: SentBytes = field(default=SentBytes(), init=False)
+    """Of this rank when it was last taken."""
 
     def run(self, launch: Launch, contribution: Contribution | None = None) -> RoundResult:
         """Exchange a round. Errors end up in the verdict's ``problem`` or at the manager, never as exceptions of the wire.
@@ -192,20 +193,22 @@ class Exchange:
         """
         self.manager.allreduce(torch.zeros(1, device=self.wire), reduce_op=ReduceOp.SUM).wait()
 
-    def take_bytes_sent(self) -> tuple[int, int, int]:
-        """Bytes that all ranks of the site have sent since the last call. A collective over the site.
-
-        Returns:
-            of values in reductions; of all frames to other sites; of those for healing.
-        """
+    def take_bytes(self) -> dict[str, Any]:
+        """Bytes of all ranks of the site since the last call, by the ledger's names. A collective over the site."""
         transfers = [state.transfer for state in self.states if isinstance(state, TakenFromPeers)]
         once = {id(reduction): reduction for reduction in [*self.reductions, *transfers]}
-        in_rounds, healing = self.manager.wire_bytes_sent
-        new = in_rounds + healing - sum(self._wire_bytes), healing - self._wire_bytes[1]
-        self._wire_bytes = in_rounds, healing
-        own = (sum(reduction.take_sent() for reduction in once.values()), *new)
-        values, frames, healed = (sum(ranks) for ranks in zip(*self.site.gather(own), strict=True))
-        return values, frames, healed
+        values = sum((reduction.take_traffic() for reduction in once.values()), Traffic())
+        now, before = self.manager.bytes_sent, self._bytes_sent
+        self._bytes_sent = now
+        own = {
+            "bytes_sent": values.sent,
+            "bytes_received": values.received,
+            "control_bytes_sent": now.control - before.control,
+            "wire_bytes_sent": now.frames + now.healing - before.frames - before.healing,
+            "healing_bytes_sent": now.healing - before.healing,
+        }
+        ranks = self.site.gather(own)
+        return {name: sum(rank[name] for rank in ranks) for name in own}
 
     # -- who, and what -----------------------------------------------------------------------------
 

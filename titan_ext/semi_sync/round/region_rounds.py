@@ -155,7 +155,7 @@ class RegionRounds:
         applied: bool,
         seconds: float,
     ) -> None:
-        sent, on_wire, _ = exchange.take_bytes_sent()
+        moved = exchange.take_bytes()
         contributors = result.contributors if applied else []
         reducing = result.sum.seconds if result.sum is not None else 0.0
         record = RoundRecord(
@@ -167,9 +167,7 @@ class RegionRounds:
             contributors=[result.verdict.name(rank) for rank in contributors],
             tokens=sum(result.verdict.table[rank].tokens for rank in contributors),
             sites=result.sites,
-            bytes_sent=sent,
-            bytes_received=sent,
-            wire_bytes_sent=on_wire,
+            **moved,
             seconds_quorum=result.seconds_quorum,
             seconds_reduce=reducing,
             seconds_apply=seconds,

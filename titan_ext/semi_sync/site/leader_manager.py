@@ -9,7 +9,7 @@ from torch.futures import Future
 
 from titan_ext.errors import RunError
 from titan_ext.semi_sync.site.shards import SiteShards
-from titan_ext.semi_sync.wire.manager import ReduceOperation, ReplicaManager, wire_device
+from titan_ext.semi_sync.wire.manager import ReduceOperation, ReplicaManager, SentBytes, wire_device
 
 
 class LeaderManager:
@@ -41,9 +41,9 @@ class LeaderManager:
         return self.leading.process_group if self.leading is not None else None
 
     @property
-    def wire_bytes_sent(self) -> tuple[int, int]:
+    def bytes_sent(self) -> SentBytes:
         """The leader's; the other ranks send nothing."""
-        return self.leading.wire_bytes_sent if self.leading is not None else (0, 0)
+        return self.leading.bytes_sent if self.leading is not None else SentBytes()
 
     def start_quorum(self) -> None:
         """Agree on who takes part; the other ranks help their leader to give and take state meanwhile."""

@@ -15,7 +15,7 @@ from titan_ext.semi_sync.config import SemiSyncConfig
 from titan_ext.semi_sync.engine import SemiSync
 from titan_ext.semi_sync.options import SiteOptions
 from titan_ext.semi_sync.site.ranks import SiteRanks
-from titan_ext.semi_sync.wire.manager import ReduceOperation, ReplicaManager
+from titan_ext.semi_sync.wire.manager import ReduceOperation, ReplicaManager, SentBytes
 
 # Between looks at whether the site that is waited for has failed.
 _PATIENCE_SECONDS = 0.05
@@ -146,9 +146,9 @@ class InProcessManager(ReplicaManager):
         return self._process_group
 
     @property
-    def wire_bytes_sent(self) -> tuple[int, int]:
+    def bytes_sent(self) -> SentBytes:
         """There is no wire."""
-        return 0, 0
+        return SentBytes()
 
     def start_quorum(self) -> None:
         """Nothing: the sites are always the same."""

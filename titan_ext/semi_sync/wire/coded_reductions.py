@@ -63,7 +63,7 @@ class CodedReduction(Reduction):
             (reduce_bucket(wire, part, part_lost, place, of) for place, (part, part_lost) in places),
             buckets.at_most,
         )
-        self._sent += wire.sent
+        self._traffic += wire.traffic
 
     def _to_all(self, sites: int) -> bool:
         return self._always_to_all or sites <= 2

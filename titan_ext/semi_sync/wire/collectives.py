@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.distributed import Work
@@ -12,6 +13,17 @@ MessagesInTurn = Iterator["Messages"]
 """The work on one bucket: yields the messages that it waits for before it goes on."""
 
 
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of messages, counted where the wire takes and brings them."""
+
+    sent: int = 0
+    received: int = 0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(self.sent + other.sent, self.received + other.received)
+
+
 class Messages:
     """Messages under way to and from other sites.
 
@@ -20,6 +32,7 @@ class Messages:
         works: of the messages; none of a failed or empty exchange.
         sent: what is sent, kept until it has left.
         received: what is received; zeros after an error.
+        traffic: in which what has come is counted.
     """
 
     def __init__(
@@ -28,8 +41,10 @@ class Messages:
         works: Sequence[Work],
         sent: Sequence[torch.Tensor] = (),
         received: Sequence[torch.Tensor] = (),
+        traffic: Traffic | None = None,
     ) -> None:
         self._manager, self._works, self._sent, self._received = manager, list(works), sent, received
+        self._traffic = traffic
         self.failed = manager.errored() is not None
         """Whether zeros stand for what did not come."""
 
@@ -42,12 +57,14 @@ class Messages:
         try:
             for work in self._works:
                 work.wait()
+            if self._traffic is not None:
+                self._traffic.received += sum(each.nbytes for each in self._received)
         except RuntimeError as error:
             self._manager.report_error(error)
             self.failed = True
             for each in self._received:
                 each.zero_()
-        self._works, self._sent = [], ()
+        self._works, self._sent, self._traffic = [], (), None
 
 
 class ByteCollectives:
@@ -64,8 +81,7 @@ class ByteCollectives:
         self.rank = manager.participating_rank() if self.sites > 1 else 0
         """Of this site among them."""
         self.others = [site for site in range(self.sites) if site != self.rank]
-        self.sent = 0
-        """Bytes handed to the wire."""
+        self.traffic = Traffic()
 
     def gather(self, message: torch.Tensor, tag: int = 0) -> tuple[torch.Tensor, Messages]:
         """Every site's ``message [bytes]`` as ``[sites, bytes]``."""
@@ -106,7 +122,7 @@ class ByteCollectives:
             try:
                 for site in sorted({*outgoing, *incoming}):
                     works += self._swap_with(site, outgoing.get(site), incoming.get(site), tag)
-                return Messages(self._manager, works, list(outgoing.values()), list(incoming.values()))
+                return Messages(self._manager, works, list(outgoing.values()), list(incoming.values()), self.traffic)
             except RuntimeError as error:
                 self._manager.report_error(error)
         for each in incoming.values():
@@ -121,7 +137,7 @@ class ByteCollectives:
         # Where a group takes one after the other (an accelerator's does), both ends must come to the same one first.
         for sends in (self.rank < site, self.rank > site):
             if sends and outgoing is not None and outgoing.numel():
-                self.sent += outgoing.nbytes
+                self.traffic.sent += outgoing.nbytes
                 works.append(group.send([outgoing], site, tag))
             elif not sends and incoming is not None and incoming.numel():
                 works.append(group.recv([incoming], site, tag))

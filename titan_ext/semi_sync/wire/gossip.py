@@ -53,7 +53,7 @@ class PairExchange(Reduction):
         buckets = Buckets.of(values.numel(), self._bucket_elements)
         parts = enumerate(values.split(buckets.elements))
         overlap(wire, (_sum_with(partner, wire, part, place) for place, part in parts), buckets.at_most)
-        self._sent += wire.sent
+        self._traffic += wire.traffic
 
 
 def _sum_with(partner: int, wire: ByteCollectives, values: torch.Tensor, place: int) -> MessagesInTurn:

@@ -28,7 +28,9 @@ class RoundRecord:
     bytes_sent: int
     """Bytes of messages that this site gave to the wire, all its ranks together, counted there."""
     bytes_received: int
-    """Bytes this site took from the wire."""
+    """Bytes of the others' messages that it took from the wire, counted as they came."""
+    control_bytes_sent: int = 0
+    """Bytes of messages beside those: tables of statuses and weights."""
     wire_bytes_sent: int = 0
     """Bytes of all frames that it has sent to the other sites since the round before: control, headers and repetitions
     included, as the kernel tells; 0 where it does not."""
@@ -80,6 +82,7 @@ class Ledger:
     failed: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    control_bytes_sent: int = 0
     wire_bytes_sent: int = 0
     healing_bytes_sent: int = 0
     stale: int = 0
@@ -96,6 +99,7 @@ class Ledger:
         self.failed += not record.committed
         self.bytes_sent += record.bytes_sent
         self.bytes_received += record.bytes_received
+        self.control_bytes_sent += record.control_bytes_sent
         self.wire_bytes_sent += record.wire_bytes_sent
         self.healing_bytes_sent += record.healing_bytes_sent
         self.stale += len(record.staleness)
@@ -119,6 +123,7 @@ _TOTALS = (
     "failed",
     "bytes_sent",
     "bytes_received",
+    "control_bytes_sent",
     "wire_bytes_sent",
     "healing_bytes_sent",
     "stale",

@@ -1,6 +1,7 @@
 """The replica manager that the outer loop needs, one for each rank of a site."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -8,6 +9,18 @@ from torch.distributed import ProcessGroup, ReduceOp, Work
 
 ReduceOperation = ReduceOp | ReduceOp.RedOpType
 """``ReduceOp.SUM`` is the latter; torchft's signatures and torch's say the former."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentBytes:
+    """What a rank has sent to the other sites so far, in bytes; 0 where it is not known."""
+
+    frames: int = 0
+    """Of all frames in rounds, headers and repetitions included."""
+    control: int = 0
+    """Of messages that carry no values: tables of statuses and weights."""
+    healing: int = 0
+    """Of the frames that gave other sites the shared state."""
 
 
 class ReplicaManager(Protocol):
@@ -26,8 +39,8 @@ class ReplicaManager(Protocol):
         """
 
     @property
-    def wire_bytes_sent(self) -> tuple[int, int]:
-        """Bytes of frames that this rank has sent to the other sites so far, for rounds and for healing; 0 if unknown."""
+    def bytes_sent(self) -> SentBytes:
+        """What this rank has sent to the other sites so far."""
 
     def start_quorum(self) -> None:
         """Agree on who takes part; a site that is behind has its state loaded before this returns."""

@@ -113,7 +113,7 @@ class NonzeroSum(Reduction):
             sizes = gathered.cpu().view(torch.int64).view(wire.sites, -1).T.tolist()
             parts = enumerate(zip(buckets, messages, sizes, strict=True), start=1)
             overlap(wire, (_sum_bucket(wire, tag, *part) for tag, part in parts), UNDER_WAY)
-        self._sent += wire.sent
+        self._traffic += wire.traffic
 
 
 def _sum_bucket(

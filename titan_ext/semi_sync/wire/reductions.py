@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.distributed import ReduceOp
 
-from titan_ext.semi_sync.wire.collectives import ByteCollectives, MessagesInTurn, overlap
+from titan_ext.semi_sync.wire.collectives import ByteCollectives, MessagesInTurn, Traffic, overlap
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
 from titan_ext.semi_sync.wire.manager import ReplicaManager
 
@@ -65,14 +65,14 @@ class Turns:
 
 
 class Reduction(ABC):
-    """One way to sum tensors over sites; holds no state between rounds but the bytes that it has sent."""
+    """One way to sum tensors over sites; holds no state between rounds but what it has sent and received."""
 
     cuts_anywhere: bool = True
     """Whether the sum of an element depends on that element's values alone, up to a codec's loss."""
     sums_over_ranks: bool = False
     """Whether it calls ``RoundFacts.rank_sum``, for which all ranks of the site have to meet."""
 
-    _sent = 0
+    _traffic = Traffic()
 
     @abstractmethod
     def wire_bytes(self, numel: int, sites: int) -> int:
@@ -104,10 +104,10 @@ class Reduction(ABC):
         """fp32 elements' worth of memory that ``reduce`` takes beside ``values``."""
         return 0
 
-    def take_sent(self) -> int:
-        """Bytes that this rank has sent since the last call, counted where they were handed to the wire."""
-        sent, self._sent = self._sent, 0
-        return sent
+    def take_traffic(self) -> Traffic:
+        """Bytes of values that this rank has sent and received since the last call."""
+        traffic, self._traffic = self._traffic, Traffic()
+        return traffic
 
 
 def reduced_together(rules: Sequence[int], reductions: Sequence[Reduction]) -> list[list[int]]:
@@ -196,7 +196,7 @@ class AllReduce(Reduction):
         sum_bucket = self._sum_with_peer if wire.sites == 2 else self._sum_by_owners
         parts = enumerate(values.split(buckets.elements))
         overlap(wire, (self._sum_on_wire(wire, part, place, sum_bucket) for place, part in parts), buckets.at_most)
-        self._sent += wire.sent
+        self._traffic += wire.traffic
 
     def _sum_on_wire(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.distributed import Work
 
-from titan_ext.semi_sync.wire.collectives import ByteCollectives
+from titan_ext.semi_sync.wire.collectives import ByteCollectives, Traffic
 from titan_ext.semi_sync.wire.manager import ReplicaManager
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts, Turns
 
@@ -104,8 +104,8 @@ class WithinGroup(Reduction):
         among = replace(of, weights=[of.weights[rank] for rank in members], labels={})
         self._reduction.reduce(some, values, among, residual)
 
-    def take_sent(self) -> int:
-        return self._reduction.take_sent()
+    def take_traffic(self) -> Traffic:
+        return self._reduction.take_traffic()
 
 
 class FromOneSite(Reduction):
@@ -147,4 +147,4 @@ class FromOneSite(Reduction):
                 wire.swap({}, {giver: there}, tag).wait()
                 if there is not part:
                     part.copy_(there)
-        self._sent += wire.sent
+        self._traffic += wire.traffic

@@ -39,7 +39,7 @@ class SparseReduction(Reduction):
         self._bucket_elements = bucket_elements
 
     def wire_bytes(self, numel: int, sites: int) -> int:
-        """As if owners were even: exact for what has been reduced is ``take_sent``."""
+        """As if owners were even: exact for what has been reduced is ``take_traffic``."""
         if sites == 1 or not numel:
             return 0
         tables = self._codecs(numel)
@@ -84,7 +84,7 @@ class SparseReduction(Reduction):
         tables = list(zip(codecs, self._tables(values, codecs), self._tables(residual, codecs), strict=True))
         holders = self._holders(wire)
         if manager.errored() is not None:
-            self._sent += wire.sent
+            self._traffic += wire.traffic
             return
         exchange = _SparseExchange(wire, holders, self._senders(holders, of.weights))
         places = torch.full((self._rows.total,), -1)
@@ -94,7 +94,7 @@ class SparseReduction(Reduction):
         for start in range(0, self._rows.total, step):
             seed = seed_of(of.step, start, wire.rank)
             exchange.run(start, min(start + step, self._rows.total), places, tables, seed)
-        self._sent += wire.sent
+        self._traffic += wire.traffic
 
     def _rows_at_once(self, width: int, sites: int) -> int:
         return max(1, self._bucket_elements // width) * sites

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from titan_ext.semi_sync.plan.regions import LEVELS, level_labels
-from titan_ext.semi_sync.wire.collectives import ByteCollectives
+from titan_ext.semi_sync.wire.collectives import ByteCollectives, Traffic
 from titan_ext.semi_sync.wire.manager import ReplicaManager
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts, Turns
 from titan_ext.semi_sync.wire.some_sites import SomeSites
@@ -85,8 +85,8 @@ class ThroughRegions(Reduction):
         """
         return _Among(self, self._reduction, tree_of(regions), rank)
 
-    def take_sent(self) -> int:
-        return super().take_sent() + self._reduction.take_sent()
+    def take_traffic(self) -> Traffic:
+        return super().take_traffic() + self._reduction.take_traffic()
 
     def reduce(
         self,
@@ -109,7 +109,7 @@ class ThroughRegions(Reduction):
             self._reduction.reduce(some, values, among, residual)
         for level in reversed(levels):
             self._down(wire, tree.group_of(wire.rank, level), values)
-        self._sent += wire.sent
+        self._traffic += wire.traffic
 
     def _up(self, wire: ByteCollectives, group: Sequence[int], values: torch.Tensor) -> None:
         """Values of a region to its first site, which adds them in the order of the sites."""
