@@ -105,15 +105,23 @@ def test_an_outcome_is_what_the_sites_have_written(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in each))
     (tmp_path / "alpha" / "summary.json").write_text(json.dumps({"shared_state_sha256": "ab"}))
-    phases = [{"phase": "running"}, {"phase": "failed", "text": "out of memory"}]
+    phases = [
+        {"phase": "running", "time": 100.0},
+        {"phase": "waiting", "time": 106.0},
+        {"phase": "running", "time": 107.0},
+        {"phase": "failed", "time": 112.0, "text": "out of memory"},
+    ]
     (tmp_path / "beta" / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in phases))
     outcome = read_outcome(tmp_path, list(lines), 100.0, [7, 8])
     alpha, beta = outcome.sites
-    assert outcome.finished and outcome.seconds == 10.0 and outcome.state_sha256 == "ab"
+    assert outcome.finished and outcome.seconds == 12.0 and outcome.state_sha256 == "ab"
     assert (alpha.lives, alpha.steps, alpha.committed, alpha.utilisation, alpha.error) == (1, 10, 1, 0.8, None)
-    assert (beta.lives, beta.steps, beta.committed, beta.away_seconds) == (2, 7, 0, 3.0)
-    assert beta.utilisation == pytest.approx(5 / 6) and beta.error == "out of memory"
+    assert (beta.lives, beta.steps, beta.committed, beta.away_seconds) == (2, 7, 0, 2.0)
+    # There from 1 to 6 s and from 8 to 12 s; in a round for a second, in nothing that is written for 1 and 2 s.
+    assert beta.utilisation == pytest.approx(5 / 9) and beta.error == "out of memory"
     assert [alpha.sent_bytes, beta.sent_bytes] == [7, 8]
+    cut = read_outcome(tmp_path, list(lines), 100.0, [7, 8], until=11.0)
+    assert cut.seconds == 11.0 and cut.sites[1].utilisation == pytest.approx(5 / 8)
 
 
 def lab(file: Path, *flags: str) -> dict:

@@ -12,10 +12,13 @@ from titan_ext.instruments.site import round_seconds
 from titan_ext.lab.trace import Outcome, SiteTrace
 from titan_ext.semi_sync.wire.ledger import RoundRecord
 
+_ENDS = ("waiting", "failed", "stopped")
 _FIELDS = {each.name for each in fields(RoundRecord)}
 
 
-def read_outcome(folder: Path, sites: Sequence[str], began: float, sent: Sequence[int]) -> Outcome:
+def read_outcome(
+    folder: Path, sites: Sequence[str], began: float, sent: Sequence[int], until: float = float("inf")
+) -> Outcome:
     """The outcome of a rehearsal.
 
     Args:
@@ -23,10 +26,11 @@ def read_outcome(folder: Path, sites: Sequence[str], began: float, sent: Sequenc
         sites: their names.
         began: from when its seconds count, of ``time.time``.
         sent: bytes by site.
+        until: seconds after which the sites were told to leave.
     """
     traces = []
     for name, size in zip(sites, sent, strict=True):
-        trace = _trace(name, _lines(folder / name / METRICS), began)
+        trace = _trace(name, [*_lines(folder / name / METRICS), *_ends(folder / name)], began, until)
         trace.sent_bytes = size
         traces.append(trace)
     summaries = [_summary(folder / name / SUMMARY) for name in sites]
@@ -43,17 +47,28 @@ def read_outcome(folder: Path, sites: Sequence[str], began: float, sent: Sequenc
     )
 
 
-def _trace(name: str, lines: Sequence[dict[str, Any]], began: float) -> SiteTrace:
+def _ends(folder: Path) -> list[dict[str, Any]]:
+    """When the site's processes were gone, as the launcher has seen it."""
+    return [{"kind": "end", "time": line["time"]} for line in _lines(folder / EVENTS) if line.get("phase") in _ENDS]
+
+
+def _trace(name: str, lines: Sequence[dict[str, Any]], began: float, until: float) -> SiteTrace:
     trace = SiteTrace(name=name)
-    stalled = 0.0
-    for line in lines:
+    stalled, is_there = 0.0, False
+    for line in sorted(lines, key=lambda line: line["time"]):
         time = line["time"] - began
+        if line["kind"] == "end":
+            time = min(time, max(until, trace.ended))
+            if not is_there:
+                continue  # it had not begun
+            # What it was in has no line: a step that is lost, or a round for whose others it waited.
+            stalled, is_there = stalled + time - trace.ended, False
         if line["kind"] == "start":
             if trace.lives:
                 trace.away_seconds += time - trace.ended
             else:
                 trace.started = time
-            trace.lives += 1
+            trace.lives, is_there = trace.lives + 1, True
         elif line["kind"] == "step":
             trace.steps = max(trace.steps, line["step"])
         elif line["kind"] == "round":

@@ -113,7 +113,7 @@ def rehearse(script: RealScript, surroundings: Surroundings) -> tuple[int, Outco
             code = 0
         finally:
             strikes.end()
-        return code, read_outcome(folder, names, clock.began, surroundings.bytes_sent())
+        return code, read_outcome(folder, names, clock.began, surroundings.bytes_sent(), script.until)
 
 
 def _by_distance(sites: Sequence[Any]) -> bool:
