@@ -26,12 +26,14 @@ _STATES = {
     "training": "green",
     "finished": "blue",
     "starting": "cyan",
-    "waiting": "yellow",
+    "waiting": "cyan",
     "restarting": "bold yellow",
     "silent": "bold red",
     "failed": "bold red",
     "unreadable": "bold red",
 }
+_ROWS = {"critical": "bold red", "warning": "yellow"}
+"""Of what a site does, where it has raised an alert."""
 _MARKS = {
     "c": ("█", "green"),
     "r": ("▓", "yellow"),
@@ -100,11 +102,15 @@ def _sites(shot: Mapping[str, Any], colors: Mapping[str, str], width: int) -> Ta
     )
     for title in _TITLES[:count]:
         table.add_column(title, justify="right", no_wrap=True)
+    levels = {alert["site"]: alert["severity"] for alert in reversed(shot["alerts"])}
     for site in shot["sites"]:
         cells = _cells(site, shot["time"])
+        level = levels.get(site["name"])
+        sign = f"{_LEVELS[level][0]} " if level else ""
+        style = _ROWS[level] if level else _STATES.get(site["state"], "dim")
         table.add_row(
             Text(site["name"], style=f"bold {colors[site['name']]}"),
-            Text(f"{site['state']}{': ' if site['text'] else ''}{site['text']}", _STATES.get(site["state"], "dim")),
+            Text(f"{sign}{site['state']}{': ' if site['text'] else ''}{site['text']}", style),
             *cells[:count],
         )
     return table
