@@ -186,7 +186,9 @@ def test_a_process_that_stays_or_comes_twice_is_found(outcome: Outcome) -> None:
 
 
 def test_nothing_strikes_who_could_not_come_back_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    conductor = ChaosRun({}, [], [], networks={}, keep_live=0, rounds=100, seconds=60.0, say=print)
+    conductor = ChaosRun(
+        {}, [], [], cut_off=lambda site, seconds: None, keep_live=0, rounds=100, seconds=60.0, say=print
+    )
     now = conductor._first_commit = time.monotonic()
 
     def leaves_time(rounds: int, seconds: float, lasting: float) -> bool:

@@ -136,6 +136,7 @@ WRONG = [
     ('[[alert]]\nname = "a"\nmeasure = "stall"\nabove = 1\nbelow = 2', "must have one of"),
     ('[[alert]]\nname = "a"\nmeasure = "stall"\nabove = "1"', "above = '1': must be a number"),
     ('[[alert]]\nname = "a"\nmeasure = "stall"\nabove = true', "must be a number"),
+    ('[[alert]]\nname = "a"\nmeasure = "stall"\nabove = nan', "above = nan: must be a number"),
     ('[[alert]]\nname = "a"\nmeasure = "stall"\nabov = 1', "did you mean above?"),
     ('[[alert]]\nname = "a"\nmeasure = "stall"\nabove = 1\nseverity = "bad"', "critical, warning"),
     ('[[alert]]\nname = "a"\nmeasure = "stall"\nabove = 1\ntext = "{site}"', "only {value} and {reason}"),

@@ -84,6 +84,14 @@ def test_openmetrics_of_what_is_known(tmp_path: Path) -> None:
     assert len(types) == len(set(types))
 
 
+def test_a_run_that_has_not_begun_is_not_well(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f'dump_folder = "{tmp_path}/runs"\n[[site]]\nname = "east"\n')
+    assert cli.main(["watch", str(file), "--json"]) == 0
+    verdict = json.loads(capsys.readouterr().out)["verdict"]
+    assert list(verdict.values()) == ["over", "nothing has been written yet", "1 no data"]
+
+
 def frozen(page: str) -> dict:
     return json.loads(re.search(r'<script type="application/json" id="frozen">(.*?)</script>', page, re.DOTALL)[1])
 

@@ -1,7 +1,6 @@
 """Heartbeats beside an exchange over a thin link, in virtual time: nobody counts as dead because it sends."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 

@@ -145,6 +145,7 @@ def test_a_plan_learns_from_a_rehearsal(sites: list, tmp_path: Path) -> None:
         ({"jitter": 0.5}, "--jitter"),
         ({"mtbf": "0s"}, "--mtbf"),
         ({"until": "soon"}, "'soon'"),
+        ({"until": "0s"}, "--until 0s: must be above 0"),
         ({"restart": "30"}, "'30'"),
         ({"faults": ["kill:site9@1s"]}, "site9"),
         ({"faults": ["kil:site1@1s"]}, "did you mean 'kill'"),
@@ -180,6 +181,8 @@ def test_recorded_faults(sites: list, tmp_path: Path) -> None:
         '{"kind": "kill", "site": "site1"}': "time = None",
         '{"time": 1, "kind": "kill", "site": "west"}': "west",
         '{"time": 1, "kind": "kill", "sites": "site1"}': "list of names",
+        '{"time": NaN, "kind": "kill", "site": "site1"}': "time = nan: must be finite",
+        '{"time": 1, "kind": "kill", "site": "site1", "seconds": 1e999}': "seconds = inf: must be finite",
     }.items():
         log.write_text(line)
         with pytest.raises(UserError, match="faults.jsonl, line 1") as refused:

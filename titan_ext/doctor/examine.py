@@ -1,6 +1,7 @@
 """Puts the checks of a site together."""
 
 import json
+import os
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -65,14 +66,10 @@ def examine_links(site: Any, file: str, wait_seconds: float) -> Links:
         lighthouse = lighthouse_url(replica.lighthouse)
         host = advertised_address(replica, lighthouse)
     except UserError as error:
-        what = str(error).removeprefix("replica.lighthouse is not set and neither is ")
-        return Links(
-            [
-                Finding(
-                    "lighthouse", Level.NOTE, what, "nothing between the sites could be looked at", "--lighthouse URL"
-                )
-            ]
-        )
+        is_named = replica.lighthouse or os.environ.get("TORCHFT_LIGHTHOUSE")
+        level = Level.PROBLEM if is_named else Level.NOTE
+        why = "nothing between the sites could be looked at"
+        return Links([Finding("lighthouse", level, str(error), why, "--lighthouse URL")])
     from urllib.parse import urlsplit
 
     findings = check_address(host, urlsplit(lighthouse).hostname or "")

@@ -12,6 +12,7 @@ from titan_ext.doctor.finding import Finding, Level, ok
 from titan_ext.errors import UserError
 from titan_ext.object_store import is_url
 from titan_ext.replica.address import check_port
+from titan_ext.replica.membership.shared_secret import load_secret
 
 _SLOW_LOOKUP_SECONDS = 1.0
 _PATIENCE_SECONDS = 6.0
@@ -19,8 +20,8 @@ _LEAST_MTU = 1280
 
 
 def check_machine(site: Any) -> list[Finding]:
-    """What costs next to nothing to look at: ports, open files, room on the disk."""
-    return [*_ports(site), *_open_files(site), *_disk(site)]
+    """What costs next to nothing to look at: ports, open files, room on the disk, the secret."""
+    return [*_ports(site), *_open_files(site), *_disk(site), *_secret(site)]
 
 
 def _ports(site: Any) -> list[Finding]:
@@ -73,6 +74,21 @@ def _disk(site: Any) -> list[Finding]:
     mend = f"[checkpoint] keep_latest_k = {fits}, or another dump_folder"
     level = Level.PROBLEM if free < 2 * one else Level.WARNING
     return [Finding("disk", level, text, "saving fails, and what was trained since the last checkpoint is lost", mend)]
+
+
+def _secret(site: Any) -> list[Finding]:
+    path = site.config.replica.secret_file
+    if path is None:
+        return []
+    try:
+        load_secret(path)
+    except UserError as error:
+        why, mend = (
+            "the site cannot start without it",
+            "[replica] secret_file = a file with the run's secret, chmod 600",
+        )
+        return [Finding("secret", Level.PROBLEM, str(error), why, mend)]
+    return [ok("secret", f"read from {path}")]
 
 
 def check_memory(site: Any) -> list[Finding]:

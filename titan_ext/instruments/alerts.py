@@ -1,5 +1,6 @@
 """Alerts: rules over a site's measures, read from TOML."""
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -116,6 +117,8 @@ def _rule(file: str, place: int, table: Mapping[str, Any]) -> AlertRule:
         if not isinstance(value, allowed) or (key in _BOUNDS and isinstance(value, bool)):
             kind = "true or false" if key == "off" else "a number" if key in _BOUNDS else "a text"
             raise UserError(f"{where}: {key} = {value!r}: must be {kind}")
+        if isinstance(value, float) and math.isnan(value):
+            raise UserError(f"{where}: {key} = nan: must be a number, or nothing is beyond it")
     if "name" not in table:
         raise UserError(f"{where}: must have a name")
     rule = AlertRule(**table)

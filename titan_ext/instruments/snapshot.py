@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from titan_ext.instruments.alerts import Alert, AlertRule, raised
-from titan_ext.instruments.measures import OVER, measure_all, stall_of, standing
+from titan_ext.instruments.measures import OVER, State, measure_all, stall_of, standing
 from titan_ext.instruments.run import Mark, Run
 from titan_ext.instruments.site import SiteHistory, number
 
@@ -68,6 +68,8 @@ def _verdict(run: Run, alerts: Sequence[Alert], now: float, problems: Sequence[s
     where += [f"round {max(run.rounds)}"] if run.rounds else []
     state = f"{counts or 'no site has written anything yet'}{'; ' if where else ''}{', '.join(where)}"
     over = bool(states) and all(each in OVER for each in states)
+    if not alerts and not problems and all(each is State.NO_DATA for each in states):
+        return {"level": "over", "text": "nothing has been written yet", "state": state}
     if not alerts:
         level = "warning" if problems else "over" if over else "ok"
         return {"level": level, "text": problems[0] if problems else "all well", "state": state}

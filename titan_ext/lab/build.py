@@ -107,7 +107,12 @@ def make_real_script(
 
 
 def _until(request: Request) -> float:
-    return float("inf") if request.until is None else parse_seconds(request.until, f"--until {request.until}")
+    if request.until is None:
+        return float("inf")
+    until = parse_seconds(request.until, f"--until {request.until}")
+    if until <= 0:
+        raise UserError(f"--until {request.until}: must be above 0")
+    return until
 
 
 def _copies(sites: Sequence[Any], count: int | None) -> list[Any]:

@@ -1,6 +1,7 @@
 """What goes wrong in a rehearsal, and when: from flags, from a seed, or from a recorded log."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,6 +110,8 @@ def _recorded(line: Any, where: str, sites: Sequence[str], restart_seconds: floa
         needed = key == "time"
         if isinstance(value, bool) or (not isinstance(value, (int, float)) and (needed or value is not None)):
             raise UserError(f"{where}: {key} = {value!r}: must be a number")
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"{where}: {key} = {value}: must be finite")
     if not isinstance(names, list):
         raise UserError(f"{where}: sites = {names!r}: must be a list of names")
     return _make(

@@ -50,7 +50,19 @@ def test_the_ledger_is_within_a_percent_of_the_interfaces_counters(tmp_path: Pat
     """
     (tmp_path / "run.toml").write_text(RUN)
     flags = [word for fault in FAULTS for word in ("--fault", fault)]
-    command = [sys.executable, "-m", "titan_ext", "lab", "run.toml", "--namespaces", "--link", "1gbit,10ms", "--until", "2min", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "titan_ext",
+        "lab",
+        "run.toml",
+        "--namespaces",
+        "--link",
+        "1gbit,10ms",
+        "--until",
+        "2min",
+        *flags,
+    ]
     found = subprocess.run([*command, "--out", "out", "--json"], cwd=tmp_path, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     told = json.loads(found.stdout)

@@ -53,6 +53,12 @@ def test_a_folder_with_a_run_is_refused(file: Path, tmp_path: Path) -> None:
         derive(str(file), tmp_path / "out", copies=None, addresses=["127.0.0.1"] * 2, ranks=[1, 1], streams=None)
 
 
+def test_a_folder_that_cannot_be_is_refused(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out .*file.* cannot be written"):
+        derive(str(file), tmp_path / "file", copies=None, addresses=["127.0.0.1"] * 2, ranks=[1, 1], streams=None)
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

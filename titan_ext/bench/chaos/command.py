@@ -1,8 +1,9 @@
 """Trains a small model at several sites while sites, links and the lighthouse fail, and checks what must hold.
 
 Each site is a real process that trains on real text, under the launcher's own supervisor; the lighthouse is one
-of its own. Faults are drawn from a seed: SIGKILL and SIGSTOP of a site's ranks, SIGTERM of a whole site, SIGKILL
-of the lighthouse and, as root on Linux, where each site gets a network namespace, cuts of its link. Near the end
+of its own. Between them lies what lies between the sites of ``titan-ext lab``: network namespaces as root, otherwise
+its relay. Faults are drawn from a seed: SIGKILL and SIGSTOP of a site's ranks, SIGTERM of a whole site, SIGKILL
+of the lighthouse, and cuts of a site's link. Near the end
 no more faults happen, so that all sites can come back. Then the same is trained undisturbed, for as many
 tokens as were contributed, and compared.
 
@@ -16,7 +17,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from titan_ext.bench.chaos.faults import Fault
     from titan_ext.bench.chaos.run_config import RunConfig
     from titan_ext.bench.chaos.runner import Outcome
-    from titan_ext.links.namespaces import Wan
+    from titan_ext.lab.real_time.run import Surroundings
 
 HELP = "a run under random faults, and whether all that must hold does"
 
@@ -43,7 +44,7 @@ _SIZES: Numbers = {
     "seq_len": (64, 8, "tokens a sequence"),
     "batch": (4, 1, "sequences of a site and step"),
 }
-_LINK_MBIT = 1000.0
+_LINK_BITS = 1e9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,10 +70,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     config = RunConfig(**{key: getattr(options, key) for key in ("sites", "seq_len", "batch", "sync_every", "seed")})
     folder = Path(tempfile.mkdtemp(prefix="titan-ext-chaos-"))
-    with ExitStack() as stack:
-        wan = _network(stack, options.sites)
-        disturbed = _disturbed(options, config, folder / "disturbed", wan)
-        calm = _undisturbed(options, config, folder / "undisturbed", wan, disturbed) if options.compare else None
+    with closing(_surroundings(config)) as around:
+        disturbed = _disturbed(options, config, folder / "disturbed", around)
+        calm = _undisturbed(options, config, folder / "undisturbed", around, disturbed) if options.compare else None
     checks = _judge(disturbed, calm, config)
     figures = {
         "faults": Counter(fault.kind for fault in disturbed.injected),
@@ -95,57 +95,53 @@ def _keep_samples(outcome: "Outcome", path: Path) -> None:
     path.write_text(json.dumps(samples), encoding="utf-8")
 
 
-def _network(stack: ExitStack, sites: int) -> "Wan | None":
-    from titan_ext.links.namespaces import Wan, missing
+def _surroundings(config: "RunConfig") -> "Surroundings":
+    from titan_ext.lab.real_time.namespaced import NamespacedSites
+    from titan_ext.lab.real_time.relayed import RelayedSites
+    from titan_ext.links.link import Link, Links
+    from titan_ext.links.namespaces import missing
 
-    reason = missing()
-    if reason is None:
-        return stack.enter_context(Wan(sites, _LINK_MBIT))
-    print(f"no link cuts: {reason}")
-    return None
+    links = Links.alike(config.names, Link(_LINK_BITS))
+    return NamespacedSites(links) if missing() is None else RelayedSites(links, config.seed)
 
 
-def _disturbed(options: argparse.Namespace, config: "RunConfig", folder: Path, wan: "Wan | None") -> "Outcome":
+def _disturbed(options: argparse.Namespace, config: "RunConfig", folder: Path, around: "Surroundings") -> "Outcome":
     from titan_ext.bench.chaos.faults import Kind, sample_faults
 
-    kinds = [kind for kind in Kind if kind is not Kind.CUT or wan is not None]
-    faults = sample_faults(
-        options.seed, sites=config.names, kinds=kinds, per_hour=options.faults_per_hour, seconds=60 * options.minutes
-    )
+    rate, seconds = options.faults_per_hour, 60 * options.minutes
+    faults = sample_faults(options.seed, sites=config.names, kinds=list(Kind), per_hour=rate, seconds=seconds)
     print(f"{options.sites} sites, {options.rounds} rounds; faults by seed {options.seed}, from the first commit on:")
     for fault in faults:
         print(f"  {fault.at:8.1f} s  {fault}")
-    return _run(options, config, folder, wan, options.rounds, faults)
+    return _run(options, config, folder, around, options.rounds, faults)
 
 
 def _undisturbed(
-    options: argparse.Namespace, config: "RunConfig", folder: Path, wan: "Wan | None", disturbed: "Outcome"
+    options: argparse.Namespace, config: "RunConfig", folder: Path, around: "Surroundings", disturbed: "Outcome"
 ) -> "Outcome":
     from titan_ext.bench.chaos.checks import contributed_tokens
 
     rounds = max(1, round(contributed_tokens(disturbed) / (config.sites * config.round_tokens)))
     print(f"undisturbed: {rounds} rounds, as many tokens as were contributed")
-    return _run(options, config, folder, wan, rounds, [])
+    return _run(options, config, folder, around, rounds, [])
 
 
 def _run(
     options: argparse.Namespace,
     config: "RunConfig",
     folder: Path,
-    wan: "Wan | None",
+    around: "Surroundings",
     rounds: int,
     faults: Sequence["Fault"],
 ) -> "Outcome":
     from titan_ext.bench.chaos.run_config import folders, jobs
     from titan_ext.bench.chaos.runner import ChaosRun
 
-    networks = dict(zip(config.names, wan.sites)) if wan is not None else {}
-    place: dict[str, Any] = {"host": wan.hub_address, "hub": wan.hub} if wan is not None else {}
     return ChaosRun(
         folders(config, folder),
-        jobs(config, folder, rounds, networks=networks, **place),
+        jobs(config, folder, rounds, around),
         faults,
-        networks=networks,
+        cut_off=lambda site, seconds: around.cut_off(config.names.index(site), seconds),
         keep_live=options.keep_live,
         rounds=rounds,
         seconds=60 * options.minutes,

@@ -2,15 +2,12 @@
 
 import random
 import signal
-import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from titan_ext.launcher.processes import send
 from titan_ext.launcher.running import Processes
-
-_LINK = "wan0"  # of a site's namespace
 
 
 class Kind(StrEnum):
@@ -73,20 +70,20 @@ def sample_faults(seed: int, *, sites: list[str], kinds: list[Kind], per_hour: f
         faults.append(Fault(at=round(at, 1), kind=kind, site=site, seconds=lasting))
 
 
-def inject(fault: Fault, processes: Processes, networks: Mapping[str, int]) -> Callable[[], None] | None:
+def inject(fault: Fault, processes: Processes, cut_off: Callable[[str, float], None]) -> Callable[[], None] | None:
     """Make a fault happen to the processes as they are now.
 
     Args:
         fault: what to do.
         processes: those of the run.
-        networks: name of the site -> a process in its network namespace; for link cuts.
+        cut_off: parts a site from all others for some seconds.
 
     Returns:
         What undoes it; None if no such process runs.
     """
     if fault.kind is Kind.CUT:
-        _switch_link(networks[fault.site], "down")
-        return lambda: _switch_link(networks[fault.site], "up")
+        cut_off(fault.site, fault.seconds)
+        return lambda: None
     number, pids = _signal(fault, processes)
     for pid in pids:
         send(pid, number)
@@ -110,7 +107,3 @@ def _signal(fault: Fault, processes: Processes) -> tuple[int, list[int]]:
             return signal.SIGKILL, processes.ranks[fault.site]
         case _:
             return signal.SIGSTOP, processes.ranks[fault.site]
-
-
-def _switch_link(network: int, state: str) -> None:
-    subprocess.run(["nsenter", f"--net=/proc/{network}/ns/net", "ip", "link", "set", _LINK, state], check=True)

@@ -44,7 +44,7 @@ class ChaosRun:
         folders: name of the site -> its dump folder.
         jobs: the lighthouse and the sites.
         faults: the schedule.
-        networks: name of the site -> a process in its network namespace.
+        cut_off: parts a site from all others for some seconds.
         keep_live: a fault waits while it would leave fewer than that of the sites whose work is in the last commit.
         rounds: length of the run; no fault happens any more once sites could not come back before its end.
         seconds: limit of the run.
@@ -57,7 +57,7 @@ class ChaosRun:
         jobs: Sequence[Job],
         faults: Sequence[Fault],
         *,
-        networks: Mapping[str, int],
+        cut_off: Callable[[str, float], None],
         keep_live: int,
         rounds: int,
         seconds: float,
@@ -66,7 +66,7 @@ class ChaosRun:
         self._outcome = Outcome(sites={name: SiteHistory(folder) for name, folder in folders.items()})
         self._jobs = jobs
         self._waiting = list(faults)
-        self._networks = networks
+        self._cut_off = cut_off
         self._keep_live = keep_live
         self._rounds = rounds
         self._say = say
@@ -152,7 +152,7 @@ class ChaosRun:
                 continue
             if site is not None and not self._may_inject(fault.site):
                 continue  # its turn comes when enough sites are back
-            undo = inject(fault, processes, self._networks)
+            undo = inject(fault, processes, self._cut_off)
             if undo is None:
                 continue
             self._waiting.remove(fault)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from titan_ext.config.source import read_file
+from titan_ext.error_text import unwritable
 from titan_ext.errors import UserError
 
 _ELSEWHERE = {
@@ -38,7 +39,7 @@ def derive(
         The path of the new file.
 
     Raises:
-        UserError: there is a run in the folder already.
+        UserError: there is a run in the folder already, or it cannot be written to.
     """
     tables = deepcopy(read_file(path))
     sites = tables.get("site") or [{"name": "site0"}]
@@ -60,8 +61,11 @@ def derive(
         if (folder / site["name"] / "metrics.jsonl").exists():
             raise UserError(f"--out {folder}: holds a run already; name another folder")
     tables |= {"site": sites, "dump_folder": str(folder)}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _FILE).write_text(json.dumps(tables, indent=2), encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _FILE).write_text(json.dumps(tables, indent=2), encoding="utf-8")
+    except OSError as error:
+        raise unwritable(f"--out {error.filename}", error) from None
     return str(folder / _FILE)
 
 

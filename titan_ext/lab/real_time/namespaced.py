@@ -44,6 +44,11 @@ class NamespacedSites:
         """As ``Surroundings.partition``."""
         self._wan.cut(pair, seconds)
 
+    def cut_off(self, place: int, seconds: float) -> None:
+        """As ``Surroundings.cut_off``."""
+        for other in {HUB_PLACE, *range(len(self.addresses))} - {place}:
+            self._wan.cut((place, other), seconds)
+
     def bytes_sent(self) -> list[int]:
         """As ``Surroundings.bytes_sent``: of frames."""
         return self._wan.bytes_sent()

@@ -61,6 +61,11 @@ class RelayedSites:
         """As ``Surroundings.partition``."""
         self._relay.partition(pair, seconds)
 
+    def cut_off(self, place: int, seconds: float) -> None:
+        """As ``Surroundings.cut_off``."""
+        for other in {self._relay.shaper.lighthouse, *range(len(self.addresses))} - {place}:
+            self._relay.partition((place, other), seconds)
+
     def bytes_sent(self) -> list[int]:
         """As ``Surroundings.bytes_sent``: payload of TCP."""
         return self._relay.shaper.sent[:-1]

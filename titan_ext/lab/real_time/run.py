@@ -45,6 +45,9 @@ class Surroundings(Protocol):
     def partition(self, pair: Sequence[int], seconds: float) -> None:
         """Nothing passes between two sites for so long."""
 
+    def cut_off(self, place: int, seconds: float) -> None:
+        """Nothing passes between a site and the others, or the lighthouse, for so long."""
+
     def bytes_sent(self) -> list[int]:
         """By site, so far."""
 
@@ -100,7 +103,7 @@ def rehearse(script: RealScript, surroundings: Surroundings) -> tuple[int, Outco
         clock = _Clock([Path(site.config.dump_folder) for site in sites], strikes.begin, script.until)
         try:
             code = run_jobs(
-                _jobs(file, sites, script.overrides, surroundings),
+                jobs_between(sites, surroundings, file, script.overrides, _GRACE_SECONDS),
                 [LaunchedSite(site.name, Path(site.config.dump_folder), site.config.training.steps) for site in sites],
                 max_restarts=_FAILURES + sum(fault.kind == "kill" for fault in script.faults),
                 plain=False,
@@ -120,14 +123,28 @@ def _by_distance(sites: Sequence[Any]) -> bool:
     return not any(number_of_streams(site.config.semi_sync.streams) for site in sites)
 
 
-def _jobs(file: str, sites: Sequence[Any], overrides: Sequence[str], surroundings: Surroundings) -> list[Job]:
-    """The lighthouses and each site, where they are."""
+def jobs_between(
+    sites: Sequence[Any],
+    surroundings: Surroundings,
+    file: str,
+    overrides: Sequence[str],
+    grace_seconds: float,
+) -> list[Job]:
+    """The lighthouses and each site, where they are.
+
+    Args:
+        sites: each a ``Site`` of the file.
+        surroundings: what lies between them.
+        file: that ``derive`` has written.
+        overrides: flags for its settings.
+        grace_seconds: how long a site that is told to leave may take.
+    """
     found, expected = lighthouses(sites, surroundings.lighthouse), waiting_for_all(sites)
     jobs = site_jobs(
         [NodeOfSite(site) for site in sites],
         lambda name: ("--config", file, "--site", name, *expected, *found.flags.get(name, ()), *overrides),
-        grace_seconds=_GRACE_SECONDS,
-        patience_seconds=_GRACE_SECONDS,
+        grace_seconds=grace_seconds,
+        patience_seconds=grace_seconds,
         environment=found.environment,
     )
     return [
