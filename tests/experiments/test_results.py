@@ -8,7 +8,7 @@ import pytest
 from titan_ext import cli
 from titan_ext.bench import plan
 from titan_ext.errors import UserError
-from titan_ext.experiments import pages, records
+from titan_ext.experiments import pages, records, summary
 from titan_ext.experiments.records import Record
 
 FIGURES = {
@@ -61,11 +61,49 @@ def test_the_table_of_the_readme_is_between_its_marks():
     begin, end = pages._BEGIN, pages._END
     text = pages.with_table(f"before\n{begin}\nold 1.23\n{end}\nafter", {"tiny": record()})
     assert text.startswith(f"before\n{begin}\n") and text.endswith(f"{end}\nafter") and "old" not in text
-    assert "| A\\|B | -0.0456 ± 0.0123 | 987 | -0.0456 |" in text and "7,404 bytes a step" in text
+    assert "| A\\|B | -0.0456 ± 0.0123 | -0.0456 | 987 (13.3%) |  |" in text and "7,404 bytes a step" in text
     assert pages.with_table(text, {"tiny": record()}) == text
     assert pages.with_table(text, {}) == f"before\n{begin}\n{end}\nafter"
     with pytest.raises(UserError, match="is missing"):
         pages.with_table("before", {})
+
+
+def test_stalls_faults_and_the_lane_are_in_the_readme():
+    """Each from its record: a stall beside its method's loss, and methods without a loss below."""
+    step = {"utilised": 0.5, "stalled_a_round_seconds": 9.0}
+    stall = {
+        **{"sites": 4, "link": "1gbit,40ms", "flavor": "125M", "step_seconds": 0.35, "sync_every": 32},
+        "rows": [
+            {"method": "data parallelism", "bytes_a_step": 1000, "stalled_a_step_seconds": 1.5, **step},
+            {"method": "C, settings", "bytes_a_step": 100, "stalled_a_step_seconds": 0.25, **step},
+            {"method": "Other, int4", "bytes_a_step": 20, "stalled_a_step_seconds": 0.125, **step},
+        ],
+    }
+    kill = {
+        "killed": "inner",
+        "method": "torchft",
+        "rejoin": 1.234,
+        "longest": 2.0,
+        "waited": 3.0,
+        "wasted": 4.0,
+        "lost": 5,
+    }
+    lane = {
+        **{"nightly": "2026.1.2", "release": "0.2.0"},
+        "rows": [{"check": "tests", "passes": False, "detail": "1 failed, 2 passed"}],
+    }
+    records_of = {
+        "tiny": record(),
+        "stall": record(figures=stall, command="titan-ext bench stall"),
+        "rejoin": record(figures={"sites": 3, "rows": [kill]}, command="titan-ext bench rejoin"),
+        "nightly": record(figures=lane, command="titan-ext bench nightly"),
+    }
+    text = "\n".join(summary.readme_lines(records_of))
+    assert "| C | diverged | diverged | 44 (0.6%) | 0.250 s |" in text
+    assert "| Other, int4 | not trained |  | (2.0%) | 0.125 s |" in text
+    assert "under data parallelism 1.500 s a step. `titan-ext bench stall`." in text
+    assert "| inner | torchft | 1.23 | 2.00 | 4.00 | 5.00 |" in text and "`titan-ext bench rejoin`." in text
+    assert "torchft-nightly 2026.1.2, beside the release 0.2.0: tests FAILS (1 failed, 2 passed)" in text
 
 
 def test_a_page_that_differs_from_the_records_is_told(tmp_path, monkeypatch):

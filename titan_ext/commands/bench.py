@@ -7,7 +7,22 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from titan_ext.bench import boxes, bytes, goodput, lab, metrics, optim, overhead, plan, rejoin, sources, sync, wan
+from titan_ext.bench import (
+    boxes,
+    bytes,
+    goodput,
+    lab,
+    metrics,
+    nightly,
+    optim,
+    overhead,
+    plan,
+    rejoin,
+    sources,
+    stall,
+    sync,
+    wan,
+)
 from titan_ext.bench.chaos import command as chaos
 from titan_ext.bench.conformance import command as conformance
 from titan_ext.commands.command import Command
@@ -39,6 +54,7 @@ _BENCHMARKS = {
     "lab": lab,
     "metrics": metrics,
     "mup": mup,
+    "nightly": nightly,
     "optim": optim,
     "overhead": overhead,
     "pafl": pafl,
@@ -48,6 +64,7 @@ _BENCHMARKS = {
     "results": pages,
     "sources": sources,
     "sparsity": sparsity,
+    "stall": stall,
     "sync": sync,
     "tiny": tiny,
     "wan": wan,

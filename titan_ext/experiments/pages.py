@@ -11,6 +11,8 @@ from typing import Any
 
 from titan_ext.errors import UserError
 from titan_ext.experiments.records import RESULTS, Record, read
+from titan_ext.experiments.summary import readme_lines
+from titan_ext.experiments.tables import interval, markdown, text_of
 
 HELP = "write the pages of results anew from what --record has kept"
 
@@ -22,10 +24,7 @@ _HEAD = """\
 Written by `titan-ext bench results` from the JSON files beside it. Each is what the named command printed, run with
 `--record` on the named machine; intervals are 95%, by Student's t over seeds. A claim that does not hold says so.
 """
-_IN_TABLE = ("constant", "des_loc", "methods")
-"""Parts of ``titan-ext bench tiny`` whose arms are methods; an arm of several is in it once."""
-
-_NO_COLUMNS = ("part", "arm", "method")
+_NO_COLUMNS = ("part", "arm", "method", "variant")
 """What a table leaves out: it is in the heading, or in the label."""
 
 
@@ -62,7 +61,7 @@ def page(records: Mapping[str, Record]) -> str:
 
 
 def with_table(readme: str, records: Mapping[str, Record]) -> str:
-    """README.md with the table of results of the records between its two marks.
+    """README.md with the tables of results of the records between its two marks.
 
     Raises:
         UserError: a mark is missing.
@@ -71,37 +70,7 @@ def with_table(readme: str, records: Mapping[str, Record]) -> str:
     _, end, after = rest.partition(_END)
     if not (mark and end):
         raise UserError(f"README.md: {_BEGIN} or {_END} is missing")
-    return f"{before}{mark}{_joined(table(records))}{end}{after}"
-
-
-def table(records: Mapping[str, Record]) -> list[str]:
-    """Lines of README.md's table: loss against data parallelism, and bytes, of each method."""
-    record = records.get("tiny")
-    if record is None:
-        return []
-    figures = record.figures
-    titles = [
-        "method",
-        "loss against data parallelism with Adam, nats",
-        "bytes a site and step",
-        "loss against data parallelism with its own optimizer",
-    ]
-    rows = [each for each in figures["rows"] if each["part"] in _IN_TABLE and each["k"] is not None]
-    body = [
-        [
-            row["label"],
-            _interval(row, "gap"),
-            f"{row['bytes_sent'] / row['steps']:,.0f}",
-            _interval(row, "own_gap"),
-        ]
-        for row in {row["label"]: row for row in rows}.values()
-    ]
-    sizes = (
-        f"{figures['parameters']:,} parameters, {figures['sites']} sites, {figures['steps']:,} steps at a constant "
-        f"learning rate, {figures['seeds']} seeds; data parallelism sends {figures['ddp_bytes_a_step']:,.0f} bytes a step. "
-        f"`{record.command}`; the [page of results](titan_ext/experiments/results/README.md) has the rest."
-    )
-    return ["", "## Results", "", sizes, "", *_markdown(titles, body), ""]
+    return f"{before}{mark}{_joined(readme_lines(records))}{end}{after}"
 
 
 def _joined(lines: Iterable[str]) -> str:
@@ -117,7 +86,7 @@ def _section(name: str, record: Record) -> Iterable[str]:
         f"Version {record.version}, commit {record.commit or 'unknown'}; {machine['cores']} core(s), {machine['device']}{seeds}."
     )
     settings = {key: value for key, value in figures.items() if isinstance(value, int | float | str)}
-    yield "\n" + ", ".join(f"`{key}` {_text(value)}" for key, value in settings.items()) + "."
+    yield "\n" + ", ".join(f"`{key}` {text_of(value)}" for key, value in settings.items()) + "."
     rows, parts = figures.get("rows", []), figures.get("hypotheses", {})
     for part, hypothesis in parts.items():
         yield f"\n### {part}\n\n{hypothesis}\n"
@@ -144,37 +113,13 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = [key for key in keys if any(row.get(key) is not None for row in rows)]
     keys.sort(key=lambda key: key != "label")
     body = [
-        [_interval(row, key) if f"{key}_half_width" in row else _text(row.get(key)) for key in keys] for row in rows
+        [interval(row, key) if f"{key}_half_width" in row else text_of(row.get(key)) for key in keys] for row in rows
     ]
-    return _markdown([key.replace("_", " ") for key in keys], body)
+    return markdown([key.replace("_", " ") for key in keys], body)
 
 
 def _claims(claims: Sequence[Mapping[str, Any]]) -> list[str]:
     if not claims:
         return []
     body = [[each["claim"], "holds" if each["holds"] else "does NOT hold", each["figures"]] for each in claims]
-    return ["", *_markdown(["expected", "came out", "figures"], body)]
-
-
-def _interval(row: Mapping[str, Any], key: str) -> str:
-    if row[key] is None:
-        return "diverged"
-    half = row[f"{key}_half_width"]
-    return f"{row[key]:+.4f}" + ("" if half is None else f" ± {half:.4f}")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return "" if value is None else str(value).lower()
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _markdown(titles: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
-    escaped = ([cell.replace("|", "\\|") for cell in row] for row in body)
-    return [
-        f"| {' | '.join(titles)} |",
-        f"|{' --- |' * len(titles)}",
-        *(f"| {' | '.join(row)} |" for row in escaped),
-    ]
+    return ["", *markdown(["expected", "came out", "figures"], body)]
