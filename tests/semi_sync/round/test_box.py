@@ -107,6 +107,22 @@ def test_a_site_that_slows_down_ends_its_part_when_the_time_is_over_and_recovers
     sites.sites.close()
 
 
+def test_a_pause_in_one_round_does_not_change_the_speed_that_is_known():
+    """Of 16 steps of a second one takes 17: 32 s for the round, of which the next one knows nothing."""
+    sites = Sites(SemiSyncConfig(method="local_sgd", sync_every=16, round_box="speed"), [1.0, 2.0])
+    sites.round(16)
+    for _ in range(3):
+        assert sites.round(16) == [16, 8]
+    sites.taken = [0, 0]
+    for step in range(16):
+        sites.seconds[0] = 17.0 if step == 6 else 1.0
+        sites.step()
+    assert sites.taken[1] <= 9, "it has not waited for more than the grace"
+    assert sites.round(16) == [16, 8]
+    assert max(sites.waited) == 0.0
+    sites.sites.close()
+
+
 @pytest.mark.parametrize("stop", [5, 13, 24])
 def test_a_resumed_round_has_the_budget_that_it_had(stop):
     config = SemiSyncConfig(method="diloco", sync_every=12, round_box="tokens", round_box_size=40)

@@ -1,6 +1,8 @@
 """A site's part of a boxed round: how far it is, how long it takes, and when it has done enough."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
 from typing import Any, cast
 
 import torch
@@ -15,7 +17,8 @@ MICROSECONDS = 1_000_000
 
 # Looks at the clock in a round, at each of which the ranks of a site meet.
 _LOOKS = 8
-# A round that takes so many times what was expected, or that part of it, is of another speed: the old one is forgotten.
+# A round that takes so many times what was expected, or that part of it, is of another speed, unless most of it went as
+# expected: then something has held it up. Of another speed the old one is forgotten.
 _CHANGED = 1.5
 _ROUNDS_REMEMBERED = 8
 
@@ -39,6 +42,8 @@ class RoundBox:
         self._seconds: float | None = None
         self._taken = 0
         self._elapsed = 0.0
+        self._looks: dict[int, float] = {}
+        """Seconds elapsed at each look of the round, by the steps taken."""
         self._since: float | None = None
         """When the round began; None where that is not known, as after a resume."""
         self._is_late = False
@@ -67,9 +72,9 @@ class RoundBox:
             return Pace()
         if self._since is not None and self._taken and not self.is_full:
             self._measure()  # the last step was no look: the round has come before this site's part was over
-        taken, elapsed, tokens = self._site.gather((self._taken, self._elapsed, tokens))[0]
+        taken, elapsed, usual, tokens = self._site.gather((self._taken, self._elapsed, self._usual(), tokens))[0]
         if self._since is not None and taken and elapsed > 0:
-            self._observe(taken, elapsed)
+            self._observe(taken, elapsed, usual)
         return Pace(self._times.model, tokens / taken if taken else 0.0)
 
     def begin(self) -> None:
@@ -92,7 +97,7 @@ class RoundBox:
         self._seconds = budgets.seconds
         self._is_late = False
         if committed:
-            self._taken, self._elapsed, self._since = 0, 0.0, self._clock.now()
+            self._taken, self._elapsed, self._looks, self._since = 0, 0.0, {}, self._clock.now()
         else:
             self._since = None
 
@@ -119,10 +124,19 @@ class RoundBox:
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)
         self._elapsed = self._clock.now() - cast(float, self._since)
+        self._looks[self._taken] = self._elapsed
 
-    def _observe(self, taken: int, elapsed: float) -> None:
+    def _usual(self) -> float:
+        """What the round's steps take at the median speed between its looks: a pause in the midst of it is not seen."""
+        spans = [
+            (steps - before, end - start)
+            for (before, start), (steps, end) in pairwise([(0, 0.0), *self._looks.items()])
+        ]
+        return self._taken * median(seconds / steps for steps, seconds in spans) if spans else 0.0
+
+    def _observe(self, taken: int, elapsed: float, usual: float) -> None:
         expected = self._times.model.seconds(taken) if self._times.model is not None else elapsed
-        if not expected / _CHANGED <= elapsed <= expected * _CHANGED:
+        if not any(expected / _CHANGED <= each <= expected * _CHANGED for each in (elapsed, usual)):
             self._times = MeasuredTimes(_ROUNDS_REMEMBERED)
         self._times.observe(taken, elapsed)
 
