@@ -50,3 +50,12 @@ from .conftest import GOOD
 def test_keys_without_effect_are_said(flags, words, write):
     notes = [note for note in load_site(write(GOOD), "alpha", flags).notes if note.startswith("without effect")]
     assert (len(notes) == 1 and words in notes[0]) if words else not notes, notes
+
+
+@pytest.mark.parametrize(
+    ("late_work", "least", "told"), [("keep", 1, True), ("keep", 2, False), ("drop", 1, False)], ids=str
+)
+def test_that_a_round_needs_a_majority_is_said_where_late_work_is_kept(write, late_work, least, told):
+    site = load_site(write(GOOD), "alpha", [f"--semi_sync.late_work={late_work}", f"--replica.min_sites={least}"])
+    found = [note for note in site.notes if note.startswith("replica.min_sites = 1") and "(2 of 2)" in note]
+    assert len(found) == told

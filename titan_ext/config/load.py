@@ -189,7 +189,7 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: 
     with findings.check():
         layout = resolve_layout(settings, config, header.nproc, _devices() // sharing * header.nodes)
         nodes = spread(settings, header, layout, config.parallelism.pipeline_parallel_schedule)
-    notes += notes_on(nodes, layout)
+    notes += notes_on(nodes, layout) + outer_loop.notes_on_quorum(config, plan.site.count)
     for check in (lambda: check_batch(settings, config, layout), *run_checks(settings, config, layout)):
         with findings.check():
             check()

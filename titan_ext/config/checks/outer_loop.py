@@ -114,6 +114,23 @@ def _check_sources(settings: Settings, config: Any, plan: SyncPlan) -> None:
         )
 
 
+def notes_on_quorum(config: Any, sites: int) -> list[str]:
+    """What a user should know of a quorum below a majority, who may mean it for Decoupled DiLoCo's K.
+
+    Args:
+        config: a site's ``Trainer.Config``.
+        sites: of the run.
+    """
+    least, most_of = config.replica.min_sites, sites // 2 + 1
+    if config.semi_sync.method == "none" or config.semi_sync.late_work != "keep" or least >= most_of:
+        return []
+    return [
+        f'replica.min_sites = {least}: with semi_sync.late_work = "keep" too a round waits for more than half of the sites that '
+        f"are alive ({most_of} of {sites}); the lighthouse forms no smaller quorum, so that no two parts of a run go on from one "
+        "commit"
+    ]
+
+
 def _check_states(settings: Settings, config: Any, plan: Any) -> None:
     """Refuse an inner optimizer without the states that the method exchanges."""
     states = InnerStates(config.optimizer)
