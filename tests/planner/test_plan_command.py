@@ -229,3 +229,30 @@ def test_text_and_json_tell_the_same(write: Callable, tmp_path: Path, capsys: py
         "EUR",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"round_box": "speed"}, 'semi_sync.round_box = "speed": left out'),
+        ({"late_work": "keep"}, 'semi_sync.late_work = "keep": left out'),
+        ({}, None),
+    ],
+)
+def test_what_the_plan_leaves_out_is_said(settings: dict, told: str | None, sites: list) -> None:
+    plan = make_plan(with_settings(sites, **settings), Request(file="f", links=["1gbit,80ms"], steps=["1s"]))
+    found = [line for line in plan.assumptions if "left out" in line]
+    assert len(found) == (told is not None) and all(told in line for line in found)
+
+
+def test_a_plan_of_sites_with_sources_says_what_it_leaves_out(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    table = '[[source]]\nname = "{}"\ndataset = "builtin:docs"\n'
+    file.write_text(
+        '[model]\nflavor = "tiny"\n'
+        + table.format("x")
+        + table.format("y")
+        + '[[site]]\nname = "a"\n[[site]]\nname = "b"\n'
+    )
+    plan = make_plan(load_run(file, needs=()).sites, Request(file="f", links=["1gbit,80ms"], steps=["1s"]))
+    assert any(line.startswith("data.source: left out") for line in plan.assumptions)

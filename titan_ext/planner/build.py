@@ -83,7 +83,7 @@ def make_plan(sites: Sequence[Any], request: Request) -> Plan:
         advice=advise(outer, works, around, target if target is not None else DEFAULT_TARGET),
         needed=_needed(target, work, around) if target is not None else None,
         comparisons=comparisons,
-        assumptions=[*_assumptions(around, measured), *_told_of_steps(request, names)],
+        assumptions=[*_assumptions(around, measured), *_told_of_steps(request, names), *_not_in_the_model(sites)],
     )
 
 
@@ -141,6 +141,27 @@ def _told_of_steps(request: Request, names: Sequence[str]) -> list[str]:
             ": 40 % of an H100's peak; say better by --step 350ms, --flops 300tflops, --probe SITE or --from RUN_FOLDER"
         )
     return [text]
+
+
+def _not_in_the_model(sites: Sequence[Any]) -> list[str]:
+    """What of the file is left out of account, and where it can be had instead."""
+    outer, lines = sites[0].config.semi_sync, []
+    if outer.round_box != "steps":
+        lines.append(
+            f'semi_sync.round_box = "{outer.round_box}": left out; all sites are taken to take semi_sync.sync_every steps a '
+            "round, for which the others wait; titan-ext lab FILE --virtual-time rehearses it"
+        )
+    if outer.late_work == "keep":
+        lines.append(
+            'semi_sync.late_work = "keep": left out; rounds are taken to be of all sites and to wait for them; titan-ext lab '
+            "FILE --virtual-time rehearses it"
+        )
+    if any(getattr(site.config.dataloader, "has_sources", False) for site in sites):
+        lines.append(
+            "data.source: left out; each site is taken to train one source, and a round takes as many times longer, and has as "
+            "many times the tokens, as it trains sources in turn; titan-ext lab FILE --virtual-time rehearses it"
+        )
+    return lines
 
 
 def _needed(target: float, work: Workload, around: Surroundings) -> Needed | None:
