@@ -125,6 +125,38 @@ def test_a_slow_site_is_waited_for(sites: list) -> None:
     assert slowed.sites[1].utilisation > 1.5 * slowed.sites[0].utilisation
 
 
+def test_of_a_box_the_slow_site_takes_its_part(sites: list) -> None:
+    """Steps of 1 s and 3 s, rounds of 10 of 40 steps: 4 times 30 s, or, once the speeds are known, 3 times 10 s; the first has
+    all steps."""
+    steps = {"steps": ["1s", "site1=3s"], "jitter": 0.0, "links": ["1gbit,1ms"]}
+    fixed, boxed = (
+        rehearse(sites, {"method": "local_sgd", "sync_every": 10, "round_box": box}, 2, **steps)
+        for box in ("steps", "speed")
+    )
+    assert fixed.seconds == pytest.approx(120, rel=0.02) and boxed.seconds == pytest.approx(60, rel=0.05)
+    assert boxed.sites[1].training_seconds < boxed.seconds and boxed.finished
+    assert all(site.steps == 40 for site in boxed.sites), "steps that are not taken count"
+
+
+def test_a_site_with_several_sources_trains_them_in_turn(tmp_path: Path) -> None:
+    table = '[[source]]\nname = "{}"\ndataset = "builtin:docs"\n'
+    found = []
+    for names in ("x", "xy"):
+        file = tmp_path / f"{names}.toml"
+        text = (
+            GOOD.replace('data = "builtin:code"', "")
+            .replace('data = "builtin:docs"', "")
+            .replace('"diloco"', '"local_sgd"')
+        )
+        file.write_text("".join(map(table.format, names)) + text.replace("steps = 20", "steps = 10"))
+        run = load_run(file, ["--replica.min_sites=2"], needs=()).sites
+        found.append(rehearse(run, {"sync_every": 5}, 2, jitter=0.0, links=["1gbit,1ms"]))
+    one, two = found
+    assert two.seconds / one.seconds == pytest.approx(2, rel=0.02) and one.finished and two.finished
+    tokens = [outcome.sites[0].rounds[0][1].tokens for outcome in found]
+    assert tokens[1] == 2 * tokens[0]
+
+
 def test_a_plan_learns_from_a_rehearsal(sites: list, tmp_path: Path) -> None:
     outcome = rehearse(sites, count=2)
     for site, name in zip(outcome.sites, ("alpha", "beta"), strict=True):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -52,6 +52,7 @@ class BySite:
 
 
 R = TypeVar("R", bound=RunResult)
+W = TypeVar("W", bound=Hashable)
 
 
 class ResultStore(Generic[R]):
@@ -153,7 +154,7 @@ class RunPool:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def train(self, runs: Iterable[Run]) -> Iterator[tuple[Run, Any]]:
+    def train(self, runs: Iterable[W]) -> Iterator[tuple[W, Any]]:
         """Train runs; yields each with its result as it ends.
 
         Raises:
@@ -175,7 +176,7 @@ class RunPool:
                 self._idle.put(self._stack.enter_context(WorkerGroup(_Trainer, [self._arguments])))
             self._started = True
 
-    def _train(self, run: Run) -> tuple[Run, Any]:
+    def _train(self, run: W) -> tuple[W, Any]:
         worker = self._idle.get()
         try:
             return run, worker.call("train", run)[0]

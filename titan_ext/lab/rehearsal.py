@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from titan_ext.data.loader import TextDataLoader
 from titan_ext.errors import RunError, UserError
 from titan_ext.lab.faults import Fault
 from titan_ext.lab.lighthouse import Lighthouse, Member, Quorum
@@ -26,6 +27,7 @@ from titan_ext.semi_sync.options import SiteOptions
 from titan_ext.semi_sync.round.clock import Clock
 from titan_ext.semi_sync.round.round import InFlightRound
 from titan_ext.semi_sync.site.ranks import SiteRanks
+from titan_ext.semi_sync.sources.source import Source
 from titan_ext.semi_sync.wire.ledger import RoundRecord
 
 _SHORTEST_STEP = 0.5  # of the usual one, whatever the jitter
@@ -201,6 +203,7 @@ class _Life:
         self._times = Random(f"{script.seed}/{site}/{self._trace.lives}")
         self._children: list[Process] = []
         self._optimizer = self._config.optimizer.build(model_parts=[self._trainee.model])
+        self._rates = [(group, group["lr"]) for each in self._optimizer for group in each.param_groups]
         self._outer = self._outer_loop()
         self._process = lab.simulation.spawn(self._live)
 
@@ -244,10 +247,14 @@ class _Life:
         while outer.inner_step < self._config.training.steps and not outer.run_is_over:
             # What the model does between two rounds changes nothing but time.
             meets = bool(outer.plan.due(outer.inner_step + 1))
-            self._step(meets)
+            takes = (
+                not outer.sits_out
+            )  # otherwise the step is counted alone: its part of a box is done, or it was not sampled
+            if takes:
+                self._step(meets)
             if meets:
                 self._trace.marks.append((self._lab.simulation.now, outer.inner_step + 1))
-            outer.step(tokens)
+            outer.step(tokens if takes else 0)
             self._trace.steps = outer.inner_step
         outer.finish()
         self.sha256 = outer.shared_state_sha256()
@@ -257,7 +264,10 @@ class _Life:
         seconds = usual * max(_SHORTEST_STEP, self._times.gauss(1.0, self._lab.script.step_jitter))
         self._lab.simulation.sleep(seconds)
         self._trace.training_seconds += seconds
-        if (moves or self._trainee.at_every_step) and not self._outer.sits_out:
+        rate = self._trainee.rate
+        if (moves or self._trainee.at_every_step) and rate > 0:
+            for group, usual_rate in self._rates:
+                group["lr"] = usual_rate * rate
             self._trainee.compute_gradients()
             self._optimizer.step()
 
@@ -270,7 +280,8 @@ class _Life:
             ) from error
 
     def _build_outer_loop(self) -> SemiSync:
-        simulation, replica = self._lab.simulation, self._config.replica
+        simulation, replica, data = self._lab.simulation, self._config.replica, self._config.dataloader
+        sources = data.all_sources() if isinstance(data, TextDataLoader.Config) else []
         return SemiSync(
             self._config.semi_sync,
             model_parts=[self._trainee.model],
@@ -283,6 +294,7 @@ class _Life:
                 heartbeat_timeout_seconds=replica.heartbeat_timeout_seconds,
                 clock=Clock(lambda: simulation.now, simulation.sleep),
                 make_in_flight=lambda: _InFlight(simulation, self._children),
+                sources=[Source(name=each.name, weight=each.weight) for each in sources],
             ),
             on_round=self._note,
         )

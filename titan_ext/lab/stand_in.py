@@ -53,6 +53,10 @@ class Trainee(Protocol):
     at_every_step: bool
     """Whether each inner step counts, or only the last one before a round."""
 
+    @property
+    def rate(self) -> float:
+        """Part of the configured learning rate by which the next inner step goes; 0: it changes nothing."""
+
     def compute_gradients(self) -> None:
         """Write those of the next inner step."""
 
@@ -71,6 +75,7 @@ class StandInTrainee:
     """
 
     at_every_step = False
+    rate = 1.0
 
     def __init__(self, config: Any, site: int, seed: int, shrinking: float) -> None:
         shapes, self.scale = shrunk_shapes(config, shrinking)
