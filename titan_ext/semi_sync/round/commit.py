@@ -233,6 +233,7 @@ class Committer:
             measures={name: value for index in rules for name, value in self.exchange.states[index].measures.items()}
             | self._standings(result),
             **moved,
+            seconds_waiting=result.seconds_waiting,
             seconds_quorum=result.seconds_quorum,
             seconds_reduce=result.sum.seconds if result.sum is not None else 0.0,
             seconds_apply=seconds,

@@ -88,6 +88,8 @@ class Exchange:
     """From the last table of statuses that came whole."""
     _bytes_sent: SentBytes = field(default=SentBytes(), init=False)
     """Of this rank when it was last taken."""
+    _weighing_seconds: float = field(default=0.0, init=False)
+    """In which it has waited for the others' weights since then."""
 
     def run(self, launch: Launch, contribution: Contribution | None = None) -> RoundResult:
         """Exchange a round. Errors end up in the verdict's ``problem`` or at the manager, never as exceptions of the wire.
@@ -100,6 +102,7 @@ class Exchange:
         started = self.clock.now()
         with span("quorum"):
             self.manager.start_quorum()
+        seconds_waiting = self.clock.now() - started
         # A peer's state comes with the quorum.
         role = Role.HEALED if self.healing.is_behind else launch.role
         role = Role.LATE if self.healing.is_late else role
@@ -112,6 +115,7 @@ class Exchange:
             sites=self.manager.num_participants(),
             verdict=verdict,
             retry_after_steps=self._retry_after_steps,
+            seconds_waiting=seconds_waiting,
             seconds_quorum=self.clock.now() - started,
         )
         if contribution is None:
@@ -194,12 +198,17 @@ class Exchange:
         self.manager.allreduce(torch.zeros(1, device=self.wire), reduce_op=ReduceOp.SUM).wait()
 
     def take_bytes(self) -> dict[str, Any]:
-        """Bytes of all ranks of the site since the last call, by the ledger's names. A collective over the site."""
+        """What went over the wire since the last call, by the ledger's names. A collective over the site.
+
+        Returns:
+            bytes of all its ranks, and the seconds for which this one waited for messages.
+        """
         transfers = [state.transfer for state in self.states if isinstance(state, TakenFromPeers)]
         once = {id(reduction): reduction for reduction in [*self.reductions, *transfers]}
         values = sum((reduction.take_traffic() for reduction in once.values()), Traffic())
         now, before = self.manager.bytes_sent, self._bytes_sent
         self._bytes_sent = now
+        seconds, self._weighing_seconds = values.seconds + self._weighing_seconds, 0.0
         own = {
             "bytes_sent": values.sent,
             "bytes_received": values.received,
@@ -208,7 +217,7 @@ class Exchange:
             "healing_bytes_sent": now.healing - before.healing,
         }
         ranks = self.site.gather(own)
-        return {name: sum(rank[name] for rank in ranks) for name in own}
+        return {name: sum(rank[name] for rank in ranks) for name in own} | {"seconds_transfer": seconds}
 
     # -- who, and what -----------------------------------------------------------------------------
 
@@ -264,7 +273,8 @@ class Exchange:
 
     def _facts(self, verdict: Verdict, weights: Sequence[float]) -> RoundFacts:
         labels = verdict.labels(self.groups)
-        return RoundFacts(verdict.step, weights, rank=self.manager.participating_rank(), labels=labels)
+        rank = self.manager.participating_rank()
+        return RoundFacts(verdict.step, weights, rank=rank, labels=labels, now=self.clock.now)
 
     def _with_moments(self, rules: list[int]) -> list[int]:
         """The rules of a round that takes in a newcomer: all states without a global value come along.
@@ -320,7 +330,9 @@ class Exchange:
         table = ContributionTable(contribution, [self.states[index] for index in contribution.parts], self.site.gather)
         lines = table.line(rank, sites).to(self.wire)
         if sites > 1:
+            started = self.clock.now()
             self.manager.allreduce(lines, reduce_op=ReduceOp.SUM).wait()
+            self._weighing_seconds += self.clock.now() - started
         contributions, outliers, ages = table.read(lines, self.guard, rank, verdict.labels(self.groups))
         for site, factors in outliers.items():
             logger.warning(

@@ -168,6 +168,7 @@ class RegionRounds:
             tokens=sum(result.verdict.table[rank].tokens for rank in contributors),
             sites=result.sites,
             **moved,
+            seconds_waiting=result.seconds_waiting,
             seconds_quorum=result.seconds_quorum,
             seconds_reduce=reducing,
             seconds_apply=seconds,

@@ -84,6 +84,8 @@ class RoundResult:
     retry_after_steps: int = 0
     """Inner steps of the slowest member until a site that has fallen silent counts as dead."""
     seconds_quorum: float = 0.0
+    seconds_waiting: float = 0.0
+    """Of those the ones until the lighthouse told who takes part."""
     seconds_waited: float | None = None
     """Of quorum and reduction, for which the inner steps stood still; None: for all of it."""
 

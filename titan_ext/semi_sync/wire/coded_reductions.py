@@ -50,7 +50,7 @@ class CodedReduction(Reduction):
         of: RoundFacts,
         residual: torch.Tensor | None = None,
     ) -> None:
-        wire = ByteCollectives(manager)
+        wire = ByteCollectives(manager, of.now)
         buckets = self._buckets(values.numel(), wire.sites)
         parts = values.split(buckets.elements) if values.numel() else ()
         lost = residual.split(buckets.elements) if residual is not None and parts else [None] * len(parts)

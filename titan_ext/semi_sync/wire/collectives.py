@@ -1,7 +1,8 @@
 """Messages of bytes between the sites of a quorum, and buckets of them that overlap."""
 
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +20,11 @@ class Traffic:
 
     sent: int = 0
     received: int = 0
+    seconds: float = 0.0
+    """In which nothing was done but to wait for them."""
 
     def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(self.sent + other.sent, self.received + other.received)
+        return Traffic(self.sent + other.sent, self.received + other.received, self.seconds + other.seconds)
 
 
 class Messages:
@@ -33,6 +36,7 @@ class Messages:
         sent: what is sent, kept until it has left.
         received: what is received; zeros after an error.
         traffic: in which what has come is counted.
+        now: what waiting is timed by.
     """
 
     def __init__(
@@ -42,9 +46,10 @@ class Messages:
         sent: Sequence[torch.Tensor] = (),
         received: Sequence[torch.Tensor] = (),
         traffic: Traffic | None = None,
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._manager, self._works, self._sent, self._received = manager, list(works), sent, received
-        self._traffic = traffic
+        self._traffic, self._now = traffic, now
         self.failed = manager.errored() is not None
         """Whether zeros stand for what did not come."""
 
@@ -54,10 +59,12 @@ class Messages:
 
     def wait(self) -> None:
         """Until all are sent and received."""
+        started = self._now()
         try:
             for work in self._works:
                 work.wait()
             if self._traffic is not None:
+                self._traffic.seconds += self._now() - started
                 self._traffic.received += sum(each.nbytes for each in self._received)
         except RuntimeError as error:
             self._manager.report_error(error)
@@ -74,8 +81,8 @@ class ByteCollectives:
     receives between two sites: whoever needs a message gets it straight from where it is, in half a round trip.
     """
 
-    def __init__(self, manager: ReplicaManager) -> None:
-        self._manager = manager
+    def __init__(self, manager: ReplicaManager, now: Callable[[], float] = time.perf_counter) -> None:
+        self._manager, self._now = manager, now
         self.device = wire_device(manager)
         self.sites = manager.num_participants()
         self.rank = manager.participating_rank() if self.sites > 1 else 0
@@ -122,7 +129,9 @@ class ByteCollectives:
             try:
                 for site in sorted({*outgoing, *incoming}):
                     works += self._swap_with(site, outgoing.get(site), incoming.get(site), tag)
-                return Messages(self._manager, works, list(outgoing.values()), list(incoming.values()), self.traffic)
+                return Messages(
+                    self._manager, works, list(outgoing.values()), list(incoming.values()), self.traffic, self._now
+                )
             except RuntimeError as error:
                 self._manager.report_error(error)
         for each in incoming.values():

@@ -46,7 +46,7 @@ class PairExchange(Reduction):
     ) -> None:
         if residual is not None:
             residual.zero_()
-        wire = ByteCollectives(manager)
+        wire = ByteCollectives(manager, of.now)
         partner = partner_of(wire.rank, wire.sites, of.step) if wire.sites > 1 else None
         if partner is None or manager.errored() is not None:
             return

@@ -38,8 +38,12 @@ class RoundRecord:
     """Of those the ones that gave another site the shared state."""
     seconds_quorum: float
     """Waiting for the other sites and agreeing on the round."""
+    seconds_waiting: float | None = None
+    """Of those the ones until the lighthouse told who takes part: the others were not there yet."""
     seconds_reduce: float
-    """Reducing the buckets."""
+    """Reducing the buckets: coding what is sent, transfer, and summing what came."""
+    seconds_transfer: float | None = None
+    """Of those the ones in which it waited for messages; coding and summing took the rest."""
     seconds_apply: float
     """Voting, the outer step and writing the parameters."""
     committed: bool

@@ -101,7 +101,7 @@ class NonzeroSum(Reduction):
     ) -> None:
         if residual is not None:
             residual.zero_()
-        wire = ByteCollectives(manager)
+        wire = ByteCollectives(manager, of.now)
         if wire.sites == 1 or not values.numel():
             return
         buckets = values.split(self._bucket_elements)

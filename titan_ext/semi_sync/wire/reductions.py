@@ -6,6 +6,7 @@ as many bytes as any other way and half a round trip. Of more sites each is the 
 gets the others' values of it, sums them, and sends the sum to all.
 """
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ RankSum = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class RoundFacts:
-    """What a reduction learns of its round; but for ``rank`` and ``rank_sum``, equal at all sites."""
+    """What a reduction learns of its round; but for ``rank``, ``rank_sum`` and ``now``, equal at all sites."""
 
     step: int
     """Inner step of the round."""
@@ -42,6 +43,8 @@ class RoundFacts:
     """Of this site in the quorum."""
     labels: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """By group key a number of each site's label, in the order of the quorum."""
+    now: Callable[[], float] = time.perf_counter
+    """What the exchange is timed by."""
 
     def members(self, group: str) -> list[int]:
         """Ranks of the sites that have this site's label."""
@@ -105,7 +108,7 @@ class Reduction(ABC):
         return 0
 
     def take_traffic(self) -> Traffic:
-        """Bytes of values that this rank has sent and received since the last call."""
+        """What this rank has sent and received of values since the last call."""
         traffic, self._traffic = self._traffic, Traffic()
         return traffic
 
@@ -189,7 +192,7 @@ class AllReduce(Reduction):
             for part in values.split(self._bucket_elements):
                 manager.allreduce(part, reduce_op=ReduceOp.SUM).wait()
             return
-        wire = ByteCollectives(manager)
+        wire = ByteCollectives(manager, of.now)
         if wire.sites == 1 or not values.numel():
             return
         buckets = Buckets.of(values.numel(), self._bucket_elements)

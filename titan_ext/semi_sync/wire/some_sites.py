@@ -133,7 +133,7 @@ class FromOneSite(Reduction):
         of: RoundFacts,
         residual: torch.Tensor | None = None,
     ) -> None:
-        wire = ByteCollectives(manager)
+        wire = ByteCollectives(manager, of.now)
         givers = [rank for rank, place in enumerate(of.weights) if place >= 0]
         takers = [rank for rank, place in enumerate(of.weights) if place < 0]
         if not givers or not takers or manager.errored() is not None:

@@ -77,7 +77,7 @@ class SparseReduction(Reduction):
     ) -> None:
         if residual is not None:
             residual.zero_()
-        wire = ByteCollectives(manager)
+        wire = ByteCollectives(manager, of.now)
         if wire.sites == 1 or not values.numel():
             return
         codecs = self._codecs(values.numel())

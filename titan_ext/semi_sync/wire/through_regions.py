@@ -97,7 +97,7 @@ class ThroughRegions(Reduction):
     ) -> None:
         if residual is not None:
             residual.zero_()
-        wire = ByteCollectives(manager)
+        wire = ByteCollectives(manager, of.now)
         tree = Tree.of(of.labels, wire.sites)
         levels = range(len(LEVELS))
         for level in levels:
