@@ -75,10 +75,20 @@ def test_connections_of_any_kind_pass_and_those_to_nobody_are_refused() -> None:
         assert inside(sites, 0, "refused", sites.addresses[1], port) == ["ECONNREFUSED"]
 
 
-def test_what_is_cut_off_comes_when_the_partition_is_over() -> None:
-    with closing(RelayedSites(links(0.0), seed=1)) as sites, echoing(sites.addresses[1]) as port:
-        sites.partition((0, 1), seconds=3.0)
-        command = sites.inside(0, [sys.executable, gated.__file__, "mapped", sites.addresses[1], str(port)])
+CUTS = {
+    "two sites": (lambda sites: sites.partition((0, 1), 3.0), lambda sites: sites.addresses[1]),
+    "a site": (lambda sites: sites.cut_off(0, 3.0), lambda sites: sites.addresses[1]),
+    "a site from the lighthouse": (lambda sites: sites.cut_off(0, 3.0), lambda sites: sites.lighthouse),
+}
+"""How something is cut off, and from what."""
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_what_is_cut_off_comes_when_the_partition_is_over(cut: str) -> None:
+    strike, target = CUTS[cut]
+    with closing(RelayedSites(links(0.0), seed=1)) as sites, echoing(target(sites)) as port:
+        strike(sites)
+        command = sites.inside(0, [sys.executable, gated.__file__, "mapped", target(sites), str(port)])
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1.0)
@@ -98,7 +108,7 @@ def test_sites_in_namespaces_are_as_far_apart_and_are_cut_off_from_each_other() 
                 assert float(seconds) > 0.099
                 assert digest == sha256(gated.message(300_000)).hexdigest()
                 assert all(300_000 < sent < 400_000 for sent in sites.bytes_sent())
-                sites.partition((0, 1), seconds=3.0)
+                sites.cut_off(0, seconds=3.0)
                 client = [sys.executable, gated.__file__, "mapped", address, str(port)]
                 with subprocess.Popen(sites.inside(0, client), stdout=subprocess.PIPE, text=True) as process:
                     with pytest.raises(subprocess.TimeoutExpired):
