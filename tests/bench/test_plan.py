@@ -21,6 +21,9 @@ def test_the_planner_is_near_the_laboratory(monkeypatch: pytest.MonkeyPatch, cap
     found = plan.run(options(rounds=2, rtt_ms=20.0, variants="diloco,int8,streaming"))
     assert found["within"] and found["largest_ratio"] <= 1.2 and found["covered"] >= 0.9
     assert found["cells"] == sum(found[variant]["cells"] for variant in ("diloco", "int8", "streaming")) == 10
+    assert [each["likely"] for each in found["rows"]] == pytest.approx(
+        [each["rehearsed"] for each in found["rows"]], rel=0.2
+    )
     printed = capsys.readouterr().out
     assert "H = 32" in printed and "measured" in printed
 

@@ -104,7 +104,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         every += cells
         _print(variant, cells)
         figures[variant] = _figures(cells)
-    return {**figures, **_figures(every), "within": all(cell.ratio <= _MOST_RATIO for cell in every)}
+    within = all(cell.ratio <= _MOST_RATIO for cell in every)
+    return {**figures, **_figures(every), "within": within, "rows": [_row(each) for each in every]}
 
 
 def _cells(variant: str, base: Any, options: argparse.Namespace) -> Iterator[Cell]:
@@ -177,6 +178,13 @@ def _print(variant: str, cells: Sequence[Cell]) -> None:
 def _text(each: Cell) -> str:
     likely, low, high = (100 * value for value in (each.planned.likely, each.planned.low, each.planned.high))
     return f"{100 * each.rehearsed:.2f} / {likely:.2f} ({low:.1f}-{high:.1f})"
+
+
+def _row(each: Cell) -> dict[str, Any]:
+    """The cell in percent."""
+    planned = {key: round(100 * getattr(each.planned, key), 2) for key in ("likely", "low", "high")}
+    about = {"variant": each.variant, "steps_a_round": each.period, "mbit": each.mbit}
+    return {**about, "rehearsed": round(100 * each.rehearsed, 2), **planned}
 
 
 def _figures(cells: Sequence[Cell]) -> dict[str, float]:
