@@ -43,6 +43,15 @@ def rehearse(sites: list, settings: dict | None = None, count: int = 4, **reques
     return Rehearsal(make_script(changed, Request(**options))).run()
 
 
+def with_sources(folder: Path, names: str, steps: int) -> list:
+    """Sites that train these data sources in turn, each its part of every one."""
+    table = '[[source]]\nname = "{}"\ndataset = "builtin:docs"\n'
+    alone = GOOD.replace('data = "builtin:code"', "").replace('data = "builtin:docs"', "")
+    file = folder / f"{names}.toml"
+    file.write_text("".join(map(table.format, names)) + alone.replace("steps = 20", f"steps = {steps}"))
+    return load_run(file, ["--replica.min_sites=2"], needs=()).sites
+
+
 def describe(outcome: Outcome) -> str:
     return json.dumps([[each.marks, each.sent_bytes, [r.as_dict() for _, r in each.rounds]] for each in outcome.sites])
 
@@ -103,6 +112,34 @@ def test_a_killed_site_is_missed_returns_and_is_healed(sites: list) -> None:
     assert 0.8 < outcome.participation < 1
 
 
+LATE = {"method": "decoupled_diloco", "late_work": "keep", "overdue_result": "train_on"}
+
+
+@pytest.mark.parametrize(
+    ("sources", "settings"),
+    [
+        ("", {"round_box": "speed"}),
+        ("", {"round_box": "tokens", "round_box_size": 256.0}),
+        ("", {"sites_per_round": 3}),
+        ("xy", {}),
+        ("xy", {"sources_per_round": 5}),
+        ("vwxyz", {"source_placement": "pollen"}),
+        ("", LATE | {"sync_every": 8, "num_fragments": 2, "fragment_sync_delay": 2}),
+    ],
+    ids=str,
+)
+def test_a_killed_site_returns_to_boxes_samples_sources_and_rounds_that_wait_for_nobody(
+    sources: str, settings: dict, sites: list, tmp_path: Path
+) -> None:
+    run = with_sources(tmp_path, sources, 40) if sources else sites
+    outcome = rehearse(run, settings, faults=["kill:site2@12s+5s"])
+    killed, witness = outcome.sites[2], outcome.sites[0]
+    assert outcome.finished and killed.lives == 2 and killed.steps == witness.steps == 40
+    assert not any(site.error for site in outcome.sites)
+    back = [record for when, record in killed.rounds if when > 17 and record.committed]
+    assert any("site2" in record.contributors for record in back)
+
+
 def test_a_thin_link_makes_a_run_long_and_fails_no_round(sites: list) -> None:
     outcome = rehearse(sites, links=["10mbit,100ms,0.1%"])
     assert outcome.finished and outcome.utilisation < 0.5
@@ -139,21 +176,13 @@ def test_of_a_box_the_slow_site_takes_its_part(sites: list) -> None:
 
 
 def test_a_site_with_several_sources_trains_them_in_turn(tmp_path: Path) -> None:
-    table = '[[source]]\nname = "{}"\ndataset = "builtin:docs"\n'
-    found = []
-    for names in ("x", "xy"):
-        file = tmp_path / f"{names}.toml"
-        text = (
-            GOOD.replace('data = "builtin:code"', "")
-            .replace('data = "builtin:docs"', "")
-            .replace('"diloco"', '"local_sgd"')
-        )
-        file.write_text("".join(map(table.format, names)) + text.replace("steps = 20", "steps = 10"))
-        run = load_run(file, ["--replica.min_sites=2"], needs=()).sites
-        found.append(rehearse(run, {"sync_every": 5}, 2, jitter=0.0, links=["1gbit,1ms"]))
-    one, two = found
+    settings = {"method": "local_sgd", "sync_every": 5}
+    one, two = (
+        rehearse(with_sources(tmp_path, names, 10), settings, 2, jitter=0.0, links=["1gbit,1ms"])
+        for names in ("x", "xy")
+    )
     assert two.seconds / one.seconds == pytest.approx(2, rel=0.02) and one.finished and two.finished
-    tokens = [outcome.sites[0].rounds[0][1].tokens for outcome in found]
+    tokens = [outcome.sites[0].rounds[0][1].tokens for outcome in (one, two)]
     assert tokens[1] == 2 * tokens[0]
 
 
