@@ -114,7 +114,8 @@ def _faults(record: Record, _: Mapping[str, Record]) -> list[str]:
     body = [[row["killed"], row["method"], *(f"{row[key]:.2f}" for key in _REJOIN)] for row in figures["rows"]]
     return [
         f"A site of {figures['sites']} is killed between two rounds (inner) or within one (reduce), and comes back; by "
-        f"torchft's DiLoCo and by ours, in turns, in one run on {record.machine['cores']} core(s). `{record.command}`.",
+        f"torchft's DiLoCo and by ours, in turns in one run on {record.machine['cores']} core(s), so that lines compare; "
+        f"seconds depend on what else the machine does. `{record.command}`.",
         "",
         *markdown(["killed", "method", *_REJOIN.values()], body),
     ]
