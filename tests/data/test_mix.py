@@ -130,14 +130,15 @@ def test_tokens_say_which_file_of_all_they_come_from(corpora: Path) -> None:
     ("settings", "words"),
     [
         ({"mix": {"wikki": 1.0}}, "'wikki' must be one file or folder.*found: none"),
-        ({"mix": {"wiki": -1.0}}, "data.mix.wiki"),
-        ({"mix": {"wiki": math.inf}}, "data.mix.wiki"),
+        ({"mix": {"wiki": -1.0}}, "data.mix.*at least 0.*wiki is -1"),
+        ({"mix": {"wiki": math.inf}}, "data.mix.*finite.*wiki is inf"),
         ({"mix": {"wiki": 0.0}}, "shares that are not all 0"),
         ({"mix": {"wiki": 1.0}, "infinite": False}, "data.infinite"),
         ({"mix": {"wiki": 1.0}, "num_workers": 1}, "data.num_workers"),
         ({"mix": {"wiki": 1.0}, "mix_changes": [MixChange(step=2, mix={"code": 1.0})]}, r"mix_changes\[0\].mix.*code"),
         ({"mix": {"wiki": 1.0}, "mix_changes": [MixChange(step=0, mix={"wiki": 1.0})]}, r"mix_changes\[0\].step"),
-        ({"mix_changes": [MixChange(step=2, mix={})]}, "mix_changes"),
+        ({"mix": {"wiki": 1.0}, "mix_changes": [MixChange(step=2)]}, r"mix_changes\[0\].mix.*a table of shares"),
+        ({"mix_changes": [MixChange(step=2, mix={})]}, "data.mix_changes.*left out without mix"),
     ],
 )
 def test_shares_that_cannot_be_are_refused(corpora: Path, settings: dict, words: str) -> None:

@@ -38,15 +38,16 @@ def check_mix(config: Any) -> None:
         UserError: naming the key, its value and what is allowed.
     """
     _check_shares("data.mix", config.mix, config.mix)
-    steps = [0]
-    for place, change in enumerate(config.mix_changes):
-        key = f"data.mix_changes[{place}]"
-        require(change.step > steps[-1], f"{key}.step", change.step, f"above {steps[-1]}, that of the one before")
-        steps.append(change.step)
-        _check_shares(f"{key}.mix", change.mix, config.mix)
     require(
         not config.mix_changes or bool(config.mix), "data.mix_changes", len(config.mix_changes), "left out without mix"
     )
+    steps = [0]
+    for place, change in enumerate(config.mix_changes if config.mix else ()):
+        key = f"mix_changes[{place}]"
+        require(change.step > steps[-1], f"{key}.step", change.step, f"above {steps[-1]}, that of the one before")
+        require(bool(change.mix), f"{key}.mix", change.mix, "a table of shares, such as {wiki = 0.7, code = 0.3}")
+        steps.append(change.step)
+        _check_shares(f"{key}.mix", change.mix, config.mix)
     if config.mix:
         require(
             config.infinite, "data.infinite", config.infinite, "true with a mix, whose corpora are read over and over"
@@ -60,7 +61,8 @@ def check_mix(config: Any) -> None:
 def _check_shares(key: str, shares: Mapping[str, float], known: Mapping[str, float]) -> None:
     for name, share in shares.items():
         require(name in known, key, name, f"of names in data.mix ({', '.join(known)})")
-        require(0 <= share < float("inf"), f"{key}.{name}", share, "at least 0, and finite")
+        fine = 0 <= share < float("inf")
+        require(fine, key, dict(shares), f"shares of at least 0, and finite; that of {name} is {share}")
     require(not shares or sum(shares.values()) > 0, key, dict(shares), "shares that are not all 0")
 
 
