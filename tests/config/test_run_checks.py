@@ -65,6 +65,8 @@ CASES = [
         ["--checkpoint.enable", "--checkpoint.folder=memory://run", "--checkpoint.last_save_in_hf"],
         ["last_save_in_hf", "memory://run"],
     ),
+    (["--checkpoint.enable", "--checkpoint.folder=http://127.0.0.1:1/run"], ["checkpoint.folder", "takes no files"]),
+    (["--checkpoint.enable", "--checkpoint.folder=s3://"], ["checkpoint.folder", "names no bucket"]),
     (["--checkpoint.load_step=3"], ["checkpoint.load_step = 3", "enable = true"]),
     (["--checkpoint.load_only"], ["checkpoint.load_only", "enable = true"]),
     (["--checkpoint.create_seed_checkpoint"], ["checkpoint.create_seed_checkpoint", "enable = true"]),

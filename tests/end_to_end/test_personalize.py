@@ -10,6 +10,7 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from tests.end_to_end.forked import SiteRun, lighthouse, start_ranks, start_site
 from tests.end_to_end.test_layouts import write_config
+from titan_ext.cli import main
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -62,3 +63,15 @@ def test_each_way_goes_on_from_the_checkpoint_and_moves_what_it_should(tmp_path,
     assert len(set(distance.values())) == 4
     again = personalize(config, *flags, "--by=freeze")
     assert again.wait() != [0] and "is there already" in again.log()
+
+
+def test_what_is_adapted_goes_to_a_new_folder_of_this_machine(tmp_path, capsys):
+    (tmp_path / "ewc").mkdir()
+    assert main(["personalize", "FILE.toml", f"--out={tmp_path}", "--by=freeze,ewc"]) == 2
+    assert f"--out {tmp_path / 'ewc'}: is there already" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["personalize", "FILE.toml", "--out=s3://bucket/adapted"])
+    assert "s3://bucket/adapted: must be on this machine, not a URL" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["personalize", "FILE.toml", f"--out={tmp_path / 'file' / 'below'}"]) == 2
+    assert "cannot be written: Not a directory" in capsys.readouterr().err

@@ -3,6 +3,16 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+from titan_ext.object_store import is_url
+
+
+def local_path(text: str) -> Path:
+    """Where a command writes, as argparse's ``type``; a URL would become a folder of that name here."""
+    if is_url(text):
+        raise argparse.ArgumentTypeError(f"{text}: must be on this machine, not a URL")
+    return Path(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,11 +5,10 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from titan_ext.commands import data_vocab
-from titan_ext.commands.command import Command
+from titan_ext.commands.command import Command, local_path
 from titan_ext.data.corpora.reading import with_progress
 from titan_ext.errors import UserError
 
@@ -32,7 +31,7 @@ def _add_show_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
     _add_corpus(parser, limit_mib=1024)
     parser.add_argument("--vocab-size", type=int, required=True, help="tokens, with 256 bytes and 3 marks")
-    parser.add_argument("--out", type=Path, required=True, help="folder for tokenizer.json")
+    parser.add_argument("--out", type=local_path, required=True, help="folder for tokenizer.json")
     parser.add_argument("--force", action="store_true", help="overwrite a tokenizer that is there")
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from titan_ext.commands.command import Command
+from titan_ext.commands.command import Command, local_path
 from titan_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-key", default="text", help="key or column that holds the text; with --corpus")
     parser.add_argument("--tokenizer", help='"byte", or a folder holding tokenizer.json; with --corpus')
     parser.add_argument("--min-count", type=int, default=1, help="leave out tokens that occur less often (default 1)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write a vocabulary file SITE.json for each site")
+    parser.add_argument(
+        "--out", type=local_path, metavar="FOLDER", help="write a vocabulary file SITE.json for each site"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite vocabulary files that are there")
     parser.add_argument("--json", action="store_true", help="print only the line of JSON")
 

@@ -1,9 +1,8 @@
 """``titan-ext dept``: what comes after pre-training with decoupled embeddings."""
 
 import argparse
-from pathlib import Path
 
-from titan_ext.commands.command import Command
+from titan_ext.commands.command import Command, local_path
 from titan_ext.commands.export import add_source_arguments
 
 _DESCRIPTION = """\
@@ -40,7 +39,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _add_embed_arguments(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     parser.add_argument("--tokenizer", required=True, metavar="FOLDER", help='the global one; or "byte"')
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--out", type=local_path, required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument(
         "--embedding", choices=["random", "sites"], default="random", help="where its rows come from (default random)"
     )

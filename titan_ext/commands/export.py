@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from titan_ext.commands.command import Command
+from titan_ext.commands.command import Command, local_path
 from titan_ext.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE.toml")
     parser.add_argument("--site", metavar="NAME", help="which [[site]]; not needed if the file has only one")
     add_source_arguments(parser, weights="site")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--out", type=local_path, required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument(
         "--iterations",
         type=int,

@@ -3,10 +3,9 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
-from titan_ext.commands.command import Command
+from titan_ext.commands.command import Command, local_path
 from titan_ext.error_text import unwritable
 from titan_ext.errors import UserError
 from titan_ext.files import write_whole
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which file, and where the new one goes."""
     parser.add_argument("file", metavar="OLD.toml")
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="NEW.toml", help="where to write it (default: standard output)"
+        "-o", "--out", type=local_path, metavar="NEW.toml", help="where to write it (default: standard output)"
     )
     parser.add_argument("--force", action="store_true", help="overwrite NEW.toml")
 

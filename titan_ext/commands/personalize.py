@@ -3,10 +3,10 @@
 import argparse
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from titan_ext.commands.command import Command
+from titan_ext.commands.command import Command, local_path
+from titan_ext.error_text import unwritable
 from titan_ext.errors import UserError, one_of
 from titan_ext.inference.arguments import add_run_arguments, open_run
 
@@ -32,7 +32,9 @@ _ALL = "fine-tune,freeze,proximal,ewc,distillation"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which checkpoint, how it is adapted, and what it is measured on."""
     add_run_arguments(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a folder for each way goes there")
+    parser.add_argument(
+        "--out", type=local_path, required=True, metavar="FOLDER", help="a folder for each way goes there"
+    )
     parser.add_argument("--by", default=_ALL, metavar="WAY,…", help="default %(default)s")
     parser.add_argument("--steps", type=int, default=100, help="inner steps of each way (default %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-4, help="learning rate, constant (default %(default)s)")
@@ -61,8 +63,6 @@ def run(options: argparse.Namespace) -> int:
     rows = [_row("none", _loss(site, checkpoint, text), None)]
     for name in ways:
         folder = options.out / name
-        if folder.exists():
-            raise UserError(f"--out {folder}: is there already; name another folder")
         strength = options.strength if WAYS[name].regularizer is not None else None
         config = adapted_config(
             site.config,
@@ -87,6 +87,8 @@ def _checked(options: argparse.Namespace) -> list[str]:
     for name in ways:
         if name not in known:
             raise UserError(f"--by {name}: {one_of(name, known)}")
+        if (folder := options.out / name).exists():
+            raise UserError(f"--out {folder}: is there already; name another folder")
     if options.steps < 1 or options.tokens < 1:
         raise UserError("--steps and --tokens must be at least 1")
     if not 0 < options.lr < math.inf:
@@ -95,6 +97,10 @@ def _checked(options: argparse.Namespace) -> list[str]:
         raise UserError(
             "--weights global: adapted is the site's own model; after a round without delay they are the same"
         )
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(f"--out {options.out}", error) from error
     return ways
 
 

@@ -124,7 +124,7 @@ def _stream(settings: Settings, key: str, spec: str) -> None:
 def _store(settings: Settings, config: Any) -> None:
     """What is behind the URL of the checkpoints, of which those of another site are not looked at."""
     checkpoint = config.checkpoint
-    if checkpoint.enable and is_url(checkpoint.folder):
+    if checkpoint.enable and is_url(checkpoint.folder) and "checkpoint.folder" not in settings.findings.doubtful:
         _stored(
             settings, "checkpoint.folder", checkpoint.folder, checkpoint_folder(config.dump_folder, checkpoint.folder)
         )

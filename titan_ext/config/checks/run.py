@@ -65,9 +65,8 @@ def check_checkpoints(settings: Settings, config: Any, layout: Layout) -> None:
             raise settings.error(f"checkpoint.{key}", "is not read without checkpoint.enable = true", value)
     if config.replica.heal_from_checkpoints and not checkpoint.enable:
         raise settings.error("replica.heal_from_checkpoints", "is not read without checkpoint.enable = true", True)
-    if checkpoint.enable and is_url(checkpoint.folder) and checkpoint.async_mode == "async_with_pinned_mem":
-        problem = f'must be "async" or "disabled" where checkpoint.folder is a URL ({checkpoint.folder})'
-        raise settings.error("checkpoint.async_mode", problem, checkpoint.async_mode)
+    if checkpoint.enable and is_url(checkpoint.folder):
+        _check_store(settings, checkpoint)
     if checkpoint.create_seed_checkpoint and layout.ranks > 1:
         problem = f"must be false with {layout.ranks} ranks: one rank makes it (nproc = 1, parallel degrees 1)"
         raise settings.error("checkpoint.create_seed_checkpoint", problem, True)
@@ -83,6 +82,22 @@ def check_checkpoints(settings: Settings, config: Any, layout: Layout) -> None:
             raise settings.error(
                 "checkpoint.exclude_from_loading", f"{name!r} is no part of a checkpoint; {hint(name, known)}"
             )
+
+
+def _check_store(settings: Settings, checkpoint: Any) -> None:
+    """Refuse a URL to which no checkpoint can go."""
+    scheme, _, place = checkpoint.folder.partition("://")
+    if scheme.lower() in ("http", "https"):
+        raise settings.error(
+            "checkpoint.folder",
+            "a web server takes no files: a folder, or an object store (s3://, gs://)",
+            checkpoint.folder,
+        )
+    if not place.strip("/"):
+        raise settings.error("checkpoint.folder", f"names no bucket: {scheme}://BUCKET/…", checkpoint.folder)
+    if checkpoint.async_mode == "async_with_pinned_mem":
+        problem = f'must be "async" or "disabled" where checkpoint.folder is a URL ({checkpoint.folder})'
+        raise settings.error("checkpoint.async_mode", problem, checkpoint.async_mode)
 
 
 def check_rates(settings: Settings, config: Any) -> None:
