@@ -1,6 +1,7 @@
 """Share of a site's time that its metrics take: lines of steps and rounds, norms of the outer loop and of inner steps.
 
-One site trains with an outer loop of its own, and what the metrics' functions take is added up in the same run.
+One site trains with an outer loop of its own, and what the metrics' functions take is added up in the same run. With --adapt
+it trains with ADAPT's weights: their share is measured too, and beside it that of the passes over its anchors.
 """
 
 import argparse
@@ -25,11 +26,16 @@ _NUMBERS = {
     "norms_every": (20, 1, "inner steps between two measurements of parameters, updates and activations"),
 }
 
+_ADAPT = ["--loss.name=adapt", "--loss.adapt.anchors=builtin:code", "--loss.adapt.max_anchors=32"]
+_BESIDE = ("adapt", "anchors")
+"""Parts that are no metrics."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Size and length of the measurement."""
     parser.add_argument("--flavor", default="debugmodel", help="flavor of the llama3 model (default: debugmodel)")
     add_numbers(parser, _NUMBERS)
+    parser.add_argument("--adapt", action="store_true", help='train with loss.name = "adapt", and measure it too')
 
 
 def run(options: argparse.Namespace) -> dict[str, float]:
@@ -48,6 +54,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
         file.write_text(SITE_CONFIG.format(**vars(options)), encoding="utf-8")
         flags = [f"--dump_folder={folder}/run", f"--replica.lighthouse={url}"]
         flags += [f"--metrics.{each}_norms_every={options.norms_every}" for each in ("parameter", "activation")]
+        flags += _ADAPT if options.adapt else []
         trainer = load_site(file, "bench", flags).config.build()
         spent = _measure(trainer, options.steps)
         trainer.close()
@@ -76,12 +83,13 @@ def _measure(trainer: Any, steps: int) -> dict[str, float]:
 @contextmanager
 def _timed() -> Iterator[dict[str, float]]:
     """Seconds spent in each part of the metrics while entered; one called by another counts for that one."""
+    from titan_ext.losses.adapt import Adapt
     from titan_ext.semi_sync.round.outer_norms import OuterNorms
     from titan_ext.trainer.journal import RunJournal
     from titan_ext.trainer.metrics import MetricsProcessor
     from titan_ext.trainer.norms import ActivationNorms, ParameterNorms
 
-    spent = {"rounds": 0.0, "steps": 0.0, "norms": 0.0, "inner_norms": 0.0}
+    spent = dict.fromkeys(("rounds", "steps", "norms", "inner_norms", *_BESIDE), 0.0)
     busy: list[str] = []
     parts = [
         (MetricsProcessor, "log_round", "rounds"),
@@ -89,6 +97,8 @@ def _timed() -> Iterator[dict[str, float]]:
         (OuterNorms, "before_apply", "norms"),
         (OuterNorms, "after_apply", "norms"),
         *((ParameterNorms, name, "inner_norms") for name in ("before_step", "after_step")),
+        *((Adapt, name, "adapt") for name in ("weights", "rescale", "after_step")),
+        (Adapt, "before_step", "anchors"),
         *((ActivationNorms, name, "inner_norms") for name in ("listen", "stop_listening", "take", "_add", "_look")),
     ]
     with ExitStack() as stack:
@@ -115,7 +125,7 @@ def _adding(function: Callable[..., Any], part: str, spent: dict[str, float], bu
 def _report(spent: dict[str, float]) -> dict[str, float]:
     total = spent.pop("total")
     figures = {f"{part}_share": round(seconds / total, 6) for part, seconds in spent.items()}
-    figures["share"] = round(sum(spent.values()) / total, 6)
+    figures["share"] = round(sum(each for part, each in spent.items() if part not in _BESIDE) / total, 6)
     for name, share in figures.items():
         print(f"{name.replace('_', ' '):<14} {share:>8.3%}")
     return figures
