@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ def inner_step(
     documents: tuple[str, ...] = (),
     sources: tuple[str, ...] = ("only",),
     sum_over_site: Callable[[torch.Tensor], torch.Tensor] = torch.clone,
-    **changes: int,
+    **changes: Any,
 ) -> InnerStep:
     """A step of one rank, whose model is ``hidden``: inputs ``[B, L]`` to states ``[B, L, width]``."""
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.losses.steps import batch, head, inner_step, plain_loss, results, with_head
+from titan_ext.errors import UserError
 from titan_ext.losses import TokenLoss, Tokens
 
 
@@ -124,3 +125,38 @@ def test_the_loss_is_also_measured_against_the_frequencies_of_the_sites_tokens()
     assert found["unigram_ce"] == pytest.approx(wanted)
     assert found["normalised_loss"] == pytest.approx(found["cross_entropy"] - wanted)
     assert "z_loss" not in found
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+@pytest.mark.parametrize("kind", [TokenLoss, Halves])
+def test_each_sources_loss_is_that_of_its_own_tokens_and_changes_no_bit(chunks: int, kind: type[TokenLoss]) -> None:
+    """Two passes of a step, their documents of two files mixed in each sequence; of a third file there is nothing."""
+    lm_head, passes = head(), [(batch(seed=seed), torch.randn(2, 32, 16)) for seed in (1, 2)]
+    loss = with_head(kind.Config.build(kind.Config(num_chunks=chunks, by_source=True), compile_config=None), lm_head)
+    loss.attach(inner_step(loss, sources=("a", "b", "c"), sum_over_site=lambda counted: 2 * counted))
+    expected: dict[int, list[float]] = {0: [], 1: []}
+    for tokens, states in passes:
+        found = results(loss, lm_head, states, tokens.pack())
+        for mine, plain in zip(found, results(token_loss(chunks, lm_head, kind), lm_head, states, tokens.pack())):
+            assert torch.equal(mine, plain)
+        logits = lm_head(states).log_softmax(-1)
+        for row, place in (tokens.labels != -100).nonzero().tolist():
+            expected[int(tokens.source[row, place])].append(-logits[row, place, tokens.labels[row, place]].item())
+    loss.after_step()
+    report = loss.report()
+    assert {name for name in report if "/" in name} == {"cross_entropy/a", "cross_entropy/b"}
+    for number, name in enumerate("ab"):
+        assert report[f"cross_entropy/{name}"] == pytest.approx(sum(expected[number]) / len(expected[number]), rel=1e-5)
+    loss.after_step()
+    assert not any("/" in name for name in loss.report()), "the next step counts anew"
+
+
+def test_files_of_one_corpus_of_a_mix_count_together_and_too_many_are_refused() -> None:
+    loss = TokenLoss.Config(num_chunks=1, by_source=True).build(compile_config=None)
+    with pytest.raises(UserError, match="loss.by_source.*65 files.*at most 64.*data.mix"):
+        loss.attach(inner_step(loss, sources=tuple(map(str, range(65)))))
+    loss = with_head(loss, head())
+    loss.attach(inner_step(loss, sources=tuple(map(str, range(65))), corpora=("wiki",) * 64 + ("code",)))
+    loss(torch.randn(2, 32, 16), batch().pack(), torch.tensor(59))
+    loss.after_step()
+    assert {name for name in loss.report() if "/" in name} == {"cross_entropy/wiki"}

@@ -38,6 +38,10 @@ class LossSection:
     metrics.jsonl have ``unigram_ce`` and ``normalised_loss``, which can be compared between vocabularies (UNIGRAM-CE of
     DEPT, arXiv 2410.05021, section 4.3). 0: none."""
 
+    by_source: bool = False
+    """Whether the loss of each source's tokens is told: of each name in ``data.mix``, else of each file. Lines of the kind
+    "loss" in metrics.jsonl have ``cross_entropy/NAME``."""
+
     def __post_init__(self) -> None:
         require(0 <= self.z_loss < math.inf, "z_loss", self.z_loss, "at least 0, and finite")
         require(self.unigram_documents >= 0, "unigram_documents", self.unigram_documents, "at least 0")
@@ -67,7 +71,7 @@ def bind_loss(
     table = outside_tables(settings, name)
     section = binder.table(LossSection(num_chunks=base.num_chunks if wrapped else None), table, "loss")
     inner = CrossEntropyLoss.Config(global_vocab_size=vocabulary)
-    if owner is None and (section.z_loss or section.unigram_documents or taught):
+    if owner is None and (section.z_loss or section.unigram_documents or section.by_source or taught):
         owner = TokenLoss
     if not section.chunked and owner is None:
         return inner
@@ -79,7 +83,7 @@ def bind_loss(
     if owner is None:
         return ChunkedLossWrapper.Config(num_chunks=chunks, loss_fn=inner)
     # One that sees hidden states applies the head itself: not chunked, to the whole sequence at once.
-    common = {key: getattr(section, key) for key in ("z_loss", "unigram_documents")}
+    common = {key: getattr(section, key) for key in ("z_loss", "unigram_documents", "by_source")}
     start = owner.Config(num_chunks=chunks if section.chunked else 1, loss_fn=inner, **common)
     return binder.table(start, own_table(settings, owner.Config, f"loss.{name}"), f"loss.{name}")
 

@@ -162,6 +162,7 @@ def _loss(loss: Any) -> dict[str, Any]:
             "num_chunks": loss.num_chunks,
             "z_loss": loss.z_loss,
             "unigram_documents": loss.unigram_documents,
+            "by_source": loss.by_source,
             **({name: own} if own else {}),
         }
     if isinstance(loss, ChunkedLossWrapper.Config) and type(loss.loss_fn) is CrossEntropyLoss.Config:

@@ -211,6 +211,8 @@ class MixedFeed:
         self.name = ", ".join(feeds)
         self.bad_records: BadRecords = next(iter(feeds.values())).bad_records
         self.sources = [f"{name}/{source}" for name, feed in feeds.items() for source in feed.sources]
+        self.corpora = [name for name, feed in feeds.items() for _ in feed.sources]
+        """The name that each of the ``sources`` belongs to."""
         counts = [len(feed.sources) for feed in feeds.values()]
         self.first_sources = {name: sum(counts[:place]) for place, name in enumerate(feeds)}
 

@@ -18,9 +18,10 @@ from torchtitan.distributed.spmd_types import current_spmd_mesh, spmd_mesh_size
 from titan_ext.losses.vocabulary import log_partition, softened_divergence
 
 PLAIN_METRIC, Z_METRIC, DIVERGENCE_METRIC = "cross_entropy_mean", "z_squared_mean", "divergence_mean"
+SOURCES_METRIC = "cross_entropy_of_sources_mean"
 """Names of the losses without weights; their ending tells the chunked loss to add them up."""
 
-_Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+_Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
 class WeightedCrossEntropy(torchtitan_loss.CrossEntropyLoss):
@@ -48,6 +49,8 @@ class WeightedCrossEntropy(torchtitan_loss.CrossEntropyLoss):
         self._z_loss = z_loss
         self.teaching: tuple[float, float] | None = None
         """Share of the divergence from a teacher in each token's loss, and the temperature; None without a teacher."""
+        self.sources = 0
+        """How many sources are told apart where ``source`` is given."""
         super().__init__(config, compile_config=compile_config)  # makes ``fn`` the plain loss
 
     def __call__(
@@ -57,20 +60,22 @@ class WeightedCrossEntropy(torchtitan_loss.CrossEntropyLoss):
         global_valid_tokens: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         teacher: torch.Tensor | None = None,
+        source: torch.Tensor | None = None,
         **inputs: Any,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss over ``global_valid_tokens``; with ``weights`` ``[B, L]`` also what its parts are without them.
 
-        ``teacher`` has the logits of another model, this rank's columns ``[B, L, V]``; read only with ``weights``.
+        ``teacher`` has the logits of another model, this rank's columns ``[B, L, V]``, and ``source`` the number of each
+        token's source ``[B, L]``, whose parts are told too; both are read only with ``weights``.
         """
         if weights is None:
             return super().__call__(pred, labels, global_valid_tokens, **inputs)
         with spmd.no_typecheck():
             taught = None if teacher is None else (teacher, *self.teaching)
-            loss, plain, z, divergence = self._weighted(
-                pred, labels, weights, self.global_vocab_size, self._z_loss, taught
+            loss, plain, z, divergence, sources = self._weighted(
+                pred, labels, weights, self.global_vocab_size, self._z_loss, taught, source, self.sources
             )
-            parts = {PLAIN_METRIC: plain, Z_METRIC: z, DIVERGENCE_METRIC: divergence}
+            parts = {PLAIN_METRIC: plain, Z_METRIC: z, DIVERGENCE_METRIC: divergence, SOURCES_METRIC: sources}
             metrics = {name: each.detach() / global_valid_tokens for name, each in parts.items() if each is not None}
             return loss / global_valid_tokens, metrics
 
@@ -82,8 +87,11 @@ def weighted_sums(
     global_vocab_size: int | None,
     z_loss: float = 0.0,
     taught: tuple[torch.Tensor, float, float] | None = None,
+    source: torch.Tensor | None = None,
+    sources: int = 0,
 ) -> _Sums:
-    """Sums over tokens: of the loss with weights; without, of the negative log-likelihood, squared log Z and divergence.
+    """Sums over tokens: of the loss with weights; without, of the negative log-likelihood, squared log Z and divergence,
+    and of the first for each source ``[sources]``.
 
     Args:
         logits: ``[B, L, V]``.
@@ -92,6 +100,8 @@ def weighted_sums(
         global_vocab_size: rows of the whole vocabulary.
         z_loss: factor of the squared log Z in the loss; with 0 it is not computed (None).
         taught: a teacher's logits, the share of the divergence from them, and its temperature.
+        source: int64 ``[B, L]``, numbers below ``sources``; None: sources are not told apart.
+        sources: how many there are.
     """
     labels, weights = labels.flatten(), weights.flatten()
     own, group, columns = own_columns(logits, global_vocab_size)
@@ -113,7 +123,10 @@ def weighted_sums(
     if z_loss:
         squares = log_partition(own, group).square() * (labels != IGNORE_INDEX)
         mixed = mixed + z_loss * squares
-    return summed(mixed * weights), plain, _sum(squares), _sum(divergence)
+    by_source = None
+    if source is not None:
+        by_source = each.detach().new_zeros(sources).index_add(0, source.flatten(), each.detach())
+    return summed(mixed * weights), plain, _sum(squares), _sum(divergence), by_source
 
 
 def own_columns(logits: torch.Tensor, global_vocab_size: int | None) -> tuple[torch.Tensor, Any, Any]:

@@ -34,3 +34,5 @@ class InnerStep:
     the loss with them. A collective over the site: all ranks give as many sequences."""
     sum_over_site: Callable[[torch.Tensor], torch.Tensor]
     """Sum a tensor over all data of the site, each counted once, wherever the loss is computed. A collective."""
+    corpora: Sequence[str] = ()
+    """What each of ``sources`` is a part of: a name of ``data.mix``; empty without a mix."""

@@ -15,9 +15,11 @@ from torchtitan.config import CompileConfig
 
 from titan_ext.data.tokenizers.counting import count_tokens
 from titan_ext.data.tokenizers.unigram import Unigram
+from titan_ext.losses.by_source import SourceLosses
 from titan_ext.losses.cross_entropy import (
     DIVERGENCE_METRIC,
     PLAIN_METRIC,
+    SOURCES_METRIC,
     Z_METRIC,
     WeightedCrossEntropy,
     own_columns,
@@ -47,14 +49,27 @@ class TokenLoss(ChunkedLossWrapper):
         unigram_documents: int = 0
         """As ``LossSection.unigram_documents``."""
 
+        by_source: bool = False
+        """As ``LossSection.by_source``."""
+
         def corpora(self) -> Mapping[str, Any]:
             """``TextDataLoader.Config`` of each corpus that the loss reads, by the field that names it."""
             return {}
+
+        def notes(self, sync_every: int | None) -> list[str]:
+            """What a user should know of the settings, a line each.
+
+            Args:
+                sync_every: inner steps between rounds of the outer loop; None without one.
+            """
+            return []
 
     def __init__(self, config: Config, *, compile_config: CompileConfig | None = None) -> None:
         super().__init__(config, compile_config=compile_config)
         self.loss_fn = WeightedCrossEntropy(config.loss_fn, compile_config=compile_config, z_loss=config.z_loss)
         self._z_loss, self._unigram_documents = config.z_loss, config.unigram_documents
+        self._by_source: SourceLosses | None = None
+        self._tells_sources = config.by_source
         self._teacher: torch.Tensor | None = None
         self.active = True
         """Whether calls are those of a step; others are plain and leave no trace."""
@@ -75,6 +90,9 @@ class TokenLoss(ChunkedLossWrapper):
         self._plain = torch.zeros(len(_PARTS), dtype=torch.float64, device=step.device)
         """Of this rank's tokens, each divided by the number of all tokens: see ``_PARTS``."""
         self._plain_of_site = torch.zeros_like(self._plain)
+        if self._tells_sources:
+            self._by_source = SourceLosses(step.corpora or step.sources, step.device)
+            self.loss_fn.sources = self._by_source.count
         self._unigram: torch.Tensor | None = None
         if self._unigram_documents:
             counts = count_tokens(islice(step.documents(), self._unigram_documents), step.tokenizer)
@@ -89,16 +107,23 @@ class TokenLoss(ChunkedLossWrapper):
 
     def after_step(self) -> None:
         """Called after each inner step, before the outer loop's: sums over the site what its ranks have counted."""
-        own = self.counts()
-        total = self._step.sum_over_site(torch.cat([self._plain, own]))
-        self._plain_of_site.copy_(total[: len(_PARTS)])
+        sources, own = self._counts_of_sources(), self.counts()
+        total = self._step.sum_over_site(torch.cat([self._plain, sources, own]))
+        plain, of_sources, own = total.split([len(self._plain), len(sources), len(own)])
+        self._plain_of_site.copy_(plain)
         self._plain.zero_()
-        self.settle(total[len(_PARTS) :])
+        if self._by_source is not None:
+            self._by_source.settle(of_sources)
+        self.settle(own)
 
     def forget(self) -> None:
         """Called where a step had no data, or its loss is not finite: drops what this rank has counted in it."""
         self._plain.zero_()
+        self._counts_of_sources().zero_()
         self.counts().zero_()
+
+    def _counts_of_sources(self) -> torch.Tensor:
+        return self._plain.new_empty(0) if self._by_source is None else self._by_source.local
 
     def counts(self) -> torch.Tensor:
         """What this rank has counted in the step, fp64 ``[n]``, to be summed over the site; the tensor itself."""
@@ -120,7 +145,7 @@ class TokenLoss(ChunkedLossWrapper):
             found |= {"unigram_ce": unigram, "normalised_loss": cross_entropy - unigram}
         if self.loss_fn.teaching is not None:
             found["divergence"] = divergence
-        return found
+        return found if self._by_source is None else found | self._by_source.report()
 
     @property
     def outer_weight(self) -> float | None:
@@ -151,9 +176,12 @@ class TokenLoss(ChunkedLossWrapper):
             weights = self.weights(whole(pred), tokens)
         taught = {} if self._teacher is None else {"teacher": self._teacher}
         self._teacher = None
-        loss, metrics = super().__call__(pred, tokens.labels, global_valid_tokens, weights=weights, **taught)
+        told = {} if self._by_source is None else {"source": self._by_source.places(tokens.source)}
+        loss, metrics = super().__call__(pred, tokens.labels, global_valid_tokens, weights=weights, **taught, **told)
         if taught:
             self._plain[3].add_(metrics.pop(DIVERGENCE_METRIC))
+        if self._by_source is not None:
+            self._by_source.add(metrics.pop(SOURCES_METRIC), told["source"], tokens.labels, global_valid_tokens)
         self._plain[0].add_(metrics.pop(PLAIN_METRIC))
         if self._z_loss:
             self._plain[1].add_(metrics.pop(Z_METRIC))

@@ -175,6 +175,7 @@ class TokenStepTrainer(torchtitan_trainer.Trainer):
             seq_len=self.config.training.seq_len,
             tokenizer=self.tokenizer,
             sources=self.dataloader.feed.sources,
+            corpora=getattr(self.dataloader.feed, "corpora", ()),
             documents=self._documents,
             reader=0 if mesh is None else mesh.get_local_rank(),
             readers=1 if mesh is None else mesh.size(),
