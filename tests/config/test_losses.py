@@ -53,10 +53,32 @@ def test_a_z_loss_goes_with_any_loss_and_into_the_record(tmp_path: Path, anchors
     for number, text in enumerate(("", adapt(anchors))):
         folder = tmp_path / str(number)
         folder.mkdir()
-        site = load_run(write(folder, text), ["--loss.z_loss=1e-4", "--loss.unigram_documents=3"], needs=()).sites[0]
+        flags = ["--loss.z_loss=1e-4", "--loss.unigram_documents=3", "--loss.by_source"]
+        site = load_run(write(folder, text), flags, needs=()).sites[0]
         Path(site.config.dump_folder).mkdir(parents=True)
-        assert (site.config.loss.z_loss, site.config.loss.unigram_documents) == (1e-4, 3)
+        assert (site.config.loss.z_loss, site.config.loss.unigram_documents) == (1e-4, 3) and site.config.loss.by_source
         assert load_site(save_resolved(site), needs=()).config.loss == site.config.loss
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ("", None),
+        ("standardize = true\n[semi_sync]\nmethod = 'none'", 100),
+        ("standardize = true\nrefresh_every = 4", None),
+        ("standardize = true\n[semi_sync]\nmethod = 'diloco'\nsync_every = 20", 20),
+        ("standardize = true\nrefresh_after_sync = false\n[semi_sync]\nmethod = 'diloco'\nsync_every = 20", 100),
+        ("standardize = true\n[semi_sync]\nmethod = 'diloco'\nsync_every = 4", None),
+    ],
+)
+def test_standardised_scores_that_go_by_old_anchors_are_noted_with_the_cure(
+    settings: str, steps: int | None, tmp_path: Path, anchors: Path
+) -> None:
+    notes = [
+        each for each in load_site(write(tmp_path, adapt(anchors, settings)), "a", needs=()).notes if "adapt" in each
+    ]
+    assert len(notes) == (steps is not None)
+    assert all(f"read every {steps} steps" in each and "refresh_every = 4" in each for each in notes)
 
 
 def test_a_loss_that_is_not_chunked_sees_the_sequence_at_once(tmp_path: Path, anchors: Path) -> None:

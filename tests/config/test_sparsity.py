@@ -43,3 +43,11 @@ def test_attention_and_feed_forward_are_under_the_power(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused_in_a_line(tmp_path: Path, converter: str, flags: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_run(write(tmp_path, converter), flags, needs=())
+
+
+def test_pruning_without_a_power_is_said_to_be_plain_top_k(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert not any("plain top-k" in note for note in load_site(path, "a", needs=()).notes)
+    path.write_text(path.read_text().replace('[[model.converters]]\nname = "power_linear"\n', ""))
+    (note,) = [note for note in load_site(path, "a", needs=()).notes if "plain top-k" in note]
+    assert 'name = "power_linear"' in note

@@ -20,6 +20,7 @@ from titan_ext.config.dept import find_vocabulary
 from titan_ext.config.findings import TO_BUILD, TO_TRAIN, Findings, Missing, Need
 from titan_ext.config.headers import KnownNames, SitePlan, plan_sites, select
 from titan_ext.config.layout import Layout, check_batch, check_layout, resolve_layout
+from titan_ext.config.losses import notes_on_loss
 from titan_ext.config.model import ModelChoice
 from titan_ext.config.nodes import Nodes, notes_on, spread
 from titan_ext.config.pairing import resolve_pairing
@@ -201,6 +202,8 @@ def _build(plan: SitePlan, plans: Sequence[SitePlan], *, sharing: int, weights: 
         for key, origin in derived.items()
         if origin is Origin.PLATFORM and settings.get(key) is not None
     ]
+    with findings.check():
+        notes += notes_on_loss(config)
     notes += plan.notes + notes_on_unread(settings, config)
     data = check_machine(settings, config, layout)
     notes += [str(each) for each in findings.lacking([Need.VOCABULARY])]

@@ -98,6 +98,13 @@ def check_loss(settings: Settings, config: Any, layout: Layout) -> None:
             raise settings.error(f"loss.{name}.{field}", "is missing: name a corpus, as in data.dataset")
 
 
+def notes_on_loss(config: Any) -> list[str]:
+    """What the user should know of a loss that sees hidden states, under the outer loop of a ``Trainer.Config``."""
+    notes = getattr(config.loss, "notes", None)
+    outer = config.semi_sync
+    return notes(None if outer.method == "none" else outer.sync_every) if notes is not None else []
+
+
 def _losses() -> tuple[Any, str]:
     # It imports torchtitan, which the command line must not wait for.
     from titan_ext.losses import LOSSES

@@ -9,6 +9,7 @@ from titan_ext.config.losses import name_of
 from titan_ext.config.model import parameter_shapes
 from titan_ext.config.outer_loop import plan_of
 from titan_ext.config.settings import Settings
+from titan_ext.models.power_linear import PowerLinear
 from titan_ext.semi_sync.bind import averages_state, is_elementwise
 from titan_ext.semi_sync.methods.registry import METHODS
 from titan_ext.semi_sync.plan.components import shares_sparse_rows
@@ -75,6 +76,11 @@ def _without_effect(config: Any, plan: SyncPlan, num_sites: int) -> list[str]:
         notes.append(
             f'semi_sync.aggregation = "{outer.aggregation}" needs {needed} sites to do what it says; of {num_sites} it '
             "leaves out fewer"
+        )
+    if any(rule.apply.prunes for rule in plan.rules) and not any(config.model_spec.model.traverse(PowerLinear.Config)):
+        notes.append(
+            f'semi_sync.method = "{outer.method}" prunes a model without layers under a power, in which weights at zero '
+            'grow again: plain top-k; for SparsyFed add [[model.converters]] with name = "power_linear"'
         )
     inner = METHODS.get(outer.method).inner
     optimizers = sorted({group.optimizer_name for group in config.optimizer.param_groups})

@@ -9,6 +9,8 @@ from titan_ext.errors import require, require_one_of
 from titan_ext.losses.token_loss import TokenLoss
 
 AGGREGATIONS = ("tokens", "mean", "sum", "zsum")
+_OFTEN = 4
+"""Steps between two readings of the anchors, as ``titan-ext bench adapt`` measures standardised scores; at 16 they gain less."""
 _CHOICES = {"score": ("representation", "bm25"), "unit": ("document", "block"), "aggregation": AGGREGATIONS}
 
 
@@ -101,3 +103,16 @@ class AdaptConfig(TokenLoss.Config):
     def corpora(self) -> Mapping[str, Any]:
         """The anchors."""
         return {"anchors": TextDataLoader.Config(dataset=self.anchors, text_key=self.anchors_text_key, shuffle=False)}
+
+    def notes(self, sync_every: int | None) -> list[str]:
+        """A line where standardised scores go by anchors that are read rarely."""
+        every = self.refresh_every
+        if self.refresh_after_sync and sync_every is not None:
+            every = min(every, sync_every)
+        if not self.standardize or every <= _OFTEN:
+            return []
+        return [
+            f"loss.adapt.standardize = true, with anchors that are read every {every} steps: scores before and after a "
+            "reading are not alike, and while the model changes fast the weights of whole batches swing (effective_ratio in "
+            f'lines of the kind "loss"); read them more often: refresh_every = {_OFTEN} with standardize_decay = 0.9'
+        ]

@@ -53,6 +53,7 @@ class SparseAverage(Apply):
     """The mean of pruned parameters."""
 
     needs_fp32 = True
+    prunes = True
     sparsity: float
     parameters: tuple[str, ...]
     reset_moments: bool

@@ -45,6 +45,8 @@ class Apply:
     """Whether it cannot be had of parameters that are kept in less than fp32."""
     adds_up: ClassVar[bool] = False
     """Whether what several sources of a site send can be added up to what the site sends."""
+    prunes: ClassVar[bool] = False
+    """Whether small weights are left out, which is meant for models whose layers are under a power."""
     plain_sum: ClassVar[bool] = False
     """Whether, beside means and outer steps, it takes a plain sum over the sites, which may go through regions."""
     keeps_late_work: ClassVar[bool] = False
