@@ -281,3 +281,16 @@ def test_the_command(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert "beta is gone" in text or "1 kill" in text
     assert cli.main(["lab", str(file), "--link", LINK, "--step", "1s"]) == 2
     assert "--virtual-time" in capsys.readouterr().err
+
+
+def test_sites_that_hold_back_for_a_share_of_their_slack_have_a_slower_one_with_them(file: Path) -> None:
+    """The lighthouse waits 0.2 s, a slower site comes later than that, and the result is due 2 s after a round is begun."""
+    run = load_run(file, ["--replica.min_sites=2", "--replica.join_timeout_seconds=0.2"], needs=()).sites
+    settings = LATE | {"overdue_result": "wait", "sync_every": 8, "num_fragments": 2, "fragment_sync_delay": 2}
+    steps = {"steps": ["1s", "site3=1.1s"], "jitter": 0.0, "links": ["1gbit,20ms"], "until": "38s"}
+    with_it = []
+    for grace in (0.0, 0.9):
+        outcome = rehearse(run, settings | {"quorum_grace": grace}, **steps)
+        rounds = [record for _, record in outcome.sites[0].rounds if record.committed]
+        with_it.append(sum("site3" in record.contributors for record in rounds) / len(rounds))
+    assert with_it[1] > 1.5 * with_it[0]

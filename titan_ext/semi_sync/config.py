@@ -94,6 +94,12 @@ class SemiSyncConfig:
     it comes ("train_on"), so that no inner step ever waits for another site. The latter needs ``late_work = "keep"``, a
     delay and pairing by rank."""
 
+    quorum_grace: float = 0.0
+    """Share of its slack for which a site holds a round back, so that slower sites come in time (Decoupled DiLoCo's adaptive
+    grace, arXiv 2604.21428): slack is what the ``fragment_sync_delay`` inner steps leave after quorum and reduction, by moving
+    averages of this site's own times. Within it no inner step waits, since the result would not be applied earlier. Beside it the
+    lighthouse waits ``replica.join_timeout_seconds`` from the first site that asks. 0 asks at once."""
+
     outlier_threshold: float = 10.0
     """An update (pseudo-gradient) whose norm is above this many times the median of the sites' is an outlier, if at
     least three sites contribute; 0 lets everything pass."""

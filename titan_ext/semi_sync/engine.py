@@ -21,6 +21,7 @@ from titan_ext.semi_sync.plan.weighting import UNKNOWN
 from titan_ext.semi_sync.round.launching import RoundLauncher
 from titan_ext.semi_sync.round.region_rounds import RegionRounds
 from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
+from titan_ext.semi_sync.round.slack import Slack
 from titan_ext.semi_sync.site.ranks import tensors_sha256
 from titan_ext.semi_sync.state.checksum import model_checksum
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
@@ -115,6 +116,7 @@ class SemiSync:
         self._in_flight = site.make_in_flight()
         self._clock = site.clock
         self._timer = StepTimer(site.clock.now)
+        self._slack = Slack(self.plan.lateness.grace, site.clock)
         self._launcher = RoundLauncher(self.plan, self._progress, self._participation, self._timer, site.weight)
         self._regions = None
         if site.region_manager is not None and self.plan.region_rules:
@@ -161,7 +163,12 @@ class SemiSync:
             return launch.rules
         # The inner loop goes on and changes the parameters: what is sent is written now.
         contribution = self._exchange.contribution(launch.rules, launch.step, launch.weight, launch.standing)
-        self._in_flight.start(lambda: self._exchange.run(launch, contribution), self.inner_step + delay)
+
+        def run() -> RoundResult:
+            self._slack.hold_back(delay)
+            return self._exchange.run(launch, contribution)
+
+        self._in_flight.start(run, self.inner_step + delay)
         return launch.rules
 
     def _take_rules(self) -> list[int]:
@@ -177,6 +184,7 @@ class SemiSync:
         started = self._clock.now()
         result = self._in_flight.wait()
         waited = self._clock.now() - started
+        self._slack.learn(result.launch.step_time_ms / 1000, result.seconds_exchanged)
         # The inner loop was running when a peer's state came in; only now may it be taken in.
         _, healed = self._exchange.healing.take_in(result.launch, result.verdict)
         self._settle(replace(result, healed=healed, seconds_waited=waited))

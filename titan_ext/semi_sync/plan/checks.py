@@ -73,6 +73,14 @@ def _check_lateness(config: SemiSyncConfig) -> None:
     waits = config.overdue_result == "wait" or (keeps and config.fragment_sync_delay > 0 and config.pairing != "leader")
     needed = '"wait" unless late_work = "keep", fragment_sync_delay is above 0 and ranks are paired between sites'
     require(waits, "overdue_result", config.overdue_result, needed)
+    grace, delayed = config.quorum_grace, config.fragment_sync_delay > 0
+    require(0 <= grace <= 1, "quorum_grace", grace, "from 0 to 1")
+    require(
+        delayed or grace == 0,
+        "quorum_grace",
+        grace,
+        "0 without a fragment_sync_delay: no inner steps hide the exchange",
+    )
 
 
 def _check_fragments(config: SemiSyncConfig) -> None:

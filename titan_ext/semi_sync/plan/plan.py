@@ -50,6 +50,8 @@ class Lateness:
     """Of the discount by staleness."""
     trains_on: bool = False
     """Whether inner steps go on where a result is overdue, so that sites come to their rounds at different steps."""
+    grace: float = 0.0
+    """Share of its slack for which a site holds a round back."""
 
     def factor(self, staleness: int) -> float:
         """What a contribution's weight is multiplied by that has missed so many commits: ``(1 + staleness) ** -exponent``."""

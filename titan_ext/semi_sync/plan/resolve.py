@@ -115,6 +115,7 @@ def resolve(config: SemiSyncConfig, moments: MomentsKept | None = None) -> SyncP
             keeps_work=config.late_work == "keep",
             exponent=config.staleness_exponent,
             trains_on=config.overdue_result == "train_on",
+            grace=config.quorum_grace,
         ),
     )
     keeps = config.late_work == "drop" or (plan.keeps_late_work and not shares_sparse_rows(config))

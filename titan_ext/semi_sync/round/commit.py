@@ -220,7 +220,7 @@ class Committer:
         seconds: float,
     ) -> None:
         moved = self.exchange.take_bytes()
-        exchanged = result.seconds_quorum + (result.sum.seconds if result.sum is not None else 0.0)
+        exchanged = result.seconds_exchanged
         waited = exchanged if result.seconds_waited is None else result.seconds_waited
         record = RoundRecord(
             round=self.exchange.lineage.position.round,

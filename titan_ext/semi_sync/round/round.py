@@ -90,6 +90,11 @@ class RoundResult:
     """Of quorum and reduction, for which the inner steps stood still; None: for all of it."""
 
     @property
+    def seconds_exchanged(self) -> float:
+        """Of quorum and reduction."""
+        return self.seconds_quorum + (self.sum.seconds if self.sum is not None else 0.0)
+
+    @property
     def rules(self) -> tuple[int, ...]:
         """The rules of the round: those that travelled, or that this site meant to exchange."""
         return tuple(self.sum.parts) if self.sum is not None else self.launch.rules
