@@ -58,7 +58,7 @@ def trajectory(site: SiteRun) -> list[tuple]:
 def test_weights_of_one_train_as_the_plain_loss_on_every_layout(layout, tmp_path, text_corpus):
     ranks, parallelism = LAYOUTS[layout]
     plain = train(config_with(tmp_path / "plain", text_corpus, parallelism, ""), ranks)
-    ones = ADAPT + "min_weight = 1.0\nmax_weight = 1.0\n"
+    ones = "by_source = true\n" + ADAPT + "min_weight = 1.0\nmax_weight = 1.0\n"
     weighted = train(config_with(tmp_path / "weighted", text_corpus, parallelism, ones), ranks)
     assert trajectory(weighted) == trajectory(plain)
     assert weighted.summary()["shared_state_sha256"] == plain.summary()["shared_state_sha256"]
@@ -66,6 +66,8 @@ def test_weights_of_one_train_as_the_plain_loss_on_every_layout(layout, tmp_path
     assert validations[0] == validations[1] and validations[0]
     for line, step in zip(weighted.lines("loss"), plain.lines("step")):
         assert line["cross_entropy"] == pytest.approx(step["loss"], rel=1e-5)
+        by_source = [part for name, part in line.items() if name.startswith("cross_entropy/")]
+        assert by_source and min(by_source) <= step["loss"] * 1.00001 and max(by_source) >= step["loss"] * 0.99999
 
 
 def test_a_resume_of_adapt_equals_never_having_stopped(tmp_path, text_corpus):

@@ -23,9 +23,14 @@ def test_a_mix_is_resumed_exactly_and_changes_at_its_step(tmp_path):
         (corpora / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     mix = f'dataset = "{corpora}", mix = {{wiki = 0.75, code = 0.25}}'
     data = f"{{{mix}, mix_changes = [{{step = 4, mix = {{code = 1.0}}}}]}}"
-    checkpoints = "[checkpoint]\nenable = true\ninterval = 3\nkeep_latest_k = 0\n"
+    checkpoints = "[checkpoint]\nenable = true\ninterval = 3\nkeep_latest_k = 0\n[loss]\nby_source = true\n"
     config = write_config(tmp_path / "run", ["a"], [data], {}, checkpoints)
-    whole = trajectory(train(config))
+    run = train(config)
+    whole = trajectory(run)
+    for line, (_, loss, _) in zip(run.lines("loss"), whole, strict=True):
+        parts = {name.partition("/")[2]: part for name, part in line.items() if name.startswith("cross_entropy/")}
+        assert parts.keys() == ({"wiki", "code"} if line["step"] <= 4 else {"code"})
+        assert min(parts.values()) <= loss * 1.00001 and max(parts.values()) >= loss * 0.99999
     folder = config.parent / "a"
     shutil.rmtree(folder / "checkpoint" / "step-5")
     (folder / "metrics.jsonl").unlink()

@@ -10,7 +10,9 @@ from torch.distributed.checkpoint import FileSystemReader
 
 from tests.end_to_end.forked import SiteRun, lighthouse, start_ranks, start_site
 from tests.end_to_end.test_layouts import write_config
+from tests.object_store import S3
 from titan_ext.cli import main
+from titan_ext.object_store import file_system
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -63,6 +65,26 @@ def test_each_way_goes_on_from_the_checkpoint_and_moves_what_it_should(tmp_path,
     assert len(set(distance.values())) == 4
     again = personalize(config, *flags, "--by=freeze")
     assert again.wait() != [0] and "is there already" in again.log()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_in_a_bucket_is_adapted_as_one_in_a_folder(tmp_path, text_corpus, s3: S3):
+    data = f'{{dataset = "{text_corpus}", split = "train", holdout_fraction = 0.1}}'
+    config = write_config(tmp_path, ["a"], [data], {}, "[checkpoint]\nenable = true\ninterval = 5\n")
+    with lighthouse(1) as url:
+        site = start_site(config, "a", 1, url)
+        assert site.wait() == [0], site.log()[-3000:]
+    folder = tmp_path / "a" / "checkpoint" / "step-5"
+    for path in folder.iterdir():
+        file_system("s3://").pipe_file(f"s3://bucket/run/a/checkpoint/step-5/{path.name}", path.read_bytes())
+    losses = []
+    for name, place in (("local", folder), ("stored", "s3://bucket/run/a/checkpoint")):
+        flags = [f"--out={tmp_path / name}", "--steps=2", "--lr=1e-2", "--tokens=2000", "--by=distillation"]
+        found = personalize(config, f"--dump_folder={tmp_path}", f"--checkpoint={place}", *flags)
+        assert found.wait(300) == [0], found.log()[-3000:]
+        report = json.loads([line for line in found.log().splitlines() if line.startswith('{"site"')][-1])
+        losses.append([row["loss"] for row in report["ways"]])
+    assert losses[0] == losses[1] and losses[0][0] != losses[0][1]
 
 
 def test_what_is_adapted_goes_to_a_new_folder_of_this_machine(tmp_path, capsys):

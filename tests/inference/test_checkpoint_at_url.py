@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.object_store import S3
+from titan_ext.cli import main
 from titan_ext.config import load_site
 from titan_ext.errors import ReadError, UserError
 from titan_ext.export.trained import site_checkpoint, trained_model
@@ -48,6 +49,28 @@ def test_eval_finds_the_latest_of_the_sites_part(stored, evaluate):
     named = evaluate("--checkpoint", f"{stored}/step-3", *flags)
     assert there["checkpoint"] == named["checkpoint"] == f"{stored}/step-3"
     assert there["perplexity"][0]["loss"] == named["perplexity"][0]["loss"]
+
+
+def test_a_text_is_continued_as_from_the_folder(stored, config_file, capsys):
+    asked = ["generate", str(config_file), f"--dump_folder={config_file.parent}", "--prompt=def", "--max-tokens=12"]
+    folder, texts = config_file.parent / "a" / "checkpoint" / "step-3", []
+    latest = [f"--checkpoint.folder={STORE}", "--checkpoint.last_save_in_hf=false"]
+    memory = "memory://generate/step-3"
+    for path in folder.iterdir():
+        file_system(memory).pipe_file(f"{memory}/{path.name}", path.read_bytes())
+    for place in ([f"--checkpoint={folder}"], latest, ["--checkpoint", f"{stored}/step-3/"], ["--checkpoint", memory]):
+        assert main([*asked, *place]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0].startswith("def") and set(texts) == {texts[0]}
+
+
+@pytest.mark.parametrize("command", ["generate", "personalize"])
+def test_a_store_that_is_away_ends_the_command_in_one_line(command, stored, config_file, s3: S3, capsys):
+    flags = {"generate": ["--prompt=x"], "personalize": [f"--out={config_file.parent / 'adapted'}"]}[command]
+    s3.cut()
+    assert main([command, str(config_file), f"--dump_folder={config_file.parent}", *flags, "--checkpoint", stored]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stored in line and "the server cannot be reached" in line
 
 
 @pytest.mark.parametrize(("step", "taken"), [(None, 3), (2, 2)])
