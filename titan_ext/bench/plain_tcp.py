@@ -22,6 +22,7 @@ class PlainSockets:
         self._server = socket.create_server((addresses[site], port), backlog=streams)
         self._next = (addresses[(site + 1) % len(addresses)], port)
         self._streams = streams
+        self._site, self._before = site, (site - 1) % len(addresses)
         self._out: list[socket.socket] = []
         self._in: list[socket.socket] = []
 
@@ -30,12 +31,13 @@ class PlainSockets:
         self._out = [socket.create_connection(self._next) for _ in range(self._streams)]
         self._in = [self._server.accept()[0] for _ in range(self._streams)]
 
-    def exchange(self, num_bytes: int) -> float:
-        """Seconds to send, and to receive, about ``num_bytes``."""
+    def exchange(self, num_bytes: int, sender: int | None = None) -> float:
+        """Seconds to send, and to receive, about ``num_bytes``; with a ``sender`` only that site does, to the next one."""
         each = num_bytes // self._streams
+        sends, receives = ((sender is None or sender == site) for site in (self._site, self._before))
         started = time.perf_counter()
-        work = [threading.Thread(target=out.sendall, args=(bytes(each),)) for out in self._out]
-        work += [threading.Thread(target=_receive, args=(connection, each)) for connection in self._in]
+        work = [threading.Thread(target=out.sendall, args=(bytes(each),)) for out in self._out if sends]
+        work += [threading.Thread(target=_receive, args=(connection, each)) for connection in self._in if receives]
         for thread in work:
             thread.start()
         for thread in work:

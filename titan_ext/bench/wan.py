@@ -9,6 +9,7 @@ from each other. Elsewhere it says what is missing and ends well. It measures, i
   control   a round of so few parameters that its bytes take no time, in round trips;
   overlap   Streaming DiLoCo with delay under titan_ext's trainer: tokens per second as a share of those of
             the same trainer without any communication. Both live in the same processes and take turns;
+  state     what a joining site fetches (``--state-mb 400``), against plain TCP sockets that carry as much one way;
   ledger    bytes in the ledger against those that the links have carried.
 
 With several rates or distances (``--rate-mbit 100,500 --rtt 0,80``) it goes through all pairs and ends with a table of them.
@@ -24,7 +25,17 @@ from itertools import product
 from typing import Any
 
 from titan_ext.bench.flags import listed_numbers, require_flag
-from titan_ext.bench.wan_report import EMPTY, OURS, PLAIN, print_links, report_overlap, report_transfer, summary
+from titan_ext.bench.wan_report import (
+    EMPTY,
+    OURS,
+    PLAIN,
+    STATE,
+    print_links,
+    report_overlap,
+    report_state,
+    report_transfer,
+    summary,
+)
 from titan_ext.errors import UserError
 
 HELP = "rounds over a long or slow link, against torchft and plain TCP (root, Linux)"
@@ -48,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--codecs", default="fp32", help="transfer: codecs of ours, comma-separated; the first is fp32 (default: fp32)"
     )
     parser.add_argument("--streams", default="1,8", help="transfer: connections of plain TCP (default: 1,8)")
+    parser.add_argument("--state-mb", type=float, default=0.0, help="state: size in MB; 0 leaves it out (default: 0)")
     parser.add_argument("--flavor", default="debugmodel", help="overlap: flavor of the llama3 model")
     parser.add_argument("--seq-len", type=int, default=256, help="overlap: tokens a sequence (default: 256)")
     parser.add_argument("--batch", type=int, default=4, help="overlap: sequences a step (default: 4)")
@@ -95,6 +107,8 @@ def _measure(options: argparse.Namespace, codecs: list[str], streams: list[int])
         f"{options.loss:g}% lost"
     )
     rows = report_transfer(_transfer(options, codecs, streams), options.rtt)
+    if options.state_mb:
+        rows.append(report_state(_state(options, streams)))
     if options.blocks:
         rows.append(report_overlap(_overlap(options)))
     return [{"rate_mbit": options.rate_mbit, "rtt": options.rtt, **row} for row in rows]
@@ -102,18 +116,13 @@ def _measure(options: argparse.Namespace, codecs: list[str], streams: list[int])
 
 def _transfer(options: argparse.Namespace, codecs: list[str], streams: list[int]) -> dict[str, list[dict[str, float]]]:
     """The rounds of each way by its name: ``seconds``, ``bytes`` of the ledger, and what was ``sent``."""
-    from titan_ext.bench.plain_tcp import PlainSockets
     from titan_ext.bench.sync_sites import TORCHFT_BUCKETS as TORCHFT
     from titan_ext.links.namespaces import address_of
 
     addresses = [address_of(site) for site in range(options.sites)]
     with ExitStack() as stack:
         wan = stack.enter_context(_wan(options))
-        plain = {}
-        for index, count in enumerate(streams):
-            arguments = [(site, addresses, count, index) for site in range(options.sites)]
-            plain[PLAIN.format(count)] = _start_sites(stack, wan, PlainSockets, arguments)
-            plain[PLAIN.format(count)].call("connect")
+        plain = _start_plain(stack, wan, addresses, streams)
         ways = [
             (TORCHFT, TORCHFT, options.parameters),
             *((OURS.format(each), each, options.parameters) for each in codecs),
@@ -145,6 +154,25 @@ def _round(name: str, wan: Any, group: Any) -> dict[str, float]:
     if len({result.pop("checksum") for result in results}) != 1:
         raise RunError(f"{name}: the sites' parameters differ after a round")
     return {**{key: max(result[key] for result in results) for key in results[0]}, "sent": sent}
+
+
+def _state(options: argparse.Namespace, streams: list[int]) -> dict[str, list[float]]:
+    """By the way of sending the seconds of each turn from site 0 to site 1."""
+    from titan_ext.bench.wan_state import StateSite
+    from titan_ext.links.namespaces import address_of
+
+    num_bytes, addresses = int(options.state_mb * 1e6), [address_of(site) for site in range(2)]
+    with ExitStack() as stack:
+        wan = stack.enter_context(_wan(argparse.Namespace(**vars(options) | {"sites": 2})))
+        sites = _start_sites(stack, wan, StateSite, [(site, addresses[site], num_bytes) for site in range(2)])
+        url = sites.call("url")[0]
+        plain = _start_plain(stack, wan, addresses, streams)
+        seconds: dict[str, list[float]] = {STATE: [], **{name: [] for name in plain}}
+        for _ in range(options.rounds):
+            seconds[STATE].append(max(sites.call("fetch", url)))
+            for name, group in plain.items():
+                seconds[name].append(max(group.call("exchange", num_bytes, 0)))
+    return seconds
 
 
 def _overlap(options: argparse.Namespace) -> list[dict[str, float]]:
@@ -209,6 +237,18 @@ def _start_sync(stack: ExitStack, wan: Any, options: argparse.Namespace, method:
     )
 
 
+def _start_plain(stack: ExitStack, wan: Any, addresses: list[str], streams: list[int]) -> dict[str, Any]:
+    """By name connected sockets at all of the addresses."""
+    from titan_ext.bench.plain_tcp import PlainSockets
+
+    plain = {}
+    for place, count in enumerate(streams):
+        arguments = [(site, addresses, count, place) for site in range(len(addresses))]
+        plain[PLAIN.format(count)] = _start_sites(stack, wan, PlainSockets, arguments)
+        plain[PLAIN.format(count)].call("connect")
+    return plain
+
+
 def _start_sites(stack: ExitStack, wan: Any, build: Any, arguments: list[tuple]) -> Any:
     from titan_ext.bench.workers import WorkerGroup
 
@@ -224,7 +264,7 @@ def _checked(options: argparse.Namespace) -> tuple[list[str], list[int]]:
 
     for key, least in (("sites", 2), ("rounds", 1), ("blocks", 0), ("batch", 1), ("seq_len", 1), ("parameters", 1e4)):
         require_flag(getattr(options, key) >= least, key, getattr(options, key), f"at least {least:g}")
-    for key in ("down_mbit", "slow_mbit"):
+    for key in ("down_mbit", "slow_mbit", "state_mb"):
         require_flag(getattr(options, key) >= 0, key, getattr(options, key), "at least 0")
     require_flag(0 <= options.loss < 100, "loss", options.loss, "at least 0 and below 100")
     if options.fragments < 1 or options.sync_every % options.fragments:

@@ -3,7 +3,8 @@
 from statistics import median
 from typing import Any
 
-PLAIN, OURS, EMPTY, OVERLAP = "plain TCP, {} stream(s)", "ours, {}", "{}, empty", "overlap"
+PLAIN, OURS, EMPTY = "plain TCP, {} stream(s)", "ours, {}", "{}, empty"
+OVERLAP, STATE = "overlap", "state"
 """Names of rows."""
 
 
@@ -50,6 +51,15 @@ def report_transfer(rounds: dict[str, list[dict[str, float]]], rtt: float) -> li
     return rows
 
 
+def report_state(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Print how long a joining site's state took, and plain TCP; returns its row."""
+    medians = {name: median(each) for name, each in seconds.items()}
+    taken = medians.pop(STATE)
+    plain = min(medians, key=lambda name: medians[name])
+    print(f"state:    {taken:.3f} s, {plain}: {medians[plain]:.3f} s: x {taken / medians[plain]:.2f}")
+    return {"name": STATE, "seconds": round(taken, 4), "x_plain_tcp": round(taken / medians[plain], 3)}
+
+
 def report_overlap(blocks: list[dict[str, float]]) -> dict[str, Any]:
     """Print what the trainers' turns came to; returns their row."""
     first = blocks[0]
@@ -82,6 +92,7 @@ def summary(rows: list[dict[str, Any]], codecs: list[str]) -> dict[str, Any]:
         **{key: first[key] for key in ("rate_mbit", "rtt", "seconds", "x_plain_tcp", "x_torchft")},
         **{f"{codec}_x_fp32": by_name[OURS.format(codec)]["x_fp32"] for codec in codecs[1:]},
         "empty_round_trips": empty.get("round_trips"),
+        "state_x_plain_tcp": by_name[STATE]["x_plain_tcp"] if STATE in by_name else None,
         "tokens_kept": by_name[OVERLAP]["tokens_kept"] if OVERLAP in by_name else None,
         "ledger_difference": first["ledger_difference"],
     }

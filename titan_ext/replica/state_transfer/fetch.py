@@ -104,8 +104,13 @@ def _fetch_header(connection: "_Connection", transfer: "_Transfer") -> tuple[Inc
 
 
 def _requests(chunks: range, streams: int) -> list[range]:
-    length = max(1, min(_CHUNKS_PER_REQUEST, math.ceil(len(chunks) / streams)))
-    return [chunks[start : start + length] for start in range(0, len(chunks), length)]
+    """Shorter and shorter ones: connections differ in speed, and none should be left with much when the others are done."""
+    requests: list[range] = []
+    while chunks:
+        length = min(_CHUNKS_PER_REQUEST, math.ceil(len(chunks) / (2 * streams)))
+        requests.append(chunks[:length])
+        chunks = chunks[length:]
+    return requests
 
 
 def _fetch_in_parallel(

@@ -10,7 +10,7 @@ _HEADER_BYTES = 66
 """Around what a segment carries: Ethernet, IPv4, and TCP with time stamps."""
 
 _ASSUMED_BYTES_PER_SECOND = 125e6
-_WINDOW_BYTES = 2 * 2**20
+_WINDOW_BYTES = 2**20
 """Under way over one connection: about half of what common kernels let a connection buffer grow to by themselves."""
 _MOST_BY_DISTANCE = 16
 
