@@ -74,9 +74,9 @@ def test_a_connection_carries_what_link_window_and_loss_allow() -> None:
     assert connection_rate(Link(8e9, 0.1), Transport(window_bytes=2**20, streams=4)) == pytest.approx(4 * 2**20 / 0.1)
     assert connection_rate(Link(8e9, 0.1), one, connections=3) == pytest.approx(3 * 2**20 / 0.1)
     assert connection_rate(Link(8e9, 0.1), replace(one, max_rate=1e6)) == 1e6
-    # By distance, as the sites' connections: one for each 2 MiB under way at 1 Gbit/s, shared among the peers.
+    # By distance, as the sites' connections: one for each MiB under way at 1 Gbit/s, shared among the peers.
     by_distance = [connection_rate(Link(8e9, 0.08), replace(one, streams=0, peers=peers)) for peers in (1, 2)]
-    assert by_distance == pytest.approx([5 * 2**20 / 0.08, 3 * 2**20 / 0.08])
+    assert by_distance == pytest.approx([10 * 2**20 / 0.08, 5 * 2**20 / 0.08])
     # Reno's sqrt(3 / 2p) segments a round trip, where that is more than CUBIC's.
     assert connection_rate(Link(8e9, 0.01, 0.01), one) == pytest.approx(1448 * (1.5 / 0.01) ** 0.5 / 0.01)
 

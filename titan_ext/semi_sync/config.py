@@ -175,7 +175,7 @@ class SemiSyncConfig:
     streams: int | Literal["auto"] = "auto"
     """TCP connections between each two sites (or, rank by rank, each two ranks), over which every message is spread: one
     connection fills a long link only slowly, and loses speed with every lost packet. "auto" measures the distance when
-    sites meet: of two sites 2 up to 30 ms, 5 at 80 ms, at most 16; of more sites fewer to each. Where two ask for different
+    sites meet: of two sites 2 up to 16 ms, 10 at 80 ms, at most 16; of more sites fewer to each. Where two ask for different
     numbers the larger counts."""
 
     max_rate: str | None = None
