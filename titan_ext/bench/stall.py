@@ -31,26 +31,6 @@ _NUMBERS: Numbers = {
     "seed": (0, 0, "of the steps' lengths"),
 }
 _FRAGMENTS, _DELAY = 4, 2
-_FILE = """
-[model]
-name = "llama3"
-flavor = "{flavor}"
-
-[training]
-seq_len = 2048
-local_batch_size = 4
-steps = {steps}
-
-[optimizer]
-{optimizer}
-
-[semi_sync]
-{semi_sync}
-
-[[site]]
-name = "site0"
-data = "builtin:code"
-"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,21 +102,19 @@ def _rehearse(method: _Method, options: argparse.Namespace) -> dict[str, Any]:
 def _load(method: _Method, options: argparse.Namespace) -> Sequence[Any]:
     """The run's site, of which the laboratory makes copies."""
     from titan_ext.config.load import load_run
+    from titan_ext.config.toml_text import toml_tables
 
-    text = _FILE.format(
-        flavor=options.flavor,
-        steps=options.sync_every * options.rounds,
-        optimizer=_lines(method.optimizer),
-        semi_sync=_lines({"sync_every": options.sync_every, **method.semi_sync}),
-    )
+    tree = {
+        "site": [{"name": "site0", "data": "builtin:code"}],
+        "model": {"name": "llama3", "flavor": options.flavor},
+        "training": {"seq_len": 2048, "local_batch_size": 4, "steps": options.sync_every * options.rounds},
+        "optimizer": method.optimizer,
+        "semi_sync": {"sync_every": options.sync_every, **method.semi_sync},
+    }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run.toml")
-        path.write_text(text, encoding="utf-8")
+        path.write_text("\n".join(toml_tables(tree, {})), encoding="utf-8")
         return load_run(path, needs=()).sites
-
-
-def _lines(values: Mapping[str, Any]) -> str:
-    return "\n".join(f"{key} = {value!r}".replace("'", '"') for key, value in values.items())
 
 
 def _print(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
