@@ -7,8 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tests.end_to_end.forked import SiteRun, end_at_once, lighthouse, start_ranks
-from titan_ext.launcher.placement import free_port
+from tests.end_to_end.forked import SiteRun, agent_store, end_at_once, lighthouse, start_ranks
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class FileRun:
     own_flags: dict[str, list[str]] = field(default_factory=dict)
     """By site."""
     ports: dict[str, int] = field(default_factory=dict)
-    """By site, for the store of its ranks; not needed where it has one."""
+    """By site, of the store of its ranks; filled in."""
 
 
 def train_in_turn(runs: Sequence[FileRun], folder: Path, ranks: int, timeout: float = 240) -> list[list[SiteRun]]:
@@ -38,14 +37,16 @@ def train_in_turn(runs: Sequence[FileRun], folder: Path, ranks: int, timeout: fl
     Returns:
         the sites of each run, each with its ``failure``.
     """
+    # All stores listen from the start: a port that is only chosen may be another's when its run begins.
+    stores = [{site: agent_store() for site in run.sites} for run in runs]
     with ExitStack() as stack:
         runs = [
             replace(
                 run,
                 url=stack.enter_context(lighthouse(len(run.sites))),
-                ports={site: free_port() for site in run.sites},
+                ports={site: store.port for site, store in own.items()},
             )
-            for run in runs
+            for run, own in zip(runs, stores, strict=True)
         ]
         places = range(max(len(run.sites) for run in runs))
         sites = [
@@ -72,7 +73,7 @@ def train_files(runs: list[FileRun], place: int, folder: Path) -> None:
         name, dump = run.sites[place], folder / run.path.stem
         # torch remembers results on meshes of the run before, which equal this one's and are not the same.
         _clear_sharding_prop_cache()
-        os.environ.update(MASTER_PORT=str(run.ports.get(name) or free_port()), TORCHFT_LIGHTHOUSE=run.url)
+        os.environ.update(MASTER_PORT=str(run.ports[name]), TORCHFT_LIGHTHOUSE=run.url)
         try:
             _train(str(run.path), name, [*run.flags, f"--dump_folder={dump}", *run.own_flags.get(name, [])])
         except Exception:  # noqa: BLE001 — told to the test

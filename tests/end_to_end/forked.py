@@ -14,10 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from torch.distributed import TCPStore
 from torchft.coordination import LighthouseServer
 
 from tests.forkserver import forking
-from titan_ext.launcher.placement import free_port
 
 _context = forking(
     "titan_ext.train", "titan_ext.trainer.trainer", "titan_ext.config.load", "titan_ext.models.llama3", "titan_ext.data"
@@ -31,6 +31,8 @@ class SiteRun:
     name: str
     folder: Path
     ranks: list[Any]
+    store: TCPStore | None = None
+    """What torchrun's agent keeps for the ranks."""
 
     def wait(self, timeout: float = 240) -> list[int]:
         """Exit codes of the ranks; those that hang are killed and count as -9."""
@@ -62,6 +64,11 @@ class SiteRun:
         return [line["loss"] for line in self.lines("step")]
 
 
+def agent_store() -> TCPStore:
+    """The store that torchrun's agent keeps for a site's ranks over its restarts; it ends with the object."""
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
 @contextmanager
 def lighthouse(min_sites: int):
     """A lighthouse; yields its URL on loopback."""
@@ -78,7 +85,7 @@ def start_site(
     ranks: int,
     url: str,
     *flags: str,
-    agent: int | None = None,
+    store: TCPStore | None = None,
     pause: Path | None = None,
 ) -> SiteRun:
     """Start every rank of a site; its dump folder is ``<folder of the config>/<name>``.
@@ -87,7 +94,7 @@ def start_site(
         pause: the site takes no inner step as long as this file is there.
     """
     arguments = ["--config", str(config), "--site", name, f"--dump_folder={config.parent}", *flags]
-    return start_ranks(config, name, ranks, url, _train, arguments, pause, agent=agent)
+    return start_ranks(config, name, ranks, url, _train, arguments, pause, store=store)
 
 
 def start_ranks(
@@ -97,15 +104,15 @@ def start_ranks(
     url: str,
     target: Callable[..., None],
     *arguments: Any,
-    agent: int | None = None,
+    store: TCPStore | None = None,
 ) -> SiteRun:
     """Call ``target(*arguments)`` at every rank of a site as torchrun would.
 
     Args:
-        agent: port of the store that torchrun's agent keeps for the ranks over its restarts; None lets rank 0 make one.
+        store: of the site's earlier start, as :func:`agent_store` makes it; None makes one.
     """
     folder = config.parent
-    port = agent or free_port()
+    store = store or agent_store()
     processes = []
     for rank in range(ranks):
         environment = {
@@ -114,10 +121,10 @@ def start_ranks(
             "WORLD_SIZE": str(ranks),
             "LOCAL_WORLD_SIZE": str(ranks),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            "MASTER_PORT": str(store.port),
             "TORCHFT_LIGHTHOUSE": url,
             "RUST_LOG": "warn",
-            "TORCHELASTIC_USE_AGENT_STORE": str(agent is not None),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
             # The server that forks may be older than a test's object store.
             **{key: value for key, value in os.environ.items() if key.startswith("AWS_")},
         }
@@ -125,7 +132,7 @@ def start_ranks(
         process = _context.Process(target=_run_rank, args=(environment, str(log), target, arguments))
         process.start()
         processes.append(process)
-    return SiteRun(name, folder, processes)
+    return SiteRun(name, folder, processes, store)
 
 
 def _run_rank(environment: dict[str, str], log: str, target: Callable[..., None], arguments: tuple) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from tests.end_to_end.forked import agent_store
 from titan_ext.errors import RunError, UserError
-from titan_ext.launcher.placement import free_port
 
 
 def _leave(folder: Path) -> None:
@@ -45,7 +45,8 @@ def resume_in_ways(config: Path, first: list[str], cases: Mapping[str, Case], fo
 
     def train(dump: Path, flags: list[str]) -> str:
         _clear_sharding_prop_cache()
-        os.environ["MASTER_PORT"] = str(free_port())
+        store = agent_store()
+        os.environ["MASTER_PORT"] = str(store.port)
         try:
             _train(str(config), None, [*flags, f"--dump_folder={dump}"])
         except Exception as error:  # noqa: BLE001 - told to the test

@@ -6,7 +6,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
 
 from tests.end_to_end.forked import lighthouse, start_site
 from tests.end_to_end.test_layouts import write_config
@@ -33,18 +32,17 @@ dataloader = {{ dataset = "{text_corpus}", num_workers = {workers} }}
 
 def test_torchruns_own_restart_of_a_site_that_waits_for_another(tmp_path, text_corpus):
     """The store outlives the first attempt, of which one rank dies and torchrun tells the other to leave."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     config = write_config(tmp_path, ["a", "b"], own_data(text_corpus), {"data_parallel_shard_degree": 2})
     flags = ["--training.steps=2", "--checkpoint.enable"]
     with lighthouse(2) as url:
-        first = start_site(config, "a", 2, url, *flags, agent=store.port)
+        first = start_site(config, "a", 2, url, *flags)
         wait_for(lambda: first.log().count("waiting for the quorum") == 2, first)
         os.kill(first.ranks[1].pid, signal.SIGKILL)
         os.kill(first.ranks[0].pid, signal.SIGTERM)
         left, killed = first.wait()
         # Rank 0 leaves as it is told, or has seen the connection to rank 1 break before.
         assert left in (128 + signal.SIGTERM, 1) and killed == -signal.SIGKILL, first.log()[-3000:]
-        sites = [start_site(config, "a", 2, url, *flags, agent=store.port), start_site(config, "b", 2, url, *flags)]
+        sites = [start_site(config, "a", 2, url, *flags, store=first.store), start_site(config, "b", 2, url, *flags)]
         for site in sites:
             assert site.wait() == [0, 0], site.log()[-3000:]
     assert [len(site.losses()) for site in sites] == [2, 2]
