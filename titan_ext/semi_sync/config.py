@@ -27,7 +27,8 @@ class SemiSyncConfig:
     """Parts of the model that sync in turn, ``sync_every / num_fragments`` steps apart."""
 
     fragments: list[list[str]] | None = None
-    """Module names of each fragment; by default layers are assigned evenly by size."""
+    """Module names of each fragment; by default layers are assigned evenly by size, in Decoupled DiLoCo the embeddings and
+    the head to a fragment by themselves."""
 
     fragment_sync_delay: int = 0
     """Inner steps that overlap an exchange before its result is applied (tau)."""

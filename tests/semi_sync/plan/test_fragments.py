@@ -58,6 +58,17 @@ def test_equal_layers_are_strided():
     assert list(home.values()) == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
+def test_what_is_a_fragment_by_itself_is_the_last_one():
+    sizes = {"tok_embeddings.weight": 90, **{f"layers.{layer}.w": 10 for layer in range(4)}, "lm_head.weight": 90}
+    own = ["tok_embeddings.*", "lm_head.*"]
+    assert list(assign_by_bytes(sizes, 3, own).values()) == [2, 0, 1, 0, 1, 2]
+    assert set(assign_by_bytes(sizes, 1, own).values()) == {0}, "there is one fragment"
+    assert assign_by_bytes(sizes, 3, ["*"]) == assign_by_bytes(sizes, 3), "nothing is left for the others"
+    assert assign_by_bytes(sizes, 3, ["no_such.*"]) == assign_by_bytes(sizes, 3)
+    with pytest.raises(ValueError, match="num_fragments = 6: .* layers.3 …, and one for tok_embeddings"):
+        assign_by_bytes(sizes, 6, own)
+
+
 @pytest.mark.parametrize(
     ("name", "layer"),
     [

@@ -2,7 +2,8 @@
 
 Fragments as in Streaming DiLoCo, sites weighed by ``tokens * (tokens / steps)``, and radial-directional averaging: of each
 tensor the updates' directions and lengths are averaged apart, so that nearly orthogonal updates of many sites do not
-shrink and the outer learning rate needs no retuning with their number. Embeddings and head take the weighted mean.
+shrink and the outer learning rate needs no retuning with their number. Embeddings and head take the weighted mean, and are
+a fragment by themselves.
 
 A site sends the direction of its update and, at the message's end, its length; the mean of directions is of any
 length, and is given the mean of the lengths. Where the directions cancel out, nothing moves (the paper takes the plain
@@ -35,7 +36,8 @@ class DecoupledSettings:
     """``[semi_sync.decoupled_diloco]``."""
 
     mean: list[str] = field(default_factory=lambda: ["tok_embeddings.*", "lm_head.*"])
-    """Patterns of the parameters whose updates are averaged as they are; of all others directions and lengths apart."""
+    """Patterns of the parameters whose updates are averaged as they are, and which are a fragment by themselves where there
+    are several and ``fragments`` does not list them; of all others directions and lengths are averaged apart."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,6 +177,7 @@ def _to_float32(value: float) -> float:
     "decoupled_diloco",
     settings=DecoupledSettings,
     outer={"sgd": {"outer_lr": 0.7, "outer_momentum": 0.9, "nesterov": True}},
+    own_fragment=lambda settings: settings.mean,
     sync_every=24,
     outer_optimizer="sgd",
     weighting="tokens_times_batch",

@@ -74,6 +74,9 @@ class Method:
     """For ``titan-ext check`` and the start of a run."""
     scopes: Scopes = lambda settings: ()
     """Scopes of the method's own, for which some of its rules are; they come after the user's."""
+    own_fragment: Callable[[Any], Sequence[str]] = lambda settings: ()
+    """From the method's own settings to patterns of parameters that are a fragment by themselves, unless the user lists the
+    fragments."""
 
 
 METHODS: Registry[Method] = Registry("method")
@@ -88,6 +91,7 @@ def register_method(
     inner: str = "",
     notes: Notes = lambda groups: [],
     scopes: Scopes = lambda settings: (),
+    own_fragment: Callable[[Any], Sequence[str]] = lambda settings: (),
     **defaults: Any,
 ) -> Callable[[MakeRules], MakeRules]:
     """Decorate the function that makes a method's rules.
@@ -103,6 +107,7 @@ def register_method(
         notes: what a user should know of the method's use with an inner optimizer.
         scopes: from the method's own settings to scopes of its own, such as key layers, by whose names (with a "." in
             them, so that no user's has one) its rules say what they cover.
+        own_fragment: from the method's own settings to patterns of parameters that are a fragment by themselves.
         **defaults: values of such fields that the method takes where the user set none; ``sync_every`` must be there.
 
     Raises:
@@ -110,7 +115,9 @@ def register_method(
     """
 
     def register(rules: MakeRules) -> MakeRules:
-        METHODS.add(name, Method(rules, settings, fixed or {}, outer or {}, defaults, inner, notes, scopes))
+        METHODS.add(
+            name, Method(rules, settings, fixed or {}, outer or {}, defaults, inner, notes, scopes, own_fragment)
+        )
         return rules
 
     return register

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
 
@@ -12,7 +13,7 @@ def layer_of(name: str) -> str:
     return match.group(1) if match else name.split(".", 1)[0]
 
 
-def assign_by_bytes(sizes: Mapping[str, int], num_fragments: int) -> dict[str, int]:
+def assign_by_bytes(sizes: Mapping[str, int], num_fragments: int, own: Sequence[str] = ()) -> dict[str, int]:
     """Assign whole layers to fragments so that their sizes are as even as possible.
 
     The largest layer goes to the lightest fragment first. Equal layers are therefore assigned in
@@ -21,6 +22,8 @@ def assign_by_bytes(sizes: Mapping[str, int], num_fragments: int) -> dict[str, i
     Args:
         sizes: elements by parameter name, of the whole model (every pipeline stage), in model order.
         num_fragments: how many fragments, at least 1.
+        own: patterns of parameters that make up the last fragment by themselves, where there are several fragments and
+            the patterns leave something for the others.
 
     Returns:
         fragment index by parameter name.
@@ -28,21 +31,26 @@ def assign_by_bytes(sizes: Mapping[str, int], num_fragments: int) -> dict[str, i
     Raises:
         ValueError: more fragments than layers.
     """
+    named = {name for name in sizes if any(fnmatchcase(name, pattern) for pattern in own)}
+    alone = named if num_fragments > 1 and len(named) < len(sizes) else set()
     layers: dict[str, int] = {}
     for name, size in sizes.items():
-        layers[layer_of(name)] = layers.get(layer_of(name), 0) + size
-    if not 1 <= num_fragments <= len(layers):
+        if name not in alone:
+            layers[layer_of(name)] = layers.get(layer_of(name), 0) + size
+    others = num_fragments - bool(alone)
+    if not 1 <= others <= len(layers):
+        beside = f", and one for {', '.join(own)}" if alone else ""
         raise ValueError(
             f"num_fragments = {num_fragments}: must be between 1 and the number of layers ({len(layers)}: "
-            f"{', '.join(list(layers)[:4])} …)"
+            f"{', '.join(list(layers)[:4])} …{beside})"
         )
-    loads = [0] * num_fragments
+    loads = [0] * others
     home: dict[str, int] = {}
     for layer in sorted(layers, key=lambda each: -layers[each]):
         lightest = loads.index(min(loads))
         home[layer] = lightest
         loads[lightest] += layers[layer]
-    return {name: home[layer_of(name)] for name in sizes}
+    return {name: others if name in alone else home[layer_of(name)] for name in sizes}
 
 
 def assign_by_modules(sizes: Mapping[str, int], fragments: Sequence[Sequence[str]]) -> dict[str, int]:

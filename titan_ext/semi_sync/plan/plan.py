@@ -117,6 +117,8 @@ class SyncPlan:
     num_fragments: int = 1
     fragments: tuple[tuple[str, ...], ...] | None = None
     """Module names of each fragment; None deals layers evenly by size."""
+    own_fragment: tuple[str, ...] = ()
+    """Patterns of the parameters that are then a fragment by themselves."""
     scopes: tuple[ScopePatterns, ...] = ()
     sync_point: Literal["after_step", "before_step"] = "after_step"
     """Sync after the inner step, or between a step's gradient and the step."""

@@ -89,6 +89,7 @@ def resolve(config: SemiSyncConfig, moments: MomentsKept | None = None) -> SyncP
         rules=(*rules, *scoped, *_rules_of_regions(config, rules)),
         num_fragments=config.num_fragments,
         fragments=None if config.fragments is None else tuple(tuple(each) for each in config.fragments),
+        own_fragment=_own_fragment(config),
         scopes=(
             *(
                 ScopePatterns(name=each.name, parameters=tuple(each.parameters), shared=each.shared != "local")
@@ -175,6 +176,11 @@ def _rules(config: SemiSyncConfig, moments: MomentsKept | None) -> list[SyncRule
         settings=method_settings(method, config),
     )
     return list(method.rules(context))
+
+
+def _own_fragment(config: SemiSyncConfig) -> tuple[str, ...]:
+    method = METHODS.get(config.method)
+    return tuple(method.own_fragment(method_settings(method, config)))
 
 
 def _scopes_of_method(config: SemiSyncConfig) -> Sequence[ScopePatterns]:

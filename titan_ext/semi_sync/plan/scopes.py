@@ -89,7 +89,7 @@ def assign(sizes: Mapping[str, int], plan: SyncPlan) -> dict[str, tuple[str, int
     if plan.fragments is not None:
         assigned = assign_by_modules(left, plan.fragments)
     else:
-        assigned = assign_by_bytes(left, plan.num_fragments)
+        assigned = assign_by_bytes(left, plan.num_fragments, plan.own_fragment)
     return homes | {name: (REST, fragment) for name, fragment in assigned.items()}
 
 
