@@ -29,6 +29,10 @@ MISTAKES = {
     "data": ("[data]\nshuffle_buffer = 0\n", "data.shuffle_buffer = 0: must be at least 1"),
     "validation": ("[validator]\nenable = true\n", "validator.dataloader.dataset: is missing"),
     "switch": ("[optimizer_switch]\nstep = -1\n", "optimizer_switch.step = -1: must be at least 0"),
+    "name in a list": (
+        '[[regularizer.phases]]\nname = "none"\n',
+        'regularizer.phases[0].name = "none": must be one of',
+    ),
     "import": ('[override]\nimports = ["no_such.module.f"]\n', "override.imports"),
 }
 

@@ -59,3 +59,15 @@ def test_that_a_round_needs_a_majority_is_said_where_late_work_is_kept(write, la
     site = load_site(write(GOOD), "alpha", [f"--semi_sync.late_work={late_work}", f"--replica.min_sites={least}"])
     found = [note for note in site.notes if note.startswith("replica.min_sites = 1") and "(2 of 2)" in note]
     assert len(found) == told
+
+
+@pytest.mark.parametrize("steps, told", [(20, True), (21, False)])
+def test_shares_that_would_come_after_the_last_step_are_said(write, tmp_path, steps, told):
+    for name in ("wiki", "code"):
+        (tmp_path / f"{name}.txt").write_text("some text")
+    mix = f'[data]\ndataset = "{tmp_path}"\nmix = {{wiki = 0.7, code = 0.3}}\n[[data.mix_changes]]\nstep = 20\nmix = {{code = 1}}\n'
+    path = tmp_path / "run" / "run.toml"
+    path.parent.mkdir()
+    path.write_text(f'[[site]]\nname = "alpha"\n{mix}[training]\nsteps = {steps}\n')
+    notes = load_site(path, "alpha").notes
+    assert any("change at step 20" in note for note in notes) == told, notes

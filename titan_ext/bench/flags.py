@@ -33,7 +33,7 @@ def check_numbers(options: argparse.Namespace, numbers: Numbers) -> None:
         require_flag(getattr(options, key) >= least, key, getattr(options, key), f"at least {_text(least)}")
 
 
-def listed_numbers(key: str, text: str, least: float) -> list[float]:
+def listed_numbers(key: str, text: str, least: float, most: float = 1e5) -> list[float]:
     """The numbers of a comma-separated flag.
 
     Raises:
@@ -43,7 +43,8 @@ def listed_numbers(key: str, text: str, least: float) -> list[float]:
         numbers = [float(each) for each in text.split(",")]
     except ValueError:
         raise UserError(f"{flag(key)} {text}: must be numbers, such as 50,200") from None
-    require_flag(all(least <= number <= 1e5 for number in numbers), key, text, f"numbers from {least:g} to 1e5")
+    in_range = all(least <= number <= most for number in numbers)
+    require_flag(in_range, key, text, f"numbers from {least:g} to {most:g}")
     return numbers
 
 

@@ -275,10 +275,6 @@ def _checked(options: argparse.Namespace) -> tuple[list[str], list[int]]:
     for codec in codecs:
         require_flag(codec in CODECS, "codecs", codec, f"of {', '.join(CODECS)}")
     require_flag(codecs[0] == "fp32", "codecs", options.codecs, "fp32 first, with which the others are compared")
-    return codecs, _numbers(options.streams)
-
-
-def _numbers(text: str) -> list[int]:
-    numbers = [int(each) if each.strip().isdecimal() else 0 for each in text.split(",")]
-    require_flag(all(0 < number <= 256 for number in numbers), "streams", text, "numbers from 1 to 256, such as 1,8")
-    return numbers
+    streams = listed_numbers("streams", options.streams, 1, 256)
+    require_flag(all(each.is_integer() for each in streams), "streams", options.streams, "whole numbers, such as 1,8")
+    return codecs, [int(each) for each in streams]

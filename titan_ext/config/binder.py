@@ -77,6 +77,12 @@ class Binder:
                 # Its dataclass stops at the first: without it, the next one shows.
                 self._settings.refuse(error)
                 del values[blamed]
+                try:
+                    with self._settings.raising():
+                        self.guard(key, owner, lambda: build(values))
+                except SettingError as again:
+                    if again.key == error.key:  # it cannot do without: what it says of its default is not news
+                        raise error from None
 
     def guard(
         self, key: str, owner: Any, build: Callable[[], Any], culprit: Callable[[], str | None] = lambda: None

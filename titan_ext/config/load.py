@@ -251,7 +251,8 @@ def _check_whole(
     derived: dict[str, Origin] = {}
     with findings.check():
         notes += outer_loop.check_outer_loop(settings, config, plan.site.count)
-        notes += values.check_rounding(config) + values.check_switch(config) + values.check_warmup(config)
+        notes += values.check_rounding(config) + values.check_switch(config)
+        notes += values.check_warmup(config) + values.check_mix_changes(config)
         derived |= _pair(config, plans)
         outer_loop.check_pairing(settings, config)
         outer_loop.check_rows(settings, config, layout)

@@ -161,6 +161,13 @@ def check_switch(config: Any) -> list[str]:
     return [f"training.steps ({steps}) ends before optimizer_switch.step ({step})"] if step >= steps else []
 
 
+def check_mix_changes(config: Any) -> list[str]:
+    """A note for the user where shares of corpora would change after the last step."""
+    steps = config.training.steps
+    late = [change.step for change in config.dataloader.mix_changes if change.step >= steps]
+    return [f"training.steps ({steps}) ends before data.mix_changes change at step {late[0]}"] if late else []
+
+
 def check_warmup(config: Any) -> list[str]:
     """A note for the user where torchtitan shortens the learning rate's warm-up or decay to what the steps leave."""
     scheduler = config.lr_scheduler
