@@ -69,14 +69,13 @@ def test_the_table_of_the_readme_is_between_its_marks():
 
 
 def test_stalls_faults_and_the_lane_are_in_the_readme():
-    """Each from its record: a stall beside its method's loss, and methods without a loss below."""
+    """Each from its record: a stall beside its method's loss."""
     step = {"utilised": 0.5, "stalled_a_round_seconds": 9.0}
     stall = {
         **{"sites": 4, "link": "1gbit,40ms", "flavor": "125M", "step_seconds": 0.35, "sync_every": 32},
         "rows": [
             {"method": "data parallelism", "bytes_a_step": 1000, "stalled_a_step_seconds": 1.5, **step},
             {"method": "C, settings", "bytes_a_step": 100, "stalled_a_step_seconds": 0.25, **step},
-            {"method": "Other, int4", "bytes_a_step": 20, "stalled_a_step_seconds": 0.125, **step},
         ],
     }
     kill = {
@@ -100,7 +99,6 @@ def test_stalls_faults_and_the_lane_are_in_the_readme():
     }
     text = "\n".join(summary.readme_lines(records_of))
     assert "| C | diverged | diverged | 44 (0.6%) | 0.250 s |" in text
-    assert "| Other, int4 | not trained |  | (2.0%) | 0.125 s |" in text
     assert "under data parallelism 1.500 s a step. `titan-ext bench stall`." in text
     assert "| inner | torchft | 1.23 | 2.00 | 4.00 | 5.00 |" in text and "`titan-ext bench rejoin`." in text
     assert "torchft-nightly 2026.1.2, beside the release 0.2.0: tests FAILS (1 failed, 2 passed)" in text

@@ -52,6 +52,9 @@ _METHODS = {
     f"Streaming DiLoCo, {_FRAGMENTS} fragments, delay {_DELAY}": _method(
         "diloco", num_fragments=_FRAGMENTS, fragment_sync_delay=_DELAY
     ),
+    f"Decoupled DiLoCo, {_FRAGMENTS} fragments, delay {_DELAY}": _method(
+        "decoupled_diloco", num_fragments=_FRAGMENTS, fragment_sync_delay=_DELAY
+    ),
     "eager DiLoCo": _method("eager_diloco"),
     "MuLoCo, int4": _method("muloco", {"name": "Muon"}, codec="int4"),
     "Local Adam": _method("local_adam"),
@@ -59,6 +62,7 @@ _METHODS = {
     "MT-DAO, one momentum": _method("mt_dao", {"name": "QHAdamW", "betas": [0.999, 0.999], "omegas": [0.95]}),
     "NoLoCo": _method("noloco"),
     "SPARTA": _method("sparta"),
+    "DeMo": _method("demo", {"name": "DeMo"}),
 }
 
 

@@ -1,12 +1,12 @@
 """README.md's tables of results, from the records: methods, faults beside torchft, and the lane against its nightly build."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from titan_ext.experiments.records import Record
 from titan_ext.experiments.tables import interval, markdown
 
-_PARTS = ("constant", "des_loc", "methods")
+_PARTS = ("constant", "des_loc", "methods", "others")
 """Parts of ``titan-ext bench tiny`` whose arms are methods; an arm of several is in it once."""
 _LOW_RANK = ("lordo_r4_k32", "lordo_r16_k32")
 """Arms of part "bases" that are methods too."""
@@ -43,13 +43,7 @@ def _methods(record: Record, records: Mapping[str, Record]) -> list[str]:
         [_label(row, figures), interval(row, "gap"), interval(row, "own_gap"), _bytes(row, figures)]
         for row in _arms(figures["rows"])
     ]
-    named = {line[0].split(",")[0].split(":")[0] for line in body}
-    trained = [[*line, stalls.get(line[0].split(",")[0].split(":")[0], {}).get("stalled", "")] for line in body]
-    others = [
-        [row["method"], "not trained", "", row["share"], row["stalled"]]
-        for name, row in stalls.items()
-        if name not in (*named, _BY_METHOD)
-    ]
+    lines = [[*line, stalls.get(line[0].split(",")[0].split(":")[0], "")] for line in body]
     return [
         f"Loss: {figures['parameters']:,} parameters, {figures['sites']} sites, {figures['steps']:,} steps at a constant "
         f"learning rate, {figures['seeds']} seeds, 95% intervals; data parallelism sends "
@@ -57,18 +51,18 @@ def _methods(record: Record, records: Mapping[str, Record]) -> list[str]:
         "[page of results](titan_ext/experiments/results/README.md) has the rest.",
         *_stall_text(records),
         "",
-        *markdown([*titles, "stalled a step"], [*trained, *others]),
+        *markdown([*titles, "stalled a step"], lines),
     ]
 
 
 def _arms(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows of methods, each once."""
-    chosen = (
-        row
-        for row in rows
-        if row["k"] is not None and (row["part"] in _PARTS or (row["part"] == "bases" and row["arm"] in _LOW_RANK))
-    )
-    return list({row["label"]: row for row in chosen}.values())
+    """The rows of methods, each as it is in the first part that has it."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        of_method = row["part"] in _PARTS or (row["part"] == "bases" and row["arm"] in _LOW_RANK)
+        if row["k"] is not None and of_method:
+            found.setdefault(row["label"], row)
+    return list(found.values())
 
 
 def _label(row: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
@@ -81,19 +75,13 @@ def _bytes(row: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     return f"{sent:,.0f} ({sent / figures['ddp_bytes_a_step']:.1%})"
 
 
-def _stalls(records: Mapping[str, Record]) -> dict[str, dict[str, str]]:
-    """By method: its line's name, its stall, and its bytes as a share of data parallelism's."""
+def _stalls(records: Mapping[str, Record]) -> dict[str, str]:
+    """By method its stall."""
     if "stall" not in records:
         return {}
-    rows: Sequence[Mapping[str, Any]] = records["stall"].figures["rows"]
-    whole = next(row["bytes_a_step"] for row in rows if row["method"] == _BY_METHOD)
     return {
-        row["method"].split(",")[0]: {
-            "method": row["method"],
-            "stalled": f"{row['stalled_a_step_seconds']:.3f} s",
-            "share": f"({row['bytes_a_step'] / whole:.1%})",
-        }
-        for row in rows
+        row["method"].split(",")[0]: f"{row['stalled_a_step_seconds']:.3f} s"
+        for row in records["stall"].figures["rows"]
     }
 
 
@@ -103,9 +91,9 @@ def _stall_text(records: Mapping[str, Record]) -> list[str]:
     record = records["stall"]
     figures = record.figures
     return [
-        f"Stall, and bytes of methods that are not trained: llama3 {figures['flavor']}, {figures['sites']} sites, "
+        f"Stall: llama3 {figures['flavor']}, {figures['sites']} sites, "
         f"{figures['link']}, inner steps of {figures['step_seconds']:g} s, a round every {figures['sync_every']}, in virtual "
-        f"time; under data parallelism {_stalls(records)[_BY_METHOD]['stalled']} a step. `{record.command}`."
+        f"time; under data parallelism {_stalls(records)[_BY_METHOD]} a step. `{record.command}`."
     ]
 
 

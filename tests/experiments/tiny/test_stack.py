@@ -8,7 +8,7 @@ from titan_ext.errors import UserError
 from titan_ext.experiments.tiny.model import TinyModel
 from titan_ext.experiments.tiny.stack import RowSettings, Stack, StackedRun
 from titan_ext.experiments.tiny.text import VOCABULARY, Windows, characters, validation_windows
-from titan_ext.optim import LowRankAdamW, QHAdamW
+from titan_ext.optim import DeMo, LowRankAdamW, Muon, QHAdamW
 from titan_ext.semi_sync import SemiSyncConfig
 from titan_ext.semi_sync.testing import InProcessSites
 
@@ -68,12 +68,21 @@ def low_rank(groups, **settings):
 
 
 @pytest.mark.parametrize(
-    "method, make, elementwise",
-    [("mt_dao", quasi_hyperbolic, True), ("mt_dao", quasi_hyperbolic, False), ("lordo", low_rank, False)],
+    "outer, make, elementwise",
+    [
+        ({"method": "mt_dao"}, quasi_hyperbolic, True),
+        ({"method": "mt_dao"}, quasi_hyperbolic, False),
+        ({"method": "lordo"}, low_rank, False),
+        ({"method": "diloco", "num_fragments": 2, "fragment_sync_delay": 1}, torch.optim.AdamW, True),
+        ({"method": "sparta", "settings": {"sparta": {"sparta_fraction": 0.1}}}, torch.optim.AdamW, True),
+        ({"method": "noloco"}, torch.optim.AdamW, True),
+        ({"method": "muloco", "codec": "int4"}, Muon, False),
+        ({"method": "demo", "sync_every": 1}, DeMo, False),
+    ],
 )
-def test_stacked_runs_are_runs_of_their_own(method, make, elementwise):
+def test_stacked_runs_are_runs_of_their_own(outer, make, elementwise):
     """Two runs of different learning rates in one stack: both as if trained alone, and as many bytes."""
-    config = SemiSyncConfig(method=method, sync_every=EVERY)
+    config = SemiSyncConfig(**{"sync_every": EVERY, **outer})
     rates, windows = (1e-2, 3e-2), [windows_of(0), windows_of(1)]
     stack = Stack(MODEL, MODEL.initial(1).repeat(2 * SITES, 1))
     runs = [
@@ -86,13 +95,14 @@ def test_stacked_runs_are_runs_of_their_own(method, make, elementwise):
         stack.backward(torch.cat([each[step] for each in windows]))
         for run in runs:
             run.step()
+    # A step after the last sync, on text of their own.
+    assert torch.equal(stack.flat[0], stack.flat[1]) == (config.method == "demo")
     for run, lr, own in zip(runs, rates, windows):
         expected, sent = trained_alone(config, make, own, lr)
         assert run.bytes_sent() == sent > 0
         run.close()
         for row, alone in zip(run.rows, expected):
             torch.testing.assert_close(stack.flat[row], alone, rtol=1e-4, atol=2e-6)
-    assert not torch.equal(stack.flat[0], stack.flat[1])  # a step after the last sync, on text of their own
 
 
 def test_a_run_goes_on_from_the_state_of_another():
@@ -115,10 +125,11 @@ def test_a_run_goes_on_from_the_state_of_another():
 
 
 def test_validation_is_the_mean_over_windows():
-    stack = Stack(MODEL, torch.stack([MODEL.initial(0), MODEL.initial(1)]))
+    stack = Stack(MODEL, torch.stack([MODEL.initial(seed) for seed in range(3)]))
     windows = torch.randint(VOCABULARY, (700, 4))
-    found = stack.validate([1, 0], windows)
-    assert found == pytest.approx([float(Alone(stack.flat[row]).loss(windows)) for row in (1, 0)], rel=1e-5)
+    found = stack.validate([[1], [2, 0]], windows)
+    means = [stack.flat[1], (stack.flat[2] + stack.flat[0]) / 2]
+    assert found == pytest.approx([Alone(each).loss(windows).item() for each in means], rel=1e-5)
 
 
 def test_text_is_that_of_the_site_and_never_of_the_validation(tmp_path):

@@ -1,6 +1,7 @@
 """What is compared: the momenta of each arm, how its sites meet; what a run is given and returns."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from math import inf, log
 from typing import Any
 
@@ -60,8 +61,12 @@ class Arm:
     """Without the warm-up and the switch: these momenta, and sites of their own, from the first step."""
     method: str = "mt_dao"
     """Of the outer loop. With ``mt_dao`` and one momentum of weight 1 it is Local Adam."""
+    outer: Mapping[str, Any] = field(default_factory=dict)
+    """Other fields of the outer loop's configuration."""
     low_rank: LowRank | None = None
     """The optimizer instead of one with these momenta, with states from zero after the warm-up."""
+    inner: str = ""
+    """Name in ``titan_ext.optim`` of the optimizer instead of those, with states from zero after the warm-up."""
     own: str = "ddp"
     """The arm of data parallelism that trains with the same optimizer."""
 
@@ -77,6 +82,10 @@ class Arm:
             other["method"] = self.method
         if self.low_rank is not None:
             other["low_rank"] = asdict(self.low_rank)
+        if self.outer:
+            other["outer"] = dict(self.outer)
+        if self.inner:
+            other["inner"] = self.inner
         return other | {
             "betas": self.betas,
             "omegas": self.omegas,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from titan_ext.experiments.tiny.arms import FAST, Arm, LowRank, ddp, double, local_adam, single
 
@@ -65,6 +66,30 @@ def _methods(*chosen: str) -> dict[str, Arm]:
         f"{method}_k{EVERY}": Arm(label=f"{labels[method]}, K {EVERY}", sync_every=EVERY, method=method)
         for method in chosen
     }
+
+
+def _others() -> dict[str, Arm]:
+    """Methods that hide or thin out the exchange, or have an optimizer of their own, beside DiLoCo."""
+    streaming = {"num_fragments": 4, "fragment_sync_delay": 2}
+    plain = {"decoupled_diloco": {"mean": ["embed", "output"]}}
+    muon, share = "ddp_muon", {"sparta": {"sparta_fraction": 0.005}}
+    return _methods("diloco") | {
+        f"streaming_k{EVERY}": _other("Streaming DiLoCo, 4 fragments, delay 2", "diloco", outer=streaming),
+        f"decoupled_k{EVERY}": _other(
+            "Decoupled DiLoCo, 4 fragments, delay 2", "decoupled_diloco", outer=streaming | {"settings": plain}
+        ),
+        f"eager_k{EVERY}": _other("eager DiLoCo", "eager_diloco"),
+        f"eager_slow_k{EVERY}": _other("eager DiLoCo, outer lr 0.35", "eager_diloco", outer={"outer_lr": 0.35}),
+        f"noloco_k{EVERY}": _other("NoLoCo", "noloco"),
+        f"sparta_k{EVERY * 2}": _other("SPARTA, 0.5% a step", "sparta", EVERY * 2, outer={"settings": share}),
+        muon: Arm(label="DDP, Muon", inner="Muon", own=muon),
+        f"muloco_k{EVERY}": _other("MuLoCo, int4", "muloco", inner="Muon", own=muon, outer={"codec": "int4"}),
+        "demo": Arm(label="DeMo", sync_every=1, method="demo", inner="DeMo"),
+    }
+
+
+def _other(label: str, method: str, every: int = EVERY, **settings: Any) -> Arm:
+    return Arm(label=f"{label}, K {every}", sync_every=every, method=method, **settings)
 
 
 def _low_rank(rank: int) -> dict[str, Arm]:
@@ -149,6 +174,12 @@ PARTS = {
     "methods": Part(
         "Sites that keep their moments to themselves train worse than with averaged ones. Against it: they are level.",
         _methods("diloco", "local_sgd"),
+    ),
+    "others": Part(
+        "Hiding the exchange, thinning it out, few bits or pairs of sites cost little beside DiLoCo, and MuLoCo little beside "
+        "data parallelism with Muon. Against it: they are above by more than the interval.",
+        _others(),
+        length=0.5,
     ),
     "low_rank": Part(
         "LoRDO's distance to low-rank data parallelism is that of its slow momentum, which data parallelism with LoRDO's "

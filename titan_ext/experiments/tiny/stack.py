@@ -7,6 +7,7 @@ paid once for all. Each run has the product's optimizer over its rows and, betwe
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import torch
@@ -53,10 +54,14 @@ class Stack:
         return losses.detach()
 
     @torch.no_grad()
-    def validate(self, rows: Sequence[int], windows: torch.Tensor) -> list[float]:
-        """Loss of the replicas ``rows`` on windows, int64 ``[count, context + 1]``, that are the same for all."""
-        parts = self.model.split(self.flat[list(rows)])
-        expanded = windows.expand(len(rows), *windows.shape)
+    def validate(self, runs: Sequence[Sequence[int]], windows: torch.Tensor) -> list[float]:
+        """Loss of each run's mean replica on windows, int64 ``[count, context + 1]``, that are the same for all.
+
+        Args:
+            runs: the replicas of each run, by row.
+        """
+        parts = self.model.split(torch.stack([self.flat[list(rows)].mean(0) for rows in runs]))
+        expanded = windows.expand(len(runs), *windows.shape)
         losses = [
             self.model.losses(parts, part[..., :-1], part[..., -1]).double() * part.shape[1]
             for part in expanded.split(512, dim=1)
@@ -109,6 +114,7 @@ class StackedRun:
         self._outer: list[Any] = []
         self._sites: InProcessSites | None = None
         self._every = 0
+        """Steps between two at which a round may begin or be applied."""
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -123,9 +129,10 @@ class StackedRun:
     def synchronise(self, config: SemiSyncConfig) -> None:
         """Put the outer loop between the sites, whose replicas are equal now."""
         self._sites = InProcessSites(len(self.rows))
-        self._every = config.sync_every
         optimizers = self._of_sites() if self._settings.elementwise else self.optimizers
         self._outer = self._sites.outer_loops(config, self.models, optimizers)
+        rules = [rule for rule in self._outer[0].plan.rules if not rule.final]
+        self._every = gcd(*(steps for rule in rules for steps in (rule.period, rule.offset, rule.delay)))
 
     def step(self) -> None:
         """A step of the optimizers on the gradients that are there, and the exchange that is due."""
@@ -133,8 +140,8 @@ class StackedRun:
             optimizer.step()
         if self._sites is None:
             return
-        # Threads cost more than the step: only a round, at which sites wait for each other, needs them. LoRDO may have one
-        # after the first step.
+        # Threads cost more than the step: only where a round begins or is applied, at which sites wait for each other, are
+        # they needed. LoRDO may have one after the first step.
         step = self._outer[0].inner_step + 1
         if step == 1 or step % self._every == 0:
             self._sites.at_once(lambda site: self._outer[site].step())

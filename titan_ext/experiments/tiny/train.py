@@ -14,7 +14,7 @@ from titan_ext.experiments.tiny.model import TinyModel
 from titan_ext.experiments.tiny.stack import RowSettings, Stack, StackedRun
 from titan_ext.experiments.tiny.text import VOCABULARY, Windows, validation_windows
 from titan_ext.experiments.tuning import Run
-from titan_ext.optim import LowRankAdamW, QHAdamW
+from titan_ext.optim import DeMo, LowRankAdamW, Muon, QHAdamW
 from titan_ext.optim.switch import Switch, SwitchConfig
 from titan_ext.semi_sync import SemiSyncConfig
 
@@ -100,9 +100,9 @@ class _Cohort:
         )
 
     def _measure(self, step: int) -> None:
-        rows = [stacked.rows[0] for stacked in self._stacked]
-        found = self._stack.validate(rows, _validation(self._settings).to(self._settings.device))
-        fine = self._fine.view(len(rows), -1).all(1).tolist()
+        runs = [stacked.rows for stacked in self._stacked]
+        found = self._stack.validate(runs, _validation(self._settings).to(self._settings.device))
+        fine = self._fine.view(len(runs), -1).all(1).tolist()
         self._steps.append(step)
         self._losses.append([loss if each else math.nan for loss, each in zip(found, fine, strict=True)])
 
@@ -137,8 +137,10 @@ def _placed(
     """A run in its rows, with its optimizer and the outer loop between its sites."""
     run = _optimized(settings, stack, arm, range(first, first + sites), state)
     if arm.sync_every is not None:
-        own = {} if arm.low_rank is None else {"lordo": {"first_basis": arm.low_rank.first_basis}}
-        run.synchronise(SemiSyncConfig(method=arm.method, sync_every=arm.sync_every, settings=own))
+        outer = dict(arm.outer)
+        if arm.low_rank is not None:
+            outer["settings"] = {"lordo": {"first_basis": arm.low_rank.first_basis}}
+        run.synchronise(SemiSyncConfig(method=arm.method, sync_every=arm.sync_every, **outer))
     return run
 
 
@@ -148,6 +150,8 @@ def _optimized(
     place = stack, rows[0], len(rows)
     if arm.low_rank is not None:
         return StackedRun(*place, _low_rank(settings, arm))
+    if arm.inner:
+        return StackedRun(*place, _INNER[arm.inner](settings))
     if arm.method != "mt_dao":
         return StackedRun(*place, _adam(settings), _as_adam(state))
     if not arm.switches:
@@ -195,6 +199,17 @@ def _low_rank(settings: Settings, arm: Arm) -> RowSettings:
         refresh_every=1,
     )
     return RowSettings(make, elementwise=False)
+
+
+def _muon(settings: Settings) -> RowSettings:
+    return RowSettings(partial(Muon, betas=(FAST, settings.beta2), weight_decay=0.0), elementwise=False)
+
+
+def _demo(settings: Settings) -> RowSettings:
+    return RowSettings(DeMo, elementwise=False)
+
+
+_INNER = {"Muon": _muon, "DeMo": _demo}
 
 
 def _set_rate(run: StackedRun, rate: float) -> None:
