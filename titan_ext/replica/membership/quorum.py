@@ -26,6 +26,8 @@ _POLL_SECONDS = 2.0
 _REMINDER_SECONDS = 30.0
 # Where quorums are closer than this, the state is so small that it may as well travel in one.
 _LONG_SECONDS = 30.0
+_LONG_SPACING = 2.0
+"""Times the usual spacing of quorums, after which a site may have hung: to ask the lighthouse costs two round trips."""
 
 
 class AdmittedQuorumClient:
@@ -43,7 +45,8 @@ class AdmittedQuorumClient:
         abort_group: called before a new group is agreed on, to end the old one.
         lighthouse: its URL, to log while a quorum takes its time whether it is there; None logs nothing.
         prefetch: called with ``replica_id`` and the ``seconds`` it may take before a quorum of this process, not the
-            first, if the others may have had one without it: its vote failed, or the last quorum is long ago.
+            first, if the others may have had one without it: its vote failed, or the last quorum is long ago, also by the
+            spacing of the two before.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class AdmittedQuorumClient:
         self._prefetch = prefetch
         self._last_vote_failed = False
         self._last_quorum_at = -math.inf
+        self._last_spacing = 0.0
         self._last_quorum: tuple[int, list[str]] | None = None
         self._replica_id: str | None = None
         self._result = AdmissionResult()
@@ -102,10 +106,13 @@ class AdmittedQuorumClient:
         """
         deadline = time.monotonic() + timeout.total_seconds()
         self._too_few_sites = False
-        if self._prefetch is not None and self._replica_id is not None and self._may_be_behind():
+        spacing = time.monotonic() - self._last_quorum_at
+        if self._prefetch is not None and self._replica_id is not None and self._may_be_behind(spacing):
             self._prefetch(replica_id=self._replica_id, seconds=timeout.total_seconds())
         with nullcontext() if self._lighthouse is None else _QuorumLog(self._lighthouse, self.waiting_for):
-            return self._wait_for_quorum(group_rank, step, init_sync, deadline, request)
+            quorum = self._wait_for_quorum(group_rank, step, init_sync, deadline, request)
+        self._last_spacing = spacing if math.isfinite(spacing) else 0.0
+        return quorum
 
     def _wait_for_quorum(
         self, group_rank: int, step: int, init_sync: bool, deadline: float, request: dict[str, Any]
@@ -137,8 +144,8 @@ class AdmittedQuorumClient:
         self._last_vote_failed = not committed
         return committed
 
-    def _may_be_behind(self) -> bool:
-        return self._last_vote_failed or time.monotonic() > self._last_quorum_at + _LONG_SECONDS
+    def _may_be_behind(self, spacing: float) -> bool:
+        return self._last_vote_failed or spacing > max(_LONG_SECONDS, _LONG_SPACING * self._last_spacing)
 
     def _is_unchanged(self, quorum: QuorumResult) -> bool:
         result = self._result
