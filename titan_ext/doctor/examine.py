@@ -10,7 +10,7 @@ from typing import Any
 
 from titan_ext.doctor.finding import Finding, Level, ok
 from titan_ext.doctor.ladder import Timing, check_ladder
-from titan_ext.doctor.machine import check_address, check_machine, check_memory
+from titan_ext.doctor.machine import check_address, check_machine, check_memory, check_pauses
 from titan_ext.doctor.peers import Links, check_lighthouse, check_members, check_region_lighthouse, meet
 from titan_ext.errors import UserError
 from titan_ext.replica.address import lighthouse_url
@@ -31,7 +31,9 @@ def examine_site(site: Any, links: Links | None) -> list[Finding]:
     """All about this site; ``links`` is what was found between it and the others."""
     findings = [*check_machine(site), *check_memory(site)]
     findings += check_ladder(site.config.replica, timing_of(site, links))
-    return findings + (links.findings if links is not None else [])
+    if links is not None:
+        findings += [*check_pauses(links.round_trip_seconds), *links.findings]
+    return findings
 
 
 def timing_of(site: Any, links: Links | None) -> Timing:

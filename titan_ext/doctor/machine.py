@@ -17,6 +17,8 @@ from titan_ext.replica.membership.shared_secret import load_secret
 _SLOW_LOOKUP_SECONDS = 1.0
 _PATIENCE_SECONDS = 6.0
 _LEAST_MTU = 1280
+_LONG_TRIP_SECONDS = 0.005
+_KERNEL = Path("/proc/sys/net/ipv4")
 
 
 def check_machine(site: Any) -> list[Finding]:
@@ -102,6 +104,29 @@ def check_memory(site: Any) -> list[Finding]:
     why = "a rank ends for want of memory at the first sync"
     mend = '[semi_sync] outer_state_device = "cpu", more fragments, or more ranks'
     return [Finding("memory", Level.PROBLEM, str(each), why, mend) for each in lacking] or [ok("memory", text)]
+
+
+def check_pauses(round_trip_seconds: float | None) -> list[Finding]:
+    """Whether connections to far sites forget between two rounds how fast they may send (RFC 2861, Linux's default)."""
+    if (round_trip_seconds or 0.0) < _LONG_TRIP_SECONDS:
+        return []
+    try:
+        forgets = (_KERNEL / "tcp_slow_start_after_idle").read_text().strip() != "0"
+        control = (_KERNEL / "tcp_congestion_control").read_text().strip()
+    except OSError:
+        return []  # not Linux
+    if not forgets or control == "bbr":
+        return [ok("pauses", f"connections keep their speed between rounds ({control})")]
+    trip = f"{1000 * (round_trip_seconds or 0.0):.0f} ms"
+    return [
+        Finding(
+            "pauses",
+            Level.NOTE,
+            f"{control} begins anew after a pause (net.ipv4.tcp_slow_start_after_idle = 1)",
+            f"each round takes some round trips of {trip} longer until its connections are up to speed",
+            "sysctl -w net.ipv4.tcp_slow_start_after_idle=0, or net.ipv4.tcp_congestion_control=bbr",
+        )
+    ]
 
 
 def check_address(address: str, lighthouse_host: str) -> list[Finding]:
