@@ -1,11 +1,13 @@
 """``titan-ext bench participation`` at toy size: who trains how often, on whose text, and what is refused."""
 
+import argparse
 import json
 
 import pytest
 
 from tests.experiments.wrong_options import assert_one_line
 from titan_ext import cli
+from titan_ext.experiments.participation import command
 from titan_ext.experiments.participation.arms import Settings, parse_arm
 from titan_ext.experiments.participation.train import source_text, train
 from titan_ext.experiments.tuning import Run
@@ -66,3 +68,8 @@ def test_languages_are_dealt_to_sources(corpus):
 )
 def test_a_wrong_option_is_one_line(flags, said, capsys):
     assert_one_line([*COMMAND, *flags], said, capsys)
+
+
+def test_figures_of_languages_do_not_take_the_place_of_the_others():
+    names = [command.record_name(argparse.Namespace(languages=folder)) for folder in (None, "corpus")]
+    assert names == ["participation", "participation_languages"]

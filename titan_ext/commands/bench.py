@@ -39,7 +39,8 @@ from titan_ext.experiments.sparsity import command as sparsity
 from titan_ext.experiments.tiny import command as tiny
 from titan_ext.experiments.worldlm import command as worldlm
 
-# Each with HELP, add_arguments(parser) and run(options) -> figures; its docstring describes it.
+# Each with HELP, add_arguments(parser) and run(options) -> figures; its docstring describes it. One that is recorded under
+# several names, by its options, has record_name(options).
 _BENCHMARKS = {
     "abbie": abbie,
     "adapt": adapt,
@@ -82,7 +83,8 @@ def _action(name: str, benchmark: ModuleType) -> Command:
         finally:
             signal.signal(signal.SIGTERM, before)
         if options.record is not None:
-            print("recorded:", records.keep(name, options.arguments, figures, options.record))
+            record = benchmark.record_name(options) if hasattr(benchmark, "record_name") else name
+            print("recorded:", records.keep(record, options.arguments, figures, options.record))
         print(json.dumps({"benchmark": name, **figures}), flush=True)
         return 0
 

@@ -65,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     command.add_run_arguments(parser)
 
 
+def record_name(options: argparse.Namespace) -> str:
+    """One for the built-in text, one for languages."""
+    return "participation_languages" if options.languages else "participation"
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Train what is missing, print the table, and return its figures.
 
