@@ -14,7 +14,7 @@ from titan_ext.errors import UserError
 from titan_ext.lab.build import Request, make_script
 from titan_ext.lab.faults import Fault
 from titan_ext.lab.rehearsal import Rehearsal
-from titan_ext.lab.report import write_journals
+from titan_ext.lab.report import make_folders, write_journals
 from titan_ext.lab.stand_in import StandIn, shrinking, shrunk_shapes
 from titan_ext.lab.trace import Outcome
 from titan_ext.planner.build import Request as PlanRequest
@@ -199,6 +199,7 @@ def test_a_plan_learns_from_a_rehearsal(sites: list, tmp_path: Path) -> None:
     outcome = rehearse(sites, count=2)
     for site, name in zip(outcome.sites, ("alpha", "beta"), strict=True):
         site.name = name
+    make_folders(str(tmp_path), [site.name for site in outcome.sites])
     write_journals(str(tmp_path), outcome)
     plan = make_plan(sites, PlanRequest(file="demo.toml", links=[LINK], steps=["1s"], run=str(tmp_path)))
     by_name = {each.what: each for each in plan.comparisons}
@@ -212,6 +213,7 @@ def test_a_plan_learns_from_a_rehearsal(sites: list, tmp_path: Path) -> None:
     [
         ({"links": []}, "--link"),
         ({"sites": 0}, "--sites 0"),
+        ({"sites": 1}, "--sites 1: with replica.min_sites = 2 nothing"),
         ({"jitter": 0.5}, "--jitter"),
         ({"mtbf": "0s"}, "--mtbf"),
         ({"until": "soon"}, "'soon'"),
@@ -251,6 +253,8 @@ def test_recorded_faults(sites: list, tmp_path: Path) -> None:
         '{"kind": "kill", "site": "site1"}': "time = None",
         '{"time": 1, "kind": "kill", "site": "west"}': "west",
         '{"time": 1, "kind": "kill", "sites": "site1"}': "list of names",
+        '{"time": 1, "kind": "kill", "site": "site1", "secs": 3}': "did you mean 'seconds'",
+        '{"time": 1, "kind": "kill", "site": "site1", "sites": ["site1"]}': "site and sites",
         '{"time": NaN, "kind": "kill", "site": "site1"}': "time = nan: must be finite",
         '{"time": 1, "kind": "kill", "site": "site1", "seconds": 1e999}': "seconds = inf: must be finite",
     }.items():
@@ -271,14 +275,16 @@ def test_random_kills_come_from_the_seed(sites: list) -> None:
 
 def test_the_command(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     flags = ["lab", str(file), "--virtual-time", "--link", LINK, "--step", "1s", "--fault", "kill:beta@12s+5s"]
-    flags += ["--replica.min_sites=1", "--out", str(tmp_path)]
-    assert cli.main([*flags, "--json"]) == 0
+    flags += ["--replica.min_sites=1", "--fault", "kill:beta@99h"]
+    assert cli.main([*flags, "--out", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["finished"] and [site["starts"] for site in found["sites"]] == [1, 2]
-    assert (tmp_path / "beta" / "metrics.jsonl").is_file()
+    kept = (tmp_path / "beta" / "metrics.jsonl").read_text()
     assert cli.main(flags) == 0
-    text = capsys.readouterr().out
-    assert "beta is gone" in text or "1 kill" in text
+    assert "1 kill; 1 more would have come after the end" in capsys.readouterr().out
+    assert cli.main([*flags, "--out", str(tmp_path)]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (tmp_path / "beta" / "metrics.jsonl").read_text() == kept
     assert cli.main(["lab", str(file), "--link", LINK, "--step", "1s"]) == 2
     assert "--virtual-time" in capsys.readouterr().err
 

@@ -149,6 +149,37 @@ def test_a_run_calibrates_the_plan_and_is_compared_with_it(sites: list, tmp_path
     assert by_name["utilisation"].measured == pytest.approx(0.5 * 29 / (0.5 * 29 + 5 * 3.0), abs=1e-3)
 
 
+def test_of_a_run_that_was_killed_and_whose_clock_was_set_back(sites: list, tmp_path: Path) -> None:
+    journal(tmp_path, "alpha", sync=3.0)
+    path = tmp_path / "alpha" / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    later = [json.dumps((line := json.loads(each)) | {"time": line["time"] - 5000.0}) for each in lines[20:]]
+    path.write_text("\n".join([*lines[:20], '{"kind": "step", "st', *later, '{"ki']))
+    plan = make_plan(sites, Request(file="demo.toml", links=["1mbit"], run=str(tmp_path)))
+    measured = {each.what: each.measured for each in plan.comparisons}
+    assert measured["utilisation"] == pytest.approx(0.5 * 29 / (0.5 * 29 + 5 * 3.0), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"seconds_reduce": None}, "seconds_reduce = None: must be a number"),
+        ({"bytes_sent": "1 MB"}, "bytes_sent = '1 MB'"),
+        ({"seconds_quorum": float("nan")}, "seconds_quorum = nan"),
+        ({"rules": None}, "rules = None: must be a list"),
+    ],
+)
+def test_lines_of_a_run_that_are_refused(change: dict, told: str, sites: list, tmp_path: Path) -> None:
+    journal(tmp_path, "alpha", sync=3.0)
+    path = tmp_path / "alpha" / "metrics.jsonl"
+    lines = [json.loads(each) for each in path.read_text().splitlines()]
+    lines[5] |= change
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    with pytest.raises(UserError, match="metrics.jsonl, line 6") as refused:
+        make_plan(sites, Request(file="demo.toml", links=["1mbit"], run=str(tmp_path)))
+    assert told in str(refused.value)
+
+
 def test_what_the_wire_does_not_explain_is_work_at_the_sites(sites: list, tmp_path: Path) -> None:
     """It does not shrink with the bytes; a link that is slower than was said makes every byte slower."""
     for name in ("alpha", "beta"):
@@ -172,8 +203,11 @@ def test_what_the_wire_does_not_explain_is_work_at_the_sites(sites: list, tmp_pa
         ({"links": ["alpha-gamma=1gbit"]}, "alpha, beta"),
         ({"steps": ["gamma=1s"]}, "alpha, beta"),
         ({"steps": ["0s"]}, "above 0"),
+        ({"steps": ["1s", "2s"]}, "--step 2s: --step 1s is of all sites already"),
+        ({"steps": ["1s", "beta=2s", "beta=3s"]}, "--step beta=2s is of beta already"),
         ({"flops": "400"}, "400tflops"),
         ({"mtbf": ["often"]}, "'often'"),
+        ({"mtbf": ["alpha=1h", "alpha=2h"]}, "--mtbf alpha=1h is of alpha already"),
         ({"tokens": 0}, "at least 1"),
         ({"target": 95.0}, "between 0 and 1"),
         ({"prices": "nowhere.toml"}, "nowhere.toml"),
@@ -191,7 +225,10 @@ def test_flags_that_are_refused(flags: dict, told: str, sites: list) -> None:
     [
         ("currency = 3", "currency"),
         ("[default]\ngpu_hours = 1", "did you mean 'gpu_hour'"),
-        ("[default]\ngpu_hour = -1", "at least 0"),
+        ("[default]\ngpu_hour = -1", "default.gpu_hour = -1: must be a number, at least 0"),
+        ("[sites.beta]\ngpu_hour = '2'", "sites.beta.gpu_hour = '2'"),
+        ("sites.beta = 2", "sites.beta = 2: must be a table"),
+        ('currency = "EUR"', "holds no price"),
         ("[default]\ngpu_hour = true", "at least 0"),
         ("[sites.gamma]\ngpu_hour = 1", "alpha, beta"),
         ("default = 1", "must be a table"),

@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --virtual-time: deviation of a step's time, a share (default: 0.02)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of random faults, jitter and noise (default: 0)")
-    parser.add_argument("--out", metavar="FOLDER", help="keep what the sites write there")
+    parser.add_argument("--out", metavar="FOLDER", help="keep what the sites write there; it must hold no run")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -117,11 +117,13 @@ def run(args: argparse.Namespace) -> int:
 def _in_virtual_time(sites: Sequence[Any], request: "Request") -> tuple[int, "Outcome", Sequence["Fault"]]:
     from titan_ext.lab.build import make_script
     from titan_ext.lab.rehearsal import Rehearsal
-    from titan_ext.lab.report import write_journals
+    from titan_ext.lab.report import make_folders, write_journals
 
     script = make_script(sites, request)
-    outcome = Rehearsal(script).run()
     try:
+        if request.out is not None:
+            make_folders(request.out, [site.name for site in script.sites])
+        outcome = Rehearsal(script).run()
         if request.out is not None:
             write_journals(request.out, outcome)
     except OSError as error:

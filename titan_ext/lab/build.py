@@ -133,6 +133,11 @@ def _alone(site: Any, bucket_mib: float) -> Any:
 def _check(sites: Sequence[Any], request: Request) -> None:
     if sites[0].config.semi_sync.method == "none":
         raise UserError('semi_sync.method = "none": there is nothing between the sites to rehearse')
+    if (least := sites[0].config.replica.min_sites) > len(sites):
+        raise UserError(
+            f"--sites {len(sites)}: with replica.min_sites = {least} nothing would ever be exchanged; add "
+            f"--replica.min_sites={len(sites)}"
+        )
     if len(sites) > 1 and not request.links:
         raise UserError("--link: none given; add --link 200mbit,40ms, or one for each pair: --link A-B=…")
     if not 0 <= request.jitter < 0.3:

@@ -14,6 +14,7 @@ from titan_ext.links.link import parse_seconds
 
 FORM = "kill:SITE@120s[+30s], partition:A-B@100s+60s or slow:SITE@100s+5min*3"
 _KINDS = ("kill", "partition", "slow")
+_RECORDED = ("time", "kind", "site", "sites", "seconds", "factor")
 _FAULT = re.compile(r"([a-z]+):(.+)@([^@+*]+)(?:\+([^+*]+))?(?:\*([0-9.]+))?")
 
 
@@ -104,6 +105,11 @@ def _two(names: str, sites: Sequence[str]) -> list[str]:
 def _recorded(line: Any, where: str, sites: Sequence[str], restart_seconds: float) -> Fault:
     if not isinstance(line, dict):
         raise UserError(f"{where}: must be an object with time, kind, site")
+    for key in line:
+        if key not in _RECORDED:
+            raise UserError(f"{where}: {key}: {one_of(key, _RECORDED)}")
+    if "site" in line and "sites" in line:
+        raise UserError(f"{where}: has site and sites: must be one of them")
     names = line.get("sites", [line.get("site")])
     numbers = {key: line.get(key) for key in ("time", "seconds", "factor")}
     for key, value in numbers.items():

@@ -2,10 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from titan_ext.errors import UserError
 from titan_ext.files import write_whole
 from titan_ext.lab.faults import Fault
 from titan_ext.lab.trace import Outcome, SiteTrace
@@ -17,11 +18,12 @@ def render(file: str, outcome: Outcome, faults: Sequence[Fault]) -> str:
     steps = max(site.steps for site in outcome.sites)
     end = "" if outcome.finished else ": not to the end"
     width = max(len(site.name) for site in outcome.sites) + 2
+    count = f"{len(outcome.sites)} site{'' if len(outcome.sites) == 1 else 's'}"
     lines = [
-        f"{file}: {len(outcome.sites)} sites, {steps} steps in {duration_text(outcome.seconds)} of {outcome.clock} time{end}",
+        f"{file}: {count}, {steps} steps in {duration_text(outcome.seconds)} of {outcome.clock} time{end}",
         f"  utilisation     {outcome.utilisation:.1%} (mean of the sites)",
         f"  participation   {outcome.participation:.1%} of the sites in a committed round",
-        f"  faults          {_faults(faults)}",
+        f"  faults          {_faults(faults, outcome.seconds)}",
         f"  heartbeats      {_silence(outcome.longest_silence)}",
         f"  shared state    {outcome.state_sha256[:16] or '-'}",
         "",
@@ -66,6 +68,28 @@ def plain(file: str, outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def refuse_a_run(folder: str | Path, sites: Iterable[str]) -> None:
+    """A rehearsal must not write over what a run, or another rehearsal, has left.
+
+    Raises:
+        UserError: a site has written into the folder already.
+    """
+    if any(Path(folder, site, "metrics.jsonl").exists() for site in sites):
+        raise UserError(f"--out {folder}: holds a run already; name another folder")
+
+
+def make_folders(folder: str, sites: Sequence[str]) -> None:
+    """Make the sites' folders before the rehearsal, so that it is not in vain where they cannot be made.
+
+    Raises:
+        UserError: a site has written there already.
+        OSError: naming what cannot be written.
+    """
+    refuse_a_run(folder, sites)
+    for site in sites:
+        Path(folder, site).mkdir(parents=True, exist_ok=True)
+
+
 def write_journals(folder: str, outcome: Outcome) -> None:
     """Write ``metrics.jsonl`` for each site, in virtual time, as training does: for ``titan-ext plan --from``.
 
@@ -73,10 +97,8 @@ def write_journals(folder: str, outcome: Outcome) -> None:
         OSError: naming what cannot be written.
     """
     for site in outcome.sites:
-        path = Path(folder, site.name)
-        path.mkdir(parents=True, exist_ok=True)
         lines = sorted(_lines(site), key=lambda line: line["time"])
-        write_whole(path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        write_whole(Path(folder, site.name, "metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _lines(site: SiteTrace) -> Iterator[dict[str, Any]]:
@@ -86,9 +108,11 @@ def _lines(site: SiteTrace) -> Iterator[dict[str, Any]]:
         yield {"kind": "round", **record.as_dict(), "time": round(time, 6)}
 
 
-def _faults(faults: Sequence[Fault]) -> str:
-    counts = Counter(fault.kind for fault in faults)
-    return ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
+def _faults(faults: Sequence[Fault], end: float) -> str:
+    counts = Counter(fault.kind for fault in faults if fault.at <= end)
+    late = len(faults) - counts.total()
+    told = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
+    return told + (f"; {late} more would have come after the end" if late else "")
 
 
 def _silence(seconds: float | None) -> str:

@@ -10,13 +10,17 @@ def seconds_by_site(flag: str, texts: Sequence[str], sites: Sequence[str]) -> di
     """Seconds above 0 by site: ``12h`` for all sites, ``east=12h`` for one, which counts more.
 
     Raises:
-        UserError: a text cannot be read or names no site.
+        UserError: a text cannot be read, names no site, or says anew what another has said.
     """
     found: dict[str, float] = {}
+    told: dict[str, str] = {}
     for text in texts:
         name, equals, seconds = text.rpartition("=")
         if equals and name not in sites:
             raise UserError(f"{flag} {text}: must name one of the sites {', '.join(sites)}")
+        if name in told:
+            raise UserError(f"{flag} {text}: {flag} {told[name]} is of {name or 'all sites'} already")
+        told[name] = text
         value = parse_seconds(seconds, f"{flag} {text}")
         if value <= 0:
             raise UserError(f"{flag} {text}: must be above 0")

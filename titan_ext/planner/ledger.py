@@ -1,8 +1,10 @@
 """What a run has measured: step times and rounds from its sites' ``metrics.jsonl``, to calibrate a plan and to check it."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
@@ -10,6 +12,11 @@ from typing import Any
 from titan_ext.errors import UserError
 from titan_ext.planner.range import Range
 
+_NUMBERS = {
+    "step": ("step", "time"),
+    "round": ("seconds_quorum", "seconds_reduce", "seconds_apply", "bytes_sent", "sites"),
+}
+"""That are read of a line of each kind."""
 _FEWEST = 3
 """Lines below which nothing can be said of a step or a round."""
 
@@ -78,9 +85,10 @@ def read_run(folder: str, sites: Sequence[str]) -> Measured:
         step_seconds={site: _spread(each) for site, each in samples.items()},
         step_jitter=max(map(_jitter, samples.values())),
         rounds=tuple(_rounds([line for each in lines.values() for line in each], len(lines))),
-        seconds=steps[-1]["time"] - steps[0]["time"],
+        # A clock that was set back takes nothing away.
+        seconds=sum(max(0.0, after["time"] - before["time"]) for before, after in pairwise(steps)),
         steps=steps[-1]["step"] - steps[0]["step"],
-        failed_rounds=sum(line["kind"] == "round" and not line["committed"] for line in lines[first]),
+        failed_rounds=sum(line["kind"] == "round" and not line.get("committed") for line in lines[first]),
     )
 
 
@@ -97,15 +105,25 @@ def measured_step(path: Path) -> Range:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as file:
-        for number, text in enumerate(file, 1):
+    """The steps and rounds; lines that are no JSON are what a process that was killed had half written."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for place, text in enumerate(file, 1):
             try:
                 line = json.loads(text)
-                if line["kind"] in ("step", "round"):
-                    yield line
-            except (ValueError, KeyError, TypeError):
-                if text.endswith("\n"):  # else it is being written
-                    raise UserError(f"--from: {path}, line {number} is no line of metrics.jsonl") from None
+            except ValueError:
+                continue
+            kind = line.get("kind") if isinstance(line, dict) else None
+            for key in _NUMBERS.get(kind, ()) if isinstance(kind, str) else ():
+                if not _is_number(line.get(key)):
+                    raise UserError(f"--from: {path}, line {place}: {key} = {line.get(key)!r}: must be a number")
+            if kind == "round" and not isinstance(line.get("rules"), list):
+                raise UserError(f"--from: {path}, line {place}: rules = {line.get('rules')!r}: must be a list")
+            if kind in ("step", "round"):
+                yield line
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _step_samples(lines: Sequence[dict[str, Any]]) -> list[float]:
@@ -128,7 +146,7 @@ def _step_samples(lines: Sequence[dict[str, Any]]) -> list[float]:
 def _rounds(lines: Sequence[dict[str, Any]], sites: int) -> Iterator[MeasuredRound]:
     kinds: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for line in lines:
-        if line["kind"] == "round" and line["committed"] and line["sites"] > 1 and line["bytes_sent"]:
+        if line["kind"] == "round" and line.get("committed") and line["sites"] > 1 and line["bytes_sent"]:
             kinds.setdefault(tuple(line["rules"]), []).append(line)
     for rules, found in kinds.items():
         seconds = [each["seconds_quorum"] + each["seconds_reduce"] + each["seconds_apply"] for each in found]

@@ -27,6 +27,9 @@ class Price:
         return hours * (self.gpu_hour * ranks + self.site_hour) + self.egress_gb * sent / 1e9
 
 
+_KEYS = tuple(each.name for each in fields(Price))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
     """A file of prices."""
@@ -57,25 +60,24 @@ def load_prices(path: str, sites: Sequence[str]) -> Prices:
     for name in own:
         if name not in sites:
             raise UserError(f"{path}: sites.{name}: {one_of(name, sites)}")
-    default = _table(path, "default", tables.get("default", {}))
-    by_site = {
-        name: _price(path, f"sites.{name}", {**default, **_table(path, name, own.get(name, {}))}) for name in sites
-    }
+    given = {"default": tables.get("default", {})} | {f"sites.{name}": table for name, table in own.items()}
+    read = {where: _checked(path, where, _table(path, where, table)) for where, table in given.items()}
+    if not any(read.values()):
+        raise UserError(f"--price {path}: holds no price; it has {FORM}{', '.join(_KEYS)}")
+    by_site = {name: Price(**read["default"] | read.get(f"sites.{name}", {})) for name in sites}
     return Prices(currency=currency, by_site=by_site)
 
 
 def _table(path: str, key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        names = ", ".join(each.name for each in fields(Price))
-        raise UserError(f"{path}: {key} = {value!r}: must be a table; the file has {FORM}{names}")
+        raise UserError(f"{path}: {key} = {value!r}: must be a table; the file has {FORM}{', '.join(_KEYS)}")
     return value
 
 
-def _price(path: str, where: str, table: Mapping[str, Any]) -> Price:
-    names = [each.name for each in fields(Price)]
+def _checked(path: str, where: str, table: dict[str, Any]) -> dict[str, Any]:
     for key, value in table.items():
-        if key not in names:
-            raise UserError(f"{path}: {where}.{key}: {one_of(key, names)}")
+        if key not in _KEYS:
+            raise UserError(f"{path}: {where}.{key}: {one_of(key, _KEYS)}")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
             raise UserError(f"{path}: {where}.{key} = {value!r}: must be a number, at least 0")
-    return Price(**table)
+    return table

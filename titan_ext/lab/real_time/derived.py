@@ -8,7 +8,7 @@ from typing import Any
 
 from titan_ext.config.source import read_file
 from titan_ext.error_text import unwritable
-from titan_ext.errors import UserError
+from titan_ext.lab.report import refuse_a_run
 
 _ELSEWHERE = {
     "replica": (
@@ -58,8 +58,7 @@ def derive(
         site.setdefault("replica", {})["hostname"] = address
         if streams is not None:
             site.setdefault("semi_sync", {})["streams"] = streams
-        if (folder / site["name"] / "metrics.jsonl").exists():
-            raise UserError(f"--out {folder}: holds a run already; name another folder")
+    refuse_a_run(folder, [site["name"] for site in sites])
     tables |= {"site": sites, "dump_folder": str(folder)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
