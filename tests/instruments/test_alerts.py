@@ -128,6 +128,10 @@ text = "{value:.0f} s"
 
 
 WRONG = [
+    ('[[alert]]\nname = "stall"\nabove = 1', "alert stall: must have a measure"),
+    ('[[alert]]\nname = "a"\nmeasure = "x"\nabove = 1', "there is no such measure; there are loss_jump"),
+    ('[[alert]]\nname = "stal"\noff = true', "did you mean 'stall'?"),
+    ('[[alert]]\nname = "stall"\noff = true\n' * 2, "alert stall: is there 2 times"),
     ("[alert", "alerts.toml"),
     ("x = 1", "holds x"),
     ('[[alert]]\nmeasure = "stall"\nabove = 1', "must have a name"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.instruments.lines import append, commit, round_, step, trained
+from titan_ext import cli
 from titan_ext.instruments.measures import State, measure_all, standing
 from titan_ext.instruments.places import LocalSites
 from titan_ext.instruments.reader import RunReader
@@ -128,6 +129,47 @@ def test_what_is_missing_is_not_zero(tmp_path: Path) -> None:
     append(tmp_path / "east" / "metrics.jsonl", step(2, 1.0, loss=None))
     run = read(tmp_path)
     assert not run.sites["east"].last.is_finite
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), "4.0", [4.0], {"a": 1}, True, -5, 1.5, None])
+def test_lines_of_any_kind_are_drawn_and_are_json(tmp_path: Path, value: object, capsys: pytest.CaptureFixture) -> None:
+    """Whatever stands in a line, in each of its fields."""
+    trained(tmp_path, "east", (1, 2), BOTH)
+    lines = {
+        "metrics.jsonl": [
+            step(21, 21.0, tokens_per_second=1.0, lr=0.1, grad_norm=1.0),
+            round_(3, 22.0, BOTH, missing={"west": "late"}),
+            {"kind": "validation", "step": 21, "loss": 3.0, "time": 23.0},
+            {"kind": "left", "step": 21, "saved": True, "time": 24.0},
+        ],
+        "commits.jsonl": [commit(3, 22.0, BOTH, BOTH)],
+        "events.jsonl": [{"phase": "waiting", "text": "ended", "time": 25.0}],
+    }
+    for file, records in lines.items():
+        append(tmp_path / "east" / file, *(each | {key: value} for each in records for key in each))
+    assert cli.main(["watch", str(tmp_path), "--once"]) in (0, 1)
+    capsys.readouterr()
+    assert cli.main(["watch", str(tmp_path), "--json"]) == 0
+    json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "report.html")]) == 0
+
+
+def test_a_loss_that_is_a_nan_is_told_whoever_wrote_it(tmp_path: Path) -> None:
+    trained(tmp_path, "east", (1, 2), ["east"])
+    append(tmp_path / "east" / "metrics.jsonl", step(21, 21.0, loss=float("nan")))
+    run = read(tmp_path)
+    assert not run.sites["east"].last.is_finite
+    assert measure_all(run, run.sites["east"], 22.0)["not_finite_steps"] == 1
+
+
+def test_a_site_that_two_targets_have_is_told(tmp_path: Path) -> None:
+    trained(tmp_path / "a", "east", (1, 2, 3), ["east"])
+    trained(tmp_path / "b", "east", (1,), ["east"])
+    reader = RunReader("run", [LocalSites([tmp_path / each]) for each in "ab"])
+    for _ in range(2):
+        reader.refresh()
+        assert reader.problems == ["two targets have a site east: the first one is shown"]
+        assert reader.view(lambda run: list(run.rounds)) == [1, 2, 3]
 
 
 def test_diverged_sites_are_named(tmp_path: Path) -> None:

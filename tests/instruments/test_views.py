@@ -88,12 +88,20 @@ def test_a_run_that_has_not_begun_is_not_well(tmp_path: Path, capsys: pytest.Cap
     file = tmp_path / "run.toml"
     file.write_text(f'dump_folder = "{tmp_path}/runs"\n[[site]]\nname = "east"\n')
     assert cli.main(["watch", str(file), "--json"]) == 0
-    verdict = json.loads(capsys.readouterr().out)["verdict"]
+    printed = capsys.readouterr()
+    assert f"no site has written into {tmp_path}/runs yet" in printed.err
+    verdict = json.loads(printed.out)["verdict"]
     assert list(verdict.values()) == ["over", "nothing has been written yet", "1 no data"]
 
 
 def frozen(page: str) -> dict:
     return json.loads(re.search(r'<script type="application/json" id="frozen">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def test_an_alert_hides_no_target_that_cannot_be_reached(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    trouble(tmp_path / "run")
+    assert cli.main(["watch", str(tmp_path / "run"), "http://127.0.0.1:9", "--once"]) == 1
+    assert "http://127.0.0.1:9: Connection refused" in capsys.readouterr().out
 
 
 def test_a_file_that_is_a_folder_is_no_good_end(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -98,13 +98,16 @@ def open_reader(targets: Sequence[str], secret_file: str | None) -> "RunReader":
     Raises:
         UserError: there is no such thing.
     """
-    from titan_ext.instruments.places import local_place
+    from titan_ext.instruments.places import LocalSites, local_place
     from titan_ext.instruments.reader import RunReader
     from titan_ext.instruments.remote import RemoteSites
     from titan_ext.replica.membership.shared_secret import load_secret
 
     secret = load_secret(secret_file, flag="--secret-file {path}")
     places = [RemoteSites(each, secret) if "://" in each else local_place(each) for each in targets]
+    for each in places:
+        if isinstance(each, LocalSites) and not each.sites_have_written():
+            print(f"note: no site has written into {each.folder} yet; is it the run's dump_folder?", file=sys.stderr)
     return RunReader(", ".join(_title(each) for each in targets), places)
 
 

@@ -2,13 +2,14 @@
 
 import math
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from titan_ext.errors import UserError, nearest
+from titan_ext.errors import UserError, nearest, one_of
 from titan_ext.instruments.measures import MEASURES, measure_all, standing
 from titan_ext.instruments.run import Run
 from titan_ext.instruments.site import SiteHistory
@@ -65,7 +66,10 @@ def load_rules(path: str | Path | None = None) -> list[AlertRule]:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
             raise UserError(f"--alerts {path}: cannot be read: {reason}") from error
-        rules |= {rule.name: rule for rule in _parse(f"--alerts {path}", text)}
+        for rule in _parse(f"--alerts {path}", text):
+            if rule.off and rule.name not in rules:
+                raise UserError(f"--alerts {path}: alert {rule.name}: off = true: {one_of(rule.name, rules)}")
+            rules[rule.name] = rule
     return [rule for rule in rules.values() if not rule.off]
 
 
@@ -101,7 +105,11 @@ def _parse(name: str, text: str) -> list[AlertRule]:
     unknown = [key for key in found if key != "alert"]
     if unknown or not isinstance(found.get("alert", []), list):
         raise UserError(f"{name}: holds {unknown[0] if unknown else 'alert'}: must be [[alert]] tables only")
-    return [_rule(name, place, table) for place, table in enumerate(found.get("alert", []), 1)]
+    rules = [_rule(name, place, table) for place, table in enumerate(found.get("alert", []), 1)]
+    for rule, count in Counter(each.name for each in rules).items():
+        if count > 1:
+            raise UserError(f"{name}: alert {rule}: is there {count} times: names must differ")
+    return rules
 
 
 def _rule(file: str, place: int, table: Mapping[str, Any]) -> AlertRule:
@@ -128,10 +136,12 @@ def _rule(file: str, place: int, table: Mapping[str, Any]) -> AlertRule:
 
 
 def _check(where: str, rule: AlertRule) -> None:
+    if not rule.measure:
+        raise UserError(f"{where}: must have a measure; it takes the place of the whole alert of its name")
     if rule.measure not in MEASURES:
         close = nearest(rule.measure, MEASURES)
-        hint = f"(did you mean {close}?)" if close else f"; there are {', '.join(MEASURES)}"
-        raise UserError(f'{where}: measure = "{rule.measure}": there is no such measure {hint}')
+        hint = f" (did you mean {close}?)" if close else f"; there are {', '.join(MEASURES)}"
+        raise UserError(f'{where}: measure = "{rule.measure}": there is no such measure{hint}')
     if sum(getattr(rule, bound) is not None for bound in _BOUNDS) != 1:
         raise UserError(f"{where}: must have one of {', '.join(_BOUNDS)}")
     if rule.severity not in SEVERITIES:

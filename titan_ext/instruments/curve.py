@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from titan_ext.instruments.lines import number
+
 MOST_POINTS = 4000
 RECENT_POINTS = 256
 
@@ -18,7 +20,7 @@ class Point:
     """Of the clock, in seconds."""
     loss: float | None
     """None also for a loss that is no number, see ``is_finite``."""
-    tokens: int | None
+    tokens: float | None
     bytes_sent: int | None
     """By the site's rounds up to this step, as far as their lines say so."""
     tokens_per_second: float | None
@@ -33,11 +35,13 @@ _READ = [each.name for each in fields(Point) if each.name not in ("step", "bytes
 def point(record: Mapping[str, Any], bytes_sent: int | None) -> Point | None:
     """The point of a step's line; None where it has no step."""
     step = record.get("step")
-    if not isinstance(step, int):
+    if not isinstance(step, int) or step < 0:
         return None
     # A journal writes null for a loss that is a NaN or an infinity.
     not_finite = "loss" in record and record["loss"] is None
-    return Point(step, bytes_sent=bytes_sent, is_finite=not not_finite, **{key: record.get(key) for key in _READ})
+    return Point(
+        step, bytes_sent=bytes_sent, is_finite=not not_finite, **{key: number(record.get(key)) for key in _READ}
+    )
 
 
 class Curve:

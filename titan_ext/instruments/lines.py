@@ -104,11 +104,21 @@ class LineFollower:
                 return
 
 
+def read_table(text: bytes) -> dict[str, Any] | None:
+    """A JSON object; None for what is none. NaN and the infinities, which JSON does not have, count as null, as sites
+    write them."""
+    try:
+        found = json.loads(text, parse_constant=lambda _: None)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def number(value: Any) -> float | None:
+    """The value, if it is a number."""
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
 def _parsed(lines: bytes) -> Iterator[dict[str, Any]]:
-    for line in lines.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # what a process that was killed had half written
-        if isinstance(record, dict):
-            yield record
+    # A process that was killed may have half written one.
+    return (record for line in lines.splitlines() if (record := read_table(line)) is not None)

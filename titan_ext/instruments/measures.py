@@ -7,8 +7,9 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from titan_ext.instruments.lines import number
 from titan_ext.instruments.run import Run
-from titan_ext.instruments.site import SiteHistory, number, round_seconds
+from titan_ext.instruments.site import SiteHistory, round_seconds
 from titan_ext.launcher.text import duration_text
 
 LATEST_ROUNDS = 20

@@ -74,7 +74,16 @@ class LocalSites:
         self._folders = folders
         self._expected = expected or {}
 
-    def sites(self) -> Mapping[str, SiteFiles]:
+    @property
+    def folder(self) -> Path:
+        """The first of the folders."""
+        return self._folders[0]
+
+    def sites_have_written(self) -> bool:
+        """Whether any has."""
+        return any(is_site(each.folder) for each in self.sites().values())
+
+    def sites(self) -> Mapping[str, LocalSite]:
         """As ``Place.sites``."""
         found = {name: LocalSite(folder) for name, folder in self._expected.items()}
         for folder in self._folders:

@@ -1,12 +1,11 @@
 """The one reader of runs: keeps a ``SiteHistory`` of every site up to date, wherever its files are."""
 
-import json
 import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from titan_ext.instruments.lines import LineFollower, Source
+from titan_ext.instruments.lines import LineFollower, Source, read_table
 from titan_ext.instruments.places import COMMITS, CONFIG, EVENTS, METRICS, SUMMARY, Place, SiteFiles
 from titan_ext.instruments.run import Run
 from titan_ext.instruments.site import SiteHistory
@@ -87,6 +86,8 @@ class RunReader:
         self._readers: dict[str, SiteReader] = {}
         self._problems: dict[Place, str] = {}
         self._found: dict[Place, set[str]] = {}
+        self._owners: dict[str, Place] = {}
+        self._twice: set[str] = set()
         self._stopped = threading.Event()
         self.files: dict[str, SiteFiles] = {}
         """Of each site that was found."""
@@ -114,8 +115,9 @@ class RunReader:
 
     @property
     def problems(self) -> list[str]:
-        """Places that cannot be reached at the moment, and why."""
-        return list(self._problems.values())
+        """Places that cannot be reached at the moment, and why; sites that two places have."""
+        twice = [f"two targets have a site {name}: the first one is shown" for name in sorted(self._twice)]
+        return [*self._problems.values(), *twice]
 
     def _follow(self, place: Place, seconds: float) -> None:
         while not self._stopped.wait(seconds):
@@ -130,6 +132,9 @@ class RunReader:
             for name in self._found.get(place, ()):
                 self.version += self._readers[name].fail(self._problems[place])
             return
+        with self._lock:
+            self._twice.update(name for name in found if self._owners.setdefault(name, place) is not place)
+        found = {name: files for name, files in found.items() if self._owners[name] is place}
         self._found[place] = set(found)
         for name, files in found.items():
             with self._lock:
@@ -155,13 +160,5 @@ class _WholeFile:
         elif chunk.data:
             whole = chunk if chunk.start == 0 else self._source.read(None, 0)
             if whole is not None:
-                self._identity, self._size, self._value = whole.identity, len(whole.data), _parsed(whole.data)
+                self._identity, self._size, self._value = whole.identity, len(whole.data), read_table(whole.data)
         return self._value
-
-
-def _parsed(data: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(data)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

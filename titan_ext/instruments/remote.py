@@ -31,13 +31,13 @@ class RemoteSites:
         self._url = url
         self._connection = AuthenticatedConnection(*host_and_port(url), secret, of=OF, seconds=_SECONDS)
         self._lock = threading.Lock()
-        self._disks: dict[str, Any] = {}
+        self._disks: dict[str, dict[str, float] | None] = {}
 
     def sites(self) -> Mapping[str, SiteFiles]:
         """As ``Place.sites``."""
         try:
             found = json.loads(self.get("/sites")[1])
-            self._disks = {name: each["disk"] for name, each in found.items()}
+            self._disks = {name: _disk(each["disk"]) for name, each in found.items()}
         except (ValueError, AttributeError, TypeError, KeyError) as error:
             raise OSError(f"{self._url}: no titan_ext site or `titan-ext watch --web` answers there") from error
         return {name: _RemoteSite(self, name) for name in found}
@@ -57,6 +57,10 @@ class RemoteSites:
                 return self._connection.get(path) or (Message(), b"")
             except OSError as error:
                 raise OSError(f"{self._url}: {error}") from error
+
+
+def _disk(told: Any) -> dict[str, float] | None:
+    return None if told is None else {key: float(told[key]) for key in ("free", "total")}
 
 
 class _RemoteSite:

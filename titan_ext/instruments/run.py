@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from titan_ext.instruments.site import Event, SiteHistory, number
+from titan_ext.instruments.lines import number
+from titan_ext.instruments.site import Event, SiteHistory
 
 
 class Mark(StrEnum):

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from titan_ext.instruments.curve import Curve, Point, point
+from titan_ext.instruments.lines import number
 
 BYTES = ("bytes_sent", "bytes_received", "control_bytes_sent", "wire_bytes_sent", "healing_bytes_sent")
 _MOST_ROUNDS = 3000
@@ -101,7 +102,8 @@ class SiteHistory:
         elif kind == "round":
             self._add_round(record)
         elif kind == "validation":
-            self.validation.append((record.get("step", 0), record.get("loss")))
+            if isinstance(record.get("step"), int):
+                self.validation.append((record["step"], number(record.get("loss"))))
         elif kind == "start":
             self._add_event(time, kind, "started")
         elif kind == "left":
@@ -172,11 +174,6 @@ def round_seconds(record: Mapping[str, Any]) -> float | None:
     """Seconds from the quorum to the applied result of a round; None where its line has none of them."""
     parts = [number(record.get(f"seconds_{part}")) for part in ("quorum", "reduce", "apply")]
     return None if parts == [None] * 3 else sum(each or 0.0 for each in parts)
-
-
-def number(value: Any) -> float | None:
-    """The value, if it is a number."""
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _put(rounds: dict[int, dict[str, Any]], place: int, record: dict[str, Any]) -> None:

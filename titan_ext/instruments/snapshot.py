@@ -7,9 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from titan_ext.instruments.alerts import Alert, AlertRule, raised
+from titan_ext.instruments.lines import number
 from titan_ext.instruments.measures import OVER, State, measure_all, stall_of, standing
 from titan_ext.instruments.run import Mark, Run
-from titan_ext.instruments.site import SiteHistory, number
+from titan_ext.instruments.site import SiteHistory
 
 LETTERS = {
     Mark.CONTRIBUTED: "c",

@@ -74,6 +74,8 @@ def draw(shot: Mapping[str, Any], console: Console, axis: str = "step") -> Rende
     colors = {site["name"]: COLORS[place % len(COLORS)] for place, site in enumerate(shot["sites"])}
     parts: list[RenderableType] = [_headline(shot), _sites(shot, colors, width)]
     if shot["alerts"]:
+        # Without alerts the first one is the headline.
+        parts += [Text(f" ▲ {each}", "yellow", no_wrap=True, overflow="ellipsis") for each in shot["problems"]]
         parts.append(_alerts(shot["told"], most=max(2, height // 6)))
     if shot["timeline"]["rounds"]:
         parts.append(_timeline(shot["timeline"], width, wanted=6))
