@@ -71,3 +71,19 @@ def test_shares_that_would_come_after_the_last_step_are_said(write, tmp_path, st
     path.write_text(f'[[site]]\nname = "alpha"\n{mix}[training]\nsteps = {steps}\n')
     notes = load_site(path, "alpha").notes
     assert any("change at step 20" in note for note in notes) == told, notes
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--semi_sync.sync_every=2"], True),
+        (["--semi_sync.sync_every=10"], False),
+        (["--semi_sync.sync_every=2", "--semi_sync.outer_lr=0.1"], False),
+        (["--semi_sync.sync_every=2", "--semi_sync.method=local_sgd"], False),
+    ],
+    ids=str,
+)
+def test_a_strong_outer_step_on_few_inner_steps_is_said(write, flags, told):
+    found = [note for note in load_site(write(GOOD), "alpha", flags).notes if "overshoots" in note]
+    assert len(found) == told
+    assert not told or "up to 7 times as far" in found[0]

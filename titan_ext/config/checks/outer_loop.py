@@ -1,5 +1,6 @@
 """What an outer loop needs of the model, its optimizer, its data and its layout."""
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -17,6 +18,10 @@ from titan_ext.semi_sync.plan.plan import SOURCES_NEED, SyncPlan
 from titan_ext.semi_sync.plan.regions import REGION
 from titan_ext.semi_sync.plan.rule import PARAMETERS
 from titan_ext.semi_sync.plan.scopes import assign, matches
+
+_FEW_STEPS = 4
+_STRONG_GAIN = 2.0
+"""Of the outer step, with its momentum: part "short" of ``titan-ext bench tiny`` is what says so."""
 
 _NO_TEXT = (
     'needs text that the site does not train on; hold some out with data.split = "train" and data.holdout_fraction, or '
@@ -67,6 +72,7 @@ def _without_effect(config: Any, plan: SyncPlan, num_sites: int) -> list[str]:
     first = min(rule.period for rule in plan.rules if not rule.final)
     if steps < first:
         notes.append(f"training.steps ({steps}) ends before the first sync (every {first} steps)")
+    notes += _short_rounds(outer)
     if outer.sites_per_round is not None and outer.sites_per_round >= num_sites:
         notes.append(
             f"semi_sync.sites_per_round = {outer.sites_per_round} of {num_sites} sites: all take part in each round"
@@ -118,6 +124,21 @@ def _check_sources(settings: Settings, config: Any, plan: SyncPlan) -> None:
             "must be left out with data sources, which take turns",
             config.optimizer_switch.step,
         )
+
+
+def _short_rounds(outer: Any) -> list[str]:
+    """A note where the outer momentum carries the parameters much further than the few inner steps between two syncs did."""
+    if outer.outer_optimizer != "sgd":
+        return []
+    every = outer.sync_every
+    gain = outer.outer_lr / (1 - outer.outer_momentum) if outer.outer_momentum < 1 else math.inf
+    if every > _FEW_STEPS or gain <= _STRONG_GAIN:
+        return []
+    return [
+        f"semi_sync.sync_every = {every}: the outer optimizer (outer_lr {outer.outer_lr:g}, outer_momentum "
+        f"{outer.outer_momentum:g}) takes the sites' steps up to {gain:.3g} times as far, which is made for tens of inner steps; "
+        f"with {every} of them it overshoots: raise sync_every, or lower outer_lr"
+    ]
 
 
 def notes_on_quorum(config: Any, sites: int) -> list[str]:

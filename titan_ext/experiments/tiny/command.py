@@ -17,6 +17,7 @@ lies at its edge, and run at its best one with all seeds.
   noise        batches of a quarter and of four times the size; half as many steps
   des_loc      DES-LOC against Local Adam
   methods      DiLoCo and FedAvg against Local Adam
+  short        DiLoCo and FedAvg with rounds of few steps; a quarter of the steps
   others       Streaming, Decoupled and eager DiLoCo, NoLoCo, SPARTA, MuLoCo and DeMo beside DiLoCo; half as many steps
   low_rank     LoRDO and low-rank data parallelism, each with a fast and a slow momentum; half as many steps
   bases        LoRDO's rank, first bases, error feedback and renewals of the bases; half as many steps

@@ -68,6 +68,15 @@ def _methods(*chosen: str) -> dict[str, Arm]:
     }
 
 
+def _short() -> dict[str, Arm]:
+    """DiLoCo and the plain mean by the inner steps of a round."""
+    arms = {"ddp": ddp()}
+    for every in (2, 4, 8, EVERY):
+        arms[f"local_sgd_k{every}"] = _other("FedAvg, local states", "local_sgd", every)
+        arms[f"diloco_k{every}"] = _other("DiLoCo", "diloco", every)
+    return arms
+
+
 def _others() -> dict[str, Arm]:
     """Methods that hide or thin out the exchange, or have an optimizer of their own, beside DiLoCo."""
     streaming = {"num_fragments": 4, "fragment_sync_delay": 2}
@@ -174,6 +183,12 @@ PARTS = {
     "methods": Part(
         "Sites that keep their moments to themselves train worse than with averaged ones. Against it: they are level.",
         _methods("diloco", "local_sgd"),
+    ),
+    "short": Part(
+        "DiLoCo's outer step, with its momentum, is made for tens of inner steps: with few it overshoots, and its distance to "
+        "the plain mean grows. Against it: they are level at each K.",
+        _short(),
+        length=0.25,
     ),
     "others": Part(
         "Hiding the exchange, thinning it out, few bits or pairs of sites cost little beside DiLoCo, and MuLoCo little beside "
