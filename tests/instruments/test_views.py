@@ -1,5 +1,6 @@
 """What is drawn of a run: the terminal, OpenMetrics and reports."""
 
+import io
 import json
 import os
 import pty
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.instruments.lines import append, round_, step, trained
 from tests.instruments.test_run import BOTH, read
@@ -19,6 +21,7 @@ from titan_ext import cli
 from titan_ext.instruments.alerts import load_rules
 from titan_ext.instruments.openmetrics import openmetrics
 from titan_ext.instruments.snapshot import snapshot
+from titan_ext.instruments.terminal import draw
 
 PATIENCE_SECONDS = 120.0
 
@@ -41,6 +44,21 @@ def test_the_terminal_says_who_is_in_trouble_and_why(tmp_path: Path, capsys: pyt
     text = "\n".join(lines)
     assert re.search(r"east +██✖✖✖", text) and re.search(r"west +█████", text)
     assert "rounds 3-5: rank 0 was ended by SIGKILL" in text
+
+
+@pytest.mark.parametrize("name", ["north", "a-datacenter-with-a-long-name-in-the-north"])
+@pytest.mark.parametrize("width", [40, 60, 80, 130])
+def test_in_a_narrow_terminal_no_number_is_cut_and_alerts_are_first(tmp_path: Path, width: int, name: str) -> None:
+    trouble(tmp_path)
+    trained(tmp_path, name, (1, 2, 3, 4, 5), ["west"])
+    console = Console(width=width, height=24, file=io.StringIO())
+    console.print(draw(snapshot(read(tmp_path), load_rules(), 60.0), console))
+    lines = console.file.getvalue().splitlines()
+    title = next(place for place, line in enumerate(lines) if line.split()[:2] == ["site", "state"])
+    east = next(line for line in lines[title:] if line.startswith(" east"))
+    assert "…" not in lines[title] and east.count("…") <= 1, "the state alone may be cut"
+    assert next(place for place, line in enumerate(lines) if "alerts (" in line) < title
+    assert sum(line.startswith("│ east ") and "✖✖✖" in line for line in lines) == 1
 
 
 @pytest.mark.parametrize("ending", [b"q", b"\x03", "SIGTERM"])

@@ -57,8 +57,10 @@ _TITLES = (
     "restarts",
     "disk",
 )
-_COLUMNS = ((128, 11, 113), (100, 8, 82), (0, 5, 56))
-"""From which width on how many of the titles are shown, and what they take."""
+_COLUMNS = ((11, 113), (8, 82), (5, 56), (3, 32), (1, 14), (0, 0))
+"""How many of the titles can be shown, and what they take; a number that is cut would be another one."""
+_STATE_WIDTH = 11
+"""That is left for what a site does, at least."""
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -72,11 +74,12 @@ def draw(shot: Mapping[str, Any], console: Console, axis: str = "step") -> Rende
     """
     width, height = console.size
     colors = {site["name"]: COLORS[place % len(COLORS)] for place, site in enumerate(shot["sites"])}
-    parts: list[RenderableType] = [_headline(shot), _sites(shot, colors, width)]
+    parts: list[RenderableType] = [_headline(shot)]
     if shot["alerts"]:
-        # Without alerts the first one is the headline.
+        # Above the sites, of which there may be more than lines. Without alerts the first problem is the headline.
         parts += [Text(f" ▲ {each}", "yellow", no_wrap=True, overflow="ellipsis") for each in shot["problems"]]
         parts.append(_alerts(shot["told"], most=max(2, height // 6)))
+    parts.append(_sites(shot, colors, width))
     if shot["timeline"]["rounds"]:
         parts.append(_timeline(shot["timeline"], width, wanted=6))
     used = sum(len(console.render_lines(part)) for part in parts)
@@ -96,11 +99,19 @@ def _headline(shot: Mapping[str, Any]) -> RenderableType:
 
 
 def _sites(shot: Mapping[str, Any], colors: Mapping[str, str], width: int) -> Table:
-    _, count, taken = next(each for each in _COLUMNS if width >= each[0])
+    longest = max(map(len, colors), default=4)
+    room = width - longest - _STATE_WIDTH
+    count, taken = next((each for each in _COLUMNS if each[1] <= room), _COLUMNS[-1])
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("site", no_wrap=True, min_width=max((len(name) for name in colors), default=4))
     table.add_column(
-        "state", max_width=max(12, width - taken - max(map(len, colors), default=0)), overflow="ellipsis", no_wrap=True
+        "site", no_wrap=True, min_width=min(longest, max(4, width - _STATE_WIDTH - 3)), overflow="ellipsis"
+    )
+    table.add_column(
+        "state",
+        min_width=5,
+        max_width=max(_STATE_WIDTH, room + _STATE_WIDTH - taken),
+        overflow="ellipsis",
+        no_wrap=True,
     )
     for title in _TITLES[:count]:
         table.add_column(title, justify="right", no_wrap=True)
@@ -154,13 +165,13 @@ def _alerts(alerts: Sequence[Mapping[str, Any]], most: int) -> Panel:
 
 
 def _timeline(timeline: Mapping[str, Any], width: int, wanted: int) -> RenderableType:
-    name_width = max(len(name) for name in timeline["rows"])
+    name_width = min(max(len(name) for name in timeline["rows"]), max(8, width // 2 - 6))
     columns = max(10, width - name_width - 6)
     rounds = timeline["rounds"][-columns:]
     lines = [Text(f"{'round':<{name_width}}  {_ruler(rounds)}", "dim")]
     for name, row in timeline["rows"].items():
         cells = [_MARKS[letter] for letter in row[-columns:]]
-        lines.append(Text.assemble((f"{name:<{name_width}}  ", "bold"), *cells))
+        lines.append(Text.assemble((f"{name[:name_width]:<{name_width}}  ", "bold"), *cells))
     legend = Text.assemble(*(part for mark, text in _LEGEND for part in (_MARKS[mark], (f" {text}   ", "dim"))))
     shown = [each for each in timeline["stretches"] if each["last"] >= rounds[0] and each["mark"] != "r"]
     told = sorted(shown, key=lambda each: (each["last"], each["first"]))[-wanted:]
@@ -175,7 +186,7 @@ def _reason(stretch: Mapping[str, Any], name_width: int) -> Text:
     sign, color = _MARKS[stretch["mark"]]
     first, last = stretch["first"], stretch["last"]
     where = f"round {first}" if first == last else f"rounds {first}-{last}"
-    name = (f"{stretch['site']:<{name_width}}  ", "bold")
+    name = (f"{stretch['site'][:name_width]:<{name_width}}  ", "bold")
     return Text.assemble(name, (f"{sign} ", color), f"{where}: {stretch['reason']}", no_wrap=True, overflow="ellipsis")
 
 
