@@ -46,6 +46,14 @@ CASES = {
         ['training.dtype = "float16"', "did you mean bfloat16? (allowed: bfloat16, float32)"],
     ),
     "not TOML": (with_("steps = 20", "steps = = 20"), ["line 9, column 9", "not valid TOML"]),
+    "table gone on with": (
+        with_("[training]", "[training.more]\nx = 1\n[model]\n[training]"),
+        ["not valid TOML: Cannot declare", "put all of its keys in one [table]"],
+    ),
+    "short form gone on with": (
+        with_('data = "builtin:docs"', 'data = {dataset = "x"}\n[[site.data.mix_changes]]\nstep = 4'),
+        ["not valid TOML: Cannot mutate", "put all of its keys in one [table]"],
+    ),
     "key twice": (with_("steps = 20", "steps = 20\nsteps = 21"), ["line 10", "not valid TOML"]),
     "site without data": (with_('data = "builtin:docs"\n'), ['site "beta": data', "is missing"]),
     "site without name": (with_('name = "beta"\n'), ["[[site]] number 2: name is missing"]),
@@ -298,7 +306,10 @@ def test_every_folder_that_cannot_be_written_is_refused_by_its_key(
             ["--optimizer_switch.betas=[0.9,2.0]"],
             "optimizer_switch.betas = [0.9, 2.0]: must be numbers from 0 to below 1",
         ),
-        (["--optimizer_switch.omegas=[0.9]"], "optimizer_switch.omegas = [0.9]: must be left out: no number(s)"),
+        (
+            ["--optimizer_switch.omegas=[0.9]"],
+            "optimizer_switch.omegas = [0.9]: must be left out: the optimizer has no omegas",
+        ),
         (["--optimizer_switch.lr_scale=nan"], "optimizer_switch.lr_scale: must be a number, got nan"),
         (["--training.max_norm=nan"], "training.max_norm: must be a number, got nan"),
         (["--semi_sync.sync_every=0"], "semi_sync.sync_every = 0: must be at least 1"),

@@ -33,6 +33,11 @@ MISTAKES = {
         '[[regularizer.phases]]\nname = "none"\n',
         'regularizer.phases[0].name = "none": must be one of',
     ),
+    "table without its key": ('[[source]]\ndataset = "builtin:code"\n', "data.source[0].name: is missing"),
+    "key of a table": (
+        '[[data.mix_changes]]\nstep = "4"\nmix = {wiki = 1}\n',
+        'data.mix_changes[0].step = "4": must be an integer, got a string',
+    ),
     "import": ('[override]\nimports = ["no_such.module.f"]\n', "override.imports"),
 }
 

@@ -81,6 +81,27 @@ def test_standardised_scores_that_go_by_old_anchors_are_noted_with_the_cure(
     assert all(f"read every {steps} steps" in each and "refresh_every = 4" in each for each in notes)
 
 
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        ("block_length = 16", "block_length"),
+        ('unit = "block"\nblock_length = 16', ""),
+        ("standardize_decay = 0.5", "standardize_decay"),
+        ("bm25_k1 = 2.0\nbm25_documents = 5", "bm25_k1, loss.adapt.bm25_documents"),
+        ('score = "bm25"\nbm25_k1 = 2.0', ""),
+        ('score = "bm25"\nrefresh_every = 7', "refresh_every"),
+        ("scale_outer_weight = true", ""),
+        ('scale_outer_weight = true\n[semi_sync]\nmethod = "none"', "scale_outer_weight"),
+    ],
+)
+def test_settings_of_adapt_that_another_reading_leaves_unread_are_said(
+    tmp_path: Path, anchors: Path, settings: str, keys: str
+) -> None:
+    notes = load_site(write(tmp_path, adapt(anchors, settings)), "a", needs=()).notes
+    found = [note for note in notes if "loss.adapt" in note]
+    assert [note.rpartition(": loss.adapt.")[2] for note in found] == ([keys] if keys else []), found
+
+
 def test_a_loss_that_is_not_chunked_sees_the_sequence_at_once(tmp_path: Path, anchors: Path) -> None:
     site = load_site(write(tmp_path, adapt(anchors)), "a", ["--loss.chunked=false"], needs=())
     assert site.config.loss.num_chunks == 1

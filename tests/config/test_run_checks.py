@@ -47,6 +47,10 @@ CASES = [
     ),
     (["--batch_warmup.steps=10"], ["batch_warmup.steps = 10", "global_batch_size above"]),
     (["--batch_warmup.start_batch_size=4"], ["batch_warmup.start_batch_size = 4", "batch_warmup.steps"]),
+    (
+        ["--training.global_batch_size=4", "--batch_warmup.steps=2", "--batch_warmup.start_batch_size=4"],
+        ["batch_warmup.start_batch_size = 4", "below training.global_batch_size"],
+    ),
     (["--spikes.action=stop"], ["spikes.action", "skip"]),
     (["--spikes.window=2"], ["spikes.window", "at least 4"]),
     (["--metrics.parameter_norms_every=-1"], ["metrics.parameter_norms_every = -1", "at least 0"]),

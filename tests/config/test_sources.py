@@ -52,6 +52,16 @@ def test_a_site_has_sources_of_its_own_and_a_pattern_finds_more(tmp_path):
         (["--lr_scheduler.stretch=0"], "lr_scheduler.stretch = 0"),
         (["--data.sources=/nowhere/*"], "no file or folder fits"),
         (["--loss.name=adapt"], "loss.name"),
+        (["--loss.z_loss=1e-4"], "loss.z_loss = 0.0001: must be left out"),
+        (
+            [
+                "--semi_sync.source_placement=pollen",
+                "--batch_warmup.steps=4",
+                "--training.global_batch_size=32",
+                "--nproc=1",
+            ],
+            "batch_warmup.steps = 4: must be 0 with",
+        ),
     ],
     ids=str,
 )
@@ -63,3 +73,30 @@ def test_what_does_not_go_with_sources_is_refused_by_key(tmp_path, flags, words)
 def test_sources_that_move_need_sources(tmp_path):
     with pytest.raises(UserError, match="source_placement"):
         load(tmp_path, f'data = "builtin:code"\n{MODEL}{SITES}', "--semi_sync.source_placement=pollen")
+
+
+def test_two_sources_of_one_name_are_refused_at_their_tables(tmp_path):
+    with pytest.raises(UserError, match=r"\n.*run.toml: data.source\[1\].name = \"x\": must be unique"):
+        load(tmp_path, MODEL + TABLES.replace('"y"', '"x"') + SITES)
+
+
+@pytest.mark.parametrize("beside", [["u", "v.jsonl"], ["u.txt", "v.md"]], ids=str)
+def test_a_card_beside_corpora_is_no_source_and_is_said(tmp_path, beside):
+    for name in ["README.md", *beside]:
+        place = tmp_path / "corpora" / name
+        place = place if place.suffix else place / "one.jsonl"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text('{"text": "words"}\n')
+    site = f'[[site]]\nname = "a"\ndata.sources = "{tmp_path}/corpora/*"\n[[site]]\nname = "b"\ndata = "builtin:code"\n'
+    first = load(tmp_path, MODEL + site).sites[0]
+    of_texts = beside == ["u.txt", "v.md"]  # a folder of texts reads it as well
+    assert [each.name for each in first.config.dataloader.all_sources()] == ["README"] * of_texts + ["u", "v"]
+    assert any("README.md (a dataset card)" in line for line in first.data) != of_texts
+
+
+def test_weights_that_no_policy_looks_at_are_said(tmp_path):
+    weighted = MODEL + TABLES + SITES.replace('"b"', '"b"\nweight = 3')
+    for policy, keys in (("tokens", "weight, data.source[1].weight"), ("site", "")):
+        notes = load(tmp_path, weighted, f"--semi_sync.weighting={policy}").sites[1].notes
+        found = [note for note in notes if "semi_sync.weighting" in note]
+        assert found == ([f'without effect, because semi_sync.weighting is "{policy}": {keys}'] if keys else [])

@@ -31,6 +31,12 @@ def test_attention_and_feed_forward_are_under_the_power(tmp_path: Path) -> None:
         ('modules = ["nothing"]', [], r"model.converters\[0\].*no linear layer"),
         ("exponents = 2", [], r"model.converters\[0\].exponents: unknown key.*exponent"),
         ("", ["--semi_sync.sparsyfed.sparsity=1"], r"semi_sync.sparsyfed.sparsity.*from 0 to below 1"),
+        (
+            "",
+            ['--semi_sync.sparsyfed.parameters=["nope*"]'],
+            r"run.toml.*semi_sync.sparsyfed.parameters = .*fit no matrix",
+        ),
+        ('[[model.converters]]\nname = "power_linear"', [], r"converters\[1\].*no other converter has changed"),
         ("", ["--semi_sync.codec=int8"], r"semi_sync.codec"),
         ("", ["--training.dtype=bfloat16"], r'training.dtype.*must be "float32" with semi_sync.method = "sparsyfed"'),
         (

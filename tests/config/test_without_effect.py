@@ -43,6 +43,13 @@ from .conftest import GOOD
             ['--parallelism.module_fqns_per_model_part=[["norm"]]'],
             "pipeline_parallel_degree is 1: parallelism.module_fqns_per_model_part",
         ),
+        (["--semi_sync.sampling_seed=3"], "nor semi_sync.sources_per_round is set: semi_sync.sampling_seed"),
+        (
+            ["--lr_scheduler.stretch=4", "--lr_scheduler.warmup_steps=0"],
+            "total_steps (not set) alone: lr_scheduler.str",
+        ),
+        (["--lr_scheduler.stretch=4", "--lr_scheduler.warmup_steps=2"], ""),
+        (["--semi_sync.sampling_seed=3", "--semi_sync.sites_per_round=1"], ""),
         ([], ""),
         (["--checkpoint.enable", "--checkpoint.interval=5", "--spikes.action=clip", "--spikes.deviations=3"], ""),
     ],
@@ -87,3 +94,26 @@ def test_a_strong_outer_step_on_few_inner_steps_is_said(write, flags, told):
     found = [note for note in load_site(write(GOOD), "alpha", flags).notes if "overshoots" in note]
     assert len(found) == told
     assert not told or "up to 7 times as far" in found[0]
+
+
+PHASE = '--regularizer.phases=[{name = "proximal", from_round = 4}]'
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([PHASE], "before round 4, from which on there is regularizer.phases[0] (proximal): the run has rounds 0 to 3"),
+        ([PHASE, "--training.steps=21"], ""),
+        ([PHASE, "--semi_sync.method=none"], "the run has rounds 0 to 0"),
+        (["--semi_sync.round_box=tokens", "--semi_sync.round_box_size=640"], "sync_every = 5 steps are 640 tokens"),
+        (["--semi_sync.round_box=tokens", "--semi_sync.round_box_size=639"], ""),
+        (["--spikes.action=skip", "--spikes.window=40"], "ends before spikes are judged"),
+        (["--spikes.action=skip", "--spikes.window=38"], ""),
+        (["--training.global_batch_size=4", "--batch_warmup.steps=20"], "ends before the batch has grown"),
+        (["--training.global_batch_size=4", "--batch_warmup.steps=19"], ""),
+    ],
+)
+def test_what_would_come_after_the_last_step_is_said(write, flags, words):
+    notes = load_site(write(GOOD), "alpha", flags).notes
+    found = [note for note in notes if any(each in note for each in ("phases", "round_box", "spikes", "batch_warmup"))]
+    assert (len(found) == 1 and words in found[0]) if words else not found, notes

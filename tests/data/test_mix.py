@@ -129,7 +129,7 @@ def test_tokens_say_which_file_of_all_they_come_from(corpora: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"mix": {"wikki": 1.0}}, "'wikki' must be one file or folder.*found: none"),
+        ({"mix": {"wikki": 1.0}}, "'wikki' must be one file or folder.*it has: "),
         ({"mix": {"wiki": -1.0}}, "data.mix.*at least 0.*wiki is -1"),
         ({"mix": {"wiki": math.inf}}, "data.mix.*finite.*wiki is inf"),
         ({"mix": {"wiki": 0.0}}, "shares that are not all 0"),

@@ -59,6 +59,11 @@ def test_a_resume_between_two_sources_goes_on_bit_for_bit(tmp_path, text_corpus)
     steps = [line["step"] for line in north.lines("step")]
     assert len(steps) + len(south.lines("step")) == 2 * 3 * 4, "three sources in each of two rounds"
     assert steps.count(6) >= 2, "north has at least two of the three"
+    sources = [line["source"] for line in north.lines("step")]
+    assert [sources[start] for start in range(0, len(sources), 4) for _ in range(4)] == sources, (
+        "whose turn of four it is"
+    )
+    assert set(sources) <= {path.stem for path in text_corpus.glob("*.txt")}
     assert all(line["participants"] >= 1 for line in north.lines("round"))
     resumed = write(tmp_path / "resumed", text_corpus)
     for name in ("north", "south"):

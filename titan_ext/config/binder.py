@@ -53,15 +53,22 @@ class Binder:
         """
         owner = base if isinstance(base, type) else type(base)
         hints = field_types(owner)
-        values = {}
+        values: dict[str, Any] = {}
+        refused: dict[str, UserError] = {}
         for name, given in table.items():
-            with self._noting():
+            try:
                 if name not in hints:
                     raise unknown_key(self._settings, key, name, hints, self._elsewhere, given)
                 values[name] = self.value(hints[name], given, f"{key}.{name}", getattr(base, name, UNSET))
+            except UserError as error:
+                refused[name] = error
+                self._settings.refuse(error)
         required = _required(owner) if base is owner else []
         for name in [name for name in required if name not in table]:
-            self._settings.refuse(self._settings.error(f"{key}.{name}", "is missing"))
+            refused[name] = self._settings.error(f"{key}.{name}", "is missing")
+            self._settings.refuse(refused[name])
+        for name in [name for name in required if name in refused]:
+            raise refused[name]  # without it nothing can be built, and Python's words of that are not news
 
         def build(names: Iterable[str]) -> Any:
             chosen = {name: values[name] for name in names}

@@ -251,8 +251,9 @@ def _check_whole(
     derived: dict[str, Origin] = {}
     with findings.check():
         notes += outer_loop.check_outer_loop(settings, config, plan.site.count)
+        notes += outer_loop.notes_on_rounds(config, layout)
         notes += values.check_rounding(config) + values.check_switch(config)
-        notes += values.check_warmup(config) + values.check_mix_changes(config)
+        notes += values.check_warmup(config) + values.check_mix_changes(config) + values.check_lengths(config)
         derived |= _pair(config, plans)
         outer_loop.check_pairing(settings, config)
         outer_loop.check_rows(settings, config, layout)

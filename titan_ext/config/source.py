@@ -9,6 +9,8 @@ from typing import Any
 from titan_ext.errors import UserError, nearest
 
 _PLACE = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|(end of document))\)$")
+_TWICE = ("Cannot mutate immutable namespace", "Cannot declare", "Cannot overwrite a value")
+"""How what begins a table that is set already is refused."""
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -45,7 +47,11 @@ def _parse_toml(path: Path, text: str) -> dict[str, Any]:
         message = str(error)
     place = _PLACE.search(message)
     line, column = (len(text.splitlines()), 1) if place is None or place.group(3) else place.group(1, 2)
-    raise UserError(f"{path}: line {line}, column {column}: not valid TOML: {_PLACE.sub('', message)}")
+    cure = (
+        "; what is set before, by name = … or in a [table], cannot be gone on with: put all of its keys in one [table]"
+    )
+    message = _PLACE.sub("", message) + (cure if message.startswith(_TWICE) else "")
+    raise UserError(f"{path}: line {line}, column {column}: not valid TOML: {message}")
 
 
 def _parse_json(path: Path, text: str) -> dict[str, Any]:

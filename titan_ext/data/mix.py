@@ -14,10 +14,11 @@ from titan_ext.data.bad_records import BadRecords
 from titan_ext.data.feed import Document, Feed
 from titan_ext.data.packing import IDENTITY, Sample
 from titan_ext.data.remote.files import names_below
-from titan_ext.errors import UserError, require
+from titan_ext.errors import InvalidValue, UserError, require
 from titan_ext.object_store import is_url
 
 _STATE = "mix"
+_SHOWN = 8  # names in a message
 
 
 @dataclass(kw_only=True, slots=True)
@@ -80,9 +81,13 @@ def corpus_of(config: Any, name: str, retry_seconds: float = 0.0) -> str:
     names = {path: PurePosixPath(path).name for path in below}
     found = [path for path in below if name in (names[path], names[path].partition(".")[0])]
     if len(found) != 1:
-        there = ", ".join(names[path] for path in found) or "none"
-        raise UserError(
-            f"data.mix: {name!r} must be one file or folder in data.dataset = {config.dataset!r}; found: {there}"
+        there = sorted({names[path] for path in found or below})
+        shown = ", ".join(there[:_SHOWN]) + (", …" if len(there) > _SHOWN else "") or "nothing"
+        what = "both fit" if found else "it has"
+        raise InvalidValue(
+            "data.mix",
+            dict(config.mix),
+            f"{name!r} must be one file or folder in the folder data.dataset = {config.dataset!r}; {what}: {shown}",
         )
     return found[0]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torchtitan.components.dataloader import BaseDataLoader
 
+from titan_ext.data.corpora.contents import without_cards
 from titan_ext.data.feed import Feed
 from titan_ext.data.packing import Sample
 from titan_ext.data.remote.files import names_that_fit
@@ -43,14 +44,23 @@ def all_sources(tables: list[SourceTable], pattern: str, retry_seconds: float) -
     """
     if not pattern:
         return tables
+    paths, _ = corpora_that_fit(pattern, retry_seconds)
+    if not paths:
+        raise UserError(f"data.sources = {pattern!r}: no file or folder fits")
+    return [*tables, *(SourceTable(name=Path(path).name.partition(".")[0], dataset=path) for path in paths)]
+
+
+def corpora_that_fit(pattern: str, retry_seconds: float) -> tuple[list[str], list[str]]:
+    """Paths or URLs of the corpora that fit a pattern, and of what fits and is only their card, such as a README.
+
+    Raises:
+        ReadError: the server of a URL has been away for so long.
+    """
     if is_url(pattern):
         paths = list(names_that_fit(pattern, retry_seconds))
     else:
         paths = sorted(glob(str(Path(pattern).expanduser())))
-    paths = [path for path in paths if not Path(path).name.startswith(".")]
-    if not paths:
-        raise UserError(f"data.sources = {pattern!r}: no file or folder fits")
-    return [*tables, *(SourceTable(name=Path(path).name.partition(".")[0], dataset=path) for path in paths)]
+    return without_cards([path for path in paths if not Path(path).name.startswith(".")])
 
 
 def check_sources(tables: list[SourceTable], config: Any) -> None:
@@ -61,7 +71,7 @@ def check_sources(tables: list[SourceTable], config: Any) -> None:
     """
     names = [source.name for source in tables]
     for place, source in enumerate(tables):
-        key = f"data.source[{place}]"
+        key = f"source[{place}]"
         require(bool(source.name), f"{key}.name", source.name, "a name")
         require(names.count(source.name) == 1, f"{key}.name", source.name, "unique among the site's sources")
         require(bool(source.dataset), f"{key}.dataset", source.dataset, "a corpus, as data.dataset")

@@ -116,7 +116,7 @@ class PowerLinearConverter(ModelConfigConverter):
                 found += 1
                 put(parent, attribute, self._under_power(config))
         if not found:
-            raise ValueError(f"modules = {patterns}: no linear layer of the model matches")
+            raise ValueError(f"modules = {patterns}: no linear layer matches that no other converter has changed")
         return model_config
 
     def _under_power(self, config: Linear.Config) -> PowerLinear.Config:

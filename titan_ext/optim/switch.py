@@ -70,9 +70,10 @@ class SwitchConfig:
         for key in ("betas", "omegas"):
             given: Sequence[float] | None = getattr(self, key)
             lengths = {len(group[key]) for group in groups if key in group}
+            if given is not None and not lengths:
+                raise ValueError(f"{key} = {given}: must be left out: the optimizer has no {key}")
             if given is not None and lengths != {len(given)}:
-                allowed = " or ".join(map(str, sorted(lengths))) or "left out: no"
-                raise ValueError(f"{key} = {given}: must be {allowed} number(s)")
+                raise ValueError(f"{key} = {given}: must be {' or '.join(map(str, sorted(lengths)))} number(s)")
 
     def changes_nothing(self) -> bool:
         """Whether there is a step and nothing that changes at it."""

@@ -61,6 +61,8 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
         self._last: dict[str, Any] = {}
         self.routing: Callable[[], dict[str, float]] = dict
         """What is known of the routers at the step that is logged; the trainer's to set."""
+        self.source: str | None = None
+        """Data source that takes the step, where the site has several; the trainer's to set."""
 
     def log(
         self,
@@ -82,6 +84,7 @@ class MetricsProcessor(torchtitan_metrics.MetricsProcessor):
             "tokens_per_second": self.ntokens_since_last_log * ranks / seconds,
             "lr": float(rates[0]) if rates else None,
             "grad_norm": grad_norm,
+            **({"source": self.source} if self.source is not None else {}),
             **self.routing(),
         }
         super().log(step, global_avg_loss, global_max_loss, grad_norm, {**(extra_metrics or {}), **self.routing()})

@@ -291,6 +291,7 @@ class Trainer(GradientStepTrainer):
             return
         batches = self.gradient_accumulation_steps * self.num_pipeline_parallel_microbatches
         self.dataloader.serve(turn.source, None if turn.skip_steps is None else turn.skip_steps * batches)
+        self.metrics_processor.source = turn.source
         logger.info("site %s: source %s trains next", self.config.site.name, turn.source)
 
     def _validate_last_sources(self) -> None:

@@ -164,7 +164,9 @@ def test_a_mix_and_sources_are_found_behind_a_url(shards: Path) -> None:
         ("code", f"file://{shards}/code"),
         ("wiki", f"file://{shards}/wiki"),
     ]
-    with pytest.raises(UserError, match="'prose' must be one file or folder in data.dataset = 'file://.*; found: none"):
+    with pytest.raises(
+        UserError, match="'prose' must be one file or folder in the folder data.dataset = 'file://.*; it has: "
+    ):
         TextDataLoader.Config(dataset=f"file://{shards}", mix={"prose": 1.0}).listing()
 
 

@@ -17,6 +17,8 @@ from titan_ext.config.losses import name_of
 from titan_ext.config.settings import Settings
 from titan_ext.data.corpora.listing import Listing, NotThere
 from titan_ext.data.corpora.stream import PREFIX, StreamName
+from titan_ext.data.mix import corpus_of
+from titan_ext.data.sources import corpora_that_fit
 from titan_ext.errors import ReadError, RunError, UserError
 from titan_ext.object_store import is_url
 
@@ -47,11 +49,17 @@ def _data(settings: Settings, config: Any) -> list[str]:
         corpora |= _corpora(config.dataloader)
     if config.validator.enable:
         corpora["validator.dataloader"] = config.validator.dataloader
+    lines = []
+    if pattern := getattr(config.dataloader, "sources", ""):
+        with settings.findings.check():
+            _, cards = corpora_that_fit(pattern, config.dataloader.retry_seconds)
+            lines += [
+                f"{config.site.name}: data.sources {pattern}: not read: {card} (a dataset card)" for card in cards
+            ]
     named = [(key, f"{key}.dataset", data) for key, data in corpora.items()]
     if (loss := name_of(config.loss)) is not None:
         own = config.loss.corpora()
         named += [(f"loss.{loss}.{field}", f"loss.{loss}.{field}", data) for field, data in own.items()]
-    lines = []
     for key, dotted, data in named:
         if getattr(data, "dataset", ""):  # one without has been refused
             with settings.findings.check():
@@ -69,13 +77,18 @@ def _unused_key(settings: Settings, key: str, listed: Any) -> str:
 
 
 def _corpora(data: Any) -> dict[str, Any]:
-    """What the site trains on, by key: one corpus, or that of each data source.
+    """What the site trains on, by key: one corpus, those of a mix, or that of each data source.
 
     Raises:
-        UserError: no file or folder fits the pattern of the sources.
+        UserError: no file or folder fits the pattern of the sources, or a name of the mix.
     """
     if not getattr(data, "has_sources", False):
-        return {"data": data}
+        # A server is asked as a corpus is listed, where its failure is told.
+        mix = {} if is_url(data.dataset) else getattr(data, "mix", {})
+        parts = {f"data.mix.{name}": corpus_of(data, name) for name in mix}
+        return {key: replace(data, dataset=part, mix={}, mix_changes=[]) for key, part in parts.items()} or {
+            "data": data
+        }
     return {
         f"data.source[{place}]": replace(data, dataset=source.dataset, source=[], sources="")
         for place, source in enumerate(data.all_sources())

@@ -6,6 +6,7 @@ from typing import Any
 
 from titan_ext.config.binder import Binder
 from titan_ext.config.cost.inner_states import InnerStates
+from titan_ext.config.layout import Layout
 from titan_ext.config.losses import name_of
 from titan_ext.config.model import parameter_shapes
 from titan_ext.config.outer_loop import plan_of
@@ -13,19 +14,21 @@ from titan_ext.config.settings import Settings
 from titan_ext.models.power_linear import PowerLinear
 from titan_ext.semi_sync.bind import averages_state, is_elementwise
 from titan_ext.semi_sync.methods.registry import METHODS
+from titan_ext.semi_sync.methods.sparsyfed import SparseAverage
 from titan_ext.semi_sync.plan.components import shares_sparse_rows
 from titan_ext.semi_sync.plan.plan import SOURCES_NEED, SyncPlan
 from titan_ext.semi_sync.plan.regions import REGION
 from titan_ext.semi_sync.plan.rule import PARAMETERS
 from titan_ext.semi_sync.plan.scopes import assign, matches
+from titan_ext.semi_sync.plan.weighting import WEIGHTINGS, OwnWork
 
 _FEW_STEPS = 4
 _STRONG_GAIN = 2.0
 """Of the outer step, with its momentum: part "short" of ``titan-ext bench tiny`` is what says so."""
 
 _NO_TEXT = (
-    'needs text that the site does not train on; hold some out with data.split = "train" and data.holdout_fraction, or '
-    'with files that are called "validation" or "test"'
+    'must be "train", with data.holdout_fraction or files that are called "validation" or "test", for semi_sync.weighting = '
+    '"{weighting}": it needs text that the site does not train on'
 )
 
 
@@ -49,10 +52,11 @@ def check_outer_loop(settings: Settings, config: Any, num_sites: int) -> list[st
     patterns = config.dept.embeddings
     if config.dept.variant != "none" and not any(matches(name, patterns) for name in parameter_shapes(config)):
         raise settings.error("dept.embeddings", "fit no parameter of the model", patterns)
+    _check_pruned(settings, config, plan)
     _check_states(settings, config, plan)
     _check_sources(settings, config, plan)
     if plan.weighting.needs_loss and config.dataloader.held_out() is None:
-        raise settings.error("semi_sync.weighting", _NO_TEXT, outer.weighting)
+        raise settings.error("data.split", _NO_TEXT.format(weighting=outer.weighting), config.dataloader.split)
     for group in plan.groups:
         if group.split("/")[0] not in config.site.labels:
             if group.startswith(REGION):
@@ -63,6 +67,37 @@ def check_outer_loop(settings: Settings, config: Any, num_sites: int) -> list[st
         problem = f'must be "float32" with semi_sync.method = "{outer.method}"'
         raise settings.error("training.dtype", problem, config.training.dtype)
     return _without_effect(config, plan, num_sites)
+
+
+def _check_pruned(settings: Settings, config: Any, plan: SyncPlan) -> None:
+    """Refuse patterns of what is pruned that fit nothing."""
+    shapes = parameter_shapes(config)
+    for patterns in (list(rule.apply.parameters) for rule in plan.rules if isinstance(rule.apply, SparseAverage)):
+        if not any(len(shape) > 1 and matches(name, patterns) for name, shape in shapes.items()):
+            raise settings.error("semi_sync.sparsyfed.parameters", "fit no matrix of the model", patterns)
+
+
+def notes_on_rounds(config: Any, layout: Layout) -> list[str]:
+    """What a user should know of boxes that end no round, and of phases that no round has."""
+    steps, outer = config.training.steps, config.semi_sync
+    if outer.method == "none":
+        rounds = 1  # the received model is the one that training starts from
+    else:
+        rounds = math.ceil(steps / plan_of(config).round_spacing)
+    notes = [
+        f"training.steps ({steps}) ends before round {phase.from_round}, from which on there is regularizer.phases[{place}] "
+        f"({phase.name}): the run has rounds 0 to {rounds - 1}"
+        for place, phase in enumerate(config.regularizer.phases)
+        if phase.from_round >= rounds
+    ]
+    sequences = max(config.training.global_batch_size, config.training.local_batch_size * layout.batch)
+    tokens = sequences * config.training.seq_len * (outer.sync_every or 0)
+    if outer.method != "none" and outer.round_box == "tokens" and outer.round_box_size >= tokens:
+        notes.append(
+            f"semi_sync.round_box_size = {outer.round_box_size:.0f} tokens ends no round of this site: its "
+            f"semi_sync.sync_every = {outer.sync_every} steps are {tokens:,} tokens, and no site takes more steps"
+        )
+    return notes
 
 
 def _without_effect(config: Any, plan: SyncPlan, num_sites: int) -> list[str]:
@@ -88,6 +123,16 @@ def _without_effect(config: Any, plan: SyncPlan, num_sites: int) -> list[str]:
             f'semi_sync.method = "{outer.method}" prunes a model without layers under a power, in which weights at zero '
             'grow again: plain top-k; for SparsyFed add [[model.converters]] with name = "power_linear"'
         )
+    if weights := _unread_weights(config, plan):
+        policy = next(
+            (name for name in WEIGHTINGS if isinstance(plan.weighting, WEIGHTINGS.get(name))), outer.weighting
+        )
+        notes.append(f'without effect, because semi_sync.weighting is "{policy}": {", ".join(weights)}')
+    if outer.sampling_seed and outer.sites_per_round is None and outer.sources_per_round is None:
+        notes.append(
+            "without effect, because neither semi_sync.sites_per_round nor semi_sync.sources_per_round is set: "
+            "semi_sync.sampling_seed"
+        )
     inner = METHODS.get(outer.method).inner
     optimizers = sorted({group.optimizer_name for group in config.optimizer.param_groups})
     if inner and inner not in optimizers:
@@ -95,6 +140,16 @@ def _without_effect(config: Any, plan: SyncPlan, num_sites: int) -> list[str]:
             f'semi_sync.method = "{outer.method}" is made for optimizer.name = "{inner}", not {", ".join(optimizers)}'
         )
     return notes
+
+
+def _unread_weights(config: Any, plan: SyncPlan) -> list[str]:
+    """Keys of fixed weights that are set, where the policy does not look at them."""
+    light, heavy = (plan.weighting.own_weight(OwnWork(fixed=fixed, tokens=1, steps=1)) for fixed in (1.0, 2.0))
+    if light != heavy:
+        return []
+    sources = getattr(config.dataloader, "source", [])
+    own = ["weight"] if config.site.weight != 1.0 else []
+    return own + [f"data.source[{place}].weight" for place, each in enumerate(sources) if each.weight != 1.0]
 
 
 def _check_sources(settings: Settings, config: Any, plan: SyncPlan) -> None:
@@ -111,13 +166,19 @@ def _check_sources(settings: Settings, config: Any, plan: SyncPlan) -> None:
     if plan.weighting.needs_loss:
         problem = "weighs by the loss on held-out text of one corpus, and the site has data sources"
         raise settings.error("semi_sync.weighting", problem, config.semi_sync.weighting)
-    if name_of(config.loss) is not None:
-        raise settings.error(
-            "loss.name", "must be left out with data sources: it keeps statistics of one corpus", name_of(config.loss)
+    if (name := name_of(config.loss)) is not None:
+        # Where it is not by its name that the loss looks at tokens, it is by one of these.
+        keys = [key for key in ("z_loss", "unigram_documents", "by_source") if name == "cross_entropy"]
+        loss_key, value = next(
+            ((f"loss.{key}", set_to) for key in keys if (set_to := getattr(config.loss, key))), ("loss.name", name)
         )
+        raise settings.error(loss_key, "must be left out with data sources: it keeps statistics of one corpus", value)
     if config.regularizer.phases:
         problem = "must be left out with data sources, which take turns"
         raise settings.error("regularizer.phases", problem, [phase.name for phase in config.regularizer.phases])
+    if config.batch_warmup.steps and plan.sources.placement == "pollen":
+        problem = 'must be 0 with semi_sync.source_placement = "pollen": a source\'s place in its data follows from equal steps'
+        raise settings.error("batch_warmup.steps", problem, config.batch_warmup.steps)
     if config.optimizer_switch.step:
         raise settings.error(
             "optimizer_switch.step",

@@ -167,8 +167,8 @@ def check_batch_warmup(settings: Settings, config: Any, layout: Layout) -> None:
     if training.global_batch_size <= a_pass:
         problem = f"needs training.global_batch_size above {a_pass}, the sequences of one pass: it is what grows"
         raise settings.error("batch_warmup.steps", problem, warmup.steps)
-    if start and (start % a_pass or start > training.global_batch_size):
-        problem = f"must be a multiple of {a_pass}, the sequences of one pass, up to training.global_batch_size"
+    if start and (start % a_pass or start >= training.global_batch_size):
+        problem = f"must be a multiple of {a_pass}, the sequences of one pass, below training.global_batch_size"
         raise settings.error(key, problem, start)
 
 

@@ -168,11 +168,30 @@ def check_mix_changes(config: Any) -> list[str]:
     return [f"training.steps ({steps}) ends before data.mix_changes change at step {late[0]}"] if late else []
 
 
+def check_lengths(config: Any) -> list[str]:
+    """Notes for the user where the run ends before a batch has grown, or before spikes are judged."""
+    steps, growth, spikes = config.training.steps, config.batch_warmup.steps, config.spikes
+    notes = []
+    if growth >= steps:
+        notes.append(f"training.steps ({steps}) ends before the batch has grown (batch_warmup.steps = {growth})")
+    if spikes.action != "none" and spikes.window // 2 >= steps:
+        notes.append(
+            f"training.steps ({steps}) ends before spikes are judged, after half of spikes.window ({spikes.window} steps)"
+        )
+    return notes
+
+
 def check_warmup(config: Any) -> list[str]:
-    """A note for the user where torchtitan shortens the learning rate's warm-up or decay to what the steps leave."""
+    """A note for the user where torchtitan shortens the learning rate's warm-up or decay to what the steps leave, or where
+    nothing is stretched."""
     scheduler = config.lr_scheduler
     total = round((scheduler.total_steps or 0) * scheduler.stretch) or config.training.steps
     warmup, decay = round(scheduler.warmup_steps * scheduler.stretch), round((scheduler.decay_ratio or 0) * total)
+    if scheduler.stretch != 1 and warmup == scheduler.warmup_steps and scheduler.total_steps is None:
+        return [
+            f"without effect, because it stretches lr_scheduler.warmup_steps ({warmup}) and total_steps (not set) alone: "
+            "lr_scheduler.stretch"
+        ]
     if warmup > total:
         return [f"lr_scheduler.warmup_steps ({warmup}) is cut to the {total} steps of the schedule"]
     if warmup + decay > total:

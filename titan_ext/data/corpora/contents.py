@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from titan_ext.data.corpora.files import ALLOWED, CorpusFile, count_endings
+from titan_ext.data.corpora.files import ALLOWED, CorpusFile, classify, count_endings
 from titan_ext.data.corpora.splits import split_of
 from titan_ext.error_text import unreadable
 from titan_ext.errors import UserError
@@ -74,6 +74,15 @@ def documents_of(
     found = Contents(kept, count_endings(unknown))
     found.left_out.update(f"{file.path.name} ({what})" for file, what in left_out.items())
     return found
+
+
+def without_cards(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Paths or URLs of corpora, and those of them that are only the card of the others, by their names as in a folder."""
+    kinds = {name: classify(Path(name)) for name in names}
+    cards = [name for name, file in kinds.items() if file is not None and _beside(file) is not None]
+    rest = [name for name in names if name not in cards]
+    texts = [name for name in rest if (file := kinds[name]) is not None and file.format == "text"]
+    return (rest, cards) if len(texts) < len(rest) else (list(names), [])
 
 
 def _beside(file: CorpusFile) -> str | None:

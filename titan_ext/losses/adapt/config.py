@@ -1,7 +1,7 @@
 """Settings of ADAPT: the readings of the paper that its sources leave open."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from titan_ext.data import TextDataLoader
@@ -90,8 +90,9 @@ class AdaptConfig(TokenLoss.Config):
         require(self.min_tokens >= 0, "min_tokens", self.min_tokens, "at least 0")
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
         require(0 <= self.min_weight, "min_weight", self.min_weight, "at least 0")
+        require(self.max_weight > 0, "max_weight", self.max_weight, "above 0")
         limit = f"at least min_weight ({self.min_weight})"
-        require(self.max_weight >= self.min_weight and self.max_weight > 0, "max_weight", self.max_weight, limit)
+        require(self.max_weight >= self.min_weight, "max_weight", self.max_weight, limit)
         decay = self.standardize_decay
         require(0 <= decay < 1, "standardize_decay", decay, "from 0 to below 1")
         require(self.bm25_k1 > 0, "bm25_k1", self.bm25_k1, "above 0")
@@ -105,7 +106,31 @@ class AdaptConfig(TokenLoss.Config):
         return {"anchors": TextDataLoader.Config(dataset=self.anchors, text_key=self.anchors_text_key, shuffle=False)}
 
     def notes(self, sync_every: int | None) -> list[str]:
-        """A line where standardised scores go by anchors that are read rarely."""
+        """Lines on settings that come to nothing, and where standardised scores go by anchors that are read rarely."""
+        return self._without_effect(sync_every) + self._on_old_anchors(sync_every)
+
+    def _without_effect(self, sync_every: int | None) -> list[str]:
+        by_model = self.score == "representation"
+        unread = {
+            'unit is "document"': ("block_length",) if self.unit == "document" else (),
+            "standardize is false": ("standardize_decay",) if not self.standardize else (),
+            'score is "representation"': ("bm25_k1", "bm25_b", "bm25_documents") if by_model else (),
+            'score is "bm25"': ("refresh_every", "refresh_after_sync") if not by_model else (),
+        }
+        defaults = {each.name: each.default for each in fields(self)}
+        lines = {
+            because: [key for key in keys if getattr(self, key) != defaults[key]] for because, keys in unread.items()
+        }
+        notes = [
+            f"without effect, because loss.adapt.{because}: " + ", ".join(f"loss.adapt.{key}" for key in keys)
+            for because, keys in lines.items()
+            if keys
+        ]
+        if self.scale_outer_weight and sync_every is None:
+            notes.append('without effect, because semi_sync.method is "none": loss.adapt.scale_outer_weight')
+        return notes
+
+    def _on_old_anchors(self, sync_every: int | None) -> list[str]:
         every = self.refresh_every
         if self.refresh_after_sync and sync_every is not None:
             every = min(every, sync_every)
