@@ -62,7 +62,6 @@ _METHODS = {
     "MT-DAO, one momentum": _method("mt_dao", {"name": "QHAdamW", "betas": [0.999, 0.999], "omegas": [0.95]}),
     "NoLoCo": _method("noloco"),
     "SPARTA": _method("sparta"),
-    "DeMo": _method("demo", {"name": "DeMo"}),
 }
 
 
