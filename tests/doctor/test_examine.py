@@ -1,10 +1,12 @@
 """What the doctor says of a site's lighthouse and secret, where they are no good."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.config.conftest import GOOD
+from titan_ext import cli
 from titan_ext.config.load import load_site
 from titan_ext.doctor.examine import brief, examine_links
 from titan_ext.doctor.finding import Level
@@ -32,6 +34,16 @@ def test_a_lighthouse_that_is_none(
     found = examine_links(load_site(file, "alpha", flags, needs=()), str(file), 0.0).findings
     (told,) = [each for each in found if each.check == "lighthouse"]
     assert told.level is level and what in told.what and told.why and told.mend
+
+
+@pytest.mark.parametrize("named", ["gibberish", "http://127.0.0.1:1"])
+def test_a_lighthouse_that_is_none_is_told_without_a_site_too(
+    named: str, file: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert cli.main(["doctor", str(file), "--lighthouse", named, "--json"]) == 1
+    for site in json.loads(capsys.readouterr().out)["sites"]:
+        (told,) = [each for each in site["findings"] if each["check"] == "lighthouse"]
+        assert told["level"] == "problem" and named in told["what"]
 
 
 def test_a_secret_that_cannot_be_read_is_a_problem(file: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.wait_seconds >= 0:
         raise UserError(f"--wait-seconds {args.wait_seconds:g}: must be at least 0 seconds")
     from titan_ext.config.load import load_run, load_site
-    from titan_ext.doctor.examine import examine_links, examine_site
+    from titan_ext.doctor.examine import examine_lighthouse, examine_links, examine_site
 
     overrides = [*args.overrides, *(["--replica.lighthouse", args.lighthouse] if args.lighthouse else [])]
     if args.site is None:
@@ -58,9 +58,15 @@ def run(args: argparse.Namespace) -> int:
     else:
         sites = [load_site(args.file, args.site, overrides, needs=())]
     found: dict[str, list[Finding]] = {}
+    lighthouses: dict[str | None, list[Finding]] = {}
     for site in sites:
-        links = examine_links(site, args.file, args.wait_seconds) if args.site is not None else None
-        found[site.name] = examine_site(site, links)
+        if args.site is not None:
+            found[site.name] = examine_site(site, examine_links(site, args.file, args.wait_seconds))
+            continue
+        named = site.config.replica.lighthouse
+        if named not in lighthouses:  # one that does not answer is waited for once
+            lighthouses[named] = examine_lighthouse(site, args.file)
+        found[site.name] = [*examine_site(site, None), *lighthouses[named]]
     print(_as_json(args.file, found) if args.json else _as_text(args.file, found))
     return int(any(each.level == "problem" for findings in found.values() for each in findings))
 

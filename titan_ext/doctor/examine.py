@@ -78,10 +78,7 @@ def examine_links(site: Any, file: str, wait_seconds: float) -> Links:
     try:
         page = read_lighthouse_page(lighthouse)
     except OSError as error:
-        what = f"{lighthouse} does not answer: {getattr(error, 'reason', error)}"
-        why = "no site can join without it"
-        mend = "titan-ext lighthouse, where all sites reach it, and [replica] lighthouse = its address"
-        return Links([*findings, Finding("lighthouse", Level.PROBLEM, what, why, mend)])
+        return Links([*findings, _silent(lighthouse, error)])
     names = _names(file) or [site.name]
     findings += [*check_lighthouse(page, names, site.name), *check_region_lighthouse(replica.region_lighthouse)]
     alive = page.alive(_ALIVE_SECONDS)
@@ -90,6 +87,26 @@ def examine_links(site: Any, file: str, wait_seconds: float) -> Links:
     else:
         links = meet(lighthouse, site, host, _in_common(site), names, load_secret(replica.secret_file), wait_seconds)
     return Links([*findings, *links.findings], links.bits_per_second, links.round_trip_seconds)
+
+
+def examine_lighthouse(site: Any, file: str) -> list[Finding]:
+    """Whether the lighthouse that is named answers, and who uses it; nothing where none is named."""
+    named = site.config.replica.lighthouse or os.environ.get("TORCHFT_LIGHTHOUSE")
+    if named is None or site.config.semi_sync.method == "none":
+        return []
+    try:
+        url = lighthouse_url(site.config.replica.lighthouse)
+        return check_lighthouse(read_lighthouse_page(url), _names(file) or [site.name], "")
+    except UserError as error:
+        return [Finding("lighthouse", Level.PROBLEM, str(error), "no site can join without it", "--lighthouse URL")]
+    except OSError as error:
+        return [_silent(url, error)]
+
+
+def _silent(lighthouse: str, error: OSError) -> Finding:
+    what = f"{lighthouse} does not answer: {getattr(error, 'reason', error)}"
+    mend = "titan-ext lighthouse, where all sites reach it, and [replica] lighthouse = its address"
+    return Finding("lighthouse", Level.PROBLEM, what, "no site can join without it", mend)
 
 
 def _in_common(site: Any) -> InCommon:
@@ -118,7 +135,7 @@ def _names(file: str) -> list[str]:
 
 def _step_seconds(metrics: Path) -> float | None:
     """What an inner step took in an earlier run of the site, the first ones aside; None where there is none."""
-    from titan_ext.instruments.lines import LineFollower, LocalFile
+    from titan_ext.instruments.lines import LineFollower, LocalFile, number
 
     try:
         steps = [each for each in LineFollower(LocalFile(metrics)).poll() if each.get("kind") == "step"][-200:]
@@ -127,6 +144,7 @@ def _step_seconds(metrics: Path) -> float | None:
     pauses = [
         after["time"] - before["time"]
         for before, after in pairwise(steps)
-        if "time" in before and "time" in after and after["step"] == before["step"] + 1
+        if all(number(each.get(key)) is not None for each in (before, after) for key in ("time", "step"))
+        and after["step"] == before["step"] + 1
     ]
     return median(pauses) if pauses else None
