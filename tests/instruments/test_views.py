@@ -171,6 +171,20 @@ def test_runs_are_grouped_by_what_they_differ_in_but_for_seeds(tmp_path: Path) -
     assert set(found["settings"]["differing"]) == {"debug.seed", "semi_sync.sync_every"}
 
 
+def test_totals_of_runs_are_of_all_their_rounds(tmp_path: Path) -> None:
+    for run, late in (("a", 0), ("b", 8)):
+        for number in range(1, 31):
+            there = ["east"] if 1 < number < 2 + late else list(BOTH)
+            for site in there:
+                trained(tmp_path / run, site, [number], there)
+    out = tmp_path / "report.html"
+    assert cli.main(["report", *(str(tmp_path / run) for run in "ab"), "--out", str(out)]) == 0
+    one, other = frozen(out.read_text())["comparison"]["runs"]
+    assert (one["participation"], one["utilisation"]) == (1.0, pytest.approx(0.8))
+    assert other["participation"] == pytest.approx((1 + 22 / 30) / 2)
+    assert one["bytes_sent"] == 60_000 and other["bytes_sent"] == 52_000
+
+
 WRONG = [
     (["watch"], "name a FILE.toml"),
     (["watch", "absent"], "absent: no such folder"),

@@ -5,7 +5,8 @@ from statistics import mean
 from typing import Any
 
 from titan_ext.instruments.plot import AXES
-from titan_ext.instruments.snapshot import settings_of
+from titan_ext.instruments.run import Mark
+from titan_ext.instruments.snapshot import LETTERS, settings_of
 
 _BUCKETS = 160
 _OF_A_SEED = "debug.seed"
@@ -56,8 +57,9 @@ def _groups(runs: Sequence[str], differing: Mapping[str, Mapping[str, Any]]) -> 
 
 def _totals(name: str, shot: Mapping[str, Any]) -> dict[str, Any]:
     sites = shot["sites"]
-    stalls = _known(site["measures"]["stall"] for site in sites)
-    parts = _known(site["measures"]["participation"] for site in sites)
+    # Not the measures, which are of the latest rounds.
+    shares = _known(_utilisation(site["ledger"]) for site in sites)
+    parts = _known(_participation(row) for row in shot["timeline"]["rows"].values())
     times = _known(each for site in sites for each in site["curve"]["time"])
     return {
         "name": name,
@@ -68,10 +70,26 @@ def _totals(name: str, shot: Mapping[str, Any]) -> dict[str, Any]:
         "tokens": _total(site["tokens"] for site in sites),
         "rounds": max(_known(site["round"] for site in sites), default=None),
         "bytes_sent": _total(site["bytes_sent"] for site in sites),
-        "utilisation": 1 - mean(stalls) if stalls else None,
+        "utilisation": mean(shares) if shares else None,
         "participation": mean(parts) if parts else None,
         "seconds": max(times) - min(times) if times else None,
     }
+
+
+def _utilisation(ledger: Mapping[str, Any]) -> float | None:
+    """Share of the time between a site's rounds in which inner steps did not stand still."""
+    stalled = elapsed = 0.0
+    for before, after, seconds in zip(ledger["time"], ledger["time"][1:], ledger["stalled"][1:], strict=False):
+        if None not in (before, after, seconds):
+            stalled, elapsed = stalled + seconds, elapsed + after - before
+    return max(0.0, 1 - stalled / elapsed) if elapsed > 0 else None
+
+
+def _participation(row: str) -> float | None:
+    """Share of the rounds since it joined in which a site contributed, by its row of the timeline."""
+    known = [letter for letter in row if letter not in (LETTERS[Mark.BEFORE], LETTERS[Mark.UNKNOWN])]
+    there = (LETTERS[Mark.CONTRIBUTED], LETTERS[Mark.RETRIED])
+    return sum(letter in there for letter in known) / len(known) if known else None
 
 
 def _run_curve(shot: Mapping[str, Any], longest: int) -> dict[str, list[float | None]]:
