@@ -121,15 +121,25 @@ def test_a_server_that_goes_and_comes_back(folder: Path) -> None:
         assert east.last.step == number and client.problems and str(port) in east.problem
 
 
-def test_something_else_that_answers_is_told_as_such() -> None:
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        (200, b"<html>hello</html>", "no titan_ext site"),
+        (200, b'{"east": {"disk": "full"}}', "no titan_ext site"),
+        (200, b'["east"]', "no titan_ext site"),
+        (502, b"<html>\n<h1>Bad gateway</h1>\n</html>", "answers with status 502: <html>"),
+        (500, b"", "answers with status 500"),
+    ],
+)
+def test_something_else_that_answers_is_told_as_such(status: int, body: bytes, told: str) -> None:
     from http.server import BaseHTTPRequestHandler, HTTPServer
     from threading import Thread
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(status)
             self.end_headers()
-            self.wfile.write(b"<html>hello</html>")
+            self.wfile.write(body)
 
         def log_message(self, *args: object) -> None:
             pass
@@ -137,7 +147,7 @@ def test_something_else_that_answers_is_told_as_such() -> None:
     other = HTTPServer(("127.0.0.1", 0), Page)
     Thread(target=other.serve_forever, daemon=True).start()
     client = RunReader("run", [RemoteSites(f"http://127.0.0.1:{other.server_address[1]}", None)])
-    assert view(client).names == [] and "no titan_ext site" in client.problems[0]
+    assert view(client).names == [] and told in client.problems[0] and "\n" not in client.problems[0]
     other.shutdown()
     other.server_close()
 

@@ -20,6 +20,8 @@ from titan_ext.replica.state_transfer.sockets import OpenSockets
 
 logger = logging.getLogger(__name__)
 
+_TOLD = 160
+"""Characters of an answer that refuses, at most."""
 _SILENT_SECONDS = 20.0
 """After which a connection that says nothing is cut."""
 
@@ -189,7 +191,8 @@ class AuthenticatedConnection:
         if status == 404:
             return None
         if status != 200:
-            raise Refused(body.decode(errors="replace").strip() or f"answers with status {status}")
+            told = body.decode(errors="replace").strip().partition("\n")[0][:_TOLD]
+            raise Refused(f"answers with status {status}" + (f": {told}" if told else ""))
         return headers, body
 
     def _connect(self) -> None:
