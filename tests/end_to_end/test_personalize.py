@@ -12,7 +12,10 @@ from tests.end_to_end.forked import SiteRun, lighthouse, start_ranks, start_site
 from tests.end_to_end.test_layouts import write_config
 from tests.object_store import S3
 from titan_ext.cli import main
+from titan_ext.config import load_site
+from titan_ext.errors import UserError
 from titan_ext.object_store import file_system
+from titan_ext.trainer.personalization import WAYS, adapted_config
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -97,3 +100,28 @@ def test_what_is_adapted_goes_to_a_new_folder_of_this_machine(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main(["personalize", "FILE.toml", f"--out={tmp_path / 'file' / 'below'}"]) == 2
     assert "cannot be written: Not a directory" in capsys.readouterr().err
+
+
+def adapted(tmp_path, way="ewc", strength=None, flags=()):
+    config = load_site(write_config(tmp_path, ["a"], ['"builtin:docs"'], {}, ""), "a", flags).config
+    checkpoint, folder = Path("runs/a/checkpoint/step-5"), tmp_path / "adapted"
+    return adapted_config(config, checkpoint, folder, WAYS[way], steps=4, lr=1e-2, strength=strength)
+
+
+def test_a_checkpoint_is_found_whatever_the_path_of_its_run(tmp_path):
+    assert adapted(tmp_path).checkpoint.initial_load_path == str(Path("runs/a/checkpoint/step-5").absolute())
+
+
+def test_what_cannot_be_adapted_is_refused_before_anything_trains(tmp_path, capsys):
+    with pytest.raises(UserError, match="--strength 2 of distillation: must be from 0 to 1"):
+        adapted(tmp_path, "distillation", 2.0)
+    sources = '--data.source=[{name = "x", dataset = "builtin:docs"}]'
+    with pytest.raises(UserError, match="data.source: a site is adapted to one corpus"):
+        adapted(tmp_path, flags=[sources, "--data.dataset="])
+    assert adapted(tmp_path, flags=["--data.source=[]", "--data.sources=", "--data.dataset=builtin:code"])
+    for flag, words in (
+        ("--steps=0", "--steps 0: must be at least 1"),
+        ("--weights=average", "--weights average: must be"),
+    ):
+        assert main(["personalize", "FILE.toml", f"--out={tmp_path / 'new'}", flag]) == 2
+        assert words in capsys.readouterr().err

@@ -185,6 +185,7 @@ def test_two_momenta_after_warm_up_are_those_of_the_authors_runs():
                 step += omega * u[j][i] / (1 - beta ** (taken + 1))
             x[i] -= rate * step / ((v[i] / (1 - 0.999 ** (taken + 1))) ** 0.5 + 1e-8)
         switch.before_step(taken)
+        assert schedule.get_last_lr() == [rate], "what is logged of the step"
         parameter.grad = torch.tensor(gradient, dtype=torch.float64)
         optimizer.step()
         schedule.step()

@@ -58,23 +58,25 @@ def run(options: argparse.Namespace) -> int:
     site, checkpoint = open_run(options)
     if checkpoint.huggingface:
         raise UserError(f"--checkpoint {checkpoint.path}: must be a checkpoint of a run, not Hugging Face's format")
-    batch_size = site.config.training.local_batch_size
-    text = evaluation_text(site, options.corpus, options.tokens, batch_size, checkpoint.trained_with())
-    rows = [_row("none", _loss(site, checkpoint, text), None)]
-    for name in ways:
-        folder = options.out / name
-        strength = options.strength if WAYS[name].regularizer is not None else None
-        config = adapted_config(
+    # All of them first: a way that cannot be had shows before any other has trained.
+    configs = {
+        name: adapted_config(
             site.config,
             checkpoint.path,
-            folder,
+            options.out / name,
             WAYS[name],
             steps=options.steps,
             lr=options.lr,
-            strength=strength,
+            strength=options.strength if WAYS[name].regularizer is not None else None,
         )
+        for name in ways
+    }
+    batch_size = site.config.training.local_batch_size
+    text = evaluation_text(site, options.corpus, options.tokens, batch_size, checkpoint.trained_with())
+    rows = [_row("none", _loss(site, checkpoint, text), None)]
+    for name, config in configs.items():
         train_alone(config)
-        adapted = find_checkpoint("latest", folder / config.checkpoint.folder)
+        adapted = find_checkpoint("latest", options.out / name / config.checkpoint.folder)
         rows.append(_row(name, _loss(site, adapted, text), rows[0]["loss"]))
     _print(site, checkpoint, text, rows)
     print(json.dumps({"site": site.name, "checkpoint": str(checkpoint.path), "ways": rows}), flush=True)
@@ -89,13 +91,15 @@ def _checked(options: argparse.Namespace) -> list[str]:
             raise UserError(f"--by {name}: {one_of(name, known)}")
         if (folder := options.out / name).exists():
             raise UserError(f"--out {folder}: is there already; name another folder")
-    if options.steps < 1 or options.tokens < 1:
-        raise UserError("--steps and --tokens must be at least 1")
+    for key in ("steps", "tokens"):
+        if getattr(options, key) < 1:
+            raise UserError(f"--{key} {getattr(options, key)}: must be at least 1")
     if not 0 < options.lr < math.inf:
         raise UserError(f"--lr {options.lr}: must be above 0")
     if options.weights != "site":
         raise UserError(
-            "--weights global: adapted is the site's own model; after a round without delay they are the same"
+            f"--weights {options.weights}: must be site: adapted is the site's own model, which after a round without delay "
+            "is the global one"
         )
     try:
         options.out.mkdir(parents=True, exist_ok=True)

@@ -127,6 +127,8 @@ class Switch:
             rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, scheduler.optimizer.param_groups, strict=True)
             for base, factor, group in rates:
                 _set_rate(group, base * factor(scheduler.last_epoch))
+            # What is logged as the rate of the step that comes now.
+            scheduler._last_lr = [float(group["lr"]) for group in scheduler.optimizer.param_groups]
 
     def _take_over(self, state: dict[str, Any], old: Mapping[str, Moment], new: Mapping[str, Moment]) -> None:
         steps = steps_of(state)

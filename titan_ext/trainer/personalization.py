@@ -9,9 +9,10 @@ from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.optimizer import ParamGroupConfig
 
 from titan_ext.checkpoint_place import CHECKPOINTS
-from titan_ext.errors import UserError
+from titan_ext.errors import InvalidValue, UserError
 from titan_ext.launcher.placement import free_port
 from titan_ext.losses import TokenLoss
+from titan_ext.object_store import is_url
 from titan_ext.optim.switch import SwitchConfig
 from titan_ext.regularizers import Phase, RegularizerConfig
 from titan_ext.trainer.batch_warmup import BatchWarmupConfig
@@ -61,9 +62,17 @@ def adapted_config(
         strength: of the regulariser; None: its default.
 
     Raises:
-        UserError: the head cannot train alone.
+        UserError: the head cannot train alone, the strength is none of the way's, or the site has data sources.
     """
-    phases = [] if way.regularizer is None else [Phase(name=way.regularizer, strength=strength)]
+    if getattr(config.dataloader, "has_sources", False):
+        raise UserError(
+            "data.source: a site is adapted to one corpus, and this one has data sources; name the corpus with "
+            "--data.source=[] --data.sources= --data.dataset=PATH"
+        )
+    try:
+        phases = [] if way.regularizer is None else [Phase(name=way.regularizer, strength=strength)]
+    except InvalidValue as error:
+        raise UserError(f"--strength {strength:g} of {way.regularizer}: {error.problem}") from None
     regularizer = RegularizerConfig(phases=phases)
     # mypy knows no fields of configs that torchtitan's __init_subclass__ makes.
     whole: Any = config
@@ -97,7 +106,8 @@ def adapted_config(
             enable=True,
             folder=CHECKPOINTS,
             interval=steps,
-            initial_load_path=str(checkpoint),
+            # torchtitan takes no relative path.
+            initial_load_path=str(checkpoint if is_url(checkpoint) else Path(checkpoint).absolute()),
             initial_load_model_only=True,
             initial_load_in_hf=False,
             last_save_model_only=True,
