@@ -44,13 +44,28 @@ def test_two_models_of_a_site(config_file, runs, evaluate, capsys):
         "--relative",
         str(runs / "alone"),
     ]
+    for name, tokens in (("federated", 3000), ("alone", 1500)):
+        lines = [
+            {"kind": "note"},
+            {"kind": "step", "step": 3, "tokens": 1},
+            {"kind": "step", "step": 3, "tokens": tokens},
+        ]
+        (runs / name / "a" / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert main([*command, "--weights=global"]) == 0
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    out = capsys.readouterr().out
+    assert "note: a: not of equal tokens: 3,000 with the others, 1,500 alone" in out
+    report = json.loads(out.splitlines()[-1])
     (site,) = report["sites"]
     assert (site["site"], site["step"]) == ("a", 3)
     assert site["federated"] == pytest.approx(expected["loss"]) and site["alone"] == pytest.approx(own["loss"])
     assert report["worst_gap"] == pytest.approx(own["loss"] - expected["loss"])
 
+    record = runs / "alone" / "a" / "config.json"
+    record.write_text('{"semi_sync": {"method": "diloco"}}')
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'site "a" trained there with the others too (semi_sync.method = "diloco")' in line
+    record.unlink()
     shutil.rmtree(runs / "alone" / "a" / "checkpoint" / "step-3")
     assert main(command) == 2
     (line,) = capsys.readouterr().err.splitlines()

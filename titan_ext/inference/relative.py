@@ -1,7 +1,7 @@
 """Whether a site gains by taking part: the federated model against one that the site trained alone.
 
-The relative accuracy of arXiv 2305.02728, in losses: both models saw the same number of the site's own tokens, and are
-measured on the documents that the site's training leaves out.
+The relative accuracy of arXiv 2305.02728, in losses: both models have taken the same inner steps (where these were not of equal
+tokens, a note says so), and are measured on the documents that the site's training leaves out.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
 from titan_ext.errors import UserError
+from titan_ext.instruments.lines import read_table
 
 if TYPE_CHECKING:
     from titan_ext.config.load import Site
@@ -68,10 +69,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     sites = sites or load_run(options.file, options.overrides).sites
     pairs = [(site, *_checkpoints(site, Path(options.relative))) for site in sites]
     print(f"{'site':<16}{'steps':>8}{'federated':>12}{'alone':>10}{'gap':>10}")
-    gaps = []
+    gaps, notes = [], []
     for site, federated, alone in pairs:
         found = _measure(site, federated, alone, options)
         gaps.append(found)
+        tokens = [_tokens(Path(folder) / site.name, found.step) for folder in (site.dump_root, options.relative)]
+        if None not in tokens and tokens[0] != tokens[1]:
+            notes.append(f"{site.name}: not of equal tokens: {tokens[0]:,} with the others, {tokens[1]:,} alone")
         print(
             f"{found.site:<16}{found.step or 0:>8}{found.federated:>12.4f}{found.alone:>10.4f}{found.gap:>+10.4f}",
             flush=True,
@@ -81,9 +85,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         f"{figures['underperformers']} of {len(gaps)} sites lose by taking part; worst {figures['worst_site']} "
         f"({figures['worst_gap']:+.4f}), mean {figures['mean_gap']:+.4f}, spread {figures['spread']:.4f}"
     )
-    print(
-        "losses in nats a token, on text that training left out, at equal tokens of the site's own; gap: alone - federated"
-    )
+    print("losses in nats a token, on text that training left out, at equal inner steps; gap: alone - federated")
+    print(*(f"note: {each}\n" for each in notes), sep="", end="")
     return figures
 
 
@@ -102,6 +105,7 @@ def _check(options: argparse.Namespace) -> None:
 def _checkpoints(site: "Site", relative: Path) -> "tuple[Checkpoint, Checkpoint]":
     """The federated and the own model of a site, of the same step."""
     from titan_ext.checkpoint_place import CHECKPOINTS, checkpoint_folder
+    from titan_ext.config.recorded import read_record
     from titan_ext.inference.checkpoint import LATEST, find_checkpoint
     from titan_ext.object_store import is_url
 
@@ -115,6 +119,12 @@ def _checkpoints(site: "Site", relative: Path) -> "tuple[Checkpoint, Checkpoint]
             f"--dump_folder {relative}"
         )
     alone = find_checkpoint(str(folder), folder)
+    method = (read_record(folder / f"step-{alone.step}") or {}).get("semi_sync", {}).get("method", "none")
+    if method != "none":
+        raise UserError(
+            f'--relative {relative}: site "{site.name}" trained there with the others too (semi_sync.method = "{method}"); train '
+            "it alone with --semi_sync.method none and a --dump_folder of its own"
+        )
     if alone.step != federated.step:
         raise UserError(
             f'--relative {relative}: site "{site.name}" trained alone to step {alone.step}, with the others to step '
@@ -123,6 +133,16 @@ def _checkpoints(site: "Site", relative: Path) -> "tuple[Checkpoint, Checkpoint]
     for checkpoint in (federated, alone):
         checkpoint.check_tokenizer(site.config)
     return federated, alone
+
+
+def _tokens(folder: Path, step: int | None) -> int | None:
+    """Tokens of the site's own up to a step, as its ``metrics.jsonl`` has them; None where it does not."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    tables = (read_table(line) for line in reversed(lines))
+    return next(
+        (each.get("tokens") for each in tables if each and (each.get("kind"), each.get("step")) == ("step", step)), None
+    )
 
 
 def _measure(site: "Site", federated: "Checkpoint", alone: "Checkpoint", options: argparse.Namespace) -> Gap:
