@@ -216,6 +216,7 @@ def test_a_plan_learns_from_a_rehearsal(sites: list, tmp_path: Path) -> None:
         ({"sites": 1}, "--sites 1: with replica.min_sites = 2 nothing"),
         ({"jitter": 0.5}, "--jitter"),
         ({"mtbf": "0s"}, "--mtbf"),
+        ({"mtbf": "1ms", "steps": ["0.1s"]}, "--mtbf 1ms: must be at least an inner step's"),
         ({"until": "soon"}, "'soon'"),
         ({"until": "0s"}, "--until 0s: must be above 0"),
         ({"restart": "30"}, "'30'"),

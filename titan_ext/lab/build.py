@@ -50,6 +50,16 @@ def make_script(sites: Sequence[Any], request: Request) -> Script:
     _check(sites, request)
     until = _until(request)
     steps = step_times(sites, request.steps, request.flops)
+    if request.mtbf is not None and request.until is None:
+        mean, shortest = (
+            parse_seconds(request.mtbf, f"--mtbf {request.mtbf}"),
+            min(each.likely for each in steps.values()),
+        )
+        if mean < shortest:
+            raise UserError(
+                f"--mtbf {request.mtbf}: must be at least an inner step's {shortest:.3g} s, or nothing is ever trained; give "
+                "--until to see what happens then"
+            )
     shrunk = shrinking(sites[0])
     return Script(
         sites=[_alone(site, shrunk.bucket_mib) for site in sites],

@@ -127,12 +127,13 @@ def test_bad_records_name_the_url_and_may_be_left_out() -> None:
     [
         ({"cache_gib": 0}, "data.cache_gib = 0: must be above 0"),
         ({"cache_folder": "s3://x"}, "data.cache_folder = 's3://x': must be a folder of this machine"),
+        ({"dataset": "s3://"}, "data.dataset = 's3://': must be followed by what is read there: s3://BUCKET/"),
         ({"retry_seconds": -1}, "data.retry_seconds = -1: must be at least 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        TextDataLoader.Config(dataset="memory://x", **settings).validate()
+        TextDataLoader.Config(**{"dataset": "memory://x", **settings}).validate()
 
 
 def test_a_check_tells_of_a_server_that_is_away_and_a_start_waits_for_it(s3: S3, tmp_path: Path, capsys) -> None:
