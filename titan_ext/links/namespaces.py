@@ -169,8 +169,10 @@ class Wan:
         self._inside(pid, "ip", "link", "set", LINK, "txqueuelen", "20000", "up")
 
     def _limit(self, site: int, rate_mbit: float) -> None:
-        # Segments as they would be on a cable: what offload puts together would have the headers of one.
-        self._inside(site, "ip", "link", "set", LINK, "gso_max_segs", "1")
+        if self._router is None:
+            # Segments as they would be on a cable: the device counts what offload puts together with the headers of one,
+            # where the router counts each.
+            self._inside(site, "ip", "link", "set", LINK, "gso_max_segs", "1")
         limit = ["rate", f"{rate_mbit}mbit", "burst", "128kb", "latency", "100ms"]
         self._inside(site, "tc", "qdisc", "add", "dev", LINK, "root", "tbf", *limit)
 
