@@ -68,7 +68,7 @@ def test_the_table_of_the_readme_is_between_its_marks():
         pages.with_table("before", {})
 
 
-def test_stalls_faults_and_the_lane_are_in_the_readme():
+def test_stalls_distance_faults_and_the_lane_are_in_the_readme():
     """Each from its record: a stall beside its method's loss."""
     step = {"utilised": 0.5, "stalled_a_round_seconds": 9.0}
     stall = {
@@ -87,6 +87,15 @@ def test_stalls_faults_and_the_lane_are_in_the_readme():
         "wasted": 4.0,
         "lost": 5,
     }
+    links = {
+        **{"sites": 2, "parameters": 25e6, "rounds": 3},
+        "rows": [
+            {
+                **{"rate_mbit": 500.0, "rtt": 80.0, "seconds": 2.051, "x_plain_tcp": 1.147, "x_torchft": 0.358},
+                **{"int8_x_fp32": 0.446, "empty_round_trips": 3.05, "state_x_plain_tcp": None},
+            }
+        ],
+    }
     lane = {
         **{"nightly": "2026.1.2", "release": "0.2.0"},
         "rows": [{"check": "tests", "passes": False, "detail": "1 failed, 2 passed"}],
@@ -94,12 +103,14 @@ def test_stalls_faults_and_the_lane_are_in_the_readme():
     records_of = {
         "tiny": record(),
         "stall": record(figures=stall, command="titan-ext bench stall"),
+        "wan": record(figures=links, command="titan-ext bench wan"),
         "rejoin": record(figures={"sites": 3, "rows": [kill]}, command="titan-ext bench rejoin"),
         "nightly": record(figures=lane, command="titan-ext bench nightly"),
     }
     text = "\n".join(summary.readme_lines(records_of))
     assert "| C | diverged | diverged | 44 (0.6%) | 0.250 s |" in text
     assert "under data parallelism 1.500 s a step. `titan-ext bench stall`." in text
+    assert "| 500 Mbit/s, 80 ms | 2.05 | 1.15 | 0.36 | 0.45 | 3.0 |" in text and "A round of 25,000,000 fp32" in text
     assert "| inner | torchft | 1.23 | 2.00 | 4.00 | 5.00 |" in text and "`titan-ext bench rejoin`." in text
     assert "torchft-nightly 2026.1.2, beside the release 0.2.0: tests FAILS (1 failed, 2 passed)" in text
 

@@ -1,4 +1,5 @@
-"""README.md's tables of results, from the records: methods, faults beside torchft, and the lane against its nightly build."""
+"""README.md's tables of results, from the records: methods, distance and faults beside torchft, and the lane against its
+nightly build."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,7 +25,7 @@ def readme_lines(records: Mapping[str, Record]) -> list[str]:
     """Everything between README.md's marks; nothing of records that are not there."""
     sections = [
         section(records[name], records)
-        for name, section in (("tiny", _methods), ("rejoin", _faults), ("nightly", _nightly))
+        for name, section in (("tiny", _methods), ("wan", _distance), ("rejoin", _faults), ("nightly", _nightly))
         if name in records
     ]
     return ["", "## Results", *(line for section in sections for line in ("", *section)), ""] if sections else []
@@ -94,6 +95,30 @@ def _stall_text(records: Mapping[str, Record]) -> list[str]:
         f"Stall: llama3 {figures['flavor']}, {figures['sites']} sites, "
         f"{figures['link']}, inner steps of {figures['step_seconds']:g} s, a round every {figures['sync_every']}, in virtual "
         f"time; under data parallelism {_stalls(records)[_BY_METHOD]} a step. `{record.command}`."
+    ]
+
+
+def _distance(record: Record, _: Mapping[str, Record]) -> list[str]:
+    figures = record.figures
+    codecs = [key for key in figures["rows"][0] if key.endswith("_x_fp32")]
+    body = [
+        [
+            f"{row['rate_mbit']:g} Mbit/s, {row['rtt']:g} ms",
+            f"{row['seconds']:.2f}",
+            *(f"{row[key]:.2f}" for key in ("x_plain_tcp", "x_torchft", *codecs)),
+            "" if row["empty_round_trips"] is None else f"{row['empty_round_trips']:.1f}",
+        ]
+        for row in figures["rows"]
+    ]
+    titles = ["rate of sending, round-trip time", "seconds", "of plain TCP's", "of torchft's DiLoCo's"]
+    titles += [f"{codec.removesuffix('_x_fp32')}, of fp32's" for codec in codecs]
+    return [
+        f"A round of {figures['parameters']:,.0f} fp32 parameters between {figures['sites']} sites, as a share of the seconds "
+        "that plain TCP takes for as many bytes over as many connections as are fastest, and of torchft's; medians of "
+        f"{figures['rounds']} in one run on {record.machine['cores']} core(s), and the round trips of a round without bytes. "
+        f"`{record.command}`.",
+        "",
+        *markdown([*titles, "round trips, empty"], body),
     ]
 
 
