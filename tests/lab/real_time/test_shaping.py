@@ -89,6 +89,18 @@ def test_a_pause_makes_the_window_small_again_and_a_window_limits_the_rate() -> 
     assert flow.window == FIRST_WINDOW
 
 
+def test_a_pause_is_long_by_the_round_trip_that_waiting_before_the_link_makes_longer() -> None:
+    """As of TCP's own time-out, which is of the smoothed round trip."""
+    windows = []
+    for rate in (1e9, 50e6):  # on the slow link bytes wait for 0.1 s
+        flow = shaper(Link(rate, 0.1), transport=Transport(window_bytes=2_000_000)).flow(0, 1)
+        (arrived,) = push([flow], [20_000_000])
+        before = flow.window
+        flow.room(arrived - 0.05 + 0.34)  # after the last byte has left
+        windows.append(flow.window / before)
+    assert windows == [0.5, 1.0]
+
+
 def test_loss_holds_a_connection_to_about_cubics_window_and_a_seed_gives_one_run() -> None:
     link, size = Link(1e9, 0.04, 0.01), 10_000_000
     (one,), (same,), (other,) = (push([shaper(link, seed=seed).flow(0, 1)], [size]) for seed in (1, 1, 2))

@@ -102,6 +102,7 @@ class Flow:
         self._largest = self._reno = 0.0
         self._lost_at = -math.inf
         self._sent_at = math.inf  # nothing, so far
+        self._round_trip = self.link.rtt  # smoothed as TCP does, with what is waited for in the queue
         self._arrives = 0.0
 
     def room(self, now: float) -> int:
@@ -128,6 +129,7 @@ class Flow:
             arrives += max(self.link.rtt, 0.001)  # sent again, once its successors have been acknowledged
             self._shrink(now)
         self._arrives = max(self._arrives, arrives)
+        self._round_trip += (self._arrives + self.link.rtt / 2 - now - self._round_trip) / 8
         return self._arrives
 
     def end(self, now: float) -> float:
@@ -144,7 +146,7 @@ class Flow:
     def _forget(self, now: float) -> None:
         """Nothing has been sent for a while."""
         idle = now - self._sent_at
-        if idle > (timeout := self.link.rtt + SHORTEST_PAUSE):
+        if idle > (timeout := self._round_trip + SHORTEST_PAUSE):
             self._threshold = max(self._threshold, 0.75 * self.window)  # slow start goes on to about where it was
             self.window = max(float(FIRST_WINDOW), self.window * 0.5 ** (idle // timeout))
             self._lost_at += idle
