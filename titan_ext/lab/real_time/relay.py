@@ -20,8 +20,6 @@ from pathlib import Path
 from titan_ext.lab.real_time.doorkeeper import Doorkeeper, Port
 from titan_ext.lab.real_time.shaping import Flow, Shaper
 
-_MOST_READS = 8
-
 
 class Relay:
     """A thread that carries bytes until it is closed.
@@ -195,24 +193,23 @@ class _Way:
         carried.relay.at(opens_at, self._resume)
 
     def read(self) -> None:
-        """Take what may be sent."""
-        for _ in range(_MOST_READS):
-            now = time.monotonic()
-            room = self.flow.room(now)
-            if not room:
-                self._pause(now)
-                return
-            try:
-                chunk = self._source.recv(room)
-            except BlockingIOError:
-                return
-            relay = self._carried.relay
-            if not chunk:
-                self._has_all = True
-                self._set_reading(False)
-                relay.at(self.flow.end(now), self._end)
-                return
-            relay.at(self.flow.send(len(chunk), now), lambda chunk=chunk: self._arrive(chunk))  # type: ignore[misc]
+        """Take a chunk of what may be sent; the others take theirs before the next, or one would fill the queue for all."""
+        now = time.monotonic()
+        room = self.flow.room(now)
+        if not room:
+            self._pause(now)
+            return
+        try:
+            chunk = self._source.recv(room)
+        except BlockingIOError:
+            return
+        relay = self._carried.relay
+        if chunk:
+            relay.at(self.flow.send(len(chunk), now), lambda: self._arrive(chunk))
+            return
+        self._has_all = True
+        self._set_reading(False)
+        relay.at(self.flow.end(now), self._end)
 
     def write(self) -> None:
         """Hand over what has arrived."""
