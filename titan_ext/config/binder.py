@@ -6,7 +6,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -119,13 +119,6 @@ class Binder:
         dotted = _dotted(section, invalid)
         given = self._settings.get(dotted, invalid.value if "[" in dotted else UNSET)
         return self._settings.error(dotted, invalid.problem, given)
-
-    @contextlib.contextmanager
-    def _noting(self) -> Iterator[None]:
-        try:
-            yield
-        except UserError as error:
-            self._settings.refuse(error)
 
     def _complaint(self, key: str, owner: Any, message: str, culprit: str | None) -> UserError:
         """Somebody else's message about a section, placed at the key that it speaks of."""

@@ -11,7 +11,8 @@ from titan_ext.config.outer_loop import plan_of
 from titan_ext.config.resolved import known_sizes
 from titan_ext.data.tokenizers.traits import token_rows
 from titan_ext.semi_sync.bind import averages_state
-from titan_ext.semi_sync.plan.scopes import assign, matches
+from titan_ext.semi_sync.plan.fragments import matches
+from titan_ext.semi_sync.plan.scopes import assign
 from titan_ext.semi_sync.state.group_parameters import WithGroup
 from titan_ext.semi_sync.state.sparse_tables import SparseRows
 

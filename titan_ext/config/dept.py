@@ -9,7 +9,8 @@ from titan_ext.config.findings import TO_BUILD, Need
 from titan_ext.config.sections import DeptConfig
 from titan_ext.config.settings import Settings
 from titan_ext.errors import UserError
-from titan_ext.semi_sync.plan.scopes import ScopeConfig, matches
+from titan_ext.semi_sync.plan.fragments import matches
+from titan_ext.semi_sync.plan.scopes import ScopeConfig
 
 SCOPE = "embeddings"
 """Name of the scope that a variant lays out."""

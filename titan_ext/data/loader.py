@@ -181,9 +181,10 @@ class TextDataLoader(ParallelAwareDataloader):
         def validate(self) -> None:
             """Raises UserError, naming the key, for a value outside its range."""
             require(self.dataset_path is None, "data.dataset_path", self.dataset_path, "unset: dataset names the path")
-            scheme, _, place = self.dataset.partition("://")
-            named = not is_url(self.dataset) or bool(place.strip("/"))
-            require(named, "data.dataset", self.dataset, f"followed by what is read there: {scheme}://BUCKET/…")
+            if is_url(self.dataset):
+                scheme, _, place = self.dataset.partition("://")
+                wanted = f"followed by what is read there: {scheme}://BUCKET/…"
+                require(bool(place.strip("/")), "data.dataset", self.dataset, wanted)
             check_mix(self)
             if self.has_sources:
                 check_sources(self.all_sources(), self)

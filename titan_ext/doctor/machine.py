@@ -108,7 +108,7 @@ def check_memory(site: Any) -> list[Finding]:
 
 def check_pauses(round_trip_seconds: float | None) -> list[Finding]:
     """Whether connections to far sites forget between two rounds how fast they may send (RFC 2861, Linux's default)."""
-    if (round_trip_seconds or 0.0) < _LONG_TRIP_SECONDS:
+    if round_trip_seconds is None or round_trip_seconds < _LONG_TRIP_SECONDS:
         return []
     try:
         forgets = (_KERNEL / "tcp_slow_start_after_idle").read_text().strip() != "0"
@@ -117,13 +117,13 @@ def check_pauses(round_trip_seconds: float | None) -> list[Finding]:
         return []  # not Linux
     if not forgets or control == "bbr":
         return [ok("pauses", f"connections keep their speed between rounds ({control})")]
-    trip = f"{1000 * (round_trip_seconds or 0.0):.0f} ms"
     return [
         Finding(
             "pauses",
             Level.NOTE,
             f"{control} begins anew after a pause (net.ipv4.tcp_slow_start_after_idle = 1)",
-            f"each round takes some round trips of {trip} longer until its connections are up to speed",
+            f"each round takes some round trips of {1000 * round_trip_seconds:.0f} ms longer until its connections are up to "
+            "speed",
             "sysctl -w net.ipv4.tcp_slow_start_after_idle=0, or net.ipv4.tcp_congestion_control=bbr",
         )
     ]

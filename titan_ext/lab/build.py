@@ -50,16 +50,6 @@ def make_script(sites: Sequence[Any], request: Request) -> Script:
     _check(sites, request)
     until = _until(request)
     steps = step_times(sites, request.steps, request.flops)
-    if request.mtbf is not None and request.until is None:
-        mean, shortest = (
-            parse_seconds(request.mtbf, f"--mtbf {request.mtbf}"),
-            min(each.likely for each in steps.values()),
-        )
-        if mean < shortest:
-            raise UserError(
-                f"--mtbf {request.mtbf}: must be at least an inner step's {shortest:.3g} s, or nothing is ever trained; give "
-                "--until to see what happens then"
-            )
     shrunk = shrinking(sites[0])
     return Script(
         sites=[_alone(site, shrunk.bucket_mib) for site in sites],
@@ -68,7 +58,7 @@ def make_script(sites: Sequence[Any], request: Request) -> Script:
         shrinking=shrunk.factor,
         transport=site_transport(sites),
         connections=site_connections(sites),
-        faults=_faults(names, request, min(until, _WHEN_UNKNOWN)),
+        faults=_faults(names, request, min(until, _WHEN_UNKNOWN), min(each.likely for each in steps.values())),
         seed=request.seed,
         step_jitter=request.jitter,
         until=until,
@@ -154,7 +144,7 @@ def _check(sites: Sequence[Any], request: Request) -> None:
         raise UserError(f"--jitter {request.jitter:g}: must be at least 0 and below 0.3")
 
 
-def _faults(names: Sequence[str], request: Request, until: float) -> list[Fault]:
+def _faults(names: Sequence[str], request: Request, until: float, step: float = 0.0) -> list[Fault]:
     restart = parse_seconds(request.restart, f"--restart {request.restart}")
     found = parse_faults(request.faults, names, restart)
     if request.fault_log is not None:
@@ -163,5 +153,10 @@ def _faults(names: Sequence[str], request: Request, until: float) -> list[Fault]
         mean = parse_seconds(request.mtbf, f"--mtbf {request.mtbf}")
         if mean <= 0:
             raise UserError(f"--mtbf {request.mtbf}: must be above 0")
+        if request.until is None and mean < step:
+            raise UserError(
+                f"--mtbf {request.mtbf}: must be at least an inner step's {step:.3g} s, or nothing is ever trained; give "
+                "--until to see what happens then"
+            )
         found += random_kills(mean, names, until, restart, request.seed)
     return sorted(found, key=lambda fault: fault.at)

@@ -6,9 +6,10 @@ import torch
 from torch.optim import Optimizer
 
 from titan_ext.semi_sync.options import SiteOptions
+from titan_ext.semi_sync.plan.fragments import matches
 from titan_ext.semi_sync.plan.plan import SyncPlan
 from titan_ext.semi_sync.plan.rule import PARAMETERS, SyncRule, Wire
-from titan_ext.semi_sync.plan.scopes import assign, matches
+from titan_ext.semi_sync.plan.scopes import assign
 from titan_ext.semi_sync.state.group_parameters import WithGroup
 from titan_ext.semi_sync.state.sparse_tables import SparseRows, SparseTable, reduce_by_row
 from titan_ext.semi_sync.state.synced_state import BindOptions, SyncedState

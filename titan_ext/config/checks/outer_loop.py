@@ -16,10 +16,11 @@ from titan_ext.semi_sync.bind import averages_state, is_elementwise
 from titan_ext.semi_sync.methods.registry import METHODS
 from titan_ext.semi_sync.methods.sparsyfed import SparseAverage
 from titan_ext.semi_sync.plan.components import shares_sparse_rows
+from titan_ext.semi_sync.plan.fragments import matches
 from titan_ext.semi_sync.plan.plan import SOURCES_NEED, SyncPlan
 from titan_ext.semi_sync.plan.regions import REGION
 from titan_ext.semi_sync.plan.rule import PARAMETERS
-from titan_ext.semi_sync.plan.scopes import assign, matches
+from titan_ext.semi_sync.plan.scopes import assign
 from titan_ext.semi_sync.plan.weighting import WEIGHTINGS, OwnWork
 
 _FEW_STEPS = 4

@@ -22,7 +22,7 @@ from titan_ext.experiments.tuning import Run
 from titan_ext.models import get_model_spec
 from titan_ext.models.held_experts import PATTERN, held_experts, hold
 from titan_ext.semi_sync import SemiSyncConfig
-from titan_ext.semi_sync.plan.scopes import matches
+from titan_ext.semi_sync.plan.fragments import matches
 from titan_ext.trainer.routing import balance
 
 _BETAS = (0.9, 0.99)

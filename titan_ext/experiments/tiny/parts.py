@@ -63,8 +63,7 @@ def _methods(*chosen: str) -> dict[str, Arm]:
     """Data parallelism, Local Adam and methods whose sites train with Adam."""
     labels = {"des_loc": "DES-LOC", "diloco": "DiLoCo", "local_sgd": "FedAvg, local states"}
     return {"ddp": ddp(), f"local_adam_k{EVERY}": local_adam(EVERY)} | {
-        f"{method}_k{EVERY}": Arm(label=f"{labels[method]}, K {EVERY}", sync_every=EVERY, method=method)
-        for method in chosen
+        f"{method}_k{EVERY}": _between(labels[method], method) for method in chosen
     }
 
 
@@ -72,8 +71,8 @@ def _short() -> dict[str, Arm]:
     """DiLoCo and the plain mean by the inner steps of a round."""
     arms = {"ddp": ddp()}
     for every in (2, 4, 8, EVERY):
-        arms[f"local_sgd_k{every}"] = _other("FedAvg, local states", "local_sgd", every)
-        arms[f"diloco_k{every}"] = _other("DiLoCo", "diloco", every)
+        arms[f"local_sgd_k{every}"] = _between("FedAvg, local states", "local_sgd", every)
+        arms[f"diloco_k{every}"] = _between("DiLoCo", "diloco", every)
     return arms
 
 
@@ -83,21 +82,21 @@ def _others() -> dict[str, Arm]:
     plain = {"decoupled_diloco": {"mean": ["embed", "output"]}}
     muon, share = "ddp_muon", {"sparta": {"sparta_fraction": 0.005}}
     return _methods("diloco") | {
-        f"streaming_k{EVERY}": _other("Streaming DiLoCo, 4 fragments, delay 2", "diloco", outer=streaming),
-        f"decoupled_k{EVERY}": _other(
+        f"streaming_k{EVERY}": _between("Streaming DiLoCo, 4 fragments, delay 2", "diloco", outer=streaming),
+        f"decoupled_k{EVERY}": _between(
             "Decoupled DiLoCo, 4 fragments, delay 2", "decoupled_diloco", outer=streaming | {"settings": plain}
         ),
-        f"eager_k{EVERY}": _other("eager DiLoCo", "eager_diloco"),
-        f"eager_slow_k{EVERY}": _other("eager DiLoCo, outer lr 0.35", "eager_diloco", outer={"outer_lr": 0.35}),
-        f"noloco_k{EVERY}": _other("NoLoCo", "noloco"),
-        f"sparta_k{EVERY * 2}": _other("SPARTA, 0.5% a step", "sparta", EVERY * 2, outer={"settings": share}),
+        f"eager_k{EVERY}": _between("eager DiLoCo", "eager_diloco"),
+        f"eager_slow_k{EVERY}": _between("eager DiLoCo, outer lr 0.35", "eager_diloco", outer={"outer_lr": 0.35}),
+        f"noloco_k{EVERY}": _between("NoLoCo", "noloco"),
+        f"sparta_k{EVERY * 2}": _between("SPARTA, 0.5% a step", "sparta", EVERY * 2, outer={"settings": share}),
         muon: Arm(label="DDP, Muon", inner="Muon", own=muon),
-        f"muloco_k{EVERY}": _other("MuLoCo, int4", "muloco", inner="Muon", own=muon, outer={"codec": "int4"}),
+        f"muloco_k{EVERY}": _between("MuLoCo, int4", "muloco", inner="Muon", own=muon, outer={"codec": "int4"}),
         "demo": Arm(label="DeMo", sync_every=1, method="demo", inner="DeMo"),
     }
 
 
-def _other(label: str, method: str, every: int = EVERY, **settings: Any) -> Arm:
+def _between(label: str, method: str, every: int = EVERY, **settings: Any) -> Arm:
     return Arm(label=f"{label}, K {every}", sync_every=every, method=method, **settings)
 
 

@@ -13,7 +13,6 @@ mean there, which cannot be had of what is sent).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
@@ -21,6 +20,7 @@ import torch
 from titan_ext.errors import InvalidValue
 from titan_ext.optim.exact import divide_
 from titan_ext.semi_sync.methods.registry import MethodContext, register_method
+from titan_ext.semi_sync.plan.fragments import matches
 from titan_ext.semi_sync.plan.rule import Apply, SyncRule
 from titan_ext.semi_sync.state.outer_optimizers import OuterOptimizer
 from titan_ext.semi_sync.state.synced_parameters import SyncedParameters
@@ -70,7 +70,7 @@ class RadialParameters(SyncedParameters):
         self.sends_difference = True
         self._site = options.site
         patterns = rule.apply.mean if isinstance(rule.apply, RadialStep) else ()
-        self._is_radial = [not any(fnmatchcase(name, each) for each in patterns) for name in self.names]
+        self._is_radial = [not matches(name, patterns) for name in self.names]
         self.plain_numbers = len(self.names)
         self._update_norm = 0.0
 

@@ -1,7 +1,7 @@
 """How a model is cut into fragments that sync in turn."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
@@ -11,6 +11,11 @@ def layer_of(name: str) -> str:
     """The unit that is never cut: ``layers.3`` for ``layers.3.attention.wo.weight``, else the first name."""
     match = _LAYER.match(name)
     return match.group(1) if match else name.split(".", 1)[0]
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns fits a parameter's name."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def assign_by_bytes(sizes: Mapping[str, int], num_fragments: int, own: Sequence[str] = ()) -> dict[str, int]:
@@ -31,7 +36,7 @@ def assign_by_bytes(sizes: Mapping[str, int], num_fragments: int, own: Sequence[
     Raises:
         ValueError: more fragments than layers.
     """
-    named = {name for name in sizes if any(fnmatchcase(name, pattern) for pattern in own)}
+    named = {name for name in sizes if matches(name, own)}
     alone = named if num_fragments > 1 and len(named) < len(sizes) else set()
     layers: dict[str, int] = {}
     for name, size in sizes.items():

@@ -8,10 +8,9 @@ the one sync plan; DEPT's variants (arXiv 2410.05021) are settings of one scope.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from titan_ext.semi_sync.plan.fragments import assign_by_bytes, assign_by_modules
+from titan_ext.semi_sync.plan.fragments import assign_by_bytes, assign_by_modules, matches
 from titan_ext.semi_sync.plan.plan import SyncPlan
 
 REST = ""
@@ -114,8 +113,3 @@ def last_blocks(names: Iterable[str], share: float) -> set[str]:
     blocks = max(trunks.values(), key=len)
     last = sorted(blocks)[-max(1, round(share * len(blocks))) :]
     return set().union(*(blocks[number] for number in last))
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the patterns fits a parameter's name."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
