@@ -32,7 +32,7 @@ class End:
         ]
         for work in works:
             work.wait()
-        (peer,) = self._group._mover._peers.values()
+        (peer,) = self._group.connections._mover._peers.values()
         return {
             "whole": torch.equal(place, contents[1 - self._site]),
             "streams": len(peer.all_streams),

@@ -5,19 +5,17 @@ import signal
 import subprocess
 import time
 from contextlib import nullcontext
-from datetime import timedelta
 
 import pytest
 import torch
 from torch.distributed import TCPStore
-from torchft.manager import Manager
 
 from tests.forkserver import forking
 from tests.lighthouse_page import members, wait_for_heartbeats, wait_until
 from tests.semi_sync.sites import lighthouse, outer_loop
 from titan_ext.links.namespaces import HUB, Wan, address_of, enter_network, missing
-from titan_ext.replica.state_transfer.transport import StateTransport
-from titan_ext.replica.streams.group import StreamGroup
+from titan_ext.replica import Replica, ReplicaConfig
+from titan_ext.replica.streams.connections import Connections
 
 _context = forking("tests.semi_sync.test_failures")
 
@@ -29,33 +27,26 @@ FAULTY_ROUND = 2
 """The round in which the last site fails, from 1; rounds come every two steps."""
 
 
-class Treacherous(Manager):
-    """A manager that does something at a given point of a round."""
+class Treacherous(Replica):
+    """A site's replica that does something at a given point of a round."""
 
     where, fault = None, staticmethod(lambda: None)
     rounds = messages = 0
 
-    def __init__(self, *, pg, **options) -> None:
-        super().__init__(pg=pg, **options)
-        send = pg.send
-
-        def sending(tensors, *to):
-            # To two sites: the agreement, the weights, then the buckets.
-            self.messages += 1
-            if self.messages == 8:
-                self._at("between buckets")
-            return send(tensors, *to)
-
-        pg.send = sending
-
     def start_quorum(self, **options) -> None:
         self.rounds += 1
-        self.messages = 0
         super().start_quorum(**options)
         self._at("after quorum")
 
+    def sends(self) -> None:
+        """Called before each message of the round: to two sites the agreement, the weights, then the buckets."""
+        self.messages += 1
+        if self.messages == 8:
+            self._at("between buckets")
+
     def should_commit(self, timeout=None) -> bool:
         self._at("before vote")
+        self.messages = 0
         return super().should_commit(timeout)
 
     def _at(self, place: str) -> None:
@@ -63,30 +54,38 @@ class Treacherous(Manager):
             self.fault()
 
 
+def treacherous(
+    kind: type[Treacherous], name: str, address: str, seconds: float, host: str = "127.0.0.1"
+) -> Treacherous:
+    """The only one of this process, of a site of one rank."""
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(store.port)}
+    config = ReplicaConfig(
+        lighthouse=address,
+        min_sites=2,
+        hostname=host,
+        timeout_seconds=seconds,
+        quorum_timeout_seconds=60.0,
+        prefetch_state=False,
+    )
+    made = kind(config, site=name, rank=0, world_size=1)
+    made.kept_store = store
+    send = Connections.send
+
+    def sending(connections, *message):
+        made.sends()
+        return send(connections, *message)
+
+    Connections.send = sending
+    return made
+
+
 def site(index: int, address: str, where: str, fault: str, options: dict, settings: dict, results) -> None:
     torch.set_num_threads(1)
     if options["network"]:
         enter_network(options["network"][index])
     hostname = address_of(index) if options["network"] else "127.0.0.1"
-    seconds = options["seconds"]
-    store = TCPStore(hostname, 0, is_master=True, wait_for_workers=False)
-    own = Treacherous(
-        pg=StreamGroup(hostname, timedelta(seconds=seconds)),
-        load_state_dict=None,
-        state_dict=None,
-        min_replica_size=2,
-        use_async_quorum=False,
-        timeout=timedelta(seconds=seconds),
-        quorum_timeout=timedelta(seconds=60),
-        rank=0,
-        world_size=1,
-        store_addr=hostname,
-        store_port=store.port,
-        lighthouse_addr=address,
-        replica_id=f"site{index}",
-        hostname=hostname,
-        checkpoint_transport=StateTransport(hostname, 0, timedelta(seconds=30)),
-    )
+    own = treacherous(Treacherous, f"site{index}", address, options["seconds"], hostname)
     wait_for_heartbeats(address, len(RATES))
     if index == len(RATES) - 1:
         own.where = where

@@ -3,18 +3,14 @@
 import os
 import signal
 import time
-from datetime import timedelta
 
 import pytest
 import torch
-from torch.distributed import TCPStore
 
 from tests.forkserver import forking
 from tests.lighthouse_page import members, wait_for_heartbeats, wait_for_requests, wait_until
 from tests.semi_sync.sites import lighthouse, outer_loop
-from tests.semi_sync.test_failures import Treacherous
-from titan_ext.replica.state_transfer.transport import StateTransport
-from titan_ext.replica.streams.group import StreamGroup
+from tests.semi_sync.test_failures import Treacherous, treacherous
 
 _context = forking("tests.semi_sync.test_region_failures")
 
@@ -22,7 +18,7 @@ REGIONS = ["eu", "eu", "us", "us"]
 RATES = (1.0, 10.0, 100.0, 1000.0)
 """What an inner step adds to every parameter, by site."""
 STEPS = 28
-_SECONDS = timedelta(seconds=2)
+_SECONDS = 2.0
 
 
 class Faulty(Treacherous):
@@ -31,39 +27,16 @@ class Faulty(Treacherous):
     dies_at_message: int | None = None
     round_of_all = 0
 
-    def __init__(self, *, pg, **options) -> None:
-        super().__init__(pg=pg, **options)
-        send = pg.send
-
-        def sending(tensors, *to):
-            if self.dies_at_message is not None and self.round_of_all == 2 and self.messages >= self.dies_at_message:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return send(tensors, *to)
-
-        pg.send = sending
+    def sends(self) -> None:
+        if self.dies_at_message is not None and self.round_of_all == 2 and self.messages >= self.dies_at_message:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().sends()
 
 
 def site(index: int, address: str, dies: dict[int, int], results) -> None:
     """A site; ``dies`` says by site the message of its second round of all at which it dies."""
     torch.set_num_threads(1)
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    own = Faulty(
-        pg=StreamGroup("127.0.0.1", _SECONDS),
-        load_state_dict=None,
-        state_dict=None,
-        min_replica_size=2,
-        use_async_quorum=False,
-        timeout=_SECONDS,
-        quorum_timeout=timedelta(seconds=60),
-        rank=0,
-        world_size=1,
-        store_addr="127.0.0.1",
-        store_port=store.port,
-        lighthouse_addr=address,
-        replica_id=f"site{index}",
-        hostname="127.0.0.1",
-        checkpoint_transport=StateTransport("127.0.0.1", 0, timedelta(seconds=30)),
-    )
+    own = treacherous(Faulty, f"site{index}", address, _SECONDS)
     wait_for_heartbeats(address, 2 if not dies else len(RATES))
     own.dies_at_message = dies.get(index)
     model = torch.nn.Linear(7, 5, bias=False)

@@ -76,6 +76,9 @@ class LabManager(ReplicaManager):
         if self._arrived is not None:
             self._take_over(*self._arrived)
 
+    def standing_quorum(self) -> None:
+        """None: one thing after the other."""
+
     def enter(self, group: Group) -> None:
         """The lighthouse has put this site into a group."""
         self.group, self._arrived = group, None

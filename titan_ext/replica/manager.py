@@ -23,6 +23,7 @@ from titan_ext.replica.config import ReplicaConfig
 from titan_ext.replica.membership.admission import Admission
 from titan_ext.replica.membership.quorum import AdmittedQuorumClient
 from titan_ext.replica.membership.shared_secret import Secret, load_secret
+from titan_ext.replica.membership.standing_quorum import SitesOfLastQuorum
 from titan_ext.replica.state_transfer.prefetch_state import prefetch_state
 from titan_ext.replica.state_transfer.tls import load_tls
 from titan_ext.replica.state_transfer.transport import StateTransport
@@ -87,6 +88,8 @@ class Replica(OpenManager):
         store_host = hostname if rank == 0 else os.environ["MASTER_ADDR"]
         store_port = int(os.environ["MASTER_PORT"]) if store_port is None else store_port
         pace = Pace(max_rate)
+        self._streams = StreamGroup(hostname, timedelta(seconds=config.timeout_seconds), streams=streams, pace=pace)
+        self._last_vote = False
         self._transport = _transport(config, hostname, rank, secret, pace)
         if rank == 0:
             self._find_lighthouse()
@@ -99,7 +102,7 @@ class Replica(OpenManager):
             prefetch()
         try:
             super().__init__(
-                pg=StreamGroup(hostname, timedelta(seconds=config.timeout_seconds), streams=streams, pace=pace),
+                pg=self._streams,
                 load_state_dict=None,
                 state_dict=None,
                 min_replica_size=config.min_sites,
@@ -129,9 +132,21 @@ class Replica(OpenManager):
     @property
     def bytes_sent(self) -> SentBytes:
         """As ``semi_sync.wire.manager.ReplicaManager`` asks. Calls of the lighthouse and of stores are not in it."""
-        group: StreamGroup = self.process_group  # type: ignore[assignment]  # made below
+        group = self._streams
         return SentBytes(
             frames=group.bytes_sent, control=group.control_bytes_sent, healing=self._transport.frame_bytes_sent
+        )
+
+    def standing_quorum(self) -> SitesOfLastQuorum | None:
+        """As ``semi_sync.wire.manager.ReplicaManager`` asks; call it before ``start_quorum``."""
+        connections, quorum = self._streams.connections, self.quorum_id
+        if not self._last_vote or connections is None or self.num_participants() == 1:
+            return None
+        return SitesOfLastQuorum(
+            connections,
+            self.num_participants(),
+            self.participating_rank(),
+            stands=lambda: self.quorum_id == quorum,
         )
 
     def start_quorum(self, **options: Any) -> None:
@@ -145,7 +160,7 @@ class Replica(OpenManager):
         """
         try:
             # From here to the quorum's end this rank answers no request for a snapshot: see ``StateOffers.in_quorum``.
-            with self._transport.offers.in_quorum():
+            with self._transport.offers.in_quorum(), self._streams.in_quorum():
                 super().start_quorum(**options)
         except UserError:
             self.forget_failed_quorum()
@@ -163,7 +178,7 @@ class Replica(OpenManager):
 
     def should_commit(self, timeout: timedelta | None = None) -> bool:
         """The vote over the ranks of this site: true if every one of them was without error."""
-        committed = super().should_commit(timeout)
+        self._last_vote = committed = super().should_commit(timeout)
         group, self._last_group = self._last_group, self.quorum_id
         if group != self._last_group:
             # Threads that came and went with the old group have left holes in their arenas.

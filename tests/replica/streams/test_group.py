@@ -52,7 +52,7 @@ def sites(count: int, **options: Any) -> Iterator[Sites]:
 
 
 def connections(group: StreamGroup) -> list[int]:
-    return [len(peer.all_streams) for peer in group._mover._peers.values()]
+    return [len(peer.all_streams) for peer in group.connections._mover._peers.values()]
 
 
 SIZES = [0, 1, SMALL_BYTES, SMALL_BYTES + 1, CHUNK_BYTES, 3 * CHUNK_BYTES + 17, 2_000_003]

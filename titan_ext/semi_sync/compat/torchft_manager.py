@@ -71,6 +71,9 @@ class _TorchftManager:
         group = self._manager._pg
         return SentBytes(frames=getattr(group, "bytes_sent", 0), control=getattr(group, "control_bytes_sent", 0))
 
+    def standing_quorum(self) -> None:
+        """None: another process may not have come to the same round yet, and torchft's groups wait for no quorum."""
+
     def serve_snapshot_requests(self, make: Callable[[], Any] | None = None) -> None:
         """Nothing: torchft gives a copy of the state only within a quorum."""
 

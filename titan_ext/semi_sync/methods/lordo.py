@@ -30,7 +30,7 @@ from titan_ext.semi_sync.state.synced_state import AppliedRound, BindOptions, St
 from titan_ext.semi_sync.state.tensors import BoundTensors, NamedState
 from titan_ext.semi_sync.state.views import like, local_tensor
 from titan_ext.semi_sync.wire.collectives import Traffic
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.manager import QuorumWire
 from titan_ext.semi_sync.wire.reductions import AllReduce, Reduction, RoundFacts, Turns
 
 _NEVER_AGAIN = 2**62  # a period that no run reaches
@@ -122,7 +122,7 @@ class BasisReduction(Reduction):
 
     def reduce(
         self,
-        manager: ReplicaManager,
+        manager: QuorumWire,
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,

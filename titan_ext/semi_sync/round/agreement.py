@@ -7,13 +7,13 @@ finds from the same table the same answer. A site that is joining abstains and l
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.distributed import ReduceOp
 
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.manager import QuorumWire
 
 BITS = 62
 """Bits of a hash in the table: small enough to be no negative number of 64."""
@@ -75,6 +75,8 @@ class SiteStatus:
     """Whether it has taken its last inner step and waits for the others to come there, where sites train on."""
     late: bool = False
     """Whether it has just received the others' state and keeps work that began at an older commit."""
+    ahead: bool = False
+    """Whether it exchanges before its quorum is there: nobody can be healed in such a round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,8 @@ def agree(table: Sequence[SiteStatus], rank: int, in_step: bool = True, at_one_c
         table: the statuses of all sites.
         rank: this site's place among them.
         in_step: whether members come to a round at the same inner step.
-        at_one_commit: whether nobody heals those of them who are behind, so that they have to stand at the same commit.
+        at_one_commit: whether nobody heals those of them who are behind, so that they have to stand at the same commit; so
+            it is too where a site is ahead of its quorum.
 
     Returns:
         The members' rules and latest step; no rules and the latest step if every site abstained.
@@ -164,7 +167,10 @@ def agree(table: Sequence[SiteStatus], rank: int, in_step: bool = True, at_one_c
     if len({(site.step if in_step else 0, *site.rules) for site in members}) > 1:
         problem = f"the sites are at different points of the schedule (we: inner step {own.step})"
         return Verdict(table, [], own.step, problem, resync_step=max(site.step for site in members) + 1)
-    if at_one_commit and len({site.position for site in members}) > 1:
+    ahead = any(site.ahead for site in table)
+    if ahead and len(members) < len(table):
+        return Verdict(table, [], own.step, "a site is behind, and the round had begun before the quorum told so")
+    if (at_one_commit or ahead) and len({site.position for site in members}) > 1:
         return Verdict(table, [], own.step, "the sites stand at different commits of the run")
     whole, in_group = _diverged(members), _diverged_from_group(members)
     diverged = whole or in_group
@@ -265,20 +271,28 @@ def _names(sites: Sequence[SiteStatus]) -> str:
 # -- the table of statuses ---------------------------------------------------------------------------
 
 
-def all_gather_status(manager: ReplicaManager, own: SiteStatus, wire: torch.device) -> list[SiteStatus]:
-    """The status of every site of the quorum, in the order of their ranks; ``own`` alone after an error.
+def send_status(manager: QuorumWire, own: SiteStatus, wire: torch.device) -> Callable[[], list[SiteStatus]]:
+    """Tell the other sites of the quorum this one's status.
 
     One all-reduce, to which every site adds a line that the others leave empty.
+
+    Returns:
+        waits for theirs: the status of every site, in the order of their ranks; ``own`` alone after an error.
     """
     sites = manager.num_participants()
     table = torch.zeros(sites, _WORDS, dtype=torch.int64)
     table[manager.participating_rank()] = torch.tensor(_pack(own), dtype=torch.int64)
     table = table.to(wire)
-    if sites > 1:
-        manager.allreduce(table, reduce_op=ReduceOp.SUM).wait()
-    if manager.errored() is not None:
-        return [own]
-    return [_unpack(line) for line in table.tolist()]
+    work = manager.allreduce(table, reduce_op=ReduceOp.SUM) if sites > 1 else None
+
+    def wait() -> list[SiteStatus]:
+        if work is not None:
+            work.wait()
+        if manager.errored() is not None:
+            return [own]
+        return [_unpack(line) for line in table.tolist()]
+
+    return wait
 
 
 _NUMBERS = 19
@@ -308,7 +322,7 @@ def _pack(own: SiteStatus) -> list[int]:
         own.step_time_ms,
         *own.pace,
         own.sources,
-        int(own.rules is None) | int(own.done) << 1 | int(own.late) << 2 | int(own.closes) << 3,
+        int(own.rules is None) | int(own.done) << 1 | int(own.late) << 2 | int(own.closes) << 3 | int(own.ahead) << 4,
         len(own.labels),
         *_filled(own.labels),
         *_filled(own.group_checksums),
@@ -347,5 +361,6 @@ def _unpack(line: list[int]) -> SiteStatus:
         done=bool(flags & 2),
         late=bool(flags & 4),
         closes=bool(flags & 8),
+        ahead=bool(flags & 16),
         sources=sources,
     )

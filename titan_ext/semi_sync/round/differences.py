@@ -10,7 +10,7 @@ import torch
 from torch.distributed import ReduceOp
 
 from titan_ext.semi_sync.round.agreement import BITS, SiteStatus
-from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
+from titan_ext.semi_sync.wire.manager import QuorumWire, wire_device
 
 Values = Mapping[str, str]
 """Values as text by key."""
@@ -56,7 +56,7 @@ class InCommon:
         )
 
 
-def name_differences(manager: ReplicaManager, own: InCommon, table: Sequence[SiteStatus]) -> str:
+def name_differences(manager: QuorumWire, own: InCommon, table: Sequence[SiteStatus]) -> str:
     """In what the sites of a quorum differ: each key with its values and the sites that have them.
 
     All sites of the quorum meet here, after statuses of which all know that they differ. Empty after an error.
@@ -91,7 +91,7 @@ def _differing(values: Sequence[Values], names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _all_gather_bytes(manager: ReplicaManager, own: bytes, sites: int) -> list[bytes] | None:
+def _all_gather_bytes(manager: QuorumWire, own: bytes, sites: int) -> list[bytes] | None:
     """The bytes of every site in the order of their ranks; None after an error."""
     rank = manager.participating_rank()
     lengths = torch.zeros(sites, dtype=torch.int64)

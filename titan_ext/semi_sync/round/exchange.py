@@ -4,15 +4,16 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
-from torch.distributed import ReduceOp
+from torch.distributed import ReduceOp, Work
 
 from titan_ext.semi_sync.plan.plan import OutlierGuard, SyncPlan
 from titan_ext.semi_sync.plan.rule import PARAMETERS
 from titan_ext.semi_sync.plan.weighting import NO_STANDING, SiteWeighting, Standing
-from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict, agree, all_gather_status
+from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict, agree, send_status
+from titan_ext.semi_sync.round.ahead import PendingQuorum
 from titan_ext.semi_sync.round.clock import Clock
 from titan_ext.semi_sync.round.contributions import (
     Contribution,
@@ -36,7 +37,7 @@ from titan_ext.semi_sync.sources.bank import Bank
 from titan_ext.semi_sync.state.moment_ages import Ages
 from titan_ext.semi_sync.state.synced_state import Guarded, SyncedState, TakenFromPeers, Tells
 from titan_ext.semi_sync.wire.collectives import Traffic
-from titan_ext.semi_sync.wire.manager import ReplicaManager, SentBytes
+from titan_ext.semi_sync.wire.manager import QuorumWire, ReplicaManager, SentBytes, StandingQuorum
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts, reduced_together
 
 logger = logging.getLogger(__name__)
@@ -94,21 +95,30 @@ class Exchange:
     def run(self, launch: Launch, contribution: Contribution | None = None) -> RoundResult:
         """Exchange a round. Errors end up in the verdict's ``problem`` or at the manager, never as exceptions of the wire.
 
+        Where the last round was committed it is exchanged with its sites at once, while the lighthouse is asked; the quorum
+        that comes then confirms that, or all is done again with its own sites.
+
         Args:
             launch: what this site means to do.
             contribution: this site's, where the inner loop goes on meanwhile and changes the parameters. The ranks of
                 the site may not meet then, and a peer's state is taken in when the round is applied.
         """
         started = self.clock.now()
-        with span("quorum"):
-            self.manager.start_quorum()
+        last = self.manager.standing_quorum() if self._may_go_ahead(launch, contribution) else None
+        if last is None:
+            with span("quorum"):
+                self.manager.start_quorum()
+        else:
+            result = self._run_ahead(last, launch, contribution, started)
+            if result is not None:
+                return result
         seconds_waiting = self.clock.now() - started
         # A peer's state comes with the quorum.
         role = Role.HEALED if self.healing.is_behind else launch.role
         role = Role.LATE if self.healing.is_late else role
         abstains = role.abstains
         with span("agree"):
-            verdict = self._verdict(launch, role)
+            verdict = self._verdict(self.manager, send_status(self.manager, self._status(launch, role), self.wire)())
         result = RoundResult(
             launch=launch,
             role=role,
@@ -140,8 +150,61 @@ class Exchange:
         contribution = discounted(contribution, self.plan.lateness, launch.staleness, self.healing.missed)
         if self.manager.errored() is None:
             with span("reduce"):
-                result = replace(result, sum=self._reduce(contribution, verdict))
+                told = self._tell(self.manager, contribution)
+                result = replace(result, sum=self._reduce(self.manager, contribution, told, verdict))
         return result
+
+    def _may_go_ahead(self, launch: Launch, contribution: Contribution | None) -> bool:
+        """Whether this round's messages are known without its quorum; equal at all ranks of the site."""
+        if launch.role not in (Role.MEMBER, Role.SITTING_OUT) or not launch.rules:
+            return False
+        if any(self.reductions[rule].sums_over_ranks for rule in launch.rules) and not self.site.alone:
+            return False
+        # Where sites train on, they come to a round at different steps, and what some write depends on the round's.
+        return contribution is not None or not self.plan.lateness.trains_on
+
+    def _run_ahead(
+        self, last: StandingQuorum, launch: Launch, contribution: Contribution | None, started: float
+    ) -> RoundResult | None:
+        """The round with the sites of the last quorum; None if the quorum that has come meanwhile is another one.
+
+        Hazard: before that is known the ranks of the site meet for the contribution alone, whatever the wire does: one that
+        fails at one rank must not leave the others waiting.
+        """
+        quorum = PendingQuorum(self.manager, last, self.clock)
+        with span("agree"):
+            statuses = send_status(last, self._status(launch, launch.role, ahead=True), self.wire)
+        if contribution is None:
+            # In the order in which a table of statuses names them.
+            rules = sorted(launch.rules)
+            contribution = self.contribution(rules, launch.step, launch.weight, launch.standing)
+        contribution = discounted(contribution, self.plan.lateness, launch.staleness, {})
+        told = self._tell(last, contribution)
+        with span("agree"):
+            verdict = self._verdict(last, statuses())
+        agreed_at, summed = self.clock.now(), None
+        if last.errored() is None:
+            with span("reduce"):
+                summed = self._reduce(last, contribution, told, verdict)
+        with span("quorum"):
+            arrived_at = quorum.wait()
+        if not last.stands:
+            return None
+        error = last.errored()
+        if self.manager.errored() is None and (error is not None or self.healing.is_behind):
+            behind = RuntimeError("this site is behind, and the round had begun before the quorum told so")
+            self.manager.report_error(error or behind)
+        known_at = max(agreed_at, arrived_at)
+        return RoundResult(
+            launch=launch,
+            role=launch.role,
+            sites=last.num_participants(),
+            verdict=verdict,
+            retry_after_steps=self._retry_after_steps,
+            seconds_waiting=arrived_at - started,
+            seconds_quorum=known_at - started,
+            sum=summed and replace(summed, seconds=self.clock.now() - known_at),
+        )
 
     def contribution(
         self, rules: Sequence[int], step: int, weight: float, standing: Standing = NO_STANDING
@@ -221,12 +284,13 @@ class Exchange:
 
     # -- who, and what -----------------------------------------------------------------------------
 
-    def _verdict(self, launch: Launch, role: Role) -> Verdict:
-        own = SiteStatus(
+    def _status(self, launch: Launch, role: Role, ahead: bool = False) -> SiteStatus:
+        return SiteStatus(
             fingerprint=self.in_common.number(),
             step=launch.step,
             rules=None if role.abstains else list(launch.rules),
             late=role is Role.LATE,
+            ahead=ahead,
             tokens=launch.tokens,
             step_time_ms=launch.step_time_ms,
             pace=launch.pace,
@@ -236,22 +300,24 @@ class Exchange:
             sources=launch.sources,
             **self.lineage.status_fields(),
         )
-        table = all_gather_status(self.manager, own, self.wire)
-        if self.manager.errored() is not None:
-            return Verdict([own], [], own.step)
-        rank, in_step = self.manager.participating_rank(), not self.plan.lateness.trains_on
+
+    def _verdict(self, quorum: QuorumWire, table: list[SiteStatus]) -> Verdict:
+        """What a table of statuses, this site's alone after an error, comes to; errors are the quorum's."""
+        if quorum.errored() is not None:
+            return Verdict(table, [], table[0].step)
+        rank, in_step = quorum.participating_rank(), not self.plan.lateness.trains_on
         verdict = agree(table, rank, in_step=in_step, at_one_commit=self.at_one_commit)
         if verdict.settings_differ:
             # From one table: all sites meet in these collectives, or none does.
-            named = name_differences(self.manager, self.in_common, table)
+            named = name_differences(quorum, self.in_common, table)
             verdict = replace(verdict, problem=f"{verdict.problem}: {named}" if named else verdict.problem)
         self._retry_after_steps = verdict.steps_until_forgotten(self.heartbeat_timeout_seconds)
         if verdict.problem is None and verdict.all_join:
-            opening = self.lineage.opening(self.manager, table, self.wire)
-            waits = opening is None and self.manager.errored() is None
+            opening = self.lineage.opening(quorum, table, self.wire)
+            waits = opening is None and quorum.errored() is None
             verdict = replace(verdict, opening=opening, problem=self.lineage.why_waiting(table) if waits else None)
         if verdict.problem is not None:
-            self.manager.report_error(RuntimeError(verdict.problem))
+            quorum.report_error(RuntimeError(verdict.problem))
         return verdict
 
     def _bring_tables(self, verdict: Verdict) -> dict[int, list[torch.Tensor]]:
@@ -259,7 +325,7 @@ class Exchange:
         taken_over = {}
         for index, state in enumerate(self.states):
             if isinstance(state, TakenFromPeers):
-                of = self._facts(verdict, places_of_givers(verdict, self.groups, state.rule.group))
+                of = self._facts(self.manager, verdict, places_of_givers(verdict, self.groups, state.rule.group))
                 if state.rule.group and all(of.weights[rank] >= 0 for rank in of.members(state.rule.group)):
                     continue
                 if not of.weights:
@@ -271,9 +337,8 @@ class Exchange:
                     taken_over[index] = messages
         return taken_over
 
-    def _facts(self, verdict: Verdict, weights: Sequence[float]) -> RoundFacts:
-        labels = verdict.labels(self.groups)
-        rank = self.manager.participating_rank()
+    def _facts(self, quorum: QuorumWire, verdict: Verdict, weights: Sequence[float]) -> RoundFacts:
+        labels, rank = verdict.labels(self.groups), quorum.participating_rank()
         return RoundFacts(verdict.step, weights, rank=rank, labels=labels, now=self.clock.now)
 
     def _with_moments(self, rules: list[int]) -> list[int]:
@@ -289,10 +354,18 @@ class Exchange:
 
     # -- the wire ----------------------------------------------------------------------------------
 
-    def _reduce(self, contribution: Contribution, verdict: Verdict) -> Sum:
+    def _tell(self, quorum: QuorumWire, contribution: Contribution) -> "_Told":
+        """Tell the other sites what this one puts in and how old its moments are. A collective over the site."""
+        states = [self.states[index] for index in contribution.parts]
+        table = ContributionTable(contribution, states, self.site.gather)
+        sites = quorum.num_participants()
+        lines = table.line(quorum.participating_rank(), sites).to(self.wire)
+        return _Told(table, lines, quorum.allreduce(lines, reduce_op=ReduceOp.SUM) if sites > 1 else None)
+
+    def _reduce(self, quorum: QuorumWire, contribution: Contribution, told: "_Told", verdict: Verdict) -> Sum:
         started = self.clock.now()
-        contribution, contributions, ages = self._weigh(contribution, verdict)
-        of = self._facts(verdict, contributions.weights)
+        contribution, contributions, ages = self._weigh(quorum, contribution, told, verdict)
+        of = self._facts(quorum, verdict, contributions.weights)
         parts = contribution.parts
         residuals: dict[int, torch.Tensor] = {}
         in_parts: list[torch.Tensor] = []
@@ -301,7 +374,7 @@ class Exchange:
             wanted = [index for index in run if self.error_feedback.takes(index)]
             residual = torch.empty_like(values) if wanted else None
             states = [self.states[index] for index in run]
-            in_parts += self.pairing.reduce(self.reductions[run[0]], self.manager, states, values, of, residual)
+            in_parts += self.pairing.reduce(self.reductions[run[0]], quorum, states, values, of, residual)
             if residual is not None:
                 # Of one contribution of weight 1: the next one may weigh more or less than this. A site without weight
                 # has lost nothing of its own, but maybe of sums that it coded.
@@ -318,20 +391,20 @@ class Exchange:
             own_is_finite=contribution.is_finite,
             contributions=contributions,
             residuals=residuals,
-            remembered=contributions.remembered.get(self.manager.participating_rank()),
+            remembered=contributions.remembered.get(quorum.participating_rank()),
             in_parts=tuple(in_parts),
             ages=ages,
             seconds=self.clock.now() - started,
         )
 
-    def _weigh(self, contribution: Contribution, verdict: Verdict) -> tuple[Contribution, Contributions, Ages]:
+    def _weigh(
+        self, quorum: QuorumWire, contribution: Contribution, told: "_Told", verdict: Verdict
+    ) -> tuple[Contribution, Contributions, Ages]:
         """Learn what every site puts in and how old its moments are, hold back what is out of all proportion, and weigh."""
-        rank, sites = self.manager.participating_rank(), self.manager.num_participants()
-        table = ContributionTable(contribution, [self.states[index] for index in contribution.parts], self.site.gather)
-        lines = table.line(rank, sites).to(self.wire)
-        if sites > 1:
+        rank, table, lines = quorum.participating_rank(), told.table, told.lines
+        if told.work is not None:
             started = self.clock.now()
-            self.manager.allreduce(lines, reduce_op=ReduceOp.SUM).wait()
+            told.work.wait()
             self._weighing_seconds += self.clock.now() - started
         contributions, outliers, ages = table.read(lines, self.guard, rank, verdict.labels(self.groups))
         for site, factors in outliers.items():
@@ -351,11 +424,11 @@ class Exchange:
         if factor != 1.0:
             contribution.buffer.mul_(factor)
             contribution = replace(contribution, weight=contribution.weight * factor)
-        told = table.told(lines, contributions)
+        heard = table.told(lines, contributions)
         for index, part in contribution.parts.items():
             state = self.states[index]
             if isinstance(state, Tells):
-                state.heed(part, told, contribution.weight)
+                state.heed(part, heard, contribution.weight)
         return contribution, contributions, ages
 
     def _clip(self, contribution: Contribution, factors: Sequence[float]) -> None:
@@ -374,6 +447,16 @@ class Exchange:
         """Contribute nothing."""
         guarded = sum(self._is_guarded(self.states[index]) for index in parts)
         return Contribution(0.0, buffer.zero_(), parts, [0.0] * guarded)
+
+
+class _Told(NamedTuple):
+    """What this site has told the others of its contribution."""
+
+    table: ContributionTable
+    lines: torch.Tensor
+    """Of all sites, once the work is done."""
+    work: Work | None
+    """None where there is no other site."""
 
 
 def _stretch(buffer: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:

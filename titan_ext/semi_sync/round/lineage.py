@@ -18,7 +18,7 @@ from torch.distributed import ReduceOp
 from titan_ext.semi_sync.round.agreement import BITS, Position, SiteStatus, described
 from titan_ext.semi_sync.round.commit_log import Commit, CommitLog
 from titan_ext.semi_sync.site.ranks import SiteRanks
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.manager import QuorumWire, ReplicaManager
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Lineage:
         }
 
     def opening(
-        self, manager: ReplicaManager, table: Sequence[SiteStatus], wire: torch.device
+        self, manager: QuorumWire, table: Sequence[SiteStatus], wire: torch.device
     ) -> tuple[int, Position] | None:
         """Run and position from which sites that all just join may begin; None if they have to wait. A collective.
 

@@ -7,7 +7,7 @@ import torch
 from titan_ext.semi_sync.site.leader_manager import LeaderManager
 from titan_ext.semi_sync.site.shards import SiteShards
 from titan_ext.semi_sync.state.synced_state import SyncedState
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.manager import QuorumWire, ReplicaManager
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
 
 
@@ -62,7 +62,7 @@ class ByLeader:
     def reduce(
         self,
         reduction: Reduction,
-        manager: ReplicaManager,
+        manager: QuorumWire,
         states: Sequence[SyncedState],
         values: torch.Tensor,
         of: RoundFacts,

@@ -10,7 +10,7 @@ from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.site.shards import Piece, piece_of
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
 from titan_ext.semi_sync.state.synced_state import SyncedState
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.manager import QuorumWire, ReplicaManager
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts
 
 
@@ -61,7 +61,7 @@ class ByRank:
     def reduce(
         self,
         reduction: Reduction,
-        manager: ReplicaManager,
+        manager: QuorumWire,
         states: Sequence[SyncedState],
         values: torch.Tensor,
         of: RoundFacts,

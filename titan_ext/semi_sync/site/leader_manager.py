@@ -64,6 +64,9 @@ class LeaderManager:
         self._shards.share({"done": outcome})
         self._learn(outcome)
 
+    def standing_quorum(self) -> None:
+        """None: the ranks help their leader in the quorum, and could not in a round at the same time."""
+
     def allreduce(self, tensor: torch.Tensor, *, reduce_op: ReduceOperation) -> Work:
         """Reduce the leader's ``tensor`` over the sites, for all ranks of this one; done when it returns."""
         summed = tensor.detach().cpu()

@@ -12,9 +12,11 @@ from titan_ext.semi_sync.site.ranks import SiteRanks
 from titan_ext.semi_sync.state.sparse_tables import SparseTable
 from titan_ext.semi_sync.state.synced_state import SyncedState
 
-_MASK = 2**64 - 1
+_HALF = 2**32 - 1
+_MASK = _HALF | _HALF << 64
+"""Of a checksum's two halves; what their sums carry over lies between them."""
 _PIECE = 2**17  # elements worked on at a time, so that they stay in a processor's cache
-_BY_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BY_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 
 
 class SharedChecksum:
@@ -75,9 +77,9 @@ def model_checksum(states: Sequence[SyncedState], site: SiteRanks, speaks_for: C
 
 
 def state_checksum(state: Mapping[str, Mapping[str, Any]], speaks_for: Callable[[str], bool]) -> int:
-    """This rank's part of the checksum of a ``shared_state``, modulo 2**64; parts of ranks add up.
+    """This rank's part of the checksum of a ``shared_state``; parts of ranks add up, under ``_MASK``.
 
-    For each tensor the sum of its elements' bits and of their squares, as integers: exact, in any order,
+    For each tensor the sum of its elements' bits and of their squares, as integers modulo 2**32: exact, in any order,
     and changed by any single difference. Two sites whose values differ by rounding are told apart; somebody
     who wants them to collide is not, for which there are the digests of the transport.
 
@@ -100,25 +102,18 @@ def state_checksum(state: Mapping[str, Mapping[str, Any]], speaks_for: Callable[
             # One transfer from a GPU for all tensors.
             sums = torch.stack([each for _, value in here for each in _sums(value)]).tolist()
         for (label, _), plain, squares in zip(here, sums[::2], sums[1::2], strict=True):
-            total += label * (plain + 3 * squares)
+            total += (label * plain & _HALF) | (label * squares & _HALF) << 64
     return total & _MASK
 
 
 def _sums(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of the elements' bits and that of their squares; both wrap around at 2**64, in whatever order."""
+    """The sum of the elements' bits and that of their squares; both wrap around at 2**32, in whatever order."""
     bits = value.detach().reshape(-1).view(_BY_SIZE[value.element_size()])
-    if bits.device.type != "cpu":
-        wide = bits.to(torch.int64)
-        return wide.sum(), (wide * wide).sum()
-    if bits.numel() <= _PIECE:
-        return _sums_on_cpu(bits)
-    plain, squares = zip(*(_sums_on_cpu(part) for part in bits.split(_PIECE)), strict=True)
-    return torch.stack(plain).sum(), torch.stack(squares).sum()
-
-
-def _sums_on_cpu(bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    wide = bits.to(torch.int64)
-    return wide.sum(), torch.dot(wide, wide)
+    # 32 bits, not 64: a processor multiplies and adds them three times as fast.
+    pieces = (each.to(torch.int32) for each in (bits.split(_PIECE) if bits.device.type == "cpu" else [bits]))
+    sums = [(piece.sum(dtype=torch.int32), (piece * piece).sum(dtype=torch.int32)) for piece in pieces]
+    plain, squares = (torch.stack(each).sum(dtype=torch.int32) for each in zip(*sums, strict=True))
+    return plain, squares
 
 
 def _digest(text: str) -> int:

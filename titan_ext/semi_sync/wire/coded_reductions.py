@@ -7,7 +7,7 @@ import torch
 
 from titan_ext.semi_sync.wire.codecs import Codec
 from titan_ext.semi_sync.wire.collectives import ByteCollectives, MessagesInTurn, overlap
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.manager import QuorumWire
 from titan_ext.semi_sync.wire.reductions import Buckets, RankSum, Reduction, RoundFacts, Turns
 
 
@@ -45,7 +45,7 @@ class CodedReduction(Reduction):
 
     def reduce(
         self,
-        manager: ReplicaManager,
+        manager: QuorumWire,
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,
@@ -220,7 +220,7 @@ class WholeReduction(ElementwiseReduction):
 
     def reduce(
         self,
-        manager: ReplicaManager,
+        manager: QuorumWire,
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,

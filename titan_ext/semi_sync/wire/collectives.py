@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.distributed import Work
 
-from titan_ext.semi_sync.wire.manager import ReplicaManager, wire_device
+from titan_ext.semi_sync.wire.manager import QuorumWire, wire_device
 
 MessagesInTurn = Iterator["Messages"]
 """The work on one bucket: yields the messages that it waits for before it goes on."""
@@ -41,7 +41,7 @@ class Messages:
 
     def __init__(
         self,
-        manager: ReplicaManager,
+        manager: QuorumWire,
         works: Sequence[Work],
         sent: Sequence[torch.Tensor] = (),
         received: Sequence[torch.Tensor] = (),
@@ -81,7 +81,7 @@ class ByteCollectives:
     receives between two sites: whoever needs a message gets it straight from where it is, in half a round trip.
     """
 
-    def __init__(self, manager: ReplicaManager, now: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, manager: QuorumWire, now: Callable[[], float] = time.perf_counter) -> None:
         self._manager, self._now = manager, now
         self.device = wire_device(manager)
         self.sites = manager.num_participants()

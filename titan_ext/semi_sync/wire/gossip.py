@@ -3,7 +3,7 @@
 import torch
 
 from titan_ext.semi_sync.wire.collectives import ByteCollectives, MessagesInTurn, overlap
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.manager import QuorumWire
 from titan_ext.semi_sync.wire.reductions import Buckets, Reduction, RoundFacts, Turns
 
 
@@ -39,7 +39,7 @@ class PairExchange(Reduction):
 
     def reduce(
         self,
-        manager: ReplicaManager,
+        manager: QuorumWire,
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,

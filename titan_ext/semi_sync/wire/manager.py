@@ -23,13 +23,8 @@ class SentBytes:
     """Of the frames that gave other sites the shared state."""
 
 
-class ReplicaManager(Protocol):
-    """Membership, reduction over sites and the commit vote of one rank's replica group.
-
-    One quorum is followed by any number of collectives and one vote. Errors of a collective are kept by the manager
-    and turn the vote into a no. ``titan_ext.replica.Replica`` has all of it;
-    ``compat.torchft_manager.adapt_manager`` gives a plain ``torchft.manager.Manager`` what it lacks.
-    """
+class QuorumWire(Protocol):
+    """What carries the messages of one rank to its like at the other sites of a quorum, and keeps their errors."""
 
     @property
     def process_group(self) -> ProcessGroup | None:
@@ -38,6 +33,47 @@ class ReplicaManager(Protocol):
         None at a rank whose leader exchanges for it.
         """
 
+    def allreduce(self, tensor: torch.Tensor, *, reduce_op: ReduceOperation) -> Work:
+        """Reduce ``tensor`` in place over the sites of the quorum; never raises."""
+
+    def num_participants(self) -> int:
+        """Sites in the quorum."""
+
+    def participating_rank(self) -> int:
+        """This site's place among them, from 0."""
+
+    def report_error(self, error: Exception) -> None:
+        """Keep an error."""
+
+    def errored(self) -> object | None:
+        """The error kept since the quorum, if any."""
+
+
+class StandingQuorum(QuorumWire, Protocol):
+    """The last quorum, over whose connections a round may be exchanged before the next one is there.
+
+    Its errors are its own: where the next quorum is another one, they say nothing of that.
+    """
+
+    @property
+    def stands(self) -> bool:
+        """Whether the manager's quorum is this one still; equal at all ranks of the site."""
+
+    def errored(self) -> Exception | None:
+        """The first error."""
+
+    def close(self, error: Exception) -> None:
+        """No quorum will come: whatever waits for a message fails."""
+
+
+class ReplicaManager(QuorumWire, Protocol):
+    """Membership, reduction over sites and the commit vote of one rank's replica group.
+
+    One quorum is followed by any number of collectives and one vote. Errors of a collective are kept by the manager
+    and turn the vote into a no. ``titan_ext.replica.Replica`` has all of it;
+    ``compat.torchft_manager.adapt_manager`` gives a plain ``torchft.manager.Manager`` what it lacks.
+    """
+
     @property
     def bytes_sent(self) -> SentBytes:
         """What this rank has sent to the other sites so far."""
@@ -45,23 +81,11 @@ class ReplicaManager(Protocol):
     def start_quorum(self) -> None:
         """Agree on who takes part; a site that is behind has its state loaded before this returns."""
 
-    def allreduce(self, tensor: torch.Tensor, *, reduce_op: ReduceOperation) -> Work:
-        """Reduce ``tensor`` in place over the sites of the quorum; never raises."""
+    def standing_quorum(self) -> StandingQuorum | None:
+        """The last quorum, where its round was committed and the next one may be exchanged before its own is there."""
 
     def should_commit(self) -> bool:
         """The vote over the ranks of this site: true if every one of them was without error."""
-
-    def num_participants(self) -> int:
-        """Sites in the current quorum."""
-
-    def participating_rank(self) -> int:
-        """This site's place among them, from 0."""
-
-    def report_error(self, error: Exception) -> None:
-        """Make the next vote a no."""
-
-    def errored(self) -> object | None:
-        """The error kept since the quorum, if any."""
 
     def register_state_dict_fn(
         self, key: str, load_state_dict: Callable[[Any], None], state_dict: Callable[[], Any]
@@ -82,7 +106,7 @@ class ReplicaManager(Protocol):
         """Restore them."""
 
 
-def wire_device(manager: ReplicaManager) -> torch.device:
+def wire_device(manager: QuorumWire) -> torch.device:
     """Where a message has to lie for the manager's process group.
 
     Gloo moves host memory; it takes an accelerator's tensors for an all-reduce alone. The groups of

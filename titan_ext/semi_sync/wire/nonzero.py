@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from titan_ext.semi_sync.wire.collectives import ByteCollectives, MessagesInTurn, overlap
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.manager import QuorumWire
 from titan_ext.semi_sync.wire.reductions import UNDER_WAY, Reduction, RoundFacts, Turns
 
 BLOCK = 2**16
@@ -97,7 +97,7 @@ class NonzeroSum(Reduction):
         return Turns(peers=sites - 1, buckets=-(-numel // self._bucket_elements), at_most=UNDER_WAY, before=1)
 
     def reduce(
-        self, manager: ReplicaManager, values: torch.Tensor, of: RoundFacts, residual: torch.Tensor | None = None
+        self, manager: QuorumWire, values: torch.Tensor, of: RoundFacts, residual: torch.Tensor | None = None
     ) -> None:
         if residual is not None:
             residual.zero_()

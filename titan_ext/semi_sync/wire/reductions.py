@@ -16,7 +16,7 @@ from torch.distributed import ReduceOp
 
 from titan_ext.semi_sync.wire.collectives import ByteCollectives, MessagesInTurn, Traffic, overlap
 from titan_ext.semi_sync.wire.ledger import ring_all_reduce_bytes
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.manager import QuorumWire
 
 UNDER_WAY = 2
 """Buckets of the largest size that are under way at a time; of smaller ones as many more as have the same size together."""
@@ -88,7 +88,7 @@ class Reduction(ABC):
     @abstractmethod
     def reduce(
         self,
-        manager: ReplicaManager,
+        manager: QuorumWire,
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,
@@ -181,7 +181,7 @@ class AllReduce(Reduction):
 
     def reduce(
         self,
-        manager: ReplicaManager,
+        manager: QuorumWire,
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,

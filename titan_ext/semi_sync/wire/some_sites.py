@@ -12,12 +12,12 @@ import torch
 from torch.distributed import Work
 
 from titan_ext.semi_sync.wire.collectives import ByteCollectives, Traffic
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.manager import QuorumWire
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts, Turns
 
 
 class SomeSites:
-    """What a reduction asks of a ``ReplicaManager``, for some sites of the quorum alone.
+    """What a reduction asks of a ``QuorumWire``, for some sites of the quorum alone.
 
     Args:
         manager: of all sites of the quorum.
@@ -27,7 +27,7 @@ class SomeSites:
         ValueError: it is not.
     """
 
-    def __init__(self, manager: ReplicaManager, ranks: Sequence[int]) -> None:
+    def __init__(self, manager: QuorumWire, ranks: Sequence[int]) -> None:
         self._manager, self._ranks = manager, list(ranks)
         self._rank = self._ranks.index(manager.participating_rank())
 
@@ -94,7 +94,7 @@ class WithinGroup(Reduction):
 
     def reduce(
         self,
-        manager: ReplicaManager,
+        manager: QuorumWire,
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,
@@ -128,7 +128,7 @@ class FromOneSite(Reduction):
 
     def reduce(
         self,
-        manager: ReplicaManager,
+        manager: QuorumWire,
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,

@@ -13,7 +13,7 @@ import torch
 from titan_ext.optim.rounding import seed_of
 from titan_ext.semi_sync.wire.codecs import Codec, Float32
 from titan_ext.semi_sync.wire.collectives import ByteCollectives
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.manager import QuorumWire
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts, Turns
 from titan_ext.semi_sync.wire.token_row_map import TokenRowMap
 
@@ -70,7 +70,7 @@ class SparseReduction(Reduction):
 
     def reduce(
         self,
-        manager: ReplicaManager,
+        manager: QuorumWire,
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,

@@ -14,7 +14,7 @@ import torch
 
 from titan_ext.semi_sync.plan.regions import LEVELS, level_labels
 from titan_ext.semi_sync.wire.collectives import ByteCollectives, Traffic
-from titan_ext.semi_sync.wire.manager import ReplicaManager
+from titan_ext.semi_sync.wire.manager import QuorumWire
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts, Turns
 from titan_ext.semi_sync.wire.some_sites import SomeSites
 
@@ -90,7 +90,7 @@ class ThroughRegions(Reduction):
 
     def reduce(
         self,
-        manager: ReplicaManager,
+        manager: QuorumWire,
         values: torch.Tensor,
         of: RoundFacts,
         residual: torch.Tensor | None = None,
