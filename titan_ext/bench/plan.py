@@ -125,15 +125,13 @@ def cell(variant: str, sites: Sequence[Any], period: int, mbit: int, options: ar
     from titan_ext.lab.build import make_script
     from titan_ext.lab.rehearsal import Rehearsal
     from titan_ext.links.link import parse_links
-    from titan_ext.planner.build import site_connections, site_transport, step_times
+    from titan_ext.planner.build import site_wiring, step_times
     from titan_ext.planner.prediction import Surroundings, predict
-    from titan_ext.planner.sync_time import Wiring
     from titan_ext.planner.workload import workload
 
     link, step = [f"{mbit}mbit,{options.rtt_ms}ms"], [f"{options.step_ms}ms"]
     names = [site.name for site in sites]
-    links, transport = parse_links(link, names), site_transport(sites)
-    wiring = Wiring(links=links, transport=transport, connections=site_connections(sites))
+    wiring = site_wiring(sites, parse_links(link, names))
     around = Surroundings(wiring=wiring, step_seconds=step_times(sites, step, None))
     planned = predict(workload(sites), around).utilisation
     script = make_script(sites, LabRequest(links=link, steps=step, seed=options.seed))

@@ -11,7 +11,7 @@ from titan_ext.lab.real_time.run import RealScript
 from titan_ext.lab.rehearsal import Script
 from titan_ext.lab.stand_in import shrinking
 from titan_ext.links.link import Links, parse_links, parse_seconds
-from titan_ext.planner.build import site_connections, site_transport, step_times
+from titan_ext.planner.build import site_wiring, step_times
 
 _WHEN_UNKNOWN = 86400.0
 """Seconds for which random faults are drawn where the rehearsal has no end of its own."""
@@ -50,14 +50,14 @@ def make_script(sites: Sequence[Any], request: Request) -> Script:
     _check(sites, request)
     until = _until(request)
     steps = step_times(sites, request.steps, request.flops)
-    shrunk = shrinking(sites[0])
+    shrunk, wiring = shrinking(sites[0]), site_wiring(sites, parse_links(request.links, names))
     return Script(
         sites=[_alone(site, shrunk.bucket_mib) for site in sites],
-        links=parse_links(request.links, names),
+        links=wiring.links,
         step_seconds=[steps[name].likely for name in names],
         shrinking=shrunk.factor,
-        transport=site_transport(sites),
-        connections=site_connections(sites),
+        transport=wiring.transport,
+        connections=wiring.connections,
         faults=_faults(names, request, min(until, _WHEN_UNKNOWN), min(each.likely for each in steps.values())),
         seed=request.seed,
         step_jitter=request.jitter,

@@ -50,6 +50,7 @@ class LabManager(ReplicaManager):
         self._simulation, self._network, self._lighthouse = simulation, network, lighthouse
         self._min_sites, self._scale = min_sites, scale
         self._error: Exception | None = None
+        self._last_vote = False
         self._sent_before = self._sent()
         """In earlier lives."""
         self._control = 0
@@ -63,21 +64,40 @@ class LabManager(ReplicaManager):
 
     def start_quorum(self) -> None:
         """Ask the lighthouse, connect to the others if they are new, and fetch their state if this site is behind."""
+        there, back = self._ways()
         self._error = None
-        rtt = self._network.links.lighthouse_rtt(self.member.site)
-        transport = self._network.transport
-        asked = self._network.seconds_to_lighthouse(self.member.site, QUORUM_BYTES)
-        self._simulation.sleep(asked + rtt * (transport.quorum_trips - 1) / 2)
+        self._simulation.sleep(there)
         self._simulation.wait(self._lighthouse.ask(self.member))
-        quorum = self.member.quorum
-        assert quorum is not None
-        connecting = transport.regroup_trips if quorum.is_new else 0.0
-        self._simulation.sleep(rtt * (transport.quorum_trips / 2 + connecting))
+        self._connect(back)
+
+    def standing_quorum(self) -> "_LastQuorum | None":
+        """The last one, if its round was committed and had other sites."""
+        return _LastQuorum(self, self._simulation) if self._last_vote and self.num_participants() > 1 else None
+
+    def ask_beside_round(self) -> float | None:
+        """Ask the lighthouse: when its answer comes, if the quorum is the last one; None if it is new, and there."""
+        there, back = self._ways()
+        self._error = None
+        self._simulation.wait(self._lighthouse.ask(self.member))
+        assert self.member.quorum is not None
+        if not self.member.quorum.is_new:
+            return self._simulation.now + there + back
+        self._simulation.sleep(there)
+        self._connect(back)
+        return None
+
+    def _ways(self) -> tuple[float, float]:
+        """Seconds of a call to the lighthouse and of its answer."""
+        rtt, trips = self._network.links.lighthouse_rtt(self.member.site), self._network.transport.quorum_trips
+        asked = self._network.seconds_to_lighthouse(self.member.site, QUORUM_BYTES)
+        return asked + rtt * (trips - 1) / 2, rtt * trips / 2
+
+    def _connect(self, back: float) -> None:
+        assert self.member.quorum is not None
+        trips = self._network.transport.regroup_trips if self.member.quorum.is_new else 0.0
+        self._simulation.sleep(back + trips * self._network.links.lighthouse_rtt(self.member.site))
         if self._arrived is not None:
             self._take_over(*self._arrived)
-
-    def standing_quorum(self) -> None:
-        """None: one thing after the other."""
 
     def enter(self, group: Group) -> None:
         """The lighthouse has put this site into a group."""
@@ -160,7 +180,7 @@ class LabManager(ReplicaManager):
         assert self.group is not None
         if self._error is not None:
             self._lighthouse.connect_anew()
-        committed = self._error is None and len(self.group.sites) >= self._min_sites
+        committed = self._last_vote = self._error is None and len(self.group.sites) >= self._min_sites
         self.step += committed
         return committed
 
@@ -199,6 +219,32 @@ class LabManager(ReplicaManager):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Restore them."""
         self.step = state_dict["step"]
+
+
+class _LastQuorum:
+    """A ``StandingQuorum``. Nothing is sent before it is known whether the next quorum is this one; but the time that the
+    answer takes passes beside the round."""
+
+    stands = True
+    """Otherwise the round was not exchanged."""
+
+    def __init__(self, manager: LabManager, simulation: Simulation) -> None:
+        self._manager, self._simulation = manager, simulation
+        self._comes_at: float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manager, name)
+
+    def ask(self, now: Callable[[], float]) -> bool:
+        """Whether the next quorum is the last one."""
+        self._comes_at = self._manager.ask_beside_round()
+        return self._comes_at is not None
+
+    def wait(self) -> float:
+        """Until the lighthouse's answer is there; returns when that was."""
+        assert self._comes_at is not None
+        self._simulation.sleep(max(0.0, self._comes_at - self._simulation.now))
+        return self._comes_at
 
 
 class _LabGroup:

@@ -6,7 +6,7 @@ from typing import Any
 
 from titan_ext.config.cost.cost import site_cost
 from titan_ext.errors import UserError
-from titan_ext.links.link import Link, parse_links
+from titan_ext.links.link import Link, Links, parse_links
 from titan_ext.links.tcp import Transport
 from titan_ext.planner.advice import DEFAULT_TARGET, advise, variants
 from titan_ext.planner.calibration import calibrated, compare
@@ -56,11 +56,7 @@ def make_plan(sites: Sequence[Any], request: Request) -> Plan:
     work = workload(sites, request.tokens)
     faults = parse_faults(request.mtbf, request.recovery, names)
     around = Surroundings(
-        wiring=Wiring(
-            links=parse_links(request.links, names, request.probed_links),
-            transport=site_transport(sites),
-            connections=site_connections(sites),
-        ),
+        wiring=site_wiring(sites, parse_links(request.links, names, request.probed_links)),
         step_seconds=step_times(sites, request.steps, request.flops) | dict(request.probed_steps),
         faults=faults,
         prices=load_prices(request.prices, names) if request.prices is not None else None,
@@ -98,13 +94,14 @@ def _check(request: Request, names: Sequence[str]) -> None:
         raise UserError(f"--target-utilisation {request.target:g}: must be between 0 and 1, such as 0.95")
 
 
-def site_connections(sites: Sequence[Any]) -> int:
-    """Pairs of ranks between two sites that exchange at once."""
+def site_wiring(sites: Sequence[Any], links: Links) -> Wiring:
+    """How the sites use the links between them."""
     by_leader = sites[0].config.semi_sync.pairing == "leader"
-    return 1 if by_leader else min(site.layout.ranks for site in sites)
+    connections = 1 if by_leader else min(site.layout.ranks for site in sites)
+    return Wiring(links=links, transport=_transport(sites), connections=connections, by_leader=by_leader)
 
 
-def site_transport(sites: Sequence[Any]) -> Transport:
+def _transport(sites: Sequence[Any]) -> Transport:
     """How ranks of two sites send messages, by the sites' ``[semi_sync]``."""
     outers = [site.config.semi_sync for site in sites]
     limits = [bytes_per_second(outer.max_rate) for outer in outers if outer.max_rate is not None]
@@ -190,8 +187,9 @@ def _assumptions(around: Surroundings, measured: Measured | None) -> list[str]:
             f"a connection has at most {transport.window_bytes / 2**20:g} MiB under way (net.ipv4.tcp_rmem), starts with "
             "ten packets and doubles with each round trip; loss holds it to CUBIC's average window",
             "connections of a pair of ranks: " + ", ".join(sorted(_streams_of(wiring))),
-            f"a message between sites takes {transport.message_trips:g} round trip(s), a quorum {transport.quorum_trips:g}; the "
-            "lighthouse is at the best connected place",
+            f"a message between sites takes {transport.message_trips:g} round trip(s), a quorum {transport.quorum_trips:g}, "
+            + ("before a round" if wiring.by_leader else "beside a round")
+            + "; the lighthouse is at the best connected place",
             f"inner steps vary by {wiring.step_jitter:.1%}, independently; inner steps beside an exchange take no longer",
         ]
     if measured is not None:

@@ -132,7 +132,7 @@ def _sync_table(work: Workload, around: Surroundings) -> str:
     ranks = max(work.ranks.values())
     for pairing, connections in {"rank": ranks, "leader": 1}.items() if ranks > 1 else {"rank": 1}.items():
         for streams in sorted({*_STREAMS, around.wiring.transport.streams}):
-            wiring = replace(around.wiring, connections=connections)
+            wiring = replace(around.wiring, connections=connections, by_leader=pairing == "leader")
             wiring = replace(wiring, transport=replace(wiring.transport, streams=streams))
             longest = max(
                 predict(work, replace(around, wiring=wiring)).rounds, key=lambda each: each.sync_seconds.likely

@@ -11,7 +11,8 @@ from titan_ext.links.tcp import Transport, cold_seconds, connection_rate, port_b
 from titan_ext.planner.range import Range
 
 _CONTROL_MESSAGES = 2
-"""To all other sites, of a few hundred bytes, before each reduction: the table of statuses, and weights and norms."""
+"""To all other sites, of a few hundred bytes, one after the other before each reduction, where leaders exchange: the table of
+statuses, and weights and norms. Where all ranks do, both leave at once, while the lighthouse is asked."""
 
 LINK_SHARES = (1.05, 1.0, 0.6)
 """Of a link's rate what is had at best, likely and at worst, where nothing was measured."""
@@ -52,6 +53,8 @@ class Wiring:
     transport: Transport = Transport()
     connections: int = 1
     """Pairs of ranks that exchange at once: the ranks of a site, or 1 where a leader exchanges for them."""
+    by_leader: bool = False
+    """Whether one does, whose rounds begin when the lighthouse has answered."""
     overhead_seconds: float = 0.0
     """What a round takes beside the wire: coding, outer step."""
     step_jitter: float = 0.02
@@ -109,21 +112,21 @@ def sync_seconds(launch: LaunchCost, wiring: Wiring, period: float, step_seconds
 
 def _seconds(launch: LaunchCost, wiring: Wiring, idle: float, rate_share: float, trip_share: float) -> float:
     travelling = sum(_transfer_seconds(each, wiring, idle, rate_share, trip_share) for each in launch.transfers)
-    return travelling + trip_share * _control_seconds(wiring) + wiring.overhead_seconds
+    quorum, message = trip_share * _quorum_seconds(wiring), trip_share * wiring.message_seconds
+    if wiring.by_leader:
+        return quorum + _CONTROL_MESSAGES * message + travelling + wiring.overhead_seconds
+    return max(quorum, message + travelling) + wiring.overhead_seconds
 
 
 def _idle_seconds(launch: LaunchCost, wiring: Wiring, period: float, step_seconds: float) -> float:
     """In which nothing leaves for another site: while the last message of a round that no steps hide any more is under way,
-    in the inner steps after it, and in the quorum of the next."""
-    return max(0.0, period - launch.delay) * step_seconds + wiring.message_seconds + _quorum_seconds(wiring)
+    in the inner steps after it, and, before a leader's round, in the quorum of the next."""
+    quorum = _quorum_seconds(wiring) if wiring.by_leader else 0.0
+    return max(0.0, period - launch.delay) * step_seconds + wiring.message_seconds + quorum
 
 
 def _quorum_seconds(wiring: Wiring) -> float:
     return wiring.transport.quorum_trips * wiring.lighthouse_rtt
-
-
-def _control_seconds(wiring: Wiring) -> float:
-    return _quorum_seconds(wiring) + _CONTROL_MESSAGES * wiring.message_seconds
 
 
 def _transfer_seconds(

@@ -146,6 +146,7 @@ class Replica(OpenManager):
             connections,
             self.num_participants(),
             self.participating_rank(),
+            start_quorum=self.start_quorum,
             stands=lambda: self.quorum_id == quorum,
         )
 

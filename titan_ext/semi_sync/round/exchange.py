@@ -13,7 +13,6 @@ from titan_ext.semi_sync.plan.plan import OutlierGuard, SyncPlan
 from titan_ext.semi_sync.plan.rule import PARAMETERS
 from titan_ext.semi_sync.plan.weighting import NO_STANDING, SiteWeighting, Standing
 from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict, agree, send_status
-from titan_ext.semi_sync.round.ahead import PendingQuorum
 from titan_ext.semi_sync.round.clock import Clock
 from titan_ext.semi_sync.round.contributions import (
     Contribution,
@@ -171,7 +170,8 @@ class Exchange:
         Hazard: before that is known the ranks of the site meet for the contribution alone, whatever the wire does: one that
         fails at one rank must not leave the others waiting.
         """
-        quorum = PendingQuorum(self.manager, last, self.clock)
+        if not last.ask(self.clock.now):
+            return None
         with span("agree"):
             statuses = send_status(last, self._status(launch, launch.role, ahead=True), self.wire)
         if contribution is None:
@@ -187,7 +187,7 @@ class Exchange:
             with span("reduce"):
                 summed = self._reduce(last, contribution, told, verdict)
         with span("quorum"):
-            arrived_at = quorum.wait()
+            arrived_at = last.wait()
         if not last.stands:
             return None
         error = last.errored()

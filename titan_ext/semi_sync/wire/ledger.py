@@ -41,9 +41,10 @@ class RoundRecord:
     seconds_waiting: float | None = None
     """Of those the ones until the lighthouse told who takes part: the others were not there yet."""
     seconds_reduce: float
-    """Reducing the buckets: coding what is sent, transfer, and summing what came."""
+    """Reducing the buckets: coding what is sent, transfer, and summing what came; not what passed in ``seconds_quorum``."""
     seconds_transfer: float | None = None
-    """Of those the ones in which it waited for messages; coding and summing took the rest."""
+    """Of the reduction those in which it waited for messages, also while the lighthouse was asked; coding and summing took the
+    rest."""
     seconds_apply: float
     """Voting, the outer step and writing the parameters."""
     committed: bool

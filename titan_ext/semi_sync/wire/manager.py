@@ -50,10 +50,24 @@ class QuorumWire(Protocol):
 
 
 class StandingQuorum(QuorumWire, Protocol):
-    """The last quorum, over whose connections a round may be exchanged before the next one is there.
+    """The last quorum, over whose connections a round is exchanged while the next one is asked for.
 
     Its errors are its own: where the next quorum is another one, they say nothing of that.
     """
+
+    def ask(self, now: Callable[[], float]) -> bool:
+        """Ask for the next quorum, which the manager then has; ``now`` is what the wait is timed by.
+
+        Returns:
+            whether the round may be exchanged meanwhile; if not, the next quorum is there, and another one.
+        """
+
+    def wait(self) -> float:
+        """Until the next quorum is there; returns when it came.
+
+        Raises:
+            UserError, RunError: there is none; see ``Replica.start_quorum``.
+        """
 
     @property
     def stands(self) -> bool:
@@ -61,9 +75,6 @@ class StandingQuorum(QuorumWire, Protocol):
 
     def errored(self) -> Exception | None:
         """The first error."""
-
-    def close(self, error: Exception) -> None:
-        """No quorum will come: whatever waits for a message fails."""
 
 
 class ReplicaManager(QuorumWire, Protocol):
