@@ -183,7 +183,7 @@ class Int8(Codec):
         scales.div_(self.levels)
         # A block of zeros has no scale; any will do, and dividing by it must not give NaN.
         torch.div(blocks, scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None], out=scaled)
-        self._pack(scaled.round_().clamp_(-self.levels, self.levels), codes)
+        self._pack(scaled.round_(), codes)  # of at most the levels: the largest is the scale's, up to a bit
         return scaled
 
     def _pack(self, rounded: torch.Tensor, codes: torch.Tensor) -> None:
@@ -203,8 +203,8 @@ class Int4(Int8):
 
     def _pack(self, rounded: torch.Tensor, codes: torch.Tensor) -> None:
         # The block's first half in the low bits, its second in the high ones.
-        low, high = rounded.add(8).chunk(2, dim=1)
-        codes.copy_(low.add_(high, alpha=16))
+        low, high = rounded.chunk(2, dim=1)
+        codes.copy_(torch.add(low, high, alpha=16).add_(8 + 8 * 16))
 
     def _unpack(self, codes: torch.Tensor) -> torch.Tensor:
         both = codes.new_empty(codes.shape[0], _BLOCK, dtype=torch.int8)
