@@ -102,7 +102,11 @@ def test_stacked_runs_are_runs_of_their_own(outer, make, elementwise):
         assert run.bytes_sent() == sent > 0
         run.close()
         for row, alone in zip(run.rows, expected):
-            torch.testing.assert_close(stack.flat[row], alone, rtol=1e-4, atol=2e-6)
+            if config.codec == "fp32":
+                torch.testing.assert_close(stack.flat[row], alone, rtol=1e-4, atol=2e-6)
+            else:  # a last digit decides about a level, on another processor about another one
+                moved = alone - MODEL.initial(1)
+                assert (stack.flat[row] - alone).norm() < 0.1 * moved.norm()
 
 
 def test_a_run_goes_on_from_the_state_of_another():
