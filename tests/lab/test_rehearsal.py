@@ -190,7 +190,9 @@ def test_the_ledger_tells_waiting_for_others_from_transfer(sites: list) -> None:
     outcome = rehearse(sites, {"sync_every": 5, "codec": "int8"}, faults=["slow:site1@0s+1h*3"], jitter=0.0)
     for _, record in outcome.sites[0].rounds[1:]:
         # Five steps of a second each, for which site1 takes fifteen.
-        assert record.seconds_waiting == pytest.approx(10.0, abs=0.5) and record.seconds_quorum >= record.seconds_waiting
+        assert (
+            record.seconds_waiting == pytest.approx(10.0, abs=0.5) and record.seconds_quorum >= record.seconds_waiting
+        )
         # Coding takes no virtual time.
         assert record.seconds_transfer == pytest.approx(record.seconds_reduce) and record.seconds_reduce > 0.01
 

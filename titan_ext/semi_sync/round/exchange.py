@@ -159,13 +159,18 @@ class Exchange:
             return False
         if any(self.reductions[rule].sums_over_ranks for rule in launch.rules) and not self.site.alone:
             return False
+        if contribution is not None:
+            return not launch.staleness  # discounted by it once
         # Where sites train on, they come to a round at different steps, and what some write depends on the round's.
-        return contribution is not None or not self.plan.lateness.trains_on
+        return not self.plan.lateness.trains_on
 
     def _run_ahead(
-        self, last: StandingQuorum, launch: Launch, contribution: Contribution | None, started: float
+        self, last: StandingQuorum, launch: Launch, written: Contribution | None, started: float
     ) -> RoundResult | None:
         """The round with the sites of the last quorum; None if the quorum that has come meanwhile is another one.
+
+        Hazard: the reduction overwrites a contribution. One that is written already, and could not be once more, waits for
+        the quorum before it.
 
         Hazard: before that is known the ranks of the site meet for the contribution alone, whatever the wire does: one that
         fails at one rank must not leave the others waiting.
@@ -174,14 +179,20 @@ class Exchange:
             return None
         with span("agree"):
             statuses = send_status(last, self._status(launch, launch.role, ahead=True), self.wire)
-        if contribution is None:
+        if written is None:
             # In the order in which a table of statuses names them.
-            rules = sorted(launch.rules)
-            contribution = self.contribution(rules, launch.step, launch.weight, launch.standing)
-        contribution = discounted(contribution, self.plan.lateness, launch.staleness, {})
+            own = self.contribution(sorted(launch.rules), launch.step, launch.weight, launch.standing)
+            contribution = discounted(own, self.plan.lateness, launch.staleness, {})
+        else:
+            contribution = written
         told = self._tell(last, contribution)
         with span("agree"):
             verdict = self._verdict(last, statuses())
+        if written is not None:
+            with span("quorum"):
+                last.wait()
+            if not last.stands:
+                return None
         agreed_at, summed = self.clock.now(), None
         if last.errored() is None:
             with span("reduce"):
