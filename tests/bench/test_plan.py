@@ -18,7 +18,7 @@ def test_the_planner_is_near_the_laboratory(monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setattr(plan, "_PERIODS", (8, 32))
     monkeypatch.setattr(plan, "_MBIT", (50, 5000))
     monkeypatch.setattr(plan, "_PUBLISHED", {50: (0.55, 2.41), 5000: (40.2, 68.1)})
-    found = plan.run(options(rounds=2, rtt_ms=20.0, variants="diloco,int8,streaming"))
+    found = plan.run(options(rtt_ms=20.0, variants="diloco,int8,streaming"))
     assert found["within"] and found["largest_ratio"] <= 1.2 and found["covered"] >= 0.9
     assert found["cells"] == sum(found[variant]["cells"] for variant in ("diloco", "int8", "streaming")) == 10
     assert [each["likely"] for each in found["rows"]] == pytest.approx(

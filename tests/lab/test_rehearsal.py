@@ -193,8 +193,9 @@ def test_the_ledger_tells_waiting_for_others_from_transfer(sites: list) -> None:
         assert (
             record.seconds_waiting == pytest.approx(10.0, abs=0.5) and record.seconds_quorum >= record.seconds_waiting
         )
-        # Coding takes no virtual time.
-        assert record.seconds_transfer == pytest.approx(record.seconds_reduce) and record.seconds_reduce > 0.01
+        # Coding takes no virtual time, and some of the transfer passes while the lighthouse's answer is on its way.
+        assert record.seconds_transfer >= record.seconds_reduce > 0.01
+        assert record.seconds_transfer == pytest.approx(record.seconds_reduce, abs=0.05)
 
 
 def test_a_plan_learns_from_a_rehearsal(sites: list, tmp_path: Path) -> None:
