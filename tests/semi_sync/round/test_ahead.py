@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,11 @@ from torch.distributed import TCPStore
 from tests.lighthouse_page import PATIENCE_SECONDS, wait_for_requests
 from tests.semi_sync.sites import in_background, lighthouse, outer_loop, run_sites, stop
 from titan_ext.replica import Replica, ReplicaConfig
+from titan_ext.semi_sync import SiteRanks
 from titan_ext.semi_sync.round import exchange
 from titan_ext.semi_sync.round.agreement import Position, SiteStatus, agree
+from titan_ext.semi_sync.round.round import Launch, Role
+from titan_ext.semi_sync.wire.reductions import AllReduce
 
 STEPS = 6
 
@@ -211,3 +215,13 @@ def test_nobody_is_healed_in_a_round_that_went_ahead(other, said):
             problem = agree(table, rank).problem
             assert problem is None if said is None else said in problem, problem
     assert agree([MEMBER, other], 0).problem is None
+
+
+@pytest.mark.parametrize("noised", [False, True])
+def test_noised_work_waits_for_the_quorum(noised):
+    """Noised once more for another quorum, the same work would be told twice."""
+    rule = SimpleNamespace(apply=SimpleNamespace(keeps_private=noised))
+    plan = SimpleNamespace(rules=[rule], lateness=SimpleNamespace(trains_on=False))
+    own = SimpleNamespace(plan=plan, reductions=[AllReduce(10)], site=SiteRanks(alone=True))
+    launch = Launch(role=Role.MEMBER, rules=(0,), step=1, weight=1.0)
+    assert exchange.Exchange._may_go_ahead(own, launch, None) is not noised

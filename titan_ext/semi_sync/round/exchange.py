@@ -159,6 +159,8 @@ class Exchange:
             return False
         if any(self.reductions[rule].sums_over_ranks for rule in launch.rules) and not self.site.alone:
             return False
+        if any(rule.apply.keeps_private for rule in self.plan.rules):
+            return False  # what is noised anew where another quorum comes would be told twice
         if contribution is not None:
             return not launch.staleness  # discounted by it once
         # Where sites train on, they come to a round at different steps, and what some write depends on the round's.
