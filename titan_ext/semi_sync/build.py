@@ -24,6 +24,7 @@ from titan_ext.semi_sync.round.healing import Healing
 from titan_ext.semi_sync.round.lineage import Lineage
 from titan_ext.semi_sync.round.outer_norms import OuterNorms
 from titan_ext.semi_sync.round.participation import Participation
+from titan_ext.semi_sync.round.writing import ContributionWriter
 from titan_ext.semi_sync.site.by_leader import ByLeader
 from titan_ext.semi_sync.site.by_rank import ByRank
 from titan_ext.semi_sync.site.pairing import Pairing
@@ -127,17 +128,21 @@ def build(
         ),
         lineage=lineage,
         healing=healing,
-        error_feedback=ErrorFeedback(states, device),
+        writer=ContributionWriter(
+            states=states,
+            error_feedback=ErrorFeedback(states, device),
+            bank=bank,
+            guard=plan.outlier_guard,
+            site=ranks,
+            device=device,
+        ),
         reductions=build_reductions(states, plan.topology),
         pairing=pairing,
         site=ranks,
         plan=plan,
-        guard=plan.outlier_guard,
         weighting=plan.weighting,
         groups=plan.groups,
         labels=labels,
-        bank=bank,
-        device=device,
         wire=wire_device(manager),
         heartbeat_timeout_seconds=site.heartbeat_timeout_seconds,
         clock=site.clock,

@@ -45,7 +45,7 @@ def save(committer: Committer, in_flight: InFlightRound) -> dict[str, Any]:
         "counters": json.dumps(counters),
         "states": {state.key: state.checkpoint_state() for state in states},
         "in_flight": _in_flight_tensors(result, states),
-        "residuals": exchange.error_feedback.checkpoint_state(result.sum if result is not None else None),
+        "residuals": exchange.writer.error_feedback.checkpoint_state(result.sum if result is not None else None),
         "sources": committer.participation.sources.tensors(),
     }
 
@@ -75,12 +75,12 @@ def load(committer: Committer, in_flight: InFlightRound, state_dict: Mapping[str
     committer.ledger.load_state_dict(counters["ledger"])
     for state in exchange.states:
         state.load_checkpoint_state(state_dict["states"].get(state.key, {}))
-    exchange.error_feedback.load_checkpoint_state(state_dict.get("residuals", {}))
+    exchange.writer.error_feedback.load_checkpoint_state(state_dict.get("residuals", {}))
     saved = counters["in_flight"]
     if saved is not None and not {*saved["rules"]} <= {*state_dict["in_flight"]}:
         logger.warning("the round that was in flight is dropped: its rules are not those of this plan any more")
     elif saved is not None:
-        result = _restored(saved, state_dict["in_flight"], exchange.states, exchange.device)
+        result = _restored(saved, state_dict["in_flight"], exchange.states, exchange.writer.device)
         in_flight.keep(result, saved["apply_at"])
 
 

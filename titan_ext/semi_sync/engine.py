@@ -162,7 +162,7 @@ class SemiSync:
             self._settle(self._exchange.run(launch))
             return launch.rules
         # The inner loop goes on and changes the parameters: what is sent is written now.
-        contribution = self._exchange.contribution(launch.rules, launch.step, launch.weight, launch.standing)
+        contribution = self._exchange.writer.write(launch.rules, launch.step, launch.weight, launch.standing)
 
         def run() -> RoundResult:
             self._slack.hold_back(delay)

@@ -246,7 +246,7 @@ def test_nothing_is_lost_neither_of_contributions_nor_of_their_sum(codec, sites,
             gave += change.double() * (index != idle)
             model.weight.data += change
             outer.step()
-            (owed,) = outer._exchange.error_feedback._residuals.values()
+            (owed,) = outer._exchange.writer.error_feedback._residuals.values()
             seen.append((gave.clone(), owed.double(), model.weight.detach().double().clone()))
         return seen
 

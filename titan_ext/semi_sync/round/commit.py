@@ -106,7 +106,7 @@ class Committer:
                 state.apply_beside_work(part, group) if result.keeps_work else state.apply(part, group)
         self._check_global(summed, step)
         self.norms.after_apply(list(summed.parts), summed.contributions)
-        self.exchange.error_feedback.settle(summed)
+        self.exchange.writer.error_feedback.settle(summed)
         if self.reset_inner_optimizer:
             self.view.reset_optimizers()
         self._count_staleness(result, summed)

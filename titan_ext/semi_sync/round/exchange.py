@@ -4,24 +4,21 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed import ReduceOp, Work
 
-from titan_ext.semi_sync.plan.plan import OutlierGuard, SyncPlan
+from titan_ext.semi_sync.plan.plan import SyncPlan
 from titan_ext.semi_sync.plan.rule import PARAMETERS
-from titan_ext.semi_sync.plan.weighting import NO_STANDING, SiteWeighting, Standing
+from titan_ext.semi_sync.plan.weighting import SiteWeighting
 from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict, agree, send_status
 from titan_ext.semi_sync.round.clock import Clock
 from titan_ext.semi_sync.round.contributions import (
     Contribution,
     Contributions,
     ContributionTable,
-    ErrorFeedback,
     Sum,
-    is_finite,
-    new_buffer,
 )
 from titan_ext.semi_sync.round.differences import InCommon, name_differences
 from titan_ext.semi_sync.round.healing import Healing
@@ -30,11 +27,11 @@ from titan_ext.semi_sync.round.lineage import Lineage
 from titan_ext.semi_sync.round.newcomers import places_of_givers
 from titan_ext.semi_sync.round.round import Launch, Role, RoundResult
 from titan_ext.semi_sync.round.spans import span
+from titan_ext.semi_sync.round.writing import ContributionWriter
 from titan_ext.semi_sync.site.pairing import Pairing
 from titan_ext.semi_sync.site.ranks import SiteRanks
-from titan_ext.semi_sync.sources.bank import Bank
 from titan_ext.semi_sync.state.moment_ages import Ages
-from titan_ext.semi_sync.state.synced_state import Guarded, SyncedState, TakenFromPeers, Tells
+from titan_ext.semi_sync.state.synced_state import SyncedState, TakenFromPeers, Tells
 from titan_ext.semi_sync.wire.collectives import Traffic
 from titan_ext.semi_sync.wire.manager import QuorumWire, ReplicaManager, SentBytes, StandingQuorum
 from titan_ext.semi_sync.wire.reductions import Reduction, RoundFacts, reduced_together
@@ -57,7 +54,8 @@ class Exchange:
     """Equal at sites that may exchange."""
     lineage: Lineage
     healing: Healing
-    error_feedback: ErrorFeedback
+    writer: ContributionWriter
+    """Of this site's contributions."""
     reductions: Sequence[Reduction]
     """How each state is summed over the sites."""
     pairing: Pairing
@@ -65,13 +63,8 @@ class Exchange:
     site: SiteRanks
     plan: SyncPlan
     """What the sites have in common."""
-    guard: OutlierGuard
     weighting: SiteWeighting
     """How much each site counts."""
-    bank: Bank
-    """What the sources of this site that have had their turn bring to the round."""
-    device: torch.device
-    """Where buffers live."""
     wire: torch.device
     """Where a message has to lie for the manager."""
     groups: tuple[str, ...] = ()
@@ -141,11 +134,11 @@ class Exchange:
         if not rules:
             return result
         if role is Role.LATE:
-            contribution = late_contribution(launch, verdict, contribution, self.contribution)
+            contribution = late_contribution(launch, verdict, contribution, self.writer.write)
         elif contribution is None or abstains:
             # Taken in by the members: what this site did before is not measured from their point.
             weight = 0.0 if abstains else launch.weight
-            contribution = self.contribution(rules, verdict.step, weight, launch.standing)
+            contribution = self.writer.write(rules, verdict.step, weight, launch.standing)
         contribution = discounted(contribution, self.plan.lateness, launch.staleness, self.healing.missed)
         if self.manager.errored() is None:
             with span("reduce"):
@@ -183,7 +176,7 @@ class Exchange:
             statuses = send_status(last, self._status(launch, launch.role, ahead=True), self.wire)
         if written is None:
             # In the order in which a table of statuses names them.
-            own = self.contribution(sorted(launch.rules), launch.step, launch.weight, launch.standing)
+            own = self.writer.write(sorted(launch.rules), launch.step, launch.weight, launch.standing)
             contribution = discounted(own, self.plan.lateness, launch.staleness, {})
         else:
             contribution = written
@@ -218,45 +211,6 @@ class Exchange:
             seconds_quorum=known_at - started,
             sum=summed and replace(summed, seconds=self.clock.now() - known_at),
         )
-
-    def contribution(
-        self, rules: Sequence[int], step: int, weight: float, standing: Standing = NO_STANDING
-    ) -> Contribution:
-        """This site's weighted contribution to the rules of a round, in a fresh buffer. A collective over the site.
-
-        Args:
-            rules: indices of the rules.
-            step: inner step of the round.
-            weight: of what the model has come to, beside what is in the bank; 0 contributes nothing, the bank neither.
-            standing: what else the site tells of itself.
-        """
-        for state in self.states:
-            state.check()
-        buffer, parts = new_buffer(rules, self.states, self.device)
-        if weight <= 0:
-            return self._nothing(buffer, parts)
-        squares = []
-        with span("contribution"):
-            for index, part in parts.items():
-                self.states[index].write(part, step)
-            weight = self.bank.mean_with(buffer, parts, weight)
-            for index, part in parts.items():
-                state = self.states[index]
-                if self._is_guarded(state):
-                    squares.append(state.update_norm(part) ** 2)
-                self.error_feedback.add(index, part)
-                if weight != 1.0:
-                    part.mul_(weight)
-        by_rank = self.site.gather((is_finite(buffer), squares))
-        norms = [math.sqrt(sum(ranks)) for ranks in zip(*(each for _, each in by_rank), strict=True)]
-        all_finite = all(finite for finite, _ in by_rank)
-        for index in rules:
-            self.states[index].launched(all_finite)
-        if all_finite:
-            return Contribution(weight, buffer, parts, norms, standing=standing)
-        # One NaN would reach every site. What the others agree on comes back and heals this one.
-        logger.warning("this site's contribution after inner step %d is not finite; it is left out of the round", step)
-        return replace(self._nothing(buffer, parts), is_finite=False)
 
     def complete(self, summed: Sum) -> None:
         """Let ranks that hold the same give each other the parts that each has summed.
@@ -384,7 +338,7 @@ class Exchange:
         in_parts: list[torch.Tensor] = []
         for run in reduced_together(list(parts), self.reductions):
             values = _stretch(contribution.buffer, [parts[index] for index in run])
-            wanted = [index for index in run if self.error_feedback.takes(index)]
+            wanted = [index for index in run if self.writer.error_feedback.takes(index)]
             residual = torch.empty_like(values) if wanted else None
             states = [self.states[index] for index in run]
             in_parts += self.pairing.reduce(self.reductions[run[0]], quorum, states, values, of, residual)
@@ -419,20 +373,20 @@ class Exchange:
             started = self.clock.now()
             told.work.wait()
             self._weighing_seconds += self.clock.now() - started
-        contributions, outliers, ages = table.read(lines, self.guard, rank, verdict.labels(self.groups))
+        contributions, outliers, ages = table.read(lines, self.writer.guard, rank, verdict.labels(self.groups))
         for site, factors in outliers.items():
             logger.warning(
                 "site %s: its update after inner step %d is %.3g times the largest that its peers' median allows; %s",
                 verdict.name(site),
                 verdict.step,
                 1 / min(factors) if min(factors) > 0 else math.inf,
-                "left out" if self.guard.action == "drop" else "clipped",
+                "left out" if self.writer.guard.action == "drop" else "clipped",
             )
-        if rank in outliers and self.guard.action == "drop":
-            dropped = self._nothing(contribution.buffer, contribution.parts)
+        if rank in outliers and self.writer.guard.action == "drop":
+            dropped = self.writer.nothing(contribution.buffer, contribution.parts)
             contribution = replace(dropped, is_finite=contribution.is_finite)
         elif rank in outliers:
-            self._clip(contribution, outliers[rank])
+            self.writer.clip(contribution, outliers[rank])
         factor = contributions.weigh(self.weighting).get(rank, 1.0)
         if factor != 1.0:
             contribution.buffer.mul_(factor)
@@ -443,23 +397,6 @@ class Exchange:
             if isinstance(state, Tells):
                 state.heed(part, heard, contribution.weight)
         return contribution, contributions, ages
-
-    def _clip(self, contribution: Contribution, factors: Sequence[float]) -> None:
-        parts: list[tuple[Any, torch.Tensor]] = [
-            (self.states[index], part)
-            for index, part in contribution.parts.items()
-            if self._is_guarded(self.states[index])
-        ]
-        for (state, part), factor in zip(parts, factors, strict=True):
-            state.damp(part, factor, contribution.weight)
-
-    def _is_guarded(self, state: SyncedState) -> TypeGuard[Guarded]:
-        return isinstance(state, Guarded) and self.guard.threshold > 0
-
-    def _nothing(self, buffer: torch.Tensor, parts: dict[int, torch.Tensor]) -> Contribution:
-        """Contribute nothing."""
-        guarded = sum(self._is_guarded(self.states[index]) for index in parts)
-        return Contribution(0.0, buffer.zero_(), parts, [0.0] * guarded)
 
 
 class _Told(NamedTuple):

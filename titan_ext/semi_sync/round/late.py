@@ -15,7 +15,7 @@ from titan_ext.semi_sync.round.contributions import Contribution
 from titan_ext.semi_sync.round.round import Launch
 
 Write = Callable[[Sequence[int], int, float, Standing], Contribution]
-"""``Exchange.contribution``."""
+"""``ContributionWriter.write``."""
 
 
 def late_contribution(launch: Launch, verdict: Verdict, written: Contribution | None, write: Write) -> Contribution:
