@@ -89,7 +89,6 @@ class Replica(OpenManager):
         store_port = int(os.environ["MASTER_PORT"]) if store_port is None else store_port
         pace = Pace(max_rate)
         self._streams = StreamGroup(hostname, timedelta(seconds=config.timeout_seconds), streams=streams, pace=pace)
-        self._last_vote = False
         self._transport = _transport(config, hostname, rank, secret, pace)
         if rank == 0:
             self._find_lighthouse()
@@ -140,7 +139,7 @@ class Replica(OpenManager):
     def standing_quorum(self) -> SitesOfLastQuorum | None:
         """As ``semi_sync.wire.manager.ReplicaManager`` asks; call it before ``start_quorum``."""
         connections, quorum = self._streams.connections, self.quorum_id
-        if not self._last_vote or connections is None or self.num_participants() == 1:
+        if self._quorums.last_vote_failed or connections is None or self.num_participants() == 1:
             return None
         return SitesOfLastQuorum(
             connections,
@@ -179,7 +178,7 @@ class Replica(OpenManager):
 
     def should_commit(self, timeout: timedelta | None = None) -> bool:
         """The vote over the ranks of this site: true if every one of them was without error."""
-        self._last_vote = committed = super().should_commit(timeout)
+        committed = super().should_commit(timeout)
         group, self._last_group = self._last_group, self.quorum_id
         if group != self._last_group:
             # Threads that came and went with the old group have left holes in their arenas.

@@ -76,6 +76,7 @@ def low_rank(groups, **settings):
         ({"method": "diloco", "num_fragments": 2, "fragment_sync_delay": 1}, torch.optim.AdamW, True),
         ({"method": "sparta", "settings": {"sparta": {"sparta_fraction": 0.1}}}, torch.optim.AdamW, True),
         ({"method": "noloco"}, torch.optim.AdamW, True),
+        ({"method": "muloco", "codec": "fp32"}, Muon, False),
         ({"method": "muloco", "codec": "int4"}, Muon, False),
         ({"method": "demo", "sync_every": 1}, DeMo, False),
     ],
@@ -106,7 +107,7 @@ def test_stacked_runs_are_runs_of_their_own(outer, make, elementwise):
                 torch.testing.assert_close(stack.flat[row], alone, rtol=1e-4, atol=2e-6)
             else:  # a last digit decides about a level, on another processor about another one
                 moved = alone - MODEL.initial(1)
-                assert (stack.flat[row] - alone).norm() < 0.1 * moved.norm()
+                assert (stack.flat[row] - alone).norm() < 0.05 * moved.norm()
 
 
 def test_a_run_goes_on_from_the_state_of_another():

@@ -69,7 +69,8 @@ class AdmittedQuorumClient:
         self._abort_group = abort_group
         self._lighthouse = lighthouse
         self._prefetch = prefetch
-        self._last_vote_failed = False
+        self.last_vote_failed = False
+        """Whether the site's last vote was a no."""
         self._last_quorum_at = -math.inf
         self._last_spacing = 0.0
         self._last_quorum: tuple[int, list[str]] | None = None
@@ -141,11 +142,11 @@ class AdmittedQuorumClient:
     def should_commit(self, group_rank: int, step: int, should_commit: bool, timeout: timedelta) -> bool:
         """The vote of the site's ranks."""
         committed = self._client.should_commit(group_rank, step, should_commit, timeout=timeout)
-        self._last_vote_failed = not committed
+        self.last_vote_failed = not committed
         return committed
 
     def _may_be_behind(self, spacing: float) -> bool:
-        return self._last_vote_failed or spacing > max(_LONG_SECONDS, _LONG_SPACING * self._last_spacing)
+        return self.last_vote_failed or spacing > max(_LONG_SECONDS, _LONG_SPACING * self._last_spacing)
 
     def _is_unchanged(self, quorum: QuorumResult) -> bool:
         result = self._result

@@ -14,12 +14,7 @@ from titan_ext.semi_sync.plan.rule import PARAMETERS
 from titan_ext.semi_sync.plan.weighting import SiteWeighting
 from titan_ext.semi_sync.round.agreement import SiteStatus, Verdict, agree, send_status
 from titan_ext.semi_sync.round.clock import Clock
-from titan_ext.semi_sync.round.contributions import (
-    Contribution,
-    Contributions,
-    ContributionTable,
-    Sum,
-)
+from titan_ext.semi_sync.round.contributions import Contribution, Contributions, ContributionTable, Sum
 from titan_ext.semi_sync.round.differences import InCommon, name_differences
 from titan_ext.semi_sync.round.healing import Healing
 from titan_ext.semi_sync.round.late import discounted, late_contribution
